@@ -1,0 +1,310 @@
+//! The crate's error type, and its passage through candle's.
+
+use candle_core::Error as CandleError;
+
+/// What can go wrong, each case naming the argument or tensor concerned, what it was, and what it may be.
+///
+/// Traits that users implement and closures they hand in return candle's [`candle_core::Result`]; an `Error` travels
+/// inside candle's error type and comes out again with its type: `Error::from(candle_error)` finds it below any number
+/// of backtraces, contexts and paths (those wrappers are dropped then, the typed error is kept).
+///
+/// ```
+/// use masksub::Error;
+/// let typed = Error::InvalidArgument { argument: "mask_ratio", value: "1.5".into(), allowed: "below 1".into() };
+/// let as_candle: candle_core::Error = typed.into();
+/// let back = Error::from(as_candle.context("while setting up"));
+/// assert!(matches!(back, Error::InvalidArgument { argument: "mask_ratio", .. }));
+/// ```
+#[derive(thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// An argument outside its allowed range.
+    #[error("{argument} is {value}, but must be {allowed}")]
+    InvalidArgument {
+        /// The argument's name, as in the function's signature or the configuration.
+        argument: &'static str,
+        /// What was given.
+        value: String,
+        /// What may be given.
+        allowed: String,
+    },
+
+    /// A tensor whose shape does not fit.
+    #[error("{argument} has shape {got:?}, but must be {expected}")]
+    Shape {
+        /// The argument's name.
+        argument: &'static str,
+        /// The shape that was given.
+        got: Vec<usize>,
+        /// The shape that is needed, in words or the field's letters.
+        expected: String,
+    },
+
+    /// A tensor whose dtype does not fit.
+    #[error("{argument} has dtype {got:?}, but must be {expected}")]
+    DType {
+        /// The argument's name.
+        argument: &'static str,
+        /// The dtype that was given.
+        got: candle_core::DType,
+        /// What may be given.
+        expected: String,
+    },
+
+    /// Trained parameters that the backward pass did not reach. The loss may still fall: what is cut off simply never
+    /// learns.
+    #[error(
+        "no gradient reached {} of {trained} trained parameters: {}. A layer between them and the loss has no backward \
+         (candle's fused layer_norm, rms_norm, softmax_last_dim and rotary embeddings cut it silently: use the ones in \
+         masksub::nn and masksub::ops); parameters that really are unused can be exempted with Params::allow_missing",
+        .names.len(), .names.join(", ")
+    )]
+    MissingGradients {
+        /// Names of the parameters without a gradient, sorted.
+        names: Vec<String>,
+        /// How many parameters are trained in all.
+        trained: usize,
+    },
+
+    /// A gradient with an infinite or undefined element.
+    #[error("the gradient of {name} is not finite")]
+    NonFiniteGradient {
+        /// Name of the first such parameter, in sorted order.
+        name: String,
+    },
+
+    /// A loss that is infinite or undefined. Nothing was changed: neither weights nor batch statistics.
+    #[error("the {branch} loss is {value}, but must be finite; weights and batch statistics are unchanged")]
+    NonFiniteLoss {
+        /// `main` or `sub`.
+        branch: &'static str,
+        /// The loss.
+        value: f64,
+    },
+
+    /// A loss that is no scalar: candle's backward would sum over its elements and so train with a larger step.
+    #[error("the {branch} loss has shape {got:?}, but must be a scalar: take its mean or sum")]
+    LossNotScalar {
+        /// `main` or `sub`.
+        branch: &'static str,
+        /// The loss's shape.
+        got: Vec<usize>,
+    },
+
+    /// A loss that does not depend on any variable through differentiable operations.
+    #[error(
+        "the {branch} loss is detached from the model: no gradient can flow back from it. It was computed from detached \
+         logits, by an operation without a backward, or by a model without variables"
+    )]
+    LossDetached {
+        /// `main` or `sub`.
+        branch: &'static str,
+    },
+
+    /// A sub-branch that changes something the model does not have, so that sub and main branch would be the same.
+    #[error(
+        "the model never asked its Pass for {what}, so the {branch} sub-branch would equal the main branch: \
+         use a model that does, or another sub-branch"
+    )]
+    BranchWithoutEffect {
+        /// The sub-branch, as its type is called.
+        branch: &'static str,
+        /// What it changes.
+        what: &'static str,
+    },
+
+    /// A training pass that needs random draws was started without a key to draw from.
+    #[error(
+        "{what} needs random draws in training, and forward_t has no key to draw from: \
+         call MaskSub::backward, forward_pair or Forward::forward_pass with Pass::train(key)"
+    )]
+    DrawsWithoutKey {
+        /// What is to be drawn.
+        what: &'static str,
+    },
+
+    /// A weight that the file does not have.
+    #[error("weight {path} is missing from {file}")]
+    MissingWeight {
+        /// The weight's path.
+        path: String,
+        /// Where it was looked for.
+        file: String,
+    },
+
+    /// A weight whose shape in the file, or in the model that shares it, is another one.
+    #[error("weight {path} has shape {got:?} in {source_name}, but the model needs {expected:?}")]
+    MisshapenWeight {
+        /// The weight's path.
+        path: String,
+        /// Its shape there.
+        got: Vec<usize>,
+        /// The shape the model needs.
+        expected: Vec<usize>,
+        /// Where it was found.
+        source_name: String,
+    },
+
+    /// A file that could not be read or written.
+    #[error("{path}: {message}")]
+    File {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        message: String,
+    },
+
+    /// candle cannot differentiate an operation of the model.
+    #[error("the backward pass of the {branch} branch stopped: {reason}. {remedy}")]
+    BackwardUnsupported {
+        /// `main` or `sub`.
+        branch: &'static str,
+        /// candle's words.
+        reason: String,
+        /// What can be done.
+        remedy: &'static str,
+    },
+
+    /// Any other error of candle.
+    #[error("{}", sentence(.0))]
+    Candle(#[source] CandleError),
+}
+
+/// `std::result::Result` with the crate's [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    pub(crate) fn invalid(argument: &'static str, value: impl ToString, allowed: impl Into<String>) -> Self {
+        Self::InvalidArgument {
+            argument,
+            value: value.to_string(),
+            allowed: allowed.into(),
+        }
+    }
+
+    pub(crate) fn shape(argument: &'static str, got: &[usize], expected: impl Into<String>) -> Self {
+        Self::Shape {
+            argument,
+            got: got.to_vec(),
+            expected: expected.into(),
+        }
+    }
+}
+
+// The same sentence as Display: candle's wrappers and `main() -> Result` print errors with Debug.
+impl std::fmt::Debug for Error {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+/// candle's message without the backtrace that `Display` of its wrapper appends.
+fn sentence(error: &CandleError) -> String {
+    match error {
+        CandleError::WithBacktrace { inner, .. } => sentence(inner),
+        other => other.to_string(),
+    }
+}
+
+impl From<Error> for CandleError {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Candle(inner) => inner,
+            // Of candle's variants that carry a foreign error by value, `Io` is the one that prints it as it is:
+            // `WrappedContext` prints it quoted with a second line, and `Wrapped` keeps nothing but its text.
+            typed => CandleError::Io(std::io::Error::other(typed)),
+        }
+    }
+}
+
+impl From<CandleError> for Error {
+    fn from(error: CandleError) -> Self {
+        find(error).unwrap_or_else(Error::Candle)
+    }
+}
+
+/// Takes the crate's error out of candle's, or gives candle's back as it was.
+fn find(error: CandleError) -> std::result::Result<Error, CandleError> {
+    match error {
+        CandleError::Io(inner) if inner.get_ref().is_some_and(|e| e.is::<Error>()) => match inner.downcast::<Error>() {
+            Ok(typed) => Ok(typed),
+            Err(inner) => Err(CandleError::Io(inner)),
+        },
+        CandleError::WithBacktrace { inner, backtrace } => find(*inner).map_err(|inner| CandleError::WithBacktrace {
+            inner: Box::new(inner),
+            backtrace,
+        }),
+        CandleError::Context { inner, context } => find(*inner).map_err(|inner| CandleError::Context {
+            inner: Box::new(inner),
+            context,
+        }),
+        CandleError::WithPath { inner, path } => find(*inner).map_err(|inner| CandleError::WithPath {
+            inner: Box::new(inner),
+            path,
+        }),
+        CandleError::WrappedContext { wrapped, context } => match wrapped.downcast::<Error>() {
+            Ok(typed) => Ok(*typed),
+            Err(wrapped) => match wrapped.downcast::<CandleError>() {
+                Ok(inner) => find(*inner).map_err(|inner| CandleError::WrappedContext {
+                    wrapped: Box::new(inner),
+                    context,
+                }),
+                Err(wrapped) => Err(CandleError::WrappedContext { wrapped, context }),
+            },
+        },
+        other => Err(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Context as _;
+
+    fn typed() -> Error {
+        Error::invalid("mask_ratio", 1.5, "at least 0 and below 1")
+    }
+
+    const SENTENCE: &str = "mask_ratio is 1.5, but must be at least 0 and below 1";
+
+    fn is_typed(error: CandleError) -> bool {
+        matches!(
+            Error::from(error),
+            Error::InvalidArgument {
+                argument: "mask_ratio",
+                ..
+            }
+        )
+    }
+
+    // The backtrace is captured or not by RUST_BACKTRACE, which the standard library reads once per process:
+    // `tests/error_backtrace.rs` runs these conversions in processes with either setting.
+    #[test]
+    fn survives_every_wrapper_of_candle() {
+        assert!(is_typed(typed().into()));
+        assert!(is_typed(CandleError::from(typed()).bt()));
+        assert!(is_typed(CandleError::from(typed()).context("a").bt().context("b")));
+        assert!(is_typed(CandleError::from(typed()).with_path("weights.safetensors")));
+        let on_ours: candle_core::Result<()> = Err::<(), _>(typed()).context("first").context("second");
+        assert!(is_typed(on_ours.unwrap_err()));
+        let on_candles: candle_core::Result<()> = Err::<(), _>(CandleError::from(typed())).context("first");
+        assert!(is_typed(on_candles.unwrap_err().bt()));
+    }
+
+    #[test]
+    fn prints_as_a_sentence() {
+        assert_eq!(typed().to_string(), SENTENCE);
+        assert_eq!(format!("{:?}", typed()), SENTENCE);
+        assert_eq!(CandleError::from(typed()).to_string(), SENTENCE);
+        assert_eq!(format!("{:?}", CandleError::from(typed())), SENTENCE);
+    }
+
+    #[test]
+    fn leaves_foreign_errors_as_they_were() {
+        let io = CandleError::Io(std::io::Error::other("disk"));
+        let back: CandleError = Error::from(io.context("reading")).into();
+        assert_eq!(back.to_string(), "reading\ndisk");
+        let message = Error::from(CandleError::Msg("odd".into()).bt());
+        assert_eq!(message.to_string(), "odd");
+    }
+}

@@ -1,0 +1,4 @@
+//! MaskSub for candle.
+mod error;
+
+pub use error::{Error, Result};
