@@ -6,7 +6,7 @@ mod key;
 mod loss;
 mod mask;
 mod masksub;
-// models
+pub mod models;
 pub mod nn;
 pub mod ops;
 mod params;
