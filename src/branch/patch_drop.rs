@@ -53,7 +53,7 @@ impl<G: MaskGenerator, M: Forward + ?Sized> SubBranch<M> for PatchDrop<G> {
         let key = pass.require_key("the mask")?;
         let block = self.block;
         let (batch, height, width) = match *xs.dims() {
-            [b, _, h, w] if h > 0 && w > 0 && h % block == 0 && w % block == 0 => (b, h, w),
+            [b, _, h, w] if h > 0 && w > 0 && h.is_multiple_of(block) && w.is_multiple_of(block) => (b, h, w),
             _ => {
                 let expected = format!("[B, C, H, W] with H and W multiples of the block, {block} pixels");
                 return Err(Error::shape("images", xs.dims(), expected).into());

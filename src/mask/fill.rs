@@ -32,7 +32,7 @@ impl Mask {
     /// [`Error::InvalidArgument`] when [`Fill::Value`] has not C values.
     pub fn fill(&self, images: &Tensor, fill: &Fill, key: StepKey) -> Result<Tensor> {
         let grid = self.grid();
-        let fits = |side: usize, blocks: usize| side > 0 && side % blocks == 0;
+        let fits = |side: usize, blocks: usize| side > 0 && side.is_multiple_of(blocks);
         let (channels, height, width) = match *images.dims() {
             [b, c, h, w] if b == self.batch() && fits(h, grid.height) && fits(w, grid.width) => (c, h, w),
             _ => {
@@ -67,21 +67,15 @@ impl Mask {
                 ));
             }
         };
-        // [B, 1, gh, 1, gw, 1] over [B, C, gh, bh, gw, bw]: a choice, not arithmetic, so that what is hidden cannot
+        // A choice, not arithmetic, so that what is hidden cannot
         // leak through an infinity or NaN.
-        let blocks = (
-            self.batch(),
-            channels,
-            grid.height,
-            height / grid.height,
-            grid.width * (width / grid.width),
-        );
+        let over_blocks = (self.batch(), channels, grid.height, height / grid.height, width);
         let kept = self
             .to_dense(DType::U8, images.device())?
             .reshape((self.batch(), 1, grid.height, grid.width, 1))?
             .broadcast_as((self.batch(), 1, grid.height, grid.width, width / grid.width))?
             .reshape((self.batch(), 1, grid.height, 1, width))?
-            .broadcast_as(blocks)?
+            .broadcast_as(over_blocks)?
             .reshape(images.shape())?;
         Ok(kept.where_cond(images, &filling)?)
     }

@@ -46,7 +46,7 @@ impl Grid {
     /// # Errors
     /// [`Error::InvalidArgument`] when a side is no multiple of `block`; the message says which.
     pub fn divided_by(self, block: usize) -> Result<Self> {
-        let fits = |side: usize| block > 0 && side > 0 && side % block == 0;
+        let fits = |side: usize| block > 0 && side > 0 && side.is_multiple_of(block);
         if !fits(self.height) || !fits(self.width) {
             return Err(Error::invalid(
                 "block",

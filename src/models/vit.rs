@@ -36,6 +36,9 @@ pub enum Activation {
     QuickGelu,
 }
 
+/// Makes the configuration of one size for a number of classes.
+pub type Constructor = fn(usize) -> Config;
+
 /// What the head reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pool {
@@ -219,7 +222,7 @@ impl Config {
     }
 
     /// The published sizes by name, with the constructor of each: what a `--model` flag offers.
-    pub const SIZES: [(&'static str, fn(usize) -> Self); 11] = [
+    pub const SIZES: [(&'static str, Constructor); 11] = [
         ("deit3-tiny", Self::deit3_tiny),
         ("deit3-small", Self::deit3_small),
         ("deit3-base", Self::deit3_base),
@@ -289,7 +292,7 @@ impl Config {
         if let Some((argument, value)) = positive.into_iter().find(|(_, value)| *value == 0) {
             return Err(Error::invalid(argument, value, "at least 1"));
         }
-        if self.embed_dim % self.num_heads != 0 {
+        if !self.embed_dim.is_multiple_of(self.num_heads) {
             let allowed = format!("a divisor of embed_dim, {}", self.embed_dim);
             return Err(Error::invalid("num_heads", self.num_heads, allowed));
         }
@@ -307,7 +310,7 @@ impl Config {
     }
 
     fn fits(&self, side: usize) -> bool {
-        side >= self.patch_size && (self.crop_remainder || side % self.patch_size == 0)
+        side >= self.patch_size && (self.crop_remainder || side.is_multiple_of(self.patch_size))
     }
 
     fn sides(&self) -> String {
