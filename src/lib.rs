@@ -79,7 +79,9 @@ pub mod ops;
 mod params;
 mod weights;
 
-pub use branch::{DropSub, DropToken, Forward, Pass, PatchDrop, PathSub, Plain, SubBranch, TokenModel};
+pub use branch::{
+    DropSub, DropToken, Forward, MaskToken, MaskTokenModel, Pass, PatchDrop, PathSub, Plain, SubBranch, TokenModel,
+};
 pub use error::{Error, Result};
 pub use key::{KeyedRng, Purpose, Seed, StepKey};
 pub use loss::{Criterion, SubModelLoss};

@@ -7,9 +7,12 @@ use std::path::Path;
 use anyhow::{anyhow, bail, ensure, Context, Result};
 use candle_core::{backprop::GradStore, DType, Device, Tensor, Var};
 use candle_nn::{ModuleT, Optimizer, SGD};
-use masksub::models::vit::{Activation, Config, Layout, Pool, VisionTransformer};
+use masksub::models::resnet::{self, BlockKind, ResNet};
+use masksub::models::swin::{self, SwinTransformer};
+use masksub::models::vit::{self, Activation, Layout, Pool, VisionTransformer};
 use masksub::{
-    num_keep, Criterion, DropToken, Grid, Mask, MaskGenerator, MaskSub, Params, Seed, StepKey, SubModelLoss, Weights,
+    num_keep, Criterion, DropToken, Grid, Mask, MaskGenerator, MaskSub, MaskToken, Params, PatchDrop, Seed, StepKey,
+    SubBranch, SubModelLoss, Weights,
 };
 use serde_json::Value;
 
@@ -109,7 +112,9 @@ pub fn compare(path: &Path, device: &Device) -> Result<Report> {
     let mut report = Report { name, errors: vec![] };
     match (file.text("kind")?, file.config["model"].as_str()) {
         ("losses", _) => losses(&file, &mut report)?,
-        ("model", Some("deit3" | "mae_finetune" | "hf_vit" | "clip_vision")) => model(&file, &mut report)?,
+        ("model", Some("deit3" | "mae_finetune" | "hf_vit" | "clip_vision" | "resnet" | "swin")) => {
+            model(&file, &mut report)?
+        }
         ("trajectory", Some("deit3")) => trajectory(&file, &mut report)?,
         ("model" | "trajectory", Some(model)) => bail!("this release has no model of kind {model}"),
         (kind, _) => bail!("this release cannot compare files of kind {kind}"),
@@ -175,14 +180,59 @@ impl Recorded {
         Weights::from_tensors(self.below("w/").map(|(name, t)| (name.to_string(), t.clone())))
     }
 
+    fn counts(&self, key: &str) -> Result<Vec<usize>> {
+        let list = self.config[key]
+            .as_array()
+            .with_context(|| format!("its configuration has no {key}"))?;
+        let counts = list.iter().map(|count| count.as_u64().map(|count| count as usize));
+        counts
+            .collect::<Option<_>>()
+            .with_context(|| format!("{key} are no counts"))
+    }
+
+    fn resnet_config(&self) -> Result<resnet::Config> {
+        let four =
+            |key| -> Result<[usize; 4]> { self.counts(key)?.try_into().map_err(|_| anyhow!("{key} are not four")) };
+        Ok(resnet::Config {
+            block: match self.text("block")? {
+                "BasicBlock" => BlockKind::Basic,
+                "Bottleneck" => BlockKind::Bottleneck,
+                other => bail!("the block {other} is not known here"),
+            },
+            depths: four("layers")?,
+            channels: four("channels")?,
+            stem_channels: self.count("stem_channels")?,
+            in_channels: self.count("in_channels")?,
+            norm_eps: self.number("norm_eps")?,
+            norm_momentum: self.number("bn_momentum")?,
+            ..resnet::Config::resnet18(self.count("num_classes")?)
+        })
+    }
+
+    fn swin_config(&self) -> Result<swin::Config> {
+        let side = self.count("image_size")?;
+        Ok(swin::Config {
+            image_size: (side, side),
+            patch_size: self.count("patch_size")?,
+            in_channels: self.count("in_channels")?,
+            embed_dim: self.count("embed_dim")?,
+            depths: self.counts("depths")?,
+            num_heads: self.counts("num_heads")?,
+            window_size: self.count("window_size")?,
+            mlp_ratio: self.count("mlp_ratio")?,
+            norm_eps: self.number("norm_eps")?,
+            ..swin::Config::tiny(self.count("num_classes")?)
+        })
+    }
+
     /// The ViT that the configuration describes.
-    fn vit_config(&self) -> Result<Config> {
+    fn vit_config(&self) -> Result<vit::Config> {
         let classes = self.count("num_classes")?;
         let form = match self.text("model")? {
-            "deit3" => Config::deit3_tiny(classes),
-            "mae_finetune" => Config::mae_base(classes),
-            "hf_vit" => Config::hf_base(classes),
-            "clip_vision" => Config::clip_base(classes),
+            "deit3" => vit::Config::deit3_tiny(classes),
+            "mae_finetune" => vit::Config::mae_base(classes),
+            "hf_vit" => vit::Config::hf_base(classes),
+            "clip_vision" => vit::Config::clip_base(classes),
             other => bail!("{other} is no ViT"),
         };
         let pool = match form.layout {
@@ -190,7 +240,7 @@ impl Recorded {
             _ => form.pool,
         };
         let embed_dim = self.count("embed_dim")?;
-        Ok(Config {
+        Ok(vit::Config {
             embed_dim,
             depth: self.count("depth")?,
             num_heads: self.count("num_heads")?,
@@ -215,6 +265,7 @@ impl Recorded {
 }
 
 /// A generator that always gives the recorded mask.
+#[derive(Clone)]
 struct Fixed(Mask);
 
 impl MaskGenerator for Fixed {
@@ -223,31 +274,76 @@ impl MaskGenerator for Fixed {
     }
 }
 
-/// The sub-branch that the authors' code drew from `noise`.
-fn recorded_branch(cfg: &Config, noise: &Tensor, ratio: f64) -> Result<DropToken<Fixed>> {
+/// What the authors' code drew from `noise`.
+fn drawn(grid: Grid, noise: &Tensor, ratio: f64) -> Result<Fixed> {
+    Ok(Fixed(Mask::from_noise(grid, noise, num_keep(grid.len(), ratio))?))
+}
+
+fn vit_branch(cfg: &vit::Config, noise: &Tensor, ratio: f64) -> Result<DropToken<Fixed>> {
     let side = |pixels: usize| pixels / cfg.patch_size;
     let grid = Grid::new(side(cfg.image_size.0), side(cfg.image_size.1));
-    let mask = Mask::from_noise(grid, noise, num_keep(grid.len(), ratio))?;
-    Ok(DropToken::new(Fixed(mask)))
+    Ok(DropToken::new(drawn(grid, noise, ratio)?))
 }
 
 fn model(file: &Recorded, report: &mut Report) -> Result<()> {
-    let (cfg, input, key) = (file.vit_config()?, file.get("input")?, Seed::new(0).at(0));
-    let weights = file.weights();
-    let vit = VisionTransformer::new(&cfg, weights.var_builder(DType::F32, input.device()))?;
-    ensure!(
-        weights.left_over().is_empty(),
-        "weights that the model does not know: {:?}",
-        weights.left_over()
-    );
-    let params = Params::from_varmap(weights.varmap());
-    let branch = || recorded_branch(&cfg, file.get("noise")?, file.number("ratio")?);
+    let (weights, device) = (file.weights(), file.get("input")?.device());
+    let vb = weights.var_builder(DType::F32, device);
+    match file.text("model")? {
+        "resnet" => {
+            let model = ResNet::new(&file.resnet_config()?, vb)?;
+            let block = file.count("mask_patch_size")?;
+            let side = file.count("image_size")? / block;
+            let visible = file.get("visible_indices")?.to_dtype(DType::U32)?.to_vec2::<u32>()?;
+            let mask = Mask::from_keep_indices(Grid::new(side, side), &visible)?;
+            compare_model(file, &weights, model, PatchDrop::new(Fixed(mask), block)?, report)
+        }
+        "swin" => {
+            let model = SwinTransformer::new(&file.swin_config()?, vb)?;
+            let block = file.count("mask_patch_size")?;
+            let side = file.count("image_size")? / block;
+            let mask = drawn(Grid::new(side, side), file.get("noise")?, file.number("ratio")?)?;
+            compare_model(file, &weights, model, MaskToken::new(mask, block)?, report)
+        }
+        _ => {
+            let cfg = file.vit_config()?;
+            let branch = vit_branch(&cfg, file.get("noise")?, file.number("ratio")?)?;
+            compare_model(file, &weights, VisionTransformer::new(&cfg, vb)?, branch, report)
+        }
+    }
+}
 
-    let pair = MaskSub::new(&vit, branch()?).forward_pair(input, key)?;
-    report.compare(Group::Main, "logits_main", &pair.main, file.get("logits_main")?)?;
-    let evaluated = MaskSub::new(&vit, branch()?).forward_t(input, false)?;
+fn compare_model<M: Clone, S: SubBranch<M> + Clone>(
+    file: &Recorded,
+    weights: &Weights,
+    model: M,
+    branch: S,
+    report: &mut Report,
+) -> Result<()> {
+    let left_over = weights.left_over();
+    // Swin's attention masks are buffers that follow from the sizes.
+    let unknown: Vec<_> = left_over.iter().filter(|name| !name.ends_with(".attn_mask")).collect();
+    ensure!(unknown.is_empty(), "weights that the model does not know: {unknown:?}");
+    let params = Params::from_varmap(weights.varmap());
+    let (input, key) = (file.get("input")?, Seed::new(0).at(0));
+    let model = MaskSub::new(model, branch).with_params(params.clone());
+
+    let evaluated = model.forward_t(input, false)?;
     report.compare(Group::Main, "logits_eval", &evaluated, file.get("logits_eval")?)?;
+    let pair = model.forward_pair(input, key)?;
+    report.compare(Group::Main, "logits_main", &pair.main, file.get("logits_main")?)?;
     report.compare(Group::Sub, "logits_sub", &pair.sub, file.get("logits_sub")?)?;
+    pair.accept()?;
+    for (name, theirs) in file.below("after/") {
+        let data = weights
+            .varmap()
+            .data()
+            .lock()
+            .map_err(|_| anyhow!("a thread panicked"))?;
+        let ours = data
+            .get(name)
+            .with_context(|| format!("there is no running statistic {name}"))?;
+        report.compare(Group::Main, format!("after/{name}"), ours, theirs)?;
+    }
 
     for (kind, criterion, sub_loss) in [
         ("ce", Criterion::cross_entropy(), SubModelLoss::soft_cross_entropy()),
@@ -257,10 +353,8 @@ fn model(file: &Recorded, report: &mut Report) -> Result<()> {
             SubModelLoss::bce(),
         ),
     ] {
-        let model = MaskSub::new(&vit, branch()?)
-            .with_sub_loss(sub_loss)
-            .with_params(params.clone());
         let targets = file.get("target_soft")?;
+        let model = model.clone().with_sub_loss(sub_loss);
         let step = model.backward(input, key, |logits| Ok(criterion.forward(logits, targets)?))?;
         let sub_loss = step.sub_loss.ok_or_else(|| anyhow!("no sub loss"))?;
         for (name, value) in [("loss_main", step.main_loss), ("loss_sub", sub_loss)] {
@@ -299,7 +393,7 @@ fn trajectory(file: &Recorded, report: &mut Report) -> Result<()> {
     let (recorded_main, recorded_sub) = (to_host(file.get("loss_main")?)?, to_host(file.get("loss_sub")?)?);
     for step in 0..file.count("steps")? {
         let at = |name: &str| file.get(&format!("step{step}/{name}"));
-        let branch = recorded_branch(&cfg, at("noise")?, file.number("ratio")?)?;
+        let branch = vit_branch(&cfg, at("noise")?, file.number("ratio")?)?;
         let model = MaskSub::new(&vit, branch).with_params(params.clone());
         let targets = at("target_soft")?;
         let result = model.backward(at("input")?, Seed::new(0).at(step), |logits| {

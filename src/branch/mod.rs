@@ -2,6 +2,7 @@
 
 mod drop_sub;
 mod drop_token;
+mod mask_token;
 mod model;
 mod pass;
 mod patch_drop;
@@ -9,7 +10,8 @@ mod path_sub;
 
 pub use drop_sub::DropSub;
 pub use drop_token::DropToken;
-pub use model::{Forward, Plain, TokenModel};
+pub use mask_token::MaskToken;
+pub use model::{Forward, MaskTokenModel, Plain, TokenModel};
 pub use pass::Pass;
 pub use patch_drop::PatchDrop;
 pub use path_sub::PathSub;
@@ -23,6 +25,7 @@ use crate::Mask;
 /// | branch | for | hides |
 /// |---|---|---|
 /// | [`DropToken`] | a [`TokenModel`] | tokens: the sequence gets shorter |
+/// | [`MaskToken`] | a [`MaskTokenModel`] | blocks of positions, behind a learned token |
 /// | [`PatchDrop`] | any [`Forward`] model, so any candle module through [`Plain`] | blocks of the image |
 /// | [`DropSub`] | a [`Forward`] model that asks its [`Pass`] for dropout | activations |
 /// | [`PathSub`] | a [`Forward`] model that asks its [`Pass`] for drop path | residual branches |

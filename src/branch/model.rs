@@ -48,6 +48,24 @@ pub trait TokenModel {
     fn classify(&self, tokens: &Tensor, pass: &mut Pass) -> Result<Tensor>;
 }
 
+/// A model that needs every position (windows, a pyramid), so that hidden ones become a learned token.
+pub trait MaskTokenModel {
+    /// The learned token, D numbers in any shape.
+    fn mask_token(&self) -> &Tensor;
+
+    /// The token sequence [B, L, D] and the layout of its positions.
+    ///
+    /// # Errors
+    /// When `xs` does not fit the model, and the model's own.
+    fn embed(&self, xs: &Tensor, pass: &mut Pass) -> Result<(Tensor, Grid)>;
+
+    /// The logits [B, classes] of a token sequence [B, L, D].
+    ///
+    /// # Errors
+    /// The model's own.
+    fn encode(&self, tokens: &Tensor, grid: Grid, pass: &mut Pass) -> Result<Tensor>;
+}
+
 /// Any candle module as a [`Forward`] model: a `Module`, a `ModuleT`, a closure in `candle_nn::func` (or `func_t`, where
 /// it needs to know whether it trains).
 ///
@@ -81,6 +99,18 @@ macro_rules! through_pointers {
             }
             fn classify(&self, tokens: &Tensor, pass: &mut Pass) -> Result<Tensor> {
                 (**self).classify(tokens, pass)
+            }
+        }
+
+        impl<M: MaskTokenModel + ?Sized> MaskTokenModel for $pointer {
+            fn mask_token(&self) -> &Tensor {
+                (**self).mask_token()
+            }
+            fn embed(&self, xs: &Tensor, pass: &mut Pass) -> Result<(Tensor, Grid)> {
+                (**self).embed(xs, pass)
+            }
+            fn encode(&self, tokens: &Tensor, grid: Grid, pass: &mut Pass) -> Result<Tensor> {
+                (**self).encode(tokens, grid, pass)
             }
         }
     )*};

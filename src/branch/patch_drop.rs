@@ -20,6 +20,7 @@ pub struct PatchDrop<G> {
     masking: G,
     block: usize,
     fill: Fill,
+    running_statistics: bool,
 }
 
 impl<G: MaskGenerator> PatchDrop<G> {
@@ -35,12 +36,22 @@ impl<G: MaskGenerator> PatchDrop<G> {
             masking,
             block,
             fill: Fill::Zero,
+            running_statistics: true,
         })
     }
 
     /// Fills hidden blocks with something else than 0.
     pub fn with_fill(self, fill: Fill) -> Self {
         Self { fill, ..self }
+    }
+
+    /// Keeps the sub pass from updating running statistics of our batch norms, which then are those of whole images
+    /// only. By default both passes update them, as the paper's authors do.
+    pub fn without_running_statistics(self) -> Self {
+        Self {
+            running_statistics: false,
+            ..self
+        }
     }
 }
 
@@ -63,6 +74,10 @@ impl<G: MaskGenerator, M: Forward + ?Sized> SubBranch<M> for PatchDrop<G> {
             .masking
             .generate(batch, Grid::new(height / block, width / block), key)?;
         let hidden = mask.fill(xs, &self.fill, key)?;
-        Ok((model.forward_pass(&hidden, pass)?, Some(mask)))
+        let logits = model.forward_pass(&hidden, pass)?;
+        if !self.running_statistics {
+            pass.forget_running();
+        }
+        Ok((logits, Some(mask)))
     }
 }

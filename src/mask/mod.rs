@@ -277,6 +277,35 @@ impl Mask {
         Ok(ops::gather_rows(tokens, &self.keep, num_prefix_tokens)?)
     }
 
+    /// Puts `mask_token` (D numbers in any shape) in the place of the tokens [B, L, D] that are not kept. Differentiable
+    /// in both; kept tokens stay as they are, bit for bit.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when `tokens` is not [B, L, D] with this mask's B and L, or `mask_token` has not D numbers.
+    pub fn replace(&self, tokens: &Tensor, mask_token: &Tensor) -> Result<Tensor> {
+        let (batch, positions) = (self.batch, self.grid.len());
+        if tokens.rank() != 3 || tokens.dims()[..2] != [batch, positions] {
+            return Err(Error::shape(
+                "tokens",
+                tokens.dims(),
+                format!("[{batch}, {positions}, D]"),
+            ));
+        }
+        let width = tokens.dims()[2];
+        if mask_token.elem_count() != width {
+            return Err(Error::shape(
+                "mask_token",
+                mask_token.dims(),
+                format!("{width} numbers like a token"),
+            ));
+        }
+        let kept = self.to_dense(DType::U8, tokens.device())?.unsqueeze(2)?;
+        let token = mask_token.reshape((1, 1, width))?;
+        Ok(kept
+            .broadcast_as(tokens.shape())?
+            .where_cond(tokens, &token.broadcast_as(tokens.shape())?)?)
+    }
+
     /// Whether each position of each sample is kept, B * L of them.
     fn dense(&self) -> Vec<bool> {
         let mut dense = vec![false; self.batch * self.grid.len()];

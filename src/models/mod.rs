@@ -1,4 +1,6 @@
 //! Vision models that can be trained, under the names their published checkpoints use.
 
 mod naming;
+pub mod resnet;
+pub mod swin;
 pub mod vit;

@@ -539,20 +539,6 @@ impl VisionTransformer {
     pub fn config(&self) -> &Config {
         &self.cfg
     }
-
-    /// Images [B, C, H, W] cut in patches, each a row in the order of a convolution's kernel: [B, L, C p p].
-    fn patchify(&self, images: &Tensor) -> Result<Tensor> {
-        let (grid, p) = (self.grid(images)?, self.cfg.patch_size);
-        let (batch, channels, height, width) = images.dims4()?;
-        let images = match (grid.height * p, grid.width * p) {
-            (h, w) if (h, w) == (height, width) => images.clone(),
-            (h, w) => images.narrow(2, 0, h)?.narrow(3, 0, w)?,
-        };
-        images
-            .reshape((batch, channels, grid.height, p, grid.width, p))?
-            .permute((0, 2, 4, 1, 3, 5))?
-            .reshape((batch, grid.len(), channels * p * p))
-    }
 }
 
 impl TokenModel for VisionTransformer {
@@ -587,7 +573,8 @@ impl TokenModel for VisionTransformer {
     fn embed(&self, xs: &Tensor, keep: Option<&Mask>, pass: &mut Pass) -> Result<Tensor> {
         let _ = pass;
         let (batch, d) = (xs.dim(0)?, self.cfg.embed_dim);
-        let patches = self.patchify(xs)?;
+        self.grid(xs)?;
+        let patches = ops::patchify(xs, self.cfg.patch_size)?;
         // The convolution of the papers, as the matrix product it is.
         let kernel = self.patch_weight.flatten_from(1)?;
         let tokens = ops::linear(&patches, &kernel, self.patch_bias.as_ref())?;

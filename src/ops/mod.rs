@@ -51,3 +51,18 @@ pub fn attention(qkv: &Tensor, heads: usize) -> Result<Tensor> {
     let a = candle_nn::ops::softmax(&q.matmul(&k.t()?)?, D::Minus1)?;
     a.matmul(&v)?.transpose(1, 2)?.reshape((b, n, heads * d))
 }
+pub fn softmax_last(xs: &Tensor) -> Result<Tensor> {
+    candle_nn::ops::softmax(xs, D::Minus1)
+}
+mod batch_norm;
+mod conv2d;
+mod max_pool2d;
+mod patchify;
+mod window;
+pub use batch_norm::{batch_norm, BatchStatistics};
+pub use conv2d::conv2d;
+pub use max_pool2d::max_pool2d;
+pub use patchify::patchify;
+pub use window::{
+    merge_neighbours, relative_position_bias, shift_mask, window_attention, window_partition, window_reverse,
+};

@@ -1,0 +1,64 @@
+//! Mask tokens: the sub-branch of a model that needs all positions sees a learned token where they are hidden.
+
+use candle_core::{Result, Tensor};
+
+use super::{MaskTokenModel, Pass, SubBranch};
+use crate::{Error, Grid, Mask, MaskGenerator};
+
+/// Runs a [`MaskTokenModel`] with the positions that a generator does not keep replaced by the model's mask token, in
+/// square blocks of the image. The sequence stays as long as it is, so it costs what the main branch costs.
+///
+/// MaskSub (arXiv 2306.11339) does this for Swin, with blocks of 32 x 32 pixels, as SimMIM (arXiv 2111.09886) does.
+///
+/// ```
+/// use masksub::{MaskToken, RandomMasking};
+/// let branch = MaskToken::new(RandomMasking::new(0.5)?, 32)?;
+/// # Ok::<(), masksub::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct MaskToken<G> {
+    masking: G,
+    block: usize,
+}
+
+impl<G: MaskGenerator> MaskToken<G> {
+    /// Hides what `masking` does not keep of the grid of `block` x `block`-pixel blocks.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] when `block` is 0.
+    pub fn new(masking: G, block: usize) -> crate::Result<Self> {
+        match block {
+            0 => Err(Error::invalid("block", block, "at least 1 pixel")),
+            _ => Ok(Self { masking, block }),
+        }
+    }
+}
+
+impl<G: MaskGenerator, M: MaskTokenModel + ?Sized> SubBranch<M> for MaskToken<G> {
+    fn main(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+        let (tokens, grid) = model.embed(xs, pass)?;
+        model.encode(&tokens, grid, pass)
+    }
+
+    fn sub(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<(Tensor, Option<Mask>)> {
+        let key = pass.require_key("the mask")?;
+        let block = self.block;
+        let (batch, height, width) = match *xs.dims() {
+            [b, _, h, w] if h > 0 && w > 0 && h.is_multiple_of(block) && w.is_multiple_of(block) => (b, h, w),
+            _ => {
+                let expected = format!("[B, C, H, W] with H and W multiples of the block, {block} pixels");
+                return Err(Error::shape("images", xs.dims(), expected).into());
+            }
+        };
+        let (tokens, grid) = model.embed(xs, pass)?;
+        let blocks = Grid::new(height / block, width / block);
+        let factor = grid.height / blocks.height;
+        if factor == 0 || grid != Grid::new(blocks.height * factor, blocks.width * factor) {
+            let value = format!("{block} pixels, {blocks} of them over a grid of {grid} positions");
+            return Err(Error::invalid("block", value, "a multiple of the pixels of one position").into());
+        }
+        let mask = self.masking.generate(batch, blocks, key)?;
+        let hidden = mask.upsample(factor)?.replace(&tokens, model.mask_token())?;
+        Ok((model.encode(&hidden, grid, pass)?, Some(mask)))
+    }
+}

@@ -1,0 +1,315 @@
+//! ResNet (arXiv 1512.03385), as timm and torchvision have it.
+
+use candle_core::{Result, Tensor};
+use candle_nn::init::{FanInOut, NonLinearity, NormalOrUniform};
+use candle_nn::{Init, ModuleT, VarBuilder};
+
+use crate::nn::{batch_norm, BatchNorm};
+use crate::{ops, Error, Forward, Pass};
+
+/// What a stage is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockKind {
+    /// Two 3x3 convolutions (ResNet-18, -34).
+    Basic,
+    /// 1x1, 3x3, 1x1, the last four times as wide; the 3x3 has the stride (ResNet-50 and up).
+    Bottleneck,
+}
+
+impl BlockKind {
+    /// How much wider a block's output is than its stage.
+    const fn expansion(self) -> usize {
+        match self {
+            Self::Basic => 1,
+            Self::Bottleneck => 4,
+        }
+    }
+}
+
+/// Everything that makes one ResNet differ from another.
+///
+/// ```
+/// use masksub::models::resnet::Config;
+/// let rsb = Config { drop_path: 0.05, ..Config::resnet50(1000) };
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// What a stage is made of.
+    pub block: BlockKind,
+    /// Blocks of each stage.
+    pub depths: [usize; 4],
+    /// Width of each stage, before the block's expansion.
+    pub channels: [usize; 4],
+    /// Width of the stem.
+    pub stem_channels: usize,
+    /// Channels of the image.
+    pub in_channels: usize,
+    /// Classes.
+    pub num_classes: usize,
+    /// What batch norms add to the variance.
+    pub norm_eps: f64,
+    /// Share of a batch's statistics in the running ones, each step.
+    pub norm_momentum: f64,
+    /// Whether the last batch norm of each block starts at 0, so that blocks start as the identity
+    /// (arXiv 1706.02677, section 5.1).
+    pub zero_init_last: bool,
+    /// Stochastic depth of the last block, in training, growing linearly from 0 in the first; within [0, 1).
+    pub drop_path: f64,
+}
+
+impl Config {
+    const fn new(block: BlockKind, depths: [usize; 4], num_classes: usize) -> Self {
+        Self {
+            block,
+            depths,
+            channels: [64, 128, 256, 512],
+            stem_channels: 64,
+            in_channels: 3,
+            num_classes,
+            norm_eps: 1e-5,
+            norm_momentum: 0.1,
+            zero_init_last: true,
+            drop_path: 0.,
+        }
+    }
+
+    /// ResNet-18.
+    pub const fn resnet18(num_classes: usize) -> Self {
+        Self::new(BlockKind::Basic, [2, 2, 2, 2], num_classes)
+    }
+    /// ResNet-34.
+    pub const fn resnet34(num_classes: usize) -> Self {
+        Self::new(BlockKind::Basic, [3, 4, 6, 3], num_classes)
+    }
+    /// ResNet-50.
+    pub const fn resnet50(num_classes: usize) -> Self {
+        Self::new(BlockKind::Bottleneck, [3, 4, 6, 3], num_classes)
+    }
+    /// ResNet-101.
+    pub const fn resnet101(num_classes: usize) -> Self {
+        Self::new(BlockKind::Bottleneck, [3, 4, 23, 3], num_classes)
+    }
+    /// ResNet-152.
+    pub const fn resnet152(num_classes: usize) -> Self {
+        Self::new(BlockKind::Bottleneck, [3, 8, 36, 3], num_classes)
+    }
+
+    fn check(&self) -> crate::Result<()> {
+        let positive = [
+            ("stem_channels", self.stem_channels),
+            ("in_channels", self.in_channels),
+            ("num_classes", self.num_classes),
+            ("depths", self.depths.into_iter().min().unwrap_or(0)),
+            ("channels", self.channels.into_iter().min().unwrap_or(0)),
+        ];
+        if let Some((argument, value)) = positive.into_iter().find(|(_, value)| *value == 0) {
+            return Err(Error::invalid(argument, value, "at least 1"));
+        }
+        if !(0. ..1.).contains(&self.drop_path) {
+            return Err(Error::invalid("drop_path", self.drop_path, "at least 0 and below 1"));
+        }
+        Ok(())
+    }
+
+    fn norm(&self) -> candle_nn::BatchNormConfig {
+        candle_nn::BatchNormConfig {
+            eps: self.norm_eps,
+            momentum: self.norm_momentum,
+            ..Default::default()
+        }
+    }
+}
+
+/// A convolution without bias, and the batch norm behind it.
+#[derive(Clone, Debug)]
+struct ConvNorm {
+    weight: Tensor,
+    norm: BatchNorm,
+    stride: usize,
+    padding: usize,
+}
+
+/// Side of a kernel, and its stride. Padding keeps the size: half the kernel.
+#[derive(Clone, Copy)]
+struct Geometry {
+    kernel: usize,
+    stride: usize,
+}
+
+impl ConvNorm {
+    fn new(cfg: &Config, channels: (usize, usize), at: Geometry, conv: VarBuilder, norm: VarBuilder) -> Result<Self> {
+        let (in_channels, out_channels) = channels;
+        // timm and torchvision: He et al., arXiv 1502.01852, by fan out.
+        let init = Init::Kaiming {
+            dist: NormalOrUniform::Normal,
+            fan: FanInOut::FanOut,
+            non_linearity: NonLinearity::ReLU,
+        };
+        let shape = (out_channels, in_channels, at.kernel, at.kernel);
+        Ok(Self {
+            weight: conv.get_with_hints(shape, "weight", init)?,
+            norm: batch_norm(out_channels, cfg.norm(), norm)?,
+            stride: at.stride,
+            padding: at.kernel / 2,
+        })
+    }
+
+    fn forward(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+        let ys = ops::conv2d(xs, &self.weight, self.stride, self.padding)?;
+        self.norm.forward_pass(&ys, pass)
+    }
+}
+
+/// A residual block: convolutions with ReLU between, added to the identity or to a projection of it.
+#[derive(Clone, Debug)]
+struct Block {
+    convs: Vec<ConvNorm>,
+    downsample: Option<ConvNorm>,
+    drop_path: f64,
+}
+
+impl Block {
+    fn new(
+        cfg: &Config,
+        in_channels: usize,
+        width: usize,
+        stride: usize,
+        drop_path: f64,
+        vb: VarBuilder,
+    ) -> Result<Self> {
+        let out_channels = width * cfg.block.expansion();
+        let same = |kernel| Geometry { kernel, stride: 1 };
+        let strided = |kernel| Geometry { kernel, stride };
+        let convs = match cfg.block {
+            BlockKind::Basic => vec![((in_channels, width), strided(3)), ((width, width), same(3))],
+            BlockKind::Bottleneck => vec![
+                ((in_channels, width), same(1)),
+                ((width, width), strided(3)),
+                ((width, out_channels), same(1)),
+            ],
+        };
+        let last = convs.len();
+        let convs = (1..).zip(convs).map(|(number, (channels, at))| {
+            let norm = vb.pp(format!("bn{number}"));
+            if number == last && cfg.zero_init_last {
+                // The first to ask decides the initial value.
+                norm.get_with_hints(out_channels, "weight", Init::Const(0.))?;
+            }
+            ConvNorm::new(cfg, channels, at, vb.pp(format!("conv{number}")), norm)
+        });
+        let downsample = vb.pp("downsample");
+        Ok(Self {
+            convs: convs.collect::<Result<_>>()?,
+            downsample: match stride != 1 || in_channels != out_channels {
+                true => Some(ConvNorm::new(
+                    cfg,
+                    (in_channels, out_channels),
+                    strided(1),
+                    downsample.pp(0),
+                    downsample.pp(1),
+                )?),
+                false => None,
+            },
+            drop_path,
+        })
+    }
+
+    fn forward(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+        let mut ys = xs.clone();
+        for (index, conv) in self.convs.iter().enumerate() {
+            ys = conv.forward(&ys, pass)?;
+            if index + 1 < self.convs.len() {
+                ys = ys.relu()?;
+            }
+        }
+        let ys = pass.drop_path(&ys, self.drop_path)?;
+        let identity = match &self.downsample {
+            Some(downsample) => downsample.forward(xs, pass)?,
+            None => xs.clone(),
+        };
+        (ys + identity)?.relu()
+    }
+}
+
+/// A ResNet that can be trained: batch norm in training mode, a max pooling and convolutions with a backward of their
+/// own, drop path.
+///
+/// It is a [`ModuleT`] like any candle model and a [`Forward`] model for [`PatchDrop`](crate::PatchDrop). Names are
+/// timm's and torchvision's, which candle-transformers' ResNet has, too.
+#[derive(Clone, Debug)]
+pub struct ResNet {
+    stem: ConvNorm,
+    blocks: Vec<Block>,
+    fc_weight: Tensor,
+    fc_bias: Tensor,
+    in_channels: usize,
+}
+
+impl ResNet {
+    /// The model of `cfg`, its weights from `vb`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] when the configuration does not hold together; those of `vb` for weights that are
+    /// missing or of another shape.
+    pub fn new(cfg: &Config, vb: VarBuilder) -> Result<Self> {
+        cfg.check()?;
+        let stem = Geometry { kernel: 7, stride: 2 };
+        let stem = ConvNorm::new(
+            cfg,
+            (cfg.in_channels, cfg.stem_channels),
+            stem,
+            vb.pp("conv1"),
+            vb.pp("bn1"),
+        )?;
+        let total: usize = cfg.depths.iter().sum();
+        let mut blocks = Vec::with_capacity(total);
+        let mut in_channels = cfg.stem_channels;
+        for (stage, (&depth, &width)) in cfg.depths.iter().zip(&cfg.channels).enumerate() {
+            let vb = vb.pp(format!("layer{}", stage + 1));
+            for index in 0..depth {
+                let stride = if stage > 0 && index == 0 { 2 } else { 1 };
+                let drop_path = cfg.drop_path * blocks.len() as f64 / (total.max(2) - 1) as f64;
+                blocks.push(Block::new(cfg, in_channels, width, stride, drop_path, vb.pp(index))?);
+                in_channels = width * cfg.block.expansion();
+            }
+        }
+        // PyTorch's default for a linear layer.
+        let bound = 1. / (in_channels as f64).sqrt();
+        let uniform = Init::Uniform { lo: -bound, up: bound };
+        let fc = vb.pp("fc");
+        Ok(Self {
+            stem,
+            blocks,
+            fc_weight: fc.get_with_hints((cfg.num_classes, in_channels), "weight", uniform)?,
+            fc_bias: fc.get_with_hints(cfg.num_classes, "bias", uniform)?,
+            in_channels: cfg.in_channels,
+        })
+    }
+}
+
+impl Forward for ResNet {
+    fn forward_pass(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+        match *xs.dims() {
+            [b, c, h, w] if b > 0 && h > 0 && w > 0 && c == self.in_channels => {}
+            _ => {
+                let expected = format!("[B, {}, H, W], not empty", self.in_channels);
+                return Err(Error::shape("images", xs.dims(), expected).into());
+            }
+        }
+        let stem = self.stem.forward(xs, pass)?.relu()?;
+        let mut ys = ops::max_pool2d(&stem, 3, 2, 1)?;
+        for block in &self.blocks {
+            ys = block.forward(&ys, pass)?;
+        }
+        ops::linear(&ys.mean((2, 3))?, &self.fc_weight, Some(&self.fc_bias))
+    }
+}
+
+impl ModuleT for ResNet {
+    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+        let mut pass = Pass::without_key(train);
+        let logits = self.forward_pass(xs, &mut pass)?;
+        pass.commit()?;
+        Ok(logits)
+    }
+}

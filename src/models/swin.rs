@@ -1,0 +1,413 @@
+//! Swin Transformer (arXiv 2103.14030), with a mask token for its sub-branch.
+
+use candle_core::{Result, Tensor};
+use candle_nn::{Init, Module, ModuleT, VarBuilder};
+
+use crate::nn::{layer_norm, LayerNorm};
+use crate::{ops, Error, Forward, Grid, MaskTokenModel, Pass};
+
+/// Whose names the weights have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// The authors': the merging behind stage s is `layers.s.downsample`, the head is `head`.
+    Microsoft,
+    /// timm's (from 0.9 on): the merging before stage s is `layers.s.downsample`, the head is `head.fc`.
+    Timm,
+}
+
+/// Everything that makes one Swin differ from another.
+///
+/// ```
+/// use masksub::models::swin::Config;
+/// let tiny = Config { drop_path: 0.2, ..Config::tiny(1000) };
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Names of the weights.
+    pub layout: Layout,
+    /// Height and width of the image, in pixels.
+    pub image_size: (usize, usize),
+    /// Side of a patch, in pixels.
+    pub patch_size: usize,
+    /// Channels of the image.
+    pub in_channels: usize,
+    /// Classes.
+    pub num_classes: usize,
+    /// D, the width of a token in the first stage; it doubles with each.
+    pub embed_dim: usize,
+    /// Blocks of each stage.
+    pub depths: Vec<usize>,
+    /// Attention heads of each stage.
+    pub num_heads: Vec<usize>,
+    /// Side of a window, in tokens.
+    pub window_size: usize,
+    /// Width of the MLP's hidden layer, in tokens' widths.
+    pub mlp_ratio: usize,
+    /// What layer norms add to the variance.
+    pub norm_eps: f64,
+    /// Dropout on the attention's output and twice in the MLP, in training; within [0, 1).
+    pub dropout: f64,
+    /// Stochastic depth of the last block, in training, growing linearly from 0 in the first; within [0, 1).
+    pub drop_path: f64,
+}
+
+impl Config {
+    fn new(embed_dim: usize, depths: [usize; 4], num_heads: [usize; 4], num_classes: usize) -> Self {
+        Self {
+            layout: Layout::Microsoft,
+            image_size: (224, 224),
+            patch_size: 4,
+            in_channels: 3,
+            num_classes,
+            embed_dim,
+            depths: depths.to_vec(),
+            num_heads: num_heads.to_vec(),
+            window_size: 7,
+            mlp_ratio: 4,
+            norm_eps: 1e-5,
+            dropout: 0.,
+            drop_path: 0.,
+        }
+    }
+
+    /// Swin-T.
+    pub fn tiny(num_classes: usize) -> Self {
+        Self::new(96, [2, 2, 6, 2], [3, 6, 12, 24], num_classes)
+    }
+    /// Swin-S.
+    pub fn small(num_classes: usize) -> Self {
+        Self::new(96, [2, 2, 18, 2], [3, 6, 12, 24], num_classes)
+    }
+    /// Swin-B.
+    pub fn base(num_classes: usize) -> Self {
+        Self::new(128, [2, 2, 18, 2], [4, 8, 16, 32], num_classes)
+    }
+
+    /// The layout of each stage's tokens, and the window it uses: the whole side where that is smaller.
+    fn stages(&self) -> crate::Result<Vec<Stage>> {
+        let positive = [
+            ("patch_size", self.patch_size),
+            ("in_channels", self.in_channels),
+            ("num_classes", self.num_classes),
+            ("embed_dim", self.embed_dim),
+            ("window_size", self.window_size),
+            ("mlp_ratio", self.mlp_ratio),
+            ("depths", self.depths.iter().copied().min().unwrap_or(0)),
+        ];
+        if let Some((argument, value)) = positive.into_iter().find(|(_, value)| *value == 0) {
+            return Err(Error::invalid(argument, value, "at least 1"));
+        }
+        if self.num_heads.len() != self.depths.len() {
+            let allowed = format!("as many as depths, {}", self.depths.len());
+            return Err(Error::invalid("num_heads", format!("{:?}", self.num_heads), allowed));
+        }
+        for (argument, rate) in [("dropout", self.dropout), ("drop_path", self.drop_path)] {
+            if !(0. ..1.).contains(&rate) {
+                return Err(Error::invalid(argument, rate, "at least 0 and below 1"));
+            }
+        }
+        let (height, width) = self.image_size;
+        let size = format!("{height} x {width}");
+        if height == 0
+            || width == 0
+            || !height.is_multiple_of(self.patch_size)
+            || !width.is_multiple_of(self.patch_size)
+        {
+            let allowed = format!("multiples of the patch, {} pixels", self.patch_size);
+            return Err(Error::invalid("image_size", size, allowed));
+        }
+        let mut grid = Grid::new(height / self.patch_size, width / self.patch_size);
+        let mut stages = Vec::with_capacity(self.depths.len());
+        for (index, &num_heads) in self.num_heads.iter().enumerate() {
+            let dim = self.embed_dim << index;
+            if num_heads == 0 || !dim.is_multiple_of(num_heads) {
+                let allowed = format!("a divisor of the width, {dim}, in stage {index}");
+                return Err(Error::invalid("num_heads", num_heads, allowed));
+            }
+            let shorter = grid.height.min(grid.width);
+            let (window, shift) = match shorter <= self.window_size {
+                true => (shorter, 0),
+                false => (self.window_size, self.window_size / 2),
+            };
+            let pixels = self.patch_size << index;
+            if !grid.height.is_multiple_of(window) || !grid.width.is_multiple_of(window) {
+                let allowed = format!(
+                    "multiples of {} pixels: stage {index} has windows of {window} x {window} tokens of {pixels} pixels",
+                    window * pixels
+                );
+                return Err(Error::invalid("image_size", size, allowed));
+            }
+            stages.push(Stage {
+                grid,
+                window,
+                shift,
+                dim,
+                num_heads,
+            });
+            if index + 1 < self.depths.len() {
+                if !grid.height.is_multiple_of(2) || !grid.width.is_multiple_of(2) {
+                    let allowed = format!(
+                        "multiples of {} pixels: 2 x 2 tokens of {pixels} pixels are merged behind stage {index}",
+                        2 * pixels
+                    );
+                    return Err(Error::invalid("image_size", size, allowed));
+                }
+                grid = Grid::new(grid.height / 2, grid.width / 2);
+            }
+        }
+        Ok(stages)
+    }
+}
+
+/// What all blocks of a stage share.
+#[derive(Clone, Copy, Debug)]
+struct Stage {
+    grid: Grid,
+    window: usize,
+    /// Of every second block.
+    shift: usize,
+    dim: usize,
+    num_heads: usize,
+}
+
+#[derive(Clone, Debug)]
+struct Linear {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+const NORMAL: Init = Init::Randn { mean: 0., stdev: 0.02 };
+
+impl Linear {
+    fn new(in_dim: usize, out_dim: usize, vb: VarBuilder) -> Result<Self> {
+        Ok(Self {
+            bias: Some(vb.get_with_hints(out_dim, "bias", Init::Const(0.))?),
+            ..Self::no_bias(in_dim, out_dim, vb)?
+        })
+    }
+
+    fn no_bias(in_dim: usize, out_dim: usize, vb: VarBuilder) -> Result<Self> {
+        Ok(Self {
+            weight: vb.get_with_hints((out_dim, in_dim), "weight", NORMAL)?,
+            bias: None,
+        })
+    }
+
+    fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        ops::linear(xs, &self.weight, self.bias.as_ref())
+    }
+}
+
+/// Attention within windows and an MLP, each a residual branch behind a layer norm.
+#[derive(Clone, Debug)]
+struct Block {
+    stage: Stage,
+    shift: usize,
+    mask: Option<Tensor>,
+    norm1: LayerNorm,
+    qkv: Linear,
+    table: Tensor,
+    proj: Linear,
+    norm2: LayerNorm,
+    fc1: Linear,
+    fc2: Linear,
+    dropout: f64,
+    drop_path: f64,
+}
+
+impl Block {
+    fn new(cfg: &Config, stage: Stage, index: usize, drop_path: f64, vb: VarBuilder) -> Result<Self> {
+        let (d, hidden, side) = (stage.dim, cfg.mlp_ratio * stage.dim, 2 * stage.window - 1);
+        let shift = if index % 2 == 1 { stage.shift } else { 0 };
+        let mask = match shift {
+            0 => None,
+            _ => Some(ops::shift_mask(stage.grid, stage.window, shift, vb.device())?),
+        };
+        let attn = vb.pp("attn");
+        Ok(Self {
+            stage,
+            shift,
+            mask,
+            norm1: layer_norm(d, cfg.norm_eps, vb.pp("norm1"))?,
+            qkv: Linear::new(d, 3 * d, attn.pp("qkv"))?,
+            table: attn.get_with_hints((side * side, stage.num_heads), "relative_position_bias_table", NORMAL)?,
+            proj: Linear::new(d, d, attn.pp("proj"))?,
+            norm2: layer_norm(d, cfg.norm_eps, vb.pp("norm2"))?,
+            fc1: Linear::new(d, hidden, vb.pp("mlp.fc1"))?,
+            fc2: Linear::new(hidden, d, vb.pp("mlp.fc2"))?,
+            dropout: cfg.dropout,
+            drop_path,
+        })
+    }
+
+    fn forward(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+        let attention = self.attention(&self.norm1.forward(xs)?, pass)?;
+        let xs = (xs + pass.drop_path(&attention, self.drop_path)?)?;
+        let mlp = self.mlp(&self.norm2.forward(&xs)?, pass)?;
+        xs + pass.drop_path(&mlp, self.drop_path)?
+    }
+
+    fn attention(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+        let Stage { grid, window, .. } = self.stage;
+        let windows = ops::window_partition(xs, grid, window, self.shift)?;
+        let bias = ops::relative_position_bias(&self.table, window)?;
+        let qkv = self.qkv.forward(&windows)?;
+        let heads = ops::window_attention(&qkv, self.stage.num_heads, &bias, self.mask.as_ref())?;
+        let windows = pass.dropout(&self.proj.forward(&heads)?, self.dropout)?;
+        ops::window_reverse(&windows, grid, window, self.shift)
+    }
+
+    fn mlp(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+        let hidden = pass.dropout(&ops::gelu(&self.fc1.forward(xs)?)?, self.dropout)?;
+        pass.dropout(&self.fc2.forward(&hidden)?, self.dropout)
+    }
+}
+
+/// 2 x 2 neighbours become one token, twice as wide.
+#[derive(Clone, Debug)]
+struct Merging {
+    grid: Grid,
+    norm: LayerNorm,
+    reduction: Linear,
+}
+
+impl Merging {
+    fn new(cfg: &Config, stage: Stage, vb: VarBuilder) -> Result<Self> {
+        Ok(Self {
+            grid: stage.grid,
+            norm: layer_norm(4 * stage.dim, cfg.norm_eps, vb.pp("norm"))?,
+            reduction: Linear::no_bias(4 * stage.dim, 2 * stage.dim, vb.pp("reduction"))?,
+        })
+    }
+
+    fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        let merged = ops::merge_neighbours(xs, self.grid)?;
+        self.reduction.forward(&self.norm.forward(&merged)?)
+    }
+}
+
+/// A Swin Transformer that can be trained.
+///
+/// It is a [`ModuleT`] like any candle model, a [`MaskTokenModel`] for [`MaskToken`](crate::MaskToken), and a [`Forward`]
+/// model for the other branches. The published checkpoints have no `mask_token`:
+/// [`Weights::from_safetensors_or_seed`](crate::Weights::from_safetensors_or_seed) draws one. Plain training does not use
+/// it: exempt it with [`Params::allow_missing`](crate::Params::allow_missing).
+#[derive(Clone, Debug)]
+pub struct SwinTransformer {
+    cfg: Config,
+    patch: Linear,
+    patch_norm: LayerNorm,
+    mask_token: Tensor,
+    stages: Vec<(Vec<Block>, Option<Merging>)>,
+    norm: LayerNorm,
+    head: Linear,
+}
+
+impl SwinTransformer {
+    /// The model of `cfg`, its weights from `vb`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] when the configuration does not hold together, or the image does not fit its windows;
+    /// those of `vb` for weights that are missing or of another shape.
+    pub fn new(cfg: &Config, vb: VarBuilder) -> Result<Self> {
+        let layouts = cfg.stages()?;
+        let (d, p) = (cfg.embed_dim, cfg.patch_size);
+        let in_dim = cfg.in_channels * p * p;
+        let patch = vb.pp("patch_embed");
+        // The convolution keeps PyTorch's default, uniform within 1 / sqrt(fan in).
+        let bound = 1. / (in_dim as f64).sqrt();
+        let uniform = Init::Uniform { lo: -bound, up: bound };
+        let kernel = patch.get_with_hints((d, cfg.in_channels, p, p), "proj.weight", uniform)?;
+        let total: usize = cfg.depths.iter().sum();
+        let mut first = 0;
+        let mut stages = Vec::with_capacity(layouts.len());
+        for (index, (&stage, &depth)) in layouts.iter().zip(&cfg.depths).enumerate() {
+            let below = vb.pp("layers").pp(index);
+            let blocks = (0..depth).map(|block| {
+                let drop_path = cfg.drop_path * (first + block) as f64 / (total.max(2) - 1) as f64;
+                Block::new(cfg, stage, block, drop_path, below.pp("blocks").pp(block))
+            });
+            let blocks = blocks.collect::<Result<_>>()?;
+            let merging = match (index + 1 < layouts.len(), cfg.layout) {
+                (false, _) => None,
+                (true, Layout::Microsoft) => Some(Merging::new(cfg, stage, below.pp("downsample"))?),
+                (true, Layout::Timm) => {
+                    let next = vb.pp("layers").pp(index + 1);
+                    Some(Merging::new(cfg, stage, next.pp("downsample"))?)
+                }
+            };
+            first += depth;
+            stages.push((blocks, merging));
+        }
+        let width = layouts.last().map_or(d, |stage| stage.dim);
+        let head = match cfg.layout {
+            Layout::Microsoft => vb.pp("head"),
+            Layout::Timm => vb.pp("head.fc"),
+        };
+        Ok(Self {
+            cfg: cfg.clone(),
+            patch: Linear {
+                weight: kernel.reshape((d, in_dim))?,
+                bias: Some(patch.get_with_hints(d, "proj.bias", uniform)?),
+            },
+            patch_norm: layer_norm(d, cfg.norm_eps, patch.pp("norm"))?,
+            mask_token: vb.get_with_hints((1, 1, d), "mask_token", NORMAL)?,
+            stages,
+            norm: layer_norm(width, cfg.norm_eps, vb.pp("norm"))?,
+            head: Linear::new(width, cfg.num_classes, head)?,
+        })
+    }
+
+    /// The configuration the model was made from.
+    pub fn config(&self) -> &Config {
+        &self.cfg
+    }
+}
+
+impl MaskTokenModel for SwinTransformer {
+    fn mask_token(&self) -> &Tensor {
+        &self.mask_token
+    }
+
+    fn embed(&self, xs: &Tensor, _: &mut Pass) -> Result<(Tensor, Grid)> {
+        let (height, width) = self.cfg.image_size;
+        match *xs.dims() {
+            [b, c, h, w] if b > 0 && c == self.cfg.in_channels && (h, w) == (height, width) => {}
+            _ => {
+                let expected = format!("[B, {}, {height}, {width}] as configured", self.cfg.in_channels);
+                return Err(Error::shape("images", xs.dims(), expected).into());
+            }
+        }
+        let grid = Grid::new(height / self.cfg.patch_size, width / self.cfg.patch_size);
+        let patches = ops::patchify(xs, self.cfg.patch_size)?;
+        let tokens = self.patch_norm.forward(&self.patch.forward(&patches)?)?;
+        Ok((tokens, grid))
+    }
+
+    fn encode(&self, tokens: &Tensor, _: Grid, pass: &mut Pass) -> Result<Tensor> {
+        let mut tokens = tokens.clone();
+        for (blocks, merging) in &self.stages {
+            for block in blocks {
+                tokens = block.forward(&tokens, pass)?;
+            }
+            if let Some(merging) = merging {
+                tokens = merging.forward(&tokens)?;
+            }
+        }
+        let pooled = self.norm.forward(&tokens)?.mean(1)?;
+        self.head.forward(&pooled)
+    }
+}
+
+impl Forward for SwinTransformer {
+    fn forward_pass(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+        let (tokens, grid) = self.embed(xs, pass)?;
+        self.encode(&tokens, grid, pass)
+    }
+}
+
+impl ModuleT for SwinTransformer {
+    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+        self.forward_pass(xs, &mut Pass::without_key(train))
+    }
+}
