@@ -47,10 +47,7 @@ impl Mask {
         };
         let filling = match fill {
             Fill::Zero => images.zeros_like()?,
-            Fill::Mean => images
-                .mean_keepdim((2, 3))?
-                .broadcast_as(images.shape())?
-                .contiguous()?,
+            Fill::Mean => means(images)?.broadcast_as(images.shape())?.contiguous()?,
             Fill::Noise => noise(images, key)?,
             Fill::Value(values) if values.len() == channels => {
                 Tensor::from_slice(values, (1, channels, 1, 1), images.device())?
@@ -79,6 +76,16 @@ impl Mask {
             .reshape(images.shape())?;
         Ok(kept.where_cond(images, &filling)?)
     }
+}
+
+/// The mean of each channel, [B, C, 1, 1].
+fn means(images: &Tensor) -> Result<Tensor> {
+    // A sum in half precision stops growing long before the last pixel.
+    let wide = match images.dtype() {
+        DType::F16 | DType::BF16 => images.to_dtype(DType::F32)?,
+        _ => images.clone(),
+    };
+    Ok(wide.mean_keepdim((2, 3))?.to_dtype(images.dtype())?)
 }
 
 fn noise(images: &Tensor, key: StepKey) -> Result<Tensor> {

@@ -172,8 +172,9 @@ impl Mask {
         let mut keep = Vec::with_capacity(noise.len() * num_keep);
         for row in &noise {
             let mut order: Vec<u32> = (0..positions as u32).collect();
-            // Stable, so ties keep the order of positions.
-            order.sort_by(|&a, &b| row[a as usize].total_cmp(&row[b as usize]));
+            // Stable, so ties keep the order of positions; 0 and -0 are one, which `total_cmp` would tell apart.
+            let compare = |a: f64, b: f64| a.partial_cmp(&b).unwrap_or(std::cmp::Ordering::Equal);
+            order.sort_by(|&a, &b| compare(row[a as usize], row[b as usize]));
             keep.extend_from_slice(&order[..num_keep]);
         }
         Ok(Self::trusted(grid, noise.len(), keep))
