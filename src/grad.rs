@@ -38,11 +38,13 @@ pub(crate) fn check_loss(loss: &Tensor, branch: &'static str) -> Result<f64> {
 /// Gradients of the trained variables, or of all variables where it is not known which are trained. candle's store also
 /// holds those of inputs that are not variables; they are dropped.
 pub(crate) fn raw_backward(loss: &Tensor, branch: &'static str, params: Option<&Params>) -> Result<GradStore> {
-    let mut all = loss.backward().map_err(|error| explain(error, branch))?;
+    let all = loss.backward().map_err(|error| explain(error, branch))?;
     let mut grads = GradStore::default();
     let mut keep = |id: TensorId| {
-        if let Some(grad) = take(&mut all, id) {
-            grads.insert_id(id, grad);
+        if let Some(grad) = all.get_id(id) {
+            // candle computes the gradient of a convolution's kernel, say, from the layer's input: attached, it would
+            // keep this half's activations while the other half makes its own.
+            grads.insert_id(id, grad.detach());
         }
     };
     match params {
@@ -54,11 +56,6 @@ pub(crate) fn raw_backward(loss: &Tensor, branch: &'static str, params: Option<&
             .for_each(|node| keep(node.id())),
     }
     Ok(grads)
-}
-
-// `GradStore::remove` wants the tensor itself; the gradient of a variable is looked up by its id alone.
-fn take(grads: &mut GradStore, id: TensorId) -> Option<Tensor> {
-    grads.get_id(id).cloned()
 }
 
 pub(crate) fn check_missing(grads: &GradStore, params: &Params) -> Result<()> {
