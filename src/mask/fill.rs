@@ -29,7 +29,8 @@ impl Mask {
     ///
     /// # Errors
     /// [`Error::Shape`] when `images` is not [B, C, H, W] with this mask's B and sides that are multiples of its grid's;
-    /// [`Error::InvalidArgument`] when [`Fill::Value`] has not C values.
+    /// [`Error::InvalidArgument`] when [`Fill::Value`] has not C values; [`Error::DType`] for the mean of integers and
+    /// noise among them.
     pub fn fill(&self, images: &Tensor, fill: &Fill, key: StepKey) -> Result<Tensor> {
         let grid = self.grid();
         let fits = |side: usize, blocks: usize| side > 0 && side.is_multiple_of(blocks);
@@ -45,6 +46,13 @@ impl Mask {
                 return Err(Error::shape("images", images.dims(), expected));
             }
         };
+        if matches!(fill, Fill::Mean | Fill::Noise) && !images.dtype().is_float() {
+            return Err(Error::DType {
+                argument: "images",
+                got: images.dtype(),
+                expected: format!("a float dtype to be filled with {fill:?}"),
+            });
+        }
         let filling = match fill {
             Fill::Zero => images.zeros_like()?,
             Fill::Mean => means(images)?.broadcast_as(images.shape())?.contiguous()?,
@@ -90,7 +98,8 @@ fn means(images: &Tensor) -> Result<Tensor> {
 
 fn noise(images: &Tensor, key: StepKey) -> Result<Tensor> {
     let batch = images.dims()[0];
-    let per_sample = images.elem_count() / batch;
+    // At least 1, for images without channels.
+    let per_sample = (images.elem_count() / batch).max(1);
     let mut noise = vec![0f32; images.elem_count()];
     noise
         .par_chunks_mut(per_sample)

@@ -33,7 +33,8 @@ impl Grid {
 
     /// L, the number of positions.
     pub const fn len(self) -> usize {
-        self.height * self.width
+        // Sides that overflow are too many positions for any mask, and are refused as such.
+        self.height.saturating_mul(self.width)
     }
 
     /// Whether there is no position at all.
@@ -246,12 +247,17 @@ impl Mask {
     /// as it was. Kept positions are ascending.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when `factor` is 0.
+    /// [`Error::InvalidArgument`] when `factor` is 0, or so large that positions no longer fit in 32 bits.
     pub fn upsample(&self, factor: usize) -> Result<Self> {
-        if factor == 0 {
-            return Err(Error::invalid("factor", factor, "at least 1"));
+        let [height, width] = [self.grid.height, self.grid.width].map(|side| side.saturating_mul(factor));
+        let fine = Grid::new(height, width);
+        if fine.is_empty() || u32::try_from(fine.len()).is_err() {
+            return Err(Error::invalid(
+                "factor",
+                factor,
+                "at least 1, for at most 2^32 - 1 positions",
+            ));
         }
-        let fine = Grid::new(self.grid.height * factor, self.grid.width * factor);
         let mut keep = Vec::with_capacity(self.keep.len() * factor * factor);
         for dense in self.dense().chunks_exact(self.grid.len()) {
             for position in 0..fine.len() {
