@@ -1,0 +1,50 @@
+//! Differentiable operations for training vision models.
+//!
+//! Each has one public function. On the CPU in `f32` it runs a kernel with a forward and a backward of its own, compiled
+//! for several instruction sets and dispatched at run time; everywhere else it is composed of candle's operations. In
+//! `bf16` and `f16` normalisations, softmax and activations are computed in `f32` and rounded once at the end.
+//!
+//! Of those that candle-nn also has, [`layer_norm`](layer_norm()), [`rms_norm`](rms_norm()), [`softmax_last_dim`] and
+//! [`rotary_emb`] stop gradients there, silently: a model that uses them trains only a part of its weights. The functions
+//! here take the same arguments, and [`crate::nn`] has the layers.
+//!
+//! The same input gives the same bits, whatever the number of threads.
+
+mod attention;
+mod gather_rows;
+mod gelu;
+mod kernel;
+mod layer_norm;
+mod linear;
+mod math;
+mod quick_gelu;
+mod rms_norm;
+pub mod rotary_emb;
+mod softmax;
+#[cfg(test)]
+pub(crate) mod testing;
+
+pub use attention::attention;
+pub use gather_rows::gather_rows;
+pub use gelu::gelu;
+pub use layer_norm::layer_norm;
+pub(crate) use layer_norm::layer_norm_with;
+pub use linear::linear;
+pub use quick_gelu::quick_gelu;
+pub use rms_norm::rms_norm;
+pub(crate) use rms_norm::rms_norm_with;
+pub use softmax::{softmax, softmax_last_dim};
+
+/// The operations composed of candle's own: what runs on other devices and dtypes, the oracle of the kernels' tests, and
+/// what `benches/ops.rs` measures them against.
+#[doc(hidden)]
+pub mod reference {
+    pub use super::attention::composition as attention;
+    pub use super::gather_rows::composition as gather_rows;
+    pub use super::gelu::composition as gelu;
+    pub use super::layer_norm::composition as layer_norm;
+    pub use super::linear::composition as linear;
+    pub use super::quick_gelu::composition as quick_gelu;
+    pub use super::rms_norm::composition as rms_norm;
+    pub use super::softmax::composition as softmax;
+}
