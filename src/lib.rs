@@ -1,4 +1,94 @@
-//! MaskSub for candle.
-mod error;
+//! MaskSub for candle: train vision models with a masked sub-branch that matches the main branch's own prediction.
+//!
+//! MaskSub (Heo et al., *Masking meets Supervision: A Strong Learning Alliance*, CVPR 2025,
+//! [arXiv 2306.11339](https://arxiv.org/abs/2306.11339)) runs every training step twice on the same network: the main
+//! branch on the batch as usual, and a sub-branch on a heavily masked view of it, which is asked to agree with the main
+//! branch's own, detached prediction. The two losses are added, half and half, and one optimizer step follows. Masking
+//! alone makes supervised training worse; like this it makes it better, for about half a step's extra cost.
+//!
+//! # A step
+//!
+//! The trainer owns its loop, its loss and its optimizer. What changes is that [`MaskSub::backward`] stands in the place
+//! of the forward and backward pass:
+//!
+//! ```
+//! use candle_core::{DType, Device, Tensor};
+//! use candle_nn::{AdamW, ModuleT, Optimizer, ParamsAdamW};
+//! use masksub::models::vit::{Config, VisionTransformer};
+//! use masksub::{Criterion, DropToken, MaskSub, Params, RandomMasking, Seed, Weights};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let (device, seed) = (Device::Cpu, Seed::new(0));
+//! let weights = Weights::seeded(seed);
+//! let cfg = Config { embed_dim: 32, depth: 2, num_heads: 2, mlp_dim: 64, ..Config::deit3_tiny(10) }.with_input(8, 2, 1);
+//! let vit = VisionTransformer::new(&cfg, weights.var_builder(DType::F32, &device))?;
+//!
+//! let params = Params::from_varmap(weights.varmap());
+//! let mut opt = AdamW::new(params.vars(), ParamsAdamW::default())?;
+//! let model = MaskSub::new(vit, DropToken::new(RandomMasking::new(0.5)?)).with_params(params);
+//! let criterion = Criterion::cross_entropy().with_label_smoothing(0.1)?;
+//!
+//! # let loader = vec![(Tensor::ones((4, 1, 8, 8), DType::F32, &device)?, Tensor::new(&[0u32, 1, 2, 3], &device)?)];
+//! for (t, (images, labels)) in loader.iter().enumerate() {
+//!     let step = model.backward(images, seed.at(t), |logits| Ok(criterion.forward(logits, labels)?))?;
+//!     opt.step(&step.grads)?;
+//!     println!("main {:.3}, sub {:.3}", step.main_loss, step.sub_loss.unwrap_or_default());
+//! }
+//! let logits = model.forward_t(&loader[0].0, false)?; // evaluation: the bare model
+//! # Ok(()) }
+//! ```
+//!
+//! # Which branch for which model
+//!
+//! | model | branch | what is hidden |
+//! |---|---|---|
+//! | a ViT: [`models::vit`], or any that implements [`TokenModel`] | [`DropToken`] | tokens, after the position embedding: the sequence gets shorter |
+//! | any candle `Module`, `ModuleT` or closure, through [`MaskSub::wrap`] | [`PatchDrop`] | blocks of the image |
+//! | one that asks its [`Pass`] for dropout or drop path, as the ViT does | [`DropSub`], [`PathSub`] | activations, residual branches |
+//!
+//! # What is where
+//!
+//! * **Plug-in**: [`MaskSub`], the branches above, the masks they draw ([`RandomMasking`], [`BlockMasking`], [`Mask`]),
+//!   the losses ([`Criterion`], [`SubModelLoss`]), [`Params`] and [`grad`].
+//! * **Models and layers that can be trained**: [`models`], [`nn`], [`ops`]. candle's fused layer norm, RMS norm, softmax
+//!   and rotary embeddings cut gradients without a word; those in [`nn`] and [`ops`] have the same names and shapes.
+//! * **Weights**: [`Weights`], a `VarBuilder` source of trainable variables, from a seed or a file.
+//!
+//! # Randomness
+//!
+//! Nothing is global. A draw depends on (seed, step, sample, purpose) and nothing else ([`Seed`], [`StepKey`]), so the
+//! same seed gives the same run on every platform and with any number of threads, a run resumes at any step, and a
+//! micro-batch draws what the whole batch would.
+//!
+//! # Errors
+//!
+//! Functions return the typed [`Error`]. Traits that users implement and closures they hand in return candle's; a typed
+//! error survives the passage through it, both ways. The library does not panic.
+#![warn(missing_docs)]
 
+mod branch;
+mod error;
+pub mod grad;
+mod key;
+mod loss;
+mod mask;
+mod masksub;
+pub mod models;
+pub mod nn;
+pub mod ops;
+mod params;
+mod weights;
+
+pub use branch::{DropSub, DropToken, Forward, Pass, PatchDrop, PathSub, Plain, SubBranch, TokenModel};
 pub use error::{Error, Result};
+pub use key::{KeyedRng, Purpose, Seed, StepKey};
+pub use loss::{Criterion, SubModelLoss};
+pub use mask::{num_keep, BlockMasking, Fill, Grid, Mask, MaskGenerator, MaskRatio, RandomMasking};
+pub use masksub::{Branches, MaskSub, Step};
+pub use params::Params;
+pub use weights::Weights;
+
+// README's code compiles and runs with the documentation tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

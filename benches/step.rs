@@ -1,0 +1,144 @@
+//! Time and peak memory of a forward pass, a plain training step and a MaskSub step.
+//!
+//!     cargo bench --bench step -- --model deit3-small --batch 8 --iters 5 --json
+//!
+//! Each is measured in a process of its own, so that one's peak is not another's. A step is forward and backward with
+//! all gradients merged, without an optimizer.
+
+#[path = "../examples/support/device.rs"]
+mod device;
+
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{ensure, Context, Result};
+use candle_core::{DType, Tensor};
+use clap::{Parser, ValueEnum};
+use masksub::models::vit::{Config, VisionTransformer};
+use masksub::{Criterion, DropToken, Forward, MaskSub, Params, Pass, RandomMasking, Seed, Weights};
+use serde_json::json;
+
+#[derive(Parser)]
+struct Flags {
+    /// One of the ViT's published sizes
+    #[arg(long, default_value = "deit3-small")]
+    model: String,
+    /// Images in a batch
+    #[arg(long, default_value_t = 8)]
+    batch: usize,
+    /// Side of the images, in pixels
+    #[arg(long, default_value_t = 224)]
+    image_size: usize,
+    /// Share of tokens that the sub-branch drops
+    #[arg(long, default_value_t = 0.5)]
+    ratio: f64,
+    /// Measured repetitions, after one that is not
+    #[arg(long, default_value_t = 5)]
+    iters: usize,
+    /// Print one JSON object a line
+    #[arg(long)]
+    json: bool,
+    /// Where to compute: cpu, cuda, cuda:N or metal
+    #[arg(long, default_value = "cpu")]
+    device: String,
+    /// Measure this one here, instead of all in processes of their own
+    #[arg(long)]
+    what: Option<What>,
+    /// Given by `cargo bench`
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum What {
+    Forward,
+    Plain,
+    Masksub,
+}
+
+fn main() -> Result<()> {
+    let flags = Flags::parse();
+    match flags.what {
+        Some(what) => measure(what, &flags),
+        None => What::value_variants().iter().try_for_each(|what| in_own_process(*what)),
+    }
+}
+
+fn in_own_process(what: What) -> Result<()> {
+    let name = what.to_possible_value().context("every variant has a name")?;
+    let status = Command::new(std::env::current_exe()?)
+        .args(std::env::args_os().skip(1))
+        .args(["--what", name.get_name()])
+        .status()?;
+    ensure!(status.success(), "measuring {what:?} failed: {status}");
+    Ok(())
+}
+
+fn measure(what: What, flags: &Flags) -> Result<()> {
+    let device = device::parse(&flags.device).map_err(anyhow::Error::msg)?;
+    let size = Config::SIZES.iter().find(|(name, _)| *name == flags.model);
+    let (_, size) = size.with_context(|| format!("{} is none of the ViT's sizes", flags.model))?;
+    let cfg = Config {
+        crop_remainder: true,
+        ..size(1000)
+    };
+    let cfg = Config {
+        image_size: (flags.image_size, flags.image_size),
+        ..cfg
+    };
+
+    let seed = Seed::new(0);
+    let weights = Weights::seeded(seed);
+    let vit = VisionTransformer::new(&cfg, weights.var_builder(DType::F32, &device))?;
+    let params = Params::from_varmap(weights.varmap());
+    let side = flags.image_size;
+    let images = Tensor::rand(-1f32, 1., (flags.batch, 3, side, side), &device)?;
+    let labels = Tensor::arange(0u32, flags.batch as u32, &device)?;
+    let criterion = Criterion::cross_entropy();
+    let weight = if what == What::Masksub { 0.5 } else { 0. };
+    let branch = DropToken::new(RandomMasking::new(flags.ratio)?);
+    let model = MaskSub::new(&vit, branch).with_weight(weight)?.with_params(params);
+
+    let mut seconds = Vec::with_capacity(flags.iters);
+    for step in 0..=flags.iters {
+        let start = Instant::now();
+        match what {
+            What::Forward => drop(vit.forward_pass(&images, &mut Pass::train(seed.at(step)))?),
+            _ => drop(model.backward(&images, seed.at(step), |logits| Ok(criterion.forward(logits, &labels)?))?),
+        }
+        device.synchronize()?;
+        if step > 0 {
+            seconds.push(start.elapsed().as_secs_f64());
+        }
+    }
+    seconds.sort_by(f64::total_cmp);
+    let (median, min) = (seconds[seconds.len() / 2], seconds[0]);
+    let peak = peak_rss_mib();
+    let what = format!("{what:?}").to_lowercase();
+    if flags.json {
+        let line = json!({
+            "what": what, "model": flags.model, "batch": flags.batch, "ratio": flags.ratio,
+            "median_s": median, "min_s": min, "peak_rss_mib": peak,
+        });
+        println!("{line}");
+    } else {
+        let peak = peak.map_or("unknown".to_string(), |mib| format!("{mib:.0} MiB"));
+        println!(
+            "{what:8} {} batch {}: median {median:.3} s, min {min:.3} s, peak {peak}",
+            flags.model, flags.batch
+        );
+    }
+    Ok(())
+}
+
+/// The most memory this process ever had resident, where the system tells.
+fn peak_rss_mib() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim()
+        .trim_end_matches("kB")
+        .trim()
+        .parse::<f64>()
+        .ok()
+        .map(|kib| kib / 1024.)
+}

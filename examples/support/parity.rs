@@ -1,0 +1,409 @@
+//! Compares the crate with values recorded from other implementations.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+
+use anyhow::{anyhow, bail, ensure, Context, Result};
+use candle_core::{backprop::GradStore, DType, Device, Tensor, Var};
+use candle_nn::{ModuleT, Optimizer, SGD};
+use masksub::models::vit::{Activation, Config, Layout, Pool, VisionTransformer};
+use masksub::{
+    num_keep, Criterion, DropToken, Grid, Mask, MaskGenerator, MaskSub, Params, Seed, StepKey, SubModelLoss, Weights,
+};
+use serde_json::Value;
+
+/// Largest error of values (logits, losses), and of gradients.
+const VALUE_TOLERANCE: f64 = 1e-5;
+const GRAD_TOLERANCE: f64 = 1e-4;
+
+/// What is compared: a column of the report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Group {
+    Main,
+    Sub,
+    Loss,
+    Grad,
+}
+
+impl Group {
+    const ALL: [(Self, &'static str); 4] = [
+        (Self::Main, "main"),
+        (Self::Sub, "sub"),
+        (Self::Loss, "loss"),
+        (Self::Grad, "grad"),
+    ];
+
+    fn tolerance(self) -> f64 {
+        match self {
+            Self::Grad => GRAD_TOLERANCE,
+            _ => VALUE_TOLERANCE,
+        }
+    }
+}
+
+/// The errors of one file, tensor by tensor.
+pub struct Report {
+    pub name: String,
+    pub errors: Vec<(Group, String, f64)>,
+}
+
+impl Report {
+    /// The largest error of a group; NaN where one is NaN.
+    pub fn largest(&self, group: Group) -> f64 {
+        let of_group = self.errors.iter().filter(|(g, _, _)| *g == group);
+        of_group.fold(
+            0.,
+            |max, (_, _, error)| if *error > max || error.is_nan() { *error } else { max },
+        )
+    }
+
+    /// Whether every error is within its tolerance. NaN is not.
+    pub fn is_ok(&self) -> bool {
+        !self.errors.is_empty() && self.errors.iter().all(|(group, _, error)| *error <= group.tolerance())
+    }
+
+    /// Every tensor's error, a line each.
+    pub fn verbose(&self) -> String {
+        let line = |(group, tensor, error): &(Group, String, f64)| {
+            let mark = if *error <= group.tolerance() { "" } else { "  <-" };
+            format!("    {error:9.2e}  {tensor}{mark}\n")
+        };
+        self.errors.iter().map(line).collect()
+    }
+
+    fn compare(&mut self, group: Group, tensor: impl Into<String>, ours: &Tensor, theirs: &Tensor) -> Result<()> {
+        let tensor = tensor.into();
+        let (ours, theirs) = (to_host(ours)?, to_host(theirs)?);
+        ensure!(
+            ours.len() == theirs.len(),
+            "{tensor}: {} numbers here, {} recorded",
+            ours.len(),
+            theirs.len()
+        );
+        let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
+        let difference = norm(&mut ours.iter().zip(&theirs).map(|(a, b)| a - b));
+        let size = norm(&mut theirs.iter().copied());
+        self.errors.push((group, tensor, difference / size.max(1e-3)));
+        Ok(())
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.name)?;
+        for (group, name) in Group::ALL {
+            write!(f, " {name}={:.1e}", self.largest(group))?;
+        }
+        write!(f, " {}", if self.is_ok() { "ok" } else { "FAIL" })
+    }
+}
+
+/// Reads a file of recorded values and runs the crate on the same weights, inputs and masks.
+///
+/// # Errors
+/// When the file cannot be read, or its kind is not known here.
+pub fn compare(path: &Path, device: &Device) -> Result<Report> {
+    let file = Recorded::open(path, device)?;
+    let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let mut report = Report { name, errors: vec![] };
+    match (file.text("kind")?, file.config["model"].as_str()) {
+        ("losses", _) => losses(&file, &mut report)?,
+        ("model", Some("deit3" | "mae_finetune" | "hf_vit" | "clip_vision")) => model(&file, &mut report)?,
+        ("trajectory", Some("deit3")) => trajectory(&file, &mut report)?,
+        ("model" | "trajectory", Some(model)) => bail!("this release has no model of kind {model}"),
+        (kind, _) => bail!("this release cannot compare files of kind {kind}"),
+    }
+    Ok(report)
+}
+
+/// A file of recorded tensors and its configuration.
+struct Recorded {
+    tensors: BTreeMap<String, Tensor>,
+    config: Value,
+}
+
+impl Recorded {
+    fn open(path: &Path, device: &Device) -> Result<Self> {
+        let bytes = std::fs::read(path)?;
+        let (_, metadata) = safetensors::SafeTensors::read_metadata(&bytes)?;
+        let config = metadata.metadata().as_ref().and_then(|entries| entries.get("config"));
+        let config =
+            config.context("it has no configuration: a file of recorded values has `config` in its metadata")?;
+        let tensors = candle_core::safetensors::load_buffer(&bytes, device)?;
+        Ok(Self {
+            tensors: tensors.into_iter().collect(),
+            config: serde_json::from_str(config)?,
+        })
+    }
+
+    fn get(&self, name: &str) -> Result<&Tensor> {
+        self.tensors
+            .get(name)
+            .with_context(|| format!("it has no tensor {name}"))
+    }
+
+    /// All tensors below `prefix`, by the rest of their name.
+    fn below<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a str, &'a Tensor)> {
+        self.tensors
+            .iter()
+            .filter_map(move |(name, t)| Some((name.strip_prefix(prefix)?, t)))
+    }
+
+    fn text(&self, key: &str) -> Result<&str> {
+        self.config[key]
+            .as_str()
+            .with_context(|| format!("its configuration has no {key}"))
+    }
+
+    fn number(&self, key: &str) -> Result<f64> {
+        self.config[key]
+            .as_f64()
+            .with_context(|| format!("its configuration has no {key}"))
+    }
+
+    fn count(&self, key: &str) -> Result<usize> {
+        Ok(self.number(key)? as usize)
+    }
+
+    fn flag(&self, key: &str) -> bool {
+        self.config[key].as_bool().unwrap_or(false)
+    }
+
+    /// The recorded weights, as a source for a model of ours.
+    fn weights(&self) -> Weights {
+        Weights::from_tensors(self.below("w/").map(|(name, t)| (name.to_string(), t.clone())))
+    }
+
+    /// The ViT that the configuration describes.
+    fn vit_config(&self) -> Result<Config> {
+        let classes = self.count("num_classes")?;
+        let form = match self.text("model")? {
+            "deit3" => Config::deit3_tiny(classes),
+            "mae_finetune" => Config::mae_base(classes),
+            "hf_vit" => Config::hf_base(classes),
+            "clip_vision" => Config::clip_base(classes),
+            other => bail!("{other} is no ViT"),
+        };
+        let pool = match form.layout {
+            Layout::Timm if !self.flag("global_pool") => Pool::ClassToken,
+            _ => form.pool,
+        };
+        let embed_dim = self.count("embed_dim")?;
+        Ok(Config {
+            embed_dim,
+            depth: self.count("depth")?,
+            num_heads: self.count("num_heads")?,
+            mlp_dim: embed_dim * self.count("mlp_ratio")?,
+            norm_eps: self.number("norm_eps")?,
+            // Its initial value does not matter: the weights are recorded.
+            layer_scale: self.flag("layer_scale").then_some(1.),
+            class_token_position: self.flag("cls_in_pos_embed"),
+            activation: match self.text("activation")? {
+                "gelu_erf" => Activation::Gelu,
+                "quick_gelu" => Activation::QuickGelu,
+                other => bail!("the activation {other} is not known here"),
+            },
+            pool,
+            ..form.with_input(
+                self.count("image_size")?,
+                self.count("patch_size")?,
+                self.count("in_channels")?,
+            )
+        })
+    }
+}
+
+/// A generator that always gives the recorded mask.
+struct Fixed(Mask);
+
+impl MaskGenerator for Fixed {
+    fn generate(&self, _: usize, _: Grid, _: StepKey) -> candle_core::Result<Mask> {
+        Ok(self.0.clone())
+    }
+}
+
+/// The sub-branch that the authors' code drew from `noise`.
+fn recorded_branch(cfg: &Config, noise: &Tensor, ratio: f64) -> Result<DropToken<Fixed>> {
+    let side = |pixels: usize| pixels / cfg.patch_size;
+    let grid = Grid::new(side(cfg.image_size.0), side(cfg.image_size.1));
+    let mask = Mask::from_noise(grid, noise, num_keep(grid.len(), ratio))?;
+    Ok(DropToken::new(Fixed(mask)))
+}
+
+fn model(file: &Recorded, report: &mut Report) -> Result<()> {
+    let (cfg, input, key) = (file.vit_config()?, file.get("input")?, Seed::new(0).at(0));
+    let weights = file.weights();
+    let vit = VisionTransformer::new(&cfg, weights.var_builder(DType::F32, input.device()))?;
+    ensure!(
+        weights.left_over().is_empty(),
+        "weights that the model does not know: {:?}",
+        weights.left_over()
+    );
+    let params = Params::from_varmap(weights.varmap());
+    let branch = || recorded_branch(&cfg, file.get("noise")?, file.number("ratio")?);
+
+    let pair = MaskSub::new(&vit, branch()?).forward_pair(input, key)?;
+    report.compare(Group::Main, "logits_main", &pair.main, file.get("logits_main")?)?;
+    let evaluated = MaskSub::new(&vit, branch()?).forward_t(input, false)?;
+    report.compare(Group::Main, "logits_eval", &evaluated, file.get("logits_eval")?)?;
+    report.compare(Group::Sub, "logits_sub", &pair.sub, file.get("logits_sub")?)?;
+
+    for (kind, criterion, sub_loss) in [
+        ("ce", Criterion::cross_entropy(), SubModelLoss::soft_cross_entropy()),
+        (
+            "bce",
+            Criterion::bce_with_logits().with_target_threshold(0.)?,
+            SubModelLoss::bce(),
+        ),
+    ] {
+        let model = MaskSub::new(&vit, branch()?)
+            .with_sub_loss(sub_loss)
+            .with_params(params.clone());
+        let targets = file.get("target_soft")?;
+        let step = model.backward(input, key, |logits| Ok(criterion.forward(logits, targets)?))?;
+        let sub_loss = step.sub_loss.ok_or_else(|| anyhow!("no sub loss"))?;
+        for (name, value) in [("loss_main", step.main_loss), ("loss_sub", sub_loss)] {
+            let name = format!("{kind}/{name}");
+            report.compare(Group::Loss, &name, &scalar(value)?, file.get(&name)?)?;
+        }
+        compare_grads(file, &format!("{kind}/grad/"), &step.grads, &params, report)?;
+    }
+    Ok(())
+}
+
+fn compare_grads(file: &Recorded, prefix: &str, grads: &GradStore, params: &Params, report: &mut Report) -> Result<()> {
+    let recorded: Vec<_> = file.below(prefix).collect();
+    ensure!(
+        recorded.len() == params.len(),
+        "{} gradients recorded below {prefix}, but {} parameters here",
+        recorded.len(),
+        params.len()
+    );
+    for (name, theirs) in recorded {
+        let var = params
+            .get(name)
+            .with_context(|| format!("there is no parameter {name}"))?;
+        let ours = grads.get(var).with_context(|| format!("{name} has no gradient"))?;
+        report.compare(Group::Grad, format!("{prefix}{name}"), ours, theirs)?;
+    }
+    Ok(())
+}
+
+fn trajectory(file: &Recorded, report: &mut Report) -> Result<()> {
+    let (cfg, device) = (file.vit_config()?, file.get("loss_main")?.device().clone());
+    let weights = file.weights();
+    let vit = VisionTransformer::new(&cfg, weights.var_builder(DType::F32, &device))?;
+    let params = Params::from_varmap(weights.varmap());
+    let mut optimizer = SGD::new(params.vars(), file.number("lr")?)?;
+    let (recorded_main, recorded_sub) = (to_host(file.get("loss_main")?)?, to_host(file.get("loss_sub")?)?);
+    for step in 0..file.count("steps")? {
+        let at = |name: &str| file.get(&format!("step{step}/{name}"));
+        let branch = recorded_branch(&cfg, at("noise")?, file.number("ratio")?)?;
+        let model = MaskSub::new(&vit, branch).with_params(params.clone());
+        let targets = at("target_soft")?;
+        let result = model.backward(at("input")?, Seed::new(0).at(step), |logits| {
+            Ok(Criterion::cross_entropy().forward(logits, targets)?)
+        })?;
+        optimizer.step(&result.grads)?;
+        let sub_loss = result.sub_loss.ok_or_else(|| anyhow!("no sub loss"))?;
+        let (main, sub) = (scalar(recorded_main[step])?, scalar(recorded_sub[step])?);
+        report.compare(
+            Group::Main,
+            format!("step{step}/loss_main"),
+            &scalar(result.main_loss)?,
+            &main,
+        )?;
+        report.compare(Group::Sub, format!("step{step}/loss_sub"), &scalar(sub_loss)?, &sub)?;
+        let (ours, theirs) = (result.main_loss + sub_loss, ((main + sub)? * 0.5)?);
+        report.compare(Group::Loss, format!("step{step}/loss"), &scalar(ours / 2.)?, &theirs)?;
+    }
+    // How far each weight went: what all gradients together did.
+    for (name, last) in file.below("final/") {
+        let start = file.get(&format!("w/{name}"))?;
+        let var = params
+            .get(name)
+            .with_context(|| format!("there is no parameter {name}"))?;
+        report.compare(
+            Group::Grad,
+            format!("final/{name}"),
+            &(var.as_tensor() - start)?,
+            &(last - start)?,
+        )?;
+    }
+    Ok(())
+}
+
+fn losses(file: &Recorded, report: &mut Report) -> Result<()> {
+    let mut seen = 0;
+    for (name, theirs) in file.tensors.iter().filter(|(name, _)| name.ends_with("/value")) {
+        let name = name.trim_end_matches("/value");
+        // Which logits, which loss, against what: all in the name.
+        let (inputs, loss) = name.split_once('/').context("a loss without a section")?;
+        let (inputs, group, prefix) = match inputs {
+            "main" => ("main", Group::Main, ""),
+            "sub" => ("sub", Group::Sub, ""),
+            "extreme" if loss.starts_with("sub_") => ("extreme/sub", Group::Loss, "extreme/"),
+            "extreme" => ("extreme/main", Group::Loss, "extreme/"),
+            other => bail!("a loss on {other}"),
+        };
+        let logits = Var::from_tensor(file.get(inputs)?)?;
+        let target = |name: &str| file.get(&format!("{prefix}{name}"));
+        let value = if inputs.ends_with("main") {
+            let (criterion, targets) = match loss {
+                "ce_classes" => (Criterion::cross_entropy(), target("target_classes")?),
+                "ce_soft" => (Criterion::cross_entropy(), target("target_soft")?),
+                "ce_smooth0.1" => (
+                    Criterion::cross_entropy().with_label_smoothing(0.1)?,
+                    target("target_classes")?,
+                ),
+                "bce" => (Criterion::bce_with_logits(), target("target_classes")?),
+                "bce_soft" => (Criterion::bce_with_logits(), target("target_soft")?),
+                "bce_threshold0" => (
+                    Criterion::bce_with_logits().with_target_threshold(0.)?,
+                    target("target_soft")?,
+                ),
+                other => bail!("the loss {other} is not known here"),
+            };
+            criterion.forward(&logits, targets)?
+        } else {
+            let (kind, temperature) = match loss.trim_start_matches("sub_").split_once("_T") {
+                Some((kind, temperature)) => (kind, temperature.parse::<f64>()?),
+                None => (loss.trim_start_matches("sub_"), 1.),
+            };
+            let sub_loss = match kind {
+                "soft_ce" => SubModelLoss::soft_cross_entropy(),
+                "kl" => SubModelLoss::kl(),
+                "bce" => SubModelLoss::bce(),
+                other => bail!("the loss {other} is not known here"),
+            };
+            sub_loss
+                .with_temperature(temperature)?
+                .forward(&logits, target("main")?)?
+        };
+        report.compare(group, format!("{name}/value"), &value, theirs)?;
+        let grads = value.backward()?;
+        let ours = grads.get(&logits).with_context(|| format!("{name} has no gradient"))?;
+        report.compare(
+            Group::Grad,
+            format!("{name}/grad"),
+            ours,
+            file.get(&format!("{name}/grad"))?,
+        )?;
+        seen += 1;
+    }
+    ensure!(seen > 0, "it has no losses");
+    Ok(())
+}
+
+fn scalar(value: f64) -> Result<Tensor> {
+    Ok(Tensor::new(value, &Device::Cpu)?)
+}
+
+fn to_host(tensor: &Tensor) -> Result<Vec<f64>> {
+    Ok(tensor
+        .to_device(&Device::Cpu)?
+        .to_dtype(DType::F64)?
+        .flatten_all()?
+        .to_vec1()?)
+}

@@ -1,0 +1,89 @@
+//! What a model offers to a sub-branch.
+
+use std::sync::Arc;
+
+use candle_core::{Result, Tensor};
+use candle_nn::ModuleT;
+
+use super::Pass;
+use crate::{Grid, Mask};
+
+/// A model that is run as a whole: images (or whatever it takes) in, logits out.
+///
+/// [`Plain`] makes one of any candle module. A model with dropout, drop path or batch norm of its own implements it to
+/// take part in them through the [`Pass`].
+pub trait Forward {
+    /// The logits [B, classes] of `xs` [B, ...].
+    ///
+    /// # Errors
+    /// The model's own.
+    fn forward_pass(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor>;
+}
+
+/// A model whose token sequence can be cut short: a ViT, anyone's.
+///
+/// Tokens are P prefix tokens (class, distillation, register), which are never dropped, followed by one token for each
+/// of the L positions of the grid.
+pub trait TokenModel {
+    /// The positions of `xs` [B, ...].
+    ///
+    /// # Errors
+    /// When `xs` does not fit the model.
+    fn grid(&self, xs: &Tensor) -> Result<Grid>;
+
+    /// P, the number of prefix tokens.
+    fn num_prefix_tokens(&self) -> usize;
+
+    /// The token sequence [B, P+L, D] with positions added, or [B, P+K, D] with only the positions that `keep` keeps:
+    /// usually by [`Mask::gather`].
+    ///
+    /// # Errors
+    /// The model's own.
+    fn embed(&self, xs: &Tensor, keep: Option<&Mask>, pass: &mut Pass) -> Result<Tensor>;
+
+    /// The logits [B, classes] of a token sequence.
+    ///
+    /// # Errors
+    /// The model's own.
+    fn classify(&self, tokens: &Tensor, pass: &mut Pass) -> Result<Tensor>;
+}
+
+/// Any candle module as a [`Forward`] model: a `Module`, a `ModuleT`, a closure in `candle_nn::func` (or `func_t`, where
+/// it needs to know whether it trains).
+///
+/// Its dropout, if it has any, is candle's: drawn from a generator that cannot be seeded on the CPU.
+#[derive(Clone, Debug)]
+pub struct Plain<M>(pub M);
+
+impl<M: ModuleT> Forward for Plain<M> {
+    fn forward_pass(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+        self.0.forward_t(xs, pass.is_train())
+    }
+}
+
+macro_rules! through_pointers {
+    ($($pointer:ty),*) => {$(
+        impl<M: Forward + ?Sized> Forward for $pointer {
+            fn forward_pass(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+                (**self).forward_pass(xs, pass)
+            }
+        }
+
+        impl<M: TokenModel + ?Sized> TokenModel for $pointer {
+            fn grid(&self, xs: &Tensor) -> Result<Grid> {
+                (**self).grid(xs)
+            }
+            fn num_prefix_tokens(&self) -> usize {
+                (**self).num_prefix_tokens()
+            }
+            fn embed(&self, xs: &Tensor, keep: Option<&Mask>, pass: &mut Pass) -> Result<Tensor> {
+                (**self).embed(xs, keep, pass)
+            }
+            fn classify(&self, tokens: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+                (**self).classify(tokens, pass)
+            }
+        }
+    )*};
+}
+
+through_pointers!(&M, Box<M>, Arc<M>);

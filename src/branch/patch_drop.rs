@@ -1,0 +1,68 @@
+//! Patch drop: the sub-branch of any model sees an image with blocks hidden.
+
+use candle_core::{Result, Tensor};
+
+use super::{Forward, Pass, SubBranch};
+use crate::{Error, Fill, Grid, Mask, MaskGenerator};
+
+/// Runs any model on images [B, C, H, W] in which the blocks that a generator does not keep are filled, with 0 unless
+/// told otherwise. It costs what the main branch costs: the image stays as large as it is.
+///
+/// MaskSub (arXiv 2306.11339) does this for ResNet, with blocks of 32 x 32 pixels set to 0 after normalisation.
+///
+/// ```
+/// use masksub::{Fill, PatchDrop, RandomMasking};
+/// let branch = PatchDrop::new(RandomMasking::new(0.5)?, 32)?.with_fill(Fill::Mean);
+/// # Ok::<(), masksub::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct PatchDrop<G> {
+    masking: G,
+    block: usize,
+    fill: Fill,
+}
+
+impl<G: MaskGenerator> PatchDrop<G> {
+    /// Hides what `masking` does not keep of the grid of `block` x `block`-pixel blocks.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] when `block` is 0.
+    pub fn new(masking: G, block: usize) -> crate::Result<Self> {
+        if block == 0 {
+            return Err(Error::invalid("block", block, "at least 1 pixel"));
+        }
+        Ok(Self {
+            masking,
+            block,
+            fill: Fill::Zero,
+        })
+    }
+
+    /// Fills hidden blocks with something else than 0.
+    pub fn with_fill(self, fill: Fill) -> Self {
+        Self { fill, ..self }
+    }
+}
+
+impl<G: MaskGenerator, M: Forward + ?Sized> SubBranch<M> for PatchDrop<G> {
+    fn main(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+        model.forward_pass(xs, pass)
+    }
+
+    fn sub(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<(Tensor, Option<Mask>)> {
+        let key = pass.require_key("the mask")?;
+        let block = self.block;
+        let (batch, height, width) = match *xs.dims() {
+            [b, _, h, w] if h > 0 && w > 0 && h.is_multiple_of(block) && w.is_multiple_of(block) => (b, h, w),
+            _ => {
+                let expected = format!("[B, C, H, W] with H and W multiples of the block, {block} pixels");
+                return Err(Error::shape("images", xs.dims(), expected).into());
+            }
+        };
+        let mask = self
+            .masking
+            .generate(batch, Grid::new(height / block, width / block), key)?;
+        let hidden = mask.fill(xs, &self.fill, key)?;
+        Ok((model.forward_pass(&hidden, pass)?, Some(mask)))
+    }
+}

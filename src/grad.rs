@@ -1,0 +1,218 @@
+//! Gradients: the checked backward pass, merging, clipping, and the audit.
+
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Tensor, TensorId, D};
+
+use crate::{Error, Params, Result};
+
+/// The gradients of `loss` with respect to `params`, each of which must have one.
+///
+/// What `loss.backward()` gives, with everything checked that candle lets pass: for trainers that need only one branch.
+///
+/// # Errors
+/// [`Error::LossNotScalar`], [`Error::LossDetached`], [`Error::NonFiniteLoss`], [`Error::MissingGradients`], and
+/// [`Error::BackwardUnsupported`] when candle cannot differentiate an operation.
+pub fn backward(loss: &Tensor, params: &Params) -> Result<GradStore> {
+    check_loss(loss, "main")?;
+    let grads = raw_backward(loss, "main", Some(params))?;
+    check_missing(&grads, params)?;
+    Ok(grads)
+}
+
+/// The value of a loss that is fit for a backward pass.
+pub(crate) fn check_loss(loss: &Tensor, branch: &'static str) -> Result<f64> {
+    if loss.elem_count() != 1 {
+        let got = loss.dims().to_vec();
+        return Err(Error::LossNotScalar { branch, got });
+    }
+    if !loss.track_op() {
+        return Err(Error::LossDetached { branch });
+    }
+    let value = loss.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?[0];
+    if !value.is_finite() {
+        return Err(Error::NonFiniteLoss { branch, value });
+    }
+    Ok(value)
+}
+
+/// Gradients of the trained variables, or of all variables where it is not known which are trained. candle's store also
+/// holds those of inputs that are not variables; they are dropped.
+pub(crate) fn raw_backward(loss: &Tensor, branch: &'static str, params: Option<&Params>) -> Result<GradStore> {
+    let mut all = loss.backward().map_err(|error| explain(error, branch))?;
+    let mut grads = GradStore::default();
+    let mut keep = |id: TensorId| {
+        if let Some(grad) = take(&mut all, id) {
+            grads.insert_id(id, grad);
+        }
+    };
+    match params {
+        Some(params) => params.iter().for_each(|(_, var)| keep(var.id())),
+        None => loss
+            .sorted_nodes()
+            .iter()
+            .filter(|node| node.is_variable())
+            .for_each(|node| keep(node.id())),
+    }
+    Ok(grads)
+}
+
+// `GradStore::remove` wants the tensor itself; the gradient of a variable is looked up by its id alone.
+fn take(grads: &mut GradStore, id: TensorId) -> Option<Tensor> {
+    grads.get_id(id).cloned()
+}
+
+pub(crate) fn check_missing(grads: &GradStore, params: &Params) -> Result<()> {
+    let names: Vec<String> = missing(grads, params).map(str::to_string).collect();
+    match names.is_empty() {
+        true => Ok(()),
+        false => Err(Error::MissingGradients {
+            names,
+            trained: params.len(),
+        }),
+    }
+}
+
+fn missing<'a>(grads: &'a GradStore, params: &'a Params) -> impl Iterator<Item = &'a str> {
+    params
+        .iter()
+        .filter(|(name, var)| params.must_have_gradient(name) && grads.get_id(var.id()).is_none())
+        .map(|(name, _)| name)
+}
+
+/// Names the remedy where candle's backward stops at an operation.
+fn explain(error: candle_core::Error, branch: &'static str) -> Error {
+    let error = Error::from(error);
+    let reason = error.to_string();
+    let remedy = match &error {
+        Error::Candle(_) if reason.contains("maxpool2d") => {
+            "Max pooling whose windows overlap has no backward in candle: use non-overlapping windows (kernel = stride), \
+             average pooling or a strided convolution"
+        }
+        Error::Candle(_) if reason.contains("backward not supported") || reason.contains("backward is not supported") => {
+            "candle has no backward for this operation: replace it by one that has, or detach what leads to it"
+        }
+        _ => return error,
+    };
+    Error::BackwardUnsupported { branch, reason, remedy }
+}
+
+/// Adds the gradients of `other` to `grads`: of micro-batches, or of two losses.
+///
+/// # Errors
+/// When gradients of the same variable differ in shape, dtype or device.
+pub fn merge(grads: &mut GradStore, other: GradStore) -> Result<()> {
+    Ok(grads.extend(other)?)
+}
+
+/// Multiplies all gradients so that their global 2-norm over `params` is at most `max_norm`, and returns the norm they
+/// had. `torch.nn.utils.clip_grad_norm_`; the sum runs over the sorted names, so it is the same in every run.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] when `max_norm` is not above 0; [`Error::NonFiniteGradient`] when a gradient is infinite
+/// or NaN, with all gradients as they were.
+pub fn clip_grad_norm(grads: &mut GradStore, params: &Params, max_norm: f64) -> Result<f64> {
+    if max_norm.is_nan() || max_norm <= 0. {
+        return Err(Error::invalid("max_norm", max_norm, "above 0"));
+    }
+    let mut total = 0.;
+    for (name, var) in params.iter() {
+        if let Some(grad) = grads.get_id(var.id()) {
+            let square = sum_of_squares(grad)?;
+            if !square.is_finite() {
+                return Err(Error::NonFiniteGradient { name: name.to_string() });
+            }
+            total += square;
+        }
+    }
+    let norm = total.sqrt();
+    // PyTorch's small term, so that clipped gradients agree with its own.
+    let factor = max_norm / (norm + 1e-6);
+    if factor < 1. {
+        for (_, var) in params.iter() {
+            if let Some(grad) = grads.get_id(var.id()) {
+                let clipped = (grad * factor)?;
+                grads.insert_id(var.id(), clipped);
+            }
+        }
+    }
+    Ok(norm)
+}
+
+/// Sums rows on the device and the rows' sums in f64 here: no long sum is left in single precision.
+fn sum_of_squares(grad: &Tensor) -> Result<f64> {
+    let grad = match grad.dtype() {
+        DType::F64 => grad.clone(),
+        _ => grad.to_dtype(DType::F32)?,
+    };
+    let rows = match grad.rank() {
+        0 => grad.sqr()?.reshape(1)?,
+        _ => grad.sqr()?.sum(D::Minus1)?.flatten_all()?,
+    };
+    Ok(match rows.dtype() {
+        DType::F64 => rows.to_vec1::<f64>()?.iter().sum(),
+        _ => rows.to_vec1::<f32>()?.iter().map(|&row| row as f64).sum(),
+    })
+}
+
+/// What an audit of gradients found, by name and sorted.
+///
+/// It prints as a report. All-zero gradients are told, but are no fault: a zero-initialised last batch norm of a
+/// residual branch has them in the first step.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Audit {
+    /// How many parameters were looked at.
+    pub trained: usize,
+    /// Parameters without a gradient, except those that may lack one.
+    pub missing: Vec<String>,
+    /// Parameters whose gradient has an infinite or undefined element.
+    pub non_finite: Vec<String>,
+    /// Parameters whose gradient is zero throughout.
+    pub all_zero: Vec<String>,
+}
+
+impl Audit {
+    /// Whether every parameter has a gradient and all are finite.
+    pub fn is_ok(&self) -> bool {
+        self.missing.is_empty() && self.non_finite.is_empty()
+    }
+}
+
+impl std::fmt::Display for Audit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} parameters", self.trained)?;
+        for (what, names) in [
+            ("without a gradient", &self.missing),
+            ("with a gradient that is not finite", &self.non_finite),
+            ("with a gradient that is all zero", &self.all_zero),
+        ] {
+            if !names.is_empty() {
+                write!(f, "; {} {what}: {}", names.len(), names.join(", "))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Looks at the gradient of every parameter: missing, non-finite, or all zero. It reads all of them, so it is for the
+/// first step and for when something is odd; what is missing, [`MaskSub::backward`](crate::MaskSub::backward) checks in
+/// every step.
+///
+/// # Errors
+/// When a gradient cannot be read.
+pub fn audit(grads: &GradStore, params: &Params) -> Result<Audit> {
+    let mut audit = Audit {
+        trained: params.len(),
+        missing: missing(grads, params).map(str::to_string).collect(),
+        ..Audit::default()
+    };
+    for (name, var) in params.iter() {
+        let Some(grad) = grads.get_id(var.id()) else { continue };
+        let values = grad.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?;
+        if values.iter().any(|v| !v.is_finite()) {
+            audit.non_finite.push(name.to_string());
+        } else if values.iter().all(|&v| v == 0.) {
+            audit.all_zero.push(name.to_string());
+        }
+    }
+    Ok(audit)
+}

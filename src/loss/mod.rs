@@ -1,0 +1,90 @@
+//! The losses of the two branches.
+
+mod criterion;
+mod sub_model;
+
+pub use criterion::Criterion;
+pub use sub_model::SubModelLoss;
+
+use candle_core::{DType, Tensor, D};
+
+use crate::{Error, Result};
+
+/// Attaches an analytic gradient to a value: a tensor that equals `value`, and whose gradient with respect to `logits`
+/// is `gradient`.
+///
+/// Both losses know their gradients in closed form, and those stay finite where a composition's do not (an infinite
+/// exponential times zero) and exact where its subgradients add up wrongly (BCE at a logit of 0).
+fn with_gradient(value: Tensor, logits: &Tensor, gradient: &Tensor) -> Result<Tensor> {
+    let slope = (logits.to_dtype(gradient.dtype())? * gradient.detach())?;
+    // Zero, exactly, but with the slope of `gradient`.
+    let zero = (&slope - slope.detach())?.sum_all()?;
+    Ok((value.detach() + zero)?)
+}
+
+/// Logits [B, C] in the dtype that losses are computed in: f32 for the half-width floats.
+fn upcast(argument: &'static str, logits: &Tensor) -> Result<Tensor> {
+    if logits.rank() != 2 || logits.elem_count() == 0 {
+        return Err(Error::shape(argument, logits.dims(), "[B, C] with B > 0 and C > 0"));
+    }
+    match logits.dtype() {
+        DType::F32 | DType::F64 => Ok(logits.clone()),
+        DType::F16 | DType::BF16 => Ok(logits.to_dtype(DType::F32)?),
+        got => {
+            let expected = "f32, f64, f16 or bf16".to_string();
+            Err(Error::DType {
+                argument,
+                got,
+                expected,
+            })
+        }
+    }
+}
+
+/// log(softmax(logits / temperature)), finite for all finite logits.
+fn log_softmax(logits: &Tensor, temperature: f64) -> Result<Tensor> {
+    // The largest difference of two floats is infinite. A quarter of the largest float leaves room for the sums of a
+    // loss, and nobody tells it from minus infinity.
+    let floor = match logits.dtype() {
+        DType::F64 => f64::MIN / 4.,
+        _ => f32::MIN as f64 / 4.,
+    };
+    let below_max = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?.maximum(floor)?;
+    let scaled = (below_max / temperature)?.maximum(floor)?;
+    let log_sum = scaled.exp()?.sum_keepdim(D::Minus1)?.log()?;
+    Ok(scaled.broadcast_sub(&log_sum)?)
+}
+
+/// T² times the mean over the batch of sum(target * (offset - log(softmax(logits / T)))), with `target` and `offset`
+/// [B, C]: the cross-entropy where there is no offset, the KL divergence where it is log(target).
+fn soft_cross_entropy(logits: &Tensor, target: &Tensor, offset: Option<&Tensor>, temperature: f64) -> Result<Tensor> {
+    let batch = logits.dims()[0] as f64;
+    let log_probs = log_softmax(&logits.detach(), temperature)?;
+    let surprise = match offset {
+        Some(offset) => (offset - &log_probs)?,
+        None => log_probs.neg()?,
+    };
+    // The factor goes in before the sum, which could overflow.
+    let value = ((target * surprise)? * (temperature * temperature / batch))?.sum_all()?;
+    let mass = target.sum_keepdim(D::Minus1)?;
+    let gradient = ((log_probs.exp()?.broadcast_mul(&mass)? - target)? * (temperature / batch))?;
+    with_gradient(value, logits, &gradient)
+}
+
+/// Mean over batch and classes of the binary cross-entropy between `target` [B, C] and sigmoid(logits / T), times T².
+fn binary_cross_entropy(logits: &Tensor, target: &Tensor, temperature: f64) -> Result<Tensor> {
+    let count = logits.elem_count() as f64;
+    let scaled = (logits.detach() / temperature)?;
+    // max(x, 0) - x t + log(1 + exp(-|x|)): no exponential of a positive number.
+    let tail = (scaled.abs()?.neg()?.exp()? + 1.)?.log()?;
+    let value = ((scaled.relu()? - (&scaled * target)?)? + tail)?;
+    let value = (value * (temperature * temperature / count))?.sum_all()?;
+    let gradient = ((sigmoid(&scaled)? - target)? * (temperature / count))?;
+    with_gradient(value, logits, &gradient)
+}
+
+/// 1 / (1 + exp(-x)), without an infinite exponential.
+fn sigmoid(xs: &Tensor) -> Result<Tensor> {
+    // The half angle: (1 + tanh(x / 2)) / 2.
+    Ok((((xs * 0.5)?.tanh()? + 1.)? * 0.5)?)
+}

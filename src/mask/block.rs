@@ -1,0 +1,48 @@
+//! Block masking: random masking of square blocks of positions.
+
+use super::{Grid, Mask, MaskGenerator, MaskRatio, RandomMasking};
+use crate::{Error, Result, StepKey};
+
+/// Keeps or drops blocks of `block` x `block` positions as a whole, each set of blocks as likely as any other, exactly
+/// as many in every sample. Grids of any shape will do whose sides are multiples of the block.
+///
+/// ```
+/// use masksub::{BlockMasking, Grid, MaskGenerator, Seed};
+/// let mask = BlockMasking::new(0.5, 4)?.generate(1, Grid::new(8, 16), Seed::new(0).at(0))?;
+/// assert_eq!(mask.num_keep(), 4 * 16);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct BlockMasking {
+    blocks: RandomMasking,
+    block: usize,
+}
+
+impl BlockMasking {
+    /// Masks the share `mask_ratio` of all blocks of `block` x `block` positions.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] when `mask_ratio` is NaN or outside [0, 1), or `block` is 0.
+    pub fn new(mask_ratio: f64, block: usize) -> Result<Self> {
+        Self::with_ratio(MaskRatio::fixed(mask_ratio)?, block)
+    }
+
+    /// Masks a share that may be drawn in every step.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] when `block` is 0.
+    pub fn with_ratio(mask_ratio: MaskRatio, block: usize) -> Result<Self> {
+        if block == 0 {
+            return Err(Error::invalid("block", block, "at least 1"));
+        }
+        let blocks = RandomMasking::with_ratio(mask_ratio);
+        Ok(Self { blocks, block })
+    }
+}
+
+impl MaskGenerator for BlockMasking {
+    fn generate(&self, batch: usize, grid: Grid, key: StepKey) -> candle_core::Result<Mask> {
+        let blocks = self.blocks.generate(batch, grid.divided_by(self.block)?, key)?;
+        Ok(blocks.upsample(self.block)?)
+    }
+}

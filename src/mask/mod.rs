@@ -1,0 +1,288 @@
+//! Which positions of an image or a token sequence a sample keeps, and how they are chosen.
+
+mod block;
+mod fill;
+mod random;
+mod ratio;
+
+pub use block::BlockMasking;
+pub use fill::Fill;
+pub use random::RandomMasking;
+pub use ratio::{num_keep, MaskRatio};
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+
+use crate::{ops, Error, Result, StepKey};
+
+/// The positions of a sample, laid out in rows: L = `height * width` of them, numbered row by row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Grid {
+    /// Rows.
+    pub height: usize,
+    /// Columns.
+    pub width: usize,
+}
+
+impl Grid {
+    /// A grid of `height` rows and `width` columns.
+    pub const fn new(height: usize, width: usize) -> Self {
+        Self { height, width }
+    }
+
+    /// L, the number of positions.
+    pub const fn len(self) -> usize {
+        self.height * self.width
+    }
+
+    /// Whether there is no position at all.
+    pub const fn is_empty(self) -> bool {
+        self.len() == 0
+    }
+
+    /// The grid of blocks of `block` x `block` positions that tile this one.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] when a side is no multiple of `block`; the message says which.
+    pub fn divided_by(self, block: usize) -> Result<Self> {
+        let fits = |side: usize| block > 0 && side > 0 && side.is_multiple_of(block);
+        if !fits(self.height) || !fits(self.width) {
+            return Err(Error::invalid(
+                "block",
+                format!("{block} on a grid of {self}"),
+                "a positive divisor of both sides",
+            ));
+        }
+        Ok(Self::new(self.height / block, self.width / block))
+    }
+}
+
+impl std::fmt::Display for Grid {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} x {}", self.height, self.width)
+    }
+}
+
+/// Chooses the positions that each sample keeps. Object-safe: `Box<dyn MaskGenerator>` is one, too.
+///
+/// The draw for a sample may depend on the key and the sample's number only, never on other samples or on earlier
+/// steps; that is what lets a run resume and a batch be cut in micro-batches.
+pub trait MaskGenerator: Send + Sync {
+    /// A mask for `batch` samples with positions laid out as `grid`.
+    ///
+    /// # Errors
+    /// When the grid does not fit the generator or nothing can be drawn; implementations outside this crate return
+    /// whatever error they like.
+    fn generate(&self, batch: usize, grid: Grid, key: StepKey) -> candle_core::Result<Mask>;
+}
+
+impl<G: MaskGenerator + ?Sized> MaskGenerator for Box<G> {
+    fn generate(&self, batch: usize, grid: Grid, key: StepKey) -> candle_core::Result<Mask> {
+        (**self).generate(batch, grid, key)
+    }
+}
+
+/// Which positions each sample keeps: K of the L positions of a [`Grid`], for B samples. The indices live on the host.
+///
+/// Cloning is cheap. Every sample keeps the same number, so that a batch of shortened sequences is a tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mask {
+    grid: Grid,
+    batch: usize,
+    num_keep: usize,
+    /// [B, K], row by row.
+    keep: Arc<[u32]>,
+}
+
+impl Mask {
+    /// A mask from the positions that each sample keeps, in the order in which a shortened sequence shall have them.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] when there is no sample, a sample keeps none, samples keep different numbers, or a
+    /// position is out of range or repeated.
+    ///
+    /// ```
+    /// use masksub::{Grid, Mask};
+    /// let mask = Mask::from_keep_indices(Grid::new(2, 2), &[[0, 3], [2, 1]])?;
+    /// assert_eq!(mask.num_keep(), 2);
+    /// assert!(Mask::from_keep_indices(Grid::new(2, 2), &[[0, 4]]).is_err());
+    /// # Ok::<(), masksub::Error>(())
+    /// ```
+    pub fn from_keep_indices(grid: Grid, rows: &[impl AsRef<[u32]>]) -> Result<Self> {
+        let num_keep = rows.first().map_or(0, |row| row.as_ref().len());
+        let mut keep = Vec::with_capacity(rows.len() * num_keep);
+        let mut seen = vec![false; grid.len()];
+        for (sample, row) in rows.iter().enumerate() {
+            let row = row.as_ref();
+            if row.len() != num_keep {
+                let lengths = format!("{} positions in sample {sample}, {num_keep} in sample 0", row.len());
+                return Err(Error::invalid("keep_indices", lengths, "as many in every sample"));
+            }
+            seen.fill(false);
+            for &index in row {
+                match seen.get_mut(index as usize) {
+                    Some(seen) if !*seen => *seen = true,
+                    Some(_) => {
+                        let twice = format!("{index} twice in sample {sample}");
+                        return Err(Error::invalid("keep_indices", twice, "distinct positions"));
+                    }
+                    None => {
+                        let value = format!("{index} in sample {sample}");
+                        return Err(Error::invalid("keep_indices", value, format!("below {}", grid.len())));
+                    }
+                }
+            }
+            keep.extend_from_slice(row);
+        }
+        if keep.is_empty() {
+            return Err(Error::invalid(
+                "keep_indices",
+                "empty",
+                "at least one position of one sample",
+            ));
+        }
+        Ok(Self::trusted(grid, rows.len(), keep))
+    }
+
+    /// The `num_keep` positions with the smallest `noise`, in that order; of equal ones the lower position first.
+    ///
+    /// This is how the paper's code chooses (uniform `noise` [B, L], sorted); it is here so that masks recorded
+    /// elsewhere can be made again. The generators choose in linear time.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when `noise` is not [B, L] with L = `grid.len()`; [`Error::InvalidArgument`] when `num_keep` is
+    /// not within 1..=L or a noise is NaN.
+    pub fn from_noise(grid: Grid, noise: &Tensor, num_keep: usize) -> Result<Self> {
+        let positions = grid.len();
+        if noise.rank() != 2 || noise.dims()[1] != positions || noise.dims()[0] == 0 {
+            return Err(Error::shape(
+                "noise",
+                noise.dims(),
+                format!("[B, {positions}] with B > 0"),
+            ));
+        }
+        if num_keep == 0 || num_keep > positions {
+            return Err(Error::invalid("num_keep", num_keep, format!("within 1..={positions}")));
+        }
+        let noise = noise.to_dtype(DType::F64)?.to_vec2::<f64>()?;
+        if noise.iter().flatten().any(|n| n.is_nan()) {
+            return Err(Error::invalid("noise", "NaN", "ordered numbers"));
+        }
+        let mut keep = Vec::with_capacity(noise.len() * num_keep);
+        for row in &noise {
+            let mut order: Vec<u32> = (0..positions as u32).collect();
+            // Stable, so ties keep the order of positions.
+            order.sort_by(|&a, &b| row[a as usize].total_cmp(&row[b as usize]));
+            keep.extend_from_slice(&order[..num_keep]);
+        }
+        Ok(Self::trusted(grid, noise.len(), keep))
+    }
+
+    /// For indices that are known to be right: B rows of as many distinct positions below L.
+    pub(crate) fn trusted(grid: Grid, batch: usize, keep: Vec<u32>) -> Self {
+        Self {
+            grid,
+            batch,
+            num_keep: keep.len() / batch,
+            keep: keep.into(),
+        }
+    }
+
+    /// The layout of the L positions.
+    pub fn grid(&self) -> Grid {
+        self.grid
+    }
+
+    /// B, the number of samples.
+    pub fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// K, the number of positions that each sample keeps.
+    pub fn num_keep(&self) -> usize {
+        self.num_keep
+    }
+
+    /// The K positions that each sample keeps, sample by sample.
+    pub fn rows(&self) -> impl ExactSizeIterator<Item = &[u32]> {
+        self.keep.chunks_exact(self.num_keep)
+    }
+
+    /// The kept positions, [B, K] u32.
+    ///
+    /// # Errors
+    /// When the device cannot hold it.
+    pub fn keep_indices(&self, device: &Device) -> Result<Tensor> {
+        Ok(Tensor::from_slice(&self.keep, (self.batch, self.num_keep), device)?)
+    }
+
+    /// The positions that are not kept, [B, L-K] u32, ascending in every sample.
+    ///
+    /// # Errors
+    /// When the device cannot hold it.
+    pub fn dropped_indices(&self, device: &Device) -> Result<Tensor> {
+        let dropped: Vec<u32> = (0u32..)
+            .zip(self.dense())
+            .filter(|(_, kept)| !kept)
+            .map(|(at, _)| at % self.grid.len() as u32)
+            .collect();
+        let shape = (self.batch, self.grid.len() - self.num_keep);
+        Ok(Tensor::from_vec(dropped, shape, device)?)
+    }
+
+    /// 1 where a position is kept and 0 elsewhere, [B, L] of `dtype`.
+    ///
+    /// # Errors
+    /// When the device or the dtype cannot hold it.
+    pub fn to_dense(&self, dtype: DType, device: &Device) -> Result<Tensor> {
+        let dense: Vec<u8> = self.dense().into_iter().map(u8::from).collect();
+        let dense = Tensor::from_vec(dense, (self.batch, self.grid.len()), device)?;
+        Ok(dense.to_dtype(dtype)?)
+    }
+
+    /// The same mask on a grid `factor` times finer: every position becomes `factor` x `factor` positions, kept or not
+    /// as it was. Kept positions are ascending.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] when `factor` is 0.
+    pub fn upsample(&self, factor: usize) -> Result<Self> {
+        if factor == 0 {
+            return Err(Error::invalid("factor", factor, "at least 1"));
+        }
+        let fine = Grid::new(self.grid.height * factor, self.grid.width * factor);
+        let mut keep = Vec::with_capacity(self.keep.len() * factor * factor);
+        for dense in self.dense().chunks_exact(self.grid.len()) {
+            for position in 0..fine.len() {
+                let (row, column) = (position / fine.width, position % fine.width);
+                if dense[row / factor * self.grid.width + column / factor] {
+                    keep.push(position as u32);
+                }
+            }
+        }
+        Ok(Self::trusted(fine, self.batch, keep))
+    }
+
+    /// Shortens a token sequence to its `num_prefix_tokens` P first tokens, which are never dropped, and the kept ones:
+    /// `tokens` [B, P+L, D] to [B, P+K, D]. Differentiable: rows are copied once, the backward puts them back.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when `tokens` is not [B, P+L, D] with this mask's B and L.
+    pub fn gather(&self, tokens: &Tensor, num_prefix_tokens: usize) -> Result<Tensor> {
+        let sequence = num_prefix_tokens + self.grid.len();
+        if tokens.rank() != 3 || tokens.dims()[..2] != [self.batch, sequence] {
+            let expected = format!("[{}, {num_prefix_tokens} + {}, D]", self.batch, self.grid.len());
+            return Err(Error::shape("tokens", tokens.dims(), expected));
+        }
+        Ok(ops::gather_rows(tokens, &self.keep, num_prefix_tokens)?)
+    }
+
+    /// Whether each position of each sample is kept, B * L of them.
+    fn dense(&self) -> Vec<bool> {
+        let mut dense = vec![false; self.batch * self.grid.len()];
+        for (dense, row) in dense.chunks_exact_mut(self.grid.len()).zip(self.rows()) {
+            row.iter().for_each(|&index| dense[index as usize] = true);
+        }
+        dense
+    }
+}

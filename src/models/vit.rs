@@ -1,0 +1,638 @@
+//! The Vision Transformer (arXiv 2010.11929) in its four published forms: DeiT-III, MAE fine-tuning, Hugging Face, CLIP.
+
+use candle_core::{Result, Tensor};
+use candle_nn::{Init, Module, ModuleT, VarBuilder};
+
+use super::naming::{Names, Qkv, CLIP, HUGGING_FACE, TIMM};
+use crate::nn::{layer_norm, LayerNorm};
+use crate::{ops, Error, Forward, Grid, Mask, Pass, TokenModel};
+
+/// Whose weights a model has: names and shapes of its parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// timm's and facebookresearch's: DeiT-III and MAE.
+    Timm,
+    /// Hugging Face's `ViTForImageClassification`; candle-transformers' ViT has the same.
+    HuggingFace,
+    /// The vision tower of Hugging Face's CLIP below `clip`, and a `head`.
+    Clip,
+}
+
+/// How the drop-path rate runs over the blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DropPathSchedule {
+    /// The same rate in every block (DeiT-III).
+    Constant,
+    /// From 0 in the first block to the full rate in the last (everyone else).
+    Linear,
+}
+
+/// The activation of the MLP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// x Φ(x), with the error function.
+    Gelu,
+    /// x sigmoid(1.702 x): OpenAI's CLIP.
+    QuickGelu,
+}
+
+/// Makes the configuration of one size for a number of classes.
+pub type Constructor = fn(usize) -> Config;
+
+/// What the head reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pool {
+    /// The class token, after the final norm.
+    ClassToken,
+    /// The mean of the patch tokens without the class token, then `fc_norm` and no final norm (MAE fine-tuning).
+    Mean,
+}
+
+/// Everything that makes one ViT differ from another.
+///
+/// The constructors give the published sizes; a size of your own is a struct update on one of them.
+///
+/// ```
+/// use masksub::models::vit::Config;
+/// let small = Config { drop_path: 0.05, ..Config::deit3_small(1000) };
+/// let digits = Config { embed_dim: 64, depth: 6, num_heads: 4, ..Config::deit3_tiny(10) }.with_input(8, 2, 1);
+/// assert_eq!(small.num_params(), 22_059_496);
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Names and shapes of the weights.
+    pub layout: Layout,
+    /// Height and width of the image, in pixels.
+    pub image_size: (usize, usize),
+    /// Side of a patch, in pixels.
+    pub patch_size: usize,
+    /// Whether pixels right and below of the last whole patch are ignored, as a strided convolution does. Otherwise an
+    /// image side that is no multiple of the patch is an error.
+    pub crop_remainder: bool,
+    /// Channels of the image.
+    pub in_channels: usize,
+    /// Classes.
+    pub num_classes: usize,
+    /// D, the width of a token.
+    pub embed_dim: usize,
+    /// Blocks.
+    pub depth: usize,
+    /// Attention heads; they divide `embed_dim`.
+    pub num_heads: usize,
+    /// Width of the MLP's hidden layer.
+    pub mlp_dim: usize,
+    /// The MLP's activation.
+    pub activation: Activation,
+    /// What layer norms add to the variance.
+    pub norm_eps: f64,
+    /// Initial value of LayerScale (arXiv 2103.17239), where there is one.
+    pub layer_scale: Option<f64>,
+    /// Whether the class token has a position embedding of its own.
+    pub class_token_position: bool,
+    /// Whether the patch projection has a bias.
+    pub patch_bias: bool,
+    /// Whether there is a layer norm before the first block (CLIP).
+    pub pre_norm: bool,
+    /// What the head reads.
+    pub pool: Pool,
+    /// Standard deviation of the head's initial weights.
+    pub head_init_std: f64,
+    /// Dropout on the attention's output and twice in the MLP, in training; within [0, 1).
+    pub dropout: f64,
+    /// Stochastic depth of the residual branches, in training; within [0, 1).
+    pub drop_path: f64,
+    /// How that rate runs over the blocks.
+    pub drop_path_schedule: DropPathSchedule,
+}
+
+impl Config {
+    /// A DeiT-III (arXiv 2204.07118) with 16-pixel patches at 224 pixels: no position for the class token, LayerScale
+    /// 1e-4, constant drop path.
+    fn deit3(embed_dim: usize, depth: usize, num_heads: usize, num_classes: usize) -> Self {
+        Self {
+            layout: Layout::Timm,
+            image_size: (224, 224),
+            patch_size: 16,
+            crop_remainder: false,
+            in_channels: 3,
+            num_classes,
+            embed_dim,
+            depth,
+            num_heads,
+            mlp_dim: 4 * embed_dim,
+            activation: Activation::Gelu,
+            norm_eps: 1e-6,
+            layer_scale: Some(1e-4),
+            class_token_position: false,
+            patch_bias: true,
+            pre_norm: false,
+            pool: Pool::ClassToken,
+            head_init_std: 0.02,
+            dropout: 0.,
+            drop_path: 0.,
+            drop_path_schedule: DropPathSchedule::Constant,
+        }
+    }
+
+    /// MAE's fine-tuning model (arXiv 2111.06377): a position for the class token, mean pooling with `fc_norm`, a head
+    /// that starts near 0, linear drop path.
+    fn mae(embed_dim: usize, depth: usize, num_heads: usize, num_classes: usize) -> Self {
+        Self {
+            layer_scale: None,
+            class_token_position: true,
+            pool: Pool::Mean,
+            head_init_std: 2e-5,
+            drop_path_schedule: DropPathSchedule::Linear,
+            ..Self::deit3(embed_dim, depth, num_heads, num_classes)
+        }
+    }
+
+    /// CLIP's vision tower (arXiv 2103.00020) with a classifier head on the class token.
+    fn clip(embed_dim: usize, depth: usize, num_heads: usize, num_classes: usize) -> Self {
+        Self {
+            layout: Layout::Clip,
+            activation: Activation::QuickGelu,
+            norm_eps: 1e-5,
+            patch_bias: false,
+            pre_norm: true,
+            pool: Pool::ClassToken,
+            head_init_std: 0.02,
+            ..Self::mae(embed_dim, depth, num_heads, num_classes)
+        }
+    }
+
+    /// DeiT-III with DeiT-tiny's width (192, 3 heads), 16-pixel patches.
+    pub fn deit3_tiny(num_classes: usize) -> Self {
+        Self::deit3(192, 12, 3, num_classes)
+    }
+    /// DeiT-III ViT-S/16.
+    pub fn deit3_small(num_classes: usize) -> Self {
+        Self::deit3(384, 12, 6, num_classes)
+    }
+    /// DeiT-III ViT-B/16.
+    pub fn deit3_base(num_classes: usize) -> Self {
+        Self::deit3(768, 12, 12, num_classes)
+    }
+    /// DeiT-III ViT-L/16.
+    pub fn deit3_large(num_classes: usize) -> Self {
+        Self::deit3(1024, 24, 16, num_classes)
+    }
+    /// DeiT-III ViT-H/14.
+    pub fn deit3_huge(num_classes: usize) -> Self {
+        Self {
+            patch_size: 14,
+            ..Self::deit3(1280, 32, 16, num_classes)
+        }
+    }
+    /// MAE fine-tuning, ViT-B/16.
+    pub fn mae_base(num_classes: usize) -> Self {
+        Self::mae(768, 12, 12, num_classes)
+    }
+    /// MAE fine-tuning, ViT-L/16.
+    pub fn mae_large(num_classes: usize) -> Self {
+        Self::mae(1024, 24, 16, num_classes)
+    }
+    /// MAE fine-tuning, ViT-H/14.
+    pub fn mae_huge(num_classes: usize) -> Self {
+        Self {
+            patch_size: 14,
+            ..Self::mae(1280, 32, 16, num_classes)
+        }
+    }
+    /// CLIP ViT-B/16.
+    pub fn clip_base(num_classes: usize) -> Self {
+        Self::clip(768, 12, 12, num_classes)
+    }
+    /// CLIP ViT-L/14.
+    pub fn clip_large(num_classes: usize) -> Self {
+        Self {
+            patch_size: 14,
+            ..Self::clip(1024, 24, 16, num_classes)
+        }
+    }
+    /// Hugging Face's `google/vit-base-patch16-224`, and candle-transformers' `Config::vit_base_patch16_224`.
+    pub fn hf_base(num_classes: usize) -> Self {
+        Self {
+            layout: Layout::HuggingFace,
+            norm_eps: 1e-12,
+            pool: Pool::ClassToken,
+            head_init_std: 0.02,
+            ..Self::mae(768, 12, 12, num_classes)
+        }
+    }
+
+    /// The published sizes by name, with the constructor of each: what a `--model` flag offers.
+    pub const SIZES: [(&'static str, Constructor); 11] = [
+        ("deit3-tiny", Self::deit3_tiny),
+        ("deit3-small", Self::deit3_small),
+        ("deit3-base", Self::deit3_base),
+        ("deit3-large", Self::deit3_large),
+        ("deit3-huge", Self::deit3_huge),
+        ("mae-base", Self::mae_base),
+        ("mae-large", Self::mae_large),
+        ("mae-huge", Self::mae_huge),
+        ("clip-base", Self::clip_base),
+        ("clip-large", Self::clip_large),
+        ("hf-base", Self::hf_base),
+    ];
+
+    /// The same model for square images of another size, cut in other patches, with other channels.
+    pub fn with_input(self, image_size: usize, patch_size: usize, in_channels: usize) -> Self {
+        Self {
+            image_size: (image_size, image_size),
+            patch_size,
+            in_channels,
+            ..self
+        }
+    }
+
+    /// Positions of an image of the configured size.
+    fn grid(&self) -> Grid {
+        Grid::new(self.image_size.0 / self.patch_size, self.image_size.1 / self.patch_size)
+    }
+
+    /// How many numbers the model's parameters hold.
+    pub fn num_params(&self) -> usize {
+        let d = self.embed_dim;
+        let patch = d * self.in_channels * self.patch_size * self.patch_size + if self.patch_bias { d } else { 0 };
+        let positions = (self.grid().len() + usize::from(self.class_token_position)) * d;
+        let norm = 2 * d;
+        let scales = if self.layer_scale.is_some() { 2 * d } else { 0 };
+        let block = 2 * norm + 3 * (d * d + d) + (d * d + d) + scales + 2 * d * self.mlp_dim + self.mlp_dim + d;
+        let norms = norm * (1 + usize::from(self.pre_norm));
+        patch + d + positions + self.depth * block + norms + (d + 1) * self.num_classes
+    }
+
+    /// The drop-path rate of block `index`.
+    fn drop_path_at(&self, index: usize) -> f64 {
+        match self.drop_path_schedule {
+            DropPathSchedule::Constant => self.drop_path,
+            DropPathSchedule::Linear => self.drop_path * index as f64 / (self.depth.max(2) - 1) as f64,
+        }
+    }
+
+    fn names(&self) -> &'static Names {
+        match self.layout {
+            Layout::Timm => &TIMM,
+            Layout::HuggingFace => &HUGGING_FACE,
+            Layout::Clip => &CLIP,
+        }
+    }
+
+    fn check(&self) -> crate::Result<()> {
+        let positive = [
+            ("patch_size", self.patch_size),
+            ("in_channels", self.in_channels),
+            ("num_classes", self.num_classes),
+            ("embed_dim", self.embed_dim),
+            ("depth", self.depth),
+            ("num_heads", self.num_heads),
+            ("mlp_dim", self.mlp_dim),
+        ];
+        if let Some((argument, value)) = positive.into_iter().find(|(_, value)| *value == 0) {
+            return Err(Error::invalid(argument, value, "at least 1"));
+        }
+        if !self.embed_dim.is_multiple_of(self.num_heads) {
+            let allowed = format!("a divisor of embed_dim, {}", self.embed_dim);
+            return Err(Error::invalid("num_heads", self.num_heads, allowed));
+        }
+        for (argument, rate) in [("dropout", self.dropout), ("drop_path", self.drop_path)] {
+            if !(0. ..1.).contains(&rate) {
+                return Err(Error::invalid(argument, rate, "at least 0 and below 1"));
+            }
+        }
+        let (height, width) = self.image_size;
+        if !self.fits(height) || !self.fits(width) {
+            let value = format!("{height} x {width}");
+            return Err(Error::invalid("image_size", value, self.sides()));
+        }
+        Ok(())
+    }
+
+    fn fits(&self, side: usize) -> bool {
+        side >= self.patch_size && (self.crop_remainder || side.is_multiple_of(self.patch_size))
+    }
+
+    fn sides(&self) -> String {
+        match self.crop_remainder {
+            true => format!("at least one patch, {} pixels, on each side", self.patch_size),
+            false => format!(
+                "multiples of the patch, {} pixels, on each side (or set crop_remainder)",
+                self.patch_size
+            ),
+        }
+    }
+}
+
+/// An affine map of the last dimension.
+#[derive(Clone, Debug)]
+struct Linear {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    fn new(in_dim: usize, out_dim: usize, std: f64, vb: VarBuilder) -> Result<Self> {
+        // timm's truncated normal cuts at -2 and 2: at these deviations, the plain normal.
+        let init = Init::Randn { mean: 0., stdev: std };
+        Ok(Self {
+            weight: vb.get_with_hints((out_dim, in_dim), "weight", init)?,
+            bias: Some(vb.get_with_hints(out_dim, "bias", Init::Const(0.))?),
+        })
+    }
+
+    fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        ops::linear(xs, &self.weight, self.bias.as_ref())
+    }
+}
+
+/// Query, key and value of all tokens, packed [B, N, 3 D].
+#[derive(Clone, Debug)]
+enum QkvProjection {
+    Packed(Linear),
+    Apart([Linear; 3]),
+}
+
+impl QkvProjection {
+    fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Packed(packed) => packed.forward(xs),
+            // Small beside the product: the weights are put together, not the tokens.
+            Self::Apart([q, k, v]) => {
+                let weight = Tensor::cat(&[&q.weight, &k.weight, &v.weight], 0)?;
+                let bias = match (&q.bias, &k.bias, &v.bias) {
+                    (Some(q), Some(k), Some(v)) => Some(Tensor::cat(&[q, k, v], 0)?),
+                    _ => None,
+                };
+                ops::linear(xs, &weight, bias.as_ref())
+            }
+        }
+    }
+}
+
+/// Attention and MLP, each a residual branch behind a layer norm, scaled and dropped.
+#[derive(Clone, Debug)]
+struct Block {
+    norm1: LayerNorm,
+    qkv: QkvProjection,
+    proj: Linear,
+    gamma1: Option<Tensor>,
+    norm2: LayerNorm,
+    fc1: Linear,
+    fc2: Linear,
+    gamma2: Option<Tensor>,
+    num_heads: usize,
+    activation: Activation,
+    dropout: f64,
+    drop_path: f64,
+}
+
+impl Block {
+    fn new(cfg: &Config, index: usize, vb: VarBuilder) -> Result<Self> {
+        let (d, names) = (cfg.embed_dim, cfg.names());
+        let linear = |name: &str, out_dim| Linear::new(d, out_dim, 0.02, vb.pp(name));
+        let gamma = |name: &str| -> Result<_> {
+            let scale = cfg.layer_scale;
+            scale
+                .map(|init| vb.get_with_hints(d, name, Init::Const(init)))
+                .transpose()
+        };
+        let qkv = match names.qkv {
+            Qkv::Packed(name) => QkvProjection::Packed(linear(name, 3 * d)?),
+            Qkv::Apart([q, k, v]) => QkvProjection::Apart([linear(q, d)?, linear(k, d)?, linear(v, d)?]),
+        };
+        Ok(Self {
+            norm1: layer_norm(d, cfg.norm_eps, vb.pp(names.norm1))?,
+            qkv,
+            proj: linear(names.proj, d)?,
+            gamma1: gamma(names.gamma1)?,
+            norm2: layer_norm(d, cfg.norm_eps, vb.pp(names.norm2))?,
+            fc1: linear(names.fc1, cfg.mlp_dim)?,
+            fc2: Linear::new(cfg.mlp_dim, d, 0.02, vb.pp(names.fc2))?,
+            gamma2: gamma(names.gamma2)?,
+            num_heads: cfg.num_heads,
+            activation: cfg.activation,
+            dropout: cfg.dropout,
+            drop_path: cfg.drop_path_at(index),
+        })
+    }
+
+    fn forward(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+        let attention = self.attention(&self.norm1.forward(xs)?, pass)?;
+        let xs = self.add(xs, attention, self.gamma1.as_ref(), pass)?;
+        let mlp = self.mlp(&self.norm2.forward(&xs)?, pass)?;
+        self.add(&xs, mlp, self.gamma2.as_ref(), pass)
+    }
+
+    fn attention(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+        let heads = ops::attention(&self.qkv.forward(xs)?, self.num_heads)?;
+        pass.dropout(&self.proj.forward(&heads)?, self.dropout)
+    }
+
+    fn mlp(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+        let hidden = self.fc1.forward(xs)?;
+        let hidden = match self.activation {
+            Activation::Gelu => ops::gelu(&hidden)?,
+            Activation::QuickGelu => ops::quick_gelu(&hidden)?,
+        };
+        let hidden = pass.dropout(&hidden, self.dropout)?;
+        pass.dropout(&self.fc2.forward(&hidden)?, self.dropout)
+    }
+
+    /// xs + drop_path(gamma * branch).
+    fn add(&self, xs: &Tensor, branch: Tensor, gamma: Option<&Tensor>, pass: &mut Pass) -> Result<Tensor> {
+        let scaled = match gamma {
+            Some(gamma) => branch.broadcast_mul(gamma)?,
+            None => branch,
+        };
+        xs + pass.drop_path(&scaled, self.drop_path)?
+    }
+}
+
+/// A Vision Transformer that can be trained: gradients reach every parameter, dropout and drop path are active in
+/// training.
+///
+/// It is a [`ModuleT`] like any candle model, a [`TokenModel`] for [`DropToken`](crate::DropToken), and a [`Forward`]
+/// model for the other branches.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use candle_nn::ModuleT;
+/// use masksub::models::vit::{Config, VisionTransformer};
+/// use masksub::{Seed, Weights};
+/// let cfg = Config { embed_dim: 24, depth: 2, num_heads: 3, mlp_dim: 96, ..Config::deit3_tiny(10) }.with_input(32, 8, 3);
+/// let weights = Weights::seeded(Seed::new(0));
+/// let vit = VisionTransformer::new(&cfg, weights.var_builder(DType::F32, &Device::Cpu))?;
+/// let images = Tensor::zeros((2, 3, 32, 32), DType::F32, &Device::Cpu)?;
+/// assert_eq!(vit.forward_t(&images, false)?.dims(), [2, 10]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct VisionTransformer {
+    cfg: Config,
+    /// [D, C, p, p], as a convolution has it.
+    patch_weight: Tensor,
+    patch_bias: Option<Tensor>,
+    cls_token: Tensor,
+    pos_embed: Tensor,
+    pre_norm: Option<LayerNorm>,
+    blocks: Vec<Block>,
+    /// The final norm, or `fc_norm` where tokens are averaged.
+    norm: LayerNorm,
+    head: Linear,
+}
+
+impl VisionTransformer {
+    /// The model of `cfg`, its weights from `vb` under the names of `cfg.layout`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] when the configuration does not hold together; those of `vb` for weights that are
+    /// missing or of another shape.
+    pub fn new(cfg: &Config, vb: VarBuilder) -> Result<Self> {
+        cfg.check()?;
+        let (d, p, names) = (cfg.embed_dim, cfg.patch_size, cfg.names());
+        let normal = Init::Randn { mean: 0., stdev: 0.02 };
+        // timm leaves the patch convolution at PyTorch's default, uniform within 1 / sqrt(fan in).
+        let bound = 1. / ((cfg.in_channels * p * p) as f64).sqrt();
+        let uniform = Init::Uniform { lo: -bound, up: bound };
+        let patch_init = if cfg.layout == Layout::Timm { uniform } else { normal };
+        let patch = vb.pp(names.patch_embed);
+        let patch_bias = match (cfg.patch_bias, cfg.layout) {
+            (false, _) => None,
+            (true, Layout::Timm) => Some(patch.get_with_hints(d, "bias", uniform)?),
+            (true, _) => Some(patch.get_with_hints(d, "bias", Init::Const(0.))?),
+        };
+        let positions = cfg.grid().len() + usize::from(cfg.class_token_position);
+        let (cls_shape, pos_shape) = match names.batched_embeddings {
+            true => (vec![1, 1, d], vec![1, positions, d]),
+            false => (vec![d], vec![positions, d]),
+        };
+        let pre_norm = match cfg.pre_norm {
+            true => Some(layer_norm(d, cfg.norm_eps, vb.pp(names.pre_norm))?),
+            false => None,
+        };
+        let norm = match cfg.pool {
+            Pool::ClassToken => names.norm,
+            Pool::Mean => names.fc_norm,
+        };
+        let blocks = vb.pp(names.blocks);
+        Ok(Self {
+            patch_weight: patch.get_with_hints((d, cfg.in_channels, p, p), "weight", patch_init)?,
+            patch_bias,
+            cls_token: vb
+                .get_with_hints(cls_shape, names.cls_token, normal)?
+                .reshape((1, 1, d))?,
+            pos_embed: vb
+                .get_with_hints(pos_shape, names.pos_embed, normal)?
+                .reshape((1, positions, d))?,
+            pre_norm,
+            blocks: (0..cfg.depth)
+                .map(|index| Block::new(cfg, index, blocks.pp(index)))
+                .collect::<Result<_>>()?,
+            norm: layer_norm(d, cfg.norm_eps, vb.pp(norm))?,
+            head: Linear::new(d, cfg.num_classes, cfg.head_init_std, vb.pp(names.head))?,
+            cfg: cfg.clone(),
+        })
+    }
+
+    /// The configuration the model was made from.
+    pub fn config(&self) -> &Config {
+        &self.cfg
+    }
+
+    /// Images [B, C, H, W] cut in patches, each a row in the order of a convolution's kernel: [B, L, C p p].
+    fn patchify(&self, images: &Tensor) -> Result<Tensor> {
+        let (grid, p) = (self.grid(images)?, self.cfg.patch_size);
+        let (batch, channels, height, width) = images.dims4()?;
+        let images = match (grid.height * p, grid.width * p) {
+            (h, w) if (h, w) == (height, width) => images.clone(),
+            (h, w) => images.narrow(2, 0, h)?.narrow(3, 0, w)?,
+        };
+        images
+            .reshape((batch, channels, grid.height, p, grid.width, p))?
+            .permute((0, 2, 4, 1, 3, 5))?
+            .reshape((batch, grid.len(), channels * p * p))
+    }
+}
+
+impl TokenModel for VisionTransformer {
+    fn grid(&self, xs: &Tensor) -> Result<Grid> {
+        let cfg = &self.cfg;
+        let (channels, size) = match *xs.dims() {
+            [b, c, h, w] if b > 0 => (c, (h, w)),
+            _ => {
+                let expected = "[B, C, H, W] with at least one image".to_string();
+                return Err(Error::shape("images", xs.dims(), expected).into());
+            }
+        };
+        let (height, width) = size;
+        // The configured grid is what the position embeddings are for.
+        let grid = Grid::new(height / cfg.patch_size, width / cfg.patch_size);
+        if channels != cfg.in_channels || !cfg.fits(height) || !cfg.fits(width) || grid != cfg.grid() {
+            let (h, w) = cfg.image_size;
+            let expected = format!(
+                "[B, {}, {h}, {w}] as configured; sides are {}",
+                cfg.in_channels,
+                cfg.sides()
+            );
+            return Err(Error::shape("images", xs.dims(), expected).into());
+        }
+        Ok(grid)
+    }
+
+    fn num_prefix_tokens(&self) -> usize {
+        1
+    }
+
+    fn embed(&self, xs: &Tensor, keep: Option<&Mask>, pass: &mut Pass) -> Result<Tensor> {
+        let _ = pass;
+        let (batch, d) = (xs.dim(0)?, self.cfg.embed_dim);
+        let patches = self.patchify(xs)?;
+        // The convolution of the papers, as the matrix product it is.
+        let kernel = self.patch_weight.flatten_from(1)?;
+        let tokens = ops::linear(&patches, &kernel, self.patch_bias.as_ref())?;
+        let (cls_token, positions) = match self.cfg.class_token_position {
+            true => {
+                let of_class = self.pos_embed.narrow(1, 0, 1)?;
+                let of_patches = self.pos_embed.narrow(1, 1, self.pos_embed.dim(1)? - 1)?;
+                ((&self.cls_token + of_class)?, of_patches)
+            }
+            false => (self.cls_token.clone(), self.pos_embed.clone()),
+        };
+        let tokens = tokens.broadcast_add(&positions)?;
+        let tokens = match keep {
+            Some(mask) => mask.gather(&tokens, 0)?,
+            None => tokens,
+        };
+        let tokens = Tensor::cat(&[&cls_token.broadcast_as((batch, 1, d))?, &tokens], 1)?;
+        match &self.pre_norm {
+            Some(norm) => norm.forward(&tokens),
+            None => Ok(tokens),
+        }
+    }
+
+    fn classify(&self, tokens: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+        let mut tokens = tokens.clone();
+        for block in &self.blocks {
+            tokens = block.forward(&tokens, pass)?;
+        }
+        let pooled = match self.cfg.pool {
+            Pool::ClassToken => tokens.narrow(1, 0, 1)?.squeeze(1)?,
+            Pool::Mean => tokens.narrow(1, 1, tokens.dim(1)? - 1)?.mean(1)?,
+        };
+        self.head.forward(&self.norm.forward(&pooled.contiguous()?)?)
+    }
+}
+
+impl Forward for VisionTransformer {
+    fn forward_pass(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+        let tokens = self.embed(xs, None, pass)?;
+        self.classify(&tokens, pass)
+    }
+}
+
+impl ModuleT for VisionTransformer {
+    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+        self.forward_pass(xs, &mut Pass::without_key(train))
+    }
+}

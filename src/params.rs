@@ -1,0 +1,101 @@
+//! The trained variables of a model, by name.
+
+use std::collections::BTreeMap;
+
+use candle_core::Var;
+use candle_nn::VarMap;
+
+/// The variables that are trained, by name and sorted by it, so that everything which walks over them gives the same
+/// result in every run (a `VarMap` walks a randomised hash map).
+///
+/// ```
+/// use masksub::{Params, Weights};
+/// # let (device, weights) = (candle_core::Device::Cpu, Weights::seeded(masksub::Seed::new(0)));
+/// let vb = weights.var_builder(candle_core::DType::F32, &device);
+/// let head = candle_nn::linear(8, 2, vb.pp("head"))?;
+/// let body = candle_nn::linear(8, 8, vb.pp("body"))?;
+/// let params = Params::from_varmap(weights.varmap()).filter(|name| !name.starts_with("body."));
+/// assert_eq!(params.names().collect::<Vec<_>>(), ["head.bias", "head.weight"]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct Params {
+    vars: BTreeMap<String, Var>,
+    may_lack_gradient: Vec<String>,
+}
+
+impl Params {
+    /// Trained variables from any source. Variables that are no floats are left out: they have no gradient.
+    pub fn new(vars: impl IntoIterator<Item = (String, Var)>) -> Self {
+        Self {
+            vars: vars.into_iter().filter(|(_, var)| var.dtype().is_float()).collect(),
+            may_lack_gradient: Vec::new(),
+        }
+    }
+
+    /// All variables of a `VarMap` except running statistics (`running_mean`, `running_var`), which candle's batch norm
+    /// keeps there too.
+    pub fn from_varmap(varmap: &VarMap) -> Self {
+        // A thread that panicked while holding the lock leaves a map that is still whole.
+        let data = varmap.data().lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let statistics = |name: &str| matches!(name.rsplit('.').next(), Some("running_mean" | "running_var"));
+        Self::new(
+            data.iter()
+                .filter(|(name, _)| !statistics(name))
+                .map(|(name, var)| (name.clone(), var.clone())),
+        )
+    }
+
+    /// Only those whose name passes: the others are frozen.
+    pub fn filter(mut self, mut keep: impl FnMut(&str) -> bool) -> Self {
+        self.vars.retain(|name, _| keep(name));
+        self
+    }
+
+    /// Exempts parameters from the rule that each must have a gradient: those of this name, and those below it (`head`
+    /// exempts `head.weight`). For parameters that a step really does not use.
+    pub fn allow_missing(mut self, name: impl Into<String>) -> Self {
+        self.may_lack_gradient.push(name.into());
+        self
+    }
+
+    /// The variables, in the order of their names: what an optimizer is made from.
+    pub fn vars(&self) -> Vec<Var> {
+        self.vars.values().cloned().collect()
+    }
+
+    /// Names and variables, sorted.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &Var)> {
+        self.vars.iter().map(|(name, var)| (name.as_str(), var))
+    }
+
+    /// The names, sorted.
+    pub fn names(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.vars.keys().map(String::as_str)
+    }
+
+    /// The variable of that name.
+    pub fn get(&self, name: &str) -> Option<&Var> {
+        self.vars.get(name)
+    }
+
+    /// How many variables there are.
+    pub fn len(&self) -> usize {
+        self.vars.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.vars.is_empty()
+    }
+
+    /// How many numbers they hold in all.
+    pub fn num_elements(&self) -> usize {
+        self.vars.values().map(|var| var.elem_count()).sum()
+    }
+
+    pub(crate) fn must_have_gradient(&self, name: &str) -> bool {
+        let below = |prefix: &String| matches!(name.strip_prefix(prefix.as_str()), Some(rest) if rest.is_empty() || rest.starts_with('.'));
+        !self.may_lack_gradient.iter().any(below)
+    }
+}
