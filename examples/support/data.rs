@@ -2,8 +2,8 @@
 
 use anyhow::Result;
 use candle_core::Tensor;
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
+use masksub::{KeyedRng, Seed};
+use rand::Rng;
 
 /// Images `[B, C, H, W]` f32, normalised, and their class indices `[B]` u32.
 pub struct Batch {
@@ -38,7 +38,7 @@ pub trait Dataset {
 
 /// What a draw is for. Two purposes never see the same numbers.
 #[derive(Clone, Copy)]
-#[repr(u64)]
+#[repr(u32)]
 pub enum Purpose {
     Split,
     Subset,
@@ -46,15 +46,10 @@ pub enum Purpose {
     Augment,
 }
 
-/// A generator that depends on nothing but its key, so that threads and earlier draws change nothing. ChaCha gives the
-/// same numbers on every platform.
-pub fn rng(seed: u64, epoch: usize, index: usize, purpose: Purpose) -> ChaCha8Rng {
-    let mut key = [0; 32];
-    let words = [seed, epoch as u64, index as u64, purpose as u64];
-    for (bytes, word) in key.chunks_exact_mut(8).zip(words) {
-        bytes.copy_from_slice(&word.to_le_bytes());
-    }
-    ChaCha8Rng::from_seed(key)
+/// A generator that depends on nothing but its key, so that threads and earlier draws change nothing.
+pub fn rng(seed: u64, epoch: usize, index: usize, purpose: Purpose) -> KeyedRng {
+    let purpose = masksub::Purpose::custom(purpose as u32);
+    Seed::new(seed).at(epoch).rng(index, purpose)
 }
 
 /// The numbers below `n` in random order (Fisher-Yates; u32 draws, which are the same on 32- and 64-bit platforms).

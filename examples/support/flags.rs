@@ -1,15 +1,17 @@
-//! The flags of `vit_imagenet`, and what follows from them: the device, the data set, sizes that depend on the model.
+//! The flags of `vit_imagenet`, and what follows from them: the network's configuration and the data set.
 
 use super::data::Dataset;
+use super::device;
 use super::digits::{self, Digits};
 use super::image_tree::{ImageTree, Unreadable};
 use super::transform::{Augment, Normalization, Transform};
-use anyhow::{ensure, Context, Result};
+use anyhow::{ensure, Result};
 use candle_core::Device;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Parser, ValueEnum};
+use masksub::models::vit::{Config, Layout, Pool};
 use std::fmt;
 use std::path::PathBuf;
-use std::str::FromStr;
 
 /// Trains a vision transformer with MaskSub: on the handwritten digits that ship with the example, or with --data on a
 /// tree of images. Each step runs the network twice, on the whole image and on a part of its tokens, and teaches the
@@ -42,8 +44,8 @@ pub struct Flags {
 
     /// The network. `digits`: width 64, 6 blocks, 4 heads, LayerScale 0.1, one input channel; all others take three.
     /// Default: digits, with --data deit3-small
-    #[arg(long, value_enum, help_heading = "Model")]
-    pub model: Option<Model>,
+    #[arg(long, value_name = "NAME", value_parser = model_names(), help_heading = "Model")]
+    pub model: Option<String>,
 
     /// Height and width of the network's input in pixels; the images are resized to it. Default: 8 for digits, as in
     /// the paper for the others (160 to 224)
@@ -108,27 +110,12 @@ pub struct Flags {
     pub seed: u64,
 
     /// cpu, cuda (the first GPU), cuda:N, or metal; the last three need the crate's feature of that name
-    #[arg(long, value_name = "DEVICE", default_value = "cpu", help_heading = "Training")]
-    pub device: DeviceName,
+    #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = device::parse, help_heading = "Training")]
+    pub device: Device,
 
     /// Output directory; must be empty or not exist yet. Default: the first out/run-N that does not exist
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     pub out: Option<PathBuf>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Model {
-    Digits,
-    Deit3Tiny,
-    Deit3Small,
-    Deit3Base,
-    Deit3Large,
-    Deit3Huge,
-    MaeBase,
-    MaeLarge,
-    MaeHuge,
-    ClipBase,
-    ClipLarge,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -147,179 +134,116 @@ pub enum SubLoss {
     Bce,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DeviceName {
-    Cpu,
-    Cuda(usize),
-    Metal,
-}
-
-// Names as they are typed.
-impl fmt::Display for Model {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&value_name(self))
-    }
-}
-
 impl fmt::Display for Branch {
+    /// As it is typed.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&value_name(self))
+        self.to_possible_value()
+            .map_or(Ok(()), |value| f.write_str(value.get_name()))
     }
 }
 
-fn value_name(value: &impl ValueEnum) -> String {
-    value
-        .to_possible_value()
-        .map_or_else(String::new, |v| v.get_name().to_string())
-}
+const DIGITS: &str = "digits";
 
-impl FromStr for DeviceName {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.split_once(':') {
-            None if text == "cpu" => Some(Self::Cpu),
-            None if text == "cuda" => Some(Self::Cuda(0)),
-            None if text == "metal" => Some(Self::Metal),
-            Some(("cuda", number)) => number.parse().ok().map(Self::Cuda),
-            _ => None,
-        }
-        .ok_or_else(|| "must be cpu, cuda, cuda:N with a GPU's number from 0, or metal".to_string())
-    }
-}
-
-impl DeviceName {
-    pub fn open(self) -> Result<Device> {
-        match self {
-            Self::Cpu => Ok(Device::Cpu),
-            Self::Cuda(number) => {
-                let built = candle_core::utils::cuda_is_available();
-                ensure!(
-                    built,
-                    "--device cuda needs the crate's feature cuda: add --features cuda to the command"
-                );
-                Device::new_cuda(number).with_context(|| format!("--device cuda:{number} cannot be used"))
-            }
-            Self::Metal => {
-                let built = candle_core::utils::metal_is_available();
-                ensure!(
-                    built,
-                    "--device metal needs the crate's feature metal: add --features metal to the command"
-                );
-                Device::new_metal(0).context("--device metal cannot be used")
-            }
-        }
-    }
-}
-
-impl Model {
-    /// Sizes of an image and a patch in pixels: those of the paper's recipes.
-    pub fn sizes(self) -> (usize, usize) {
-        match self {
-            Self::Digits => (digits::SIDE, 2),
-            Self::Deit3Tiny | Self::Deit3Small => (224, 16),
-            Self::Deit3Base | Self::Deit3Large => (192, 16),
-            Self::Deit3Huge => (160, 14),
-            Self::MaeBase | Self::MaeLarge | Self::ClipBase => (224, 16),
-            Self::MaeHuge | Self::ClipLarge => (224, 14),
-        }
-    }
-
-    pub fn channels(self) -> usize {
-        match self {
-            Self::Digits => 1,
-            _ => 3,
-        }
-    }
-
-    /// Whether pixels at the right and lower edge that fill no patch are ignored: 160 is 11 * 14 + 6.
-    pub fn crops_remainder(self) -> bool {
-        self == Self::Deit3Huge
-    }
-
-    fn normalization(self) -> Normalization {
-        match self {
-            Self::ClipBase | Self::ClipLarge => Normalization::CLIP,
-            _ => Normalization::IMAGENET,
-        }
-    }
-
-    /// The share of the shorter side that evaluation looks at.
-    fn crop_share(self) -> f64 {
-        match self {
-            Self::MaeBase | Self::MaeLarge | Self::MaeHuge | Self::ClipBase | Self::ClipLarge => 0.875,
-            _ => 1.,
-        }
-    }
+fn model_names() -> impl TypedValueParser<Value = String> {
+    let names = Config::SIZES.iter().map(|(name, _)| *name);
+    PossibleValuesParser::new(std::iter::once(DIGITS).chain(names))
 }
 
 impl Flags {
-    pub fn model(&self) -> Model {
+    fn model(&self) -> &str {
         let default = match self.data {
-            Some(_) => Model::Deit3Small,
-            None => Model::Digits,
+            Some(_) => "deit3-small",
+            None => DIGITS,
         };
-        self.model.unwrap_or(default)
+        self.model.as_deref().unwrap_or(default)
     }
 
-    pub fn image_size(&self) -> usize {
-        let default = match self.data {
-            Some(_) => self.model().sizes().0,
-            None => digits::SIDE,
+    /// The network, with a head for `num_classes`.
+    pub fn config(&self, num_classes: usize) -> Result<Config> {
+        let published = |name| Config::SIZES.iter().find(|size| size.0 == name).map(|size| size.1);
+        let cfg = match published(self.model()) {
+            Some(size) => size(num_classes),
+            None => Config {
+                embed_dim: 64,
+                depth: 6,
+                num_heads: 4,
+                mlp_dim: 256,
+                layer_scale: Some(0.1),
+                ..Config::deit3_tiny(num_classes).with_input(digits::SIDE, 2, 1)
+            },
         };
-        self.image_size.unwrap_or(default)
-    }
-
-    pub fn patch_size(&self) -> usize {
-        self.patch_size.unwrap_or(self.model().sizes().1)
+        // What DeiT-III trains at on ImageNet-1k; 160 is no multiple of 14.
+        let (image_size, crop_remainder) = match self.model() {
+            "deit3-base" | "deit3-large" => (192, false),
+            "deit3-huge" => (160, true),
+            _ => (cfg.image_size.0, false),
+        };
+        let (image_size, channels) = match self.data {
+            Some(_) => (self.image_size.unwrap_or(image_size), cfg.in_channels),
+            None => (self.image_size.unwrap_or(digits::SIDE), 1),
+        };
+        let patch_size = self.patch_size.unwrap_or(cfg.patch_size);
+        ensure!(
+            patch_size <= image_size,
+            "--patch-size is {patch_size}, but must be at most {image_size}, the --image-size"
+        );
+        ensure!(
+            crop_remainder || image_size % patch_size == 0,
+            "--image-size is {image_size}, but must be a multiple of {patch_size}, the --patch-size"
+        );
+        ensure!(
+            self.data.is_some() || image_size == digits::SIDE,
+            "--image-size is {image_size}, but must be {}, the size of the digits; other sizes need --data",
+            digits::SIDE
+        );
+        Ok(Config {
+            crop_remainder,
+            ..cfg.with_input(image_size, patch_size, channels)
+        })
     }
 
     /// The weight of the sub-branch: 0 where there is none, which then costs nothing.
     pub fn sub_weight(&self) -> f64 {
         match self.branch {
-            Branch::None => 0.,
+            Branch::None | Branch::MaskOnly => 0.,
             _ => self.sub_weight,
         }
     }
 
-    /// Refuses values that do not go together.
-    pub fn check(&self) -> Result<()> {
-        let (image, patch) = (self.image_size(), self.patch_size());
-        ensure!(
-            patch <= image,
-            "--patch-size is {patch}, but must be at most {image}, the --image-size"
-        );
-        ensure!(
-            image % patch == 0 || self.model().crops_remainder(),
-            "--image-size is {image}, but must be a multiple of {patch}, the --patch-size"
-        );
-        ensure!(
-            self.data.is_some() || image == digits::SIDE,
-            "--image-size is {image}, but must be {}, the size of the digits; other sizes need --data",
-            digits::SIDE
-        );
-        Ok(())
-    }
-
     /// The digits, or the images in `--data`.
-    pub fn dataset(&self, device: &Device) -> Result<Box<dyn Dataset>> {
-        self.check()?;
+    pub fn dataset(&self) -> Result<Box<dyn Dataset>> {
+        let cfg = self.config(1)?; // only its input matters here
         let Some(root) = &self.data else {
-            let digits = Digits::load(self.train_size.unwrap_or(digits::POOL), self.seed, device)?;
+            let digits = Digits::load(self.train_size.unwrap_or(digits::POOL), self.seed, &self.device)?;
             return Ok(Box::new(digits));
         };
-        let (model, image_size) = (self.model(), self.image_size());
+        let image_size = cfg.image_size.0;
         let transform = Transform {
             image_size,
-            channels: model.channels(),
-            normalization: model.normalization(),
-            crop_share: model.crop_share(),
+            channels: cfg.in_channels,
+            normalization: match cfg.layout {
+                Layout::Clip => Normalization::CLIP,
+                _ => Normalization::IMAGENET,
+            },
+            // DeiT-III evaluates whole images, the fine-tuning recipes seven eighths of them.
+            crop_share: match (cfg.layout, cfg.pool) {
+                (Layout::Clip, _) | (_, Pool::Mean) => 0.875,
+                _ => 1.,
+            },
             augment: self.augment.unwrap_or(match image_size {
                 ..64 => Augment::Shift,
                 _ => Augment::ResizedCrop,
             }),
         };
-        let tree = ImageTree::open(root, transform, self.unreadable, self.train_size, self.seed, 0, device)?;
+        let tree = ImageTree::open(
+            root,
+            transform,
+            self.unreadable,
+            self.train_size,
+            self.seed,
+            0,
+            &self.device,
+        )?;
         Ok(Box::new(tree))
     }
 }
@@ -382,12 +306,21 @@ mod tests {
         }
     }
 
-    // The trial's: see the issue that ordered the example.
+    fn input(args: &str) -> Result<(usize, usize, usize), String> {
+        let cfg = parse(args)?.config(10).map_err(|error| error.to_string())?;
+        Ok((cfg.image_size.0, cfg.patch_size, cfg.in_channels))
+    }
+
+    // The trial's: see the README.
     #[test]
     fn defaults_are_the_digits_trial() {
         let flags = parse("").unwrap();
-        assert_eq!(flags.model(), Model::Digits);
-        assert_eq!((flags.image_size(), flags.patch_size()), (8, 2));
+        let cfg = flags.config(10).unwrap();
+        assert_eq!(
+            (cfg.embed_dim, cfg.depth, cfg.num_heads, cfg.layer_scale),
+            (64, 6, 4, Some(0.1))
+        );
+        assert_eq!(input(""), Ok((8, 2, 1)));
         assert_eq!(flags.branch, Branch::Masksub);
         assert_eq!(
             (flags.mask_ratio, flags.sub_weight(), flags.temperature),
@@ -395,23 +328,39 @@ mod tests {
         );
         assert_eq!((flags.epochs, flags.batch_size, flags.warmup_steps), (60, 64, 100));
         assert_eq!((flags.lr, flags.weight_decay), (2e-3, 0.05));
-        let digits = flags.dataset(&Device::Cpu).unwrap();
-        assert_eq!(
-            (digits.train_len(), digits.test_len(), digits.channels()),
-            (1200, 597, 1)
-        );
+        let digits = flags.dataset().unwrap();
+        assert_eq!((digits.train_len(), digits.test_len()), (1200, 597));
     }
 
     #[test]
-    fn sizes_follow_the_model() {
-        let flags = |args: &str| parse(&format!("--data d {args}")).unwrap();
-        assert_eq!(flags("").model(), Model::Deit3Small);
-        let huge = flags("--model deit3-huge");
-        assert_eq!((huge.image_size(), huge.patch_size()), (160, 14));
-        assert!(huge.check().is_ok());
-        let small_grey = flags("--model digits --image-size 28 --patch-size 4");
-        assert!(small_grey.check().is_ok());
-        assert_eq!(parse("--branch none").unwrap().sub_weight(), 0.);
+    fn input_follows_the_model_and_the_data() {
+        assert_eq!(parse("--data d").unwrap().config(10).unwrap().embed_dim, 384);
+        assert_eq!(input("--data d"), Ok((224, 16, 3)));
+        assert_eq!(input("--data d --model deit3-base"), Ok((192, 16, 3)));
+        assert_eq!(input("--data d --model deit3-huge"), Ok((160, 14, 3)));
+        assert_eq!(input("--data d --model clip-large --image-size 28"), Ok((28, 14, 3)));
+        assert_eq!(
+            input("--data d --model digits --image-size 28 --patch-size 4"),
+            Ok((28, 4, 1))
+        );
+        assert_eq!(input("--model deit3-tiny --patch-size 4"), Ok((8, 4, 1)));
+    }
+
+    #[test]
+    fn branches_without_a_sub_branch_give_it_no_weight() {
+        for (branch, weight) in [
+            ("masksub", 0.3),
+            ("dropsub", 0.3),
+            ("pathsub", 0.3),
+            ("none", 0.),
+            ("mask-only", 0.),
+        ] {
+            let flags = parse(&format!("--branch {branch} --sub-weight 0.3")).unwrap();
+            assert_eq!(
+                (flags.sub_weight(), flags.branch.to_string().as_str()),
+                (weight, branch)
+            );
+        }
     }
 
     #[test]
@@ -432,7 +381,7 @@ mod tests {
             ("--train-size", &["0"], "at least 1"),
             ("--image-size", &["0", "5000"], "from 1 to 4096"),
             ("--patch-size", &["0"], "from 1 to 4096"),
-            ("--device", &["gpu", "cuda:x", "cuda:-1", "cpu:0"], "cuda:N"),
+            ("--device", &["gpu", "cuda:x", "cuda:-1", "cpu:1"], "cuda:N"),
             ("--branch", &["masked"], "mask-only"),
             ("--sub-loss", &["mse"], "soft-ce"),
             ("--model", &["resnet50"], "deit3-small"),
@@ -448,7 +397,7 @@ mod tests {
 
     #[test]
     fn values_that_do_not_go_together_are_refused() {
-        let error = |args: &str| parse(args).unwrap().check().unwrap_err().to_string();
+        let error = |args: &str| input(args).unwrap_err();
         assert_eq!(
             error("--data d --model deit3-base --image-size 100"),
             "--image-size is 100, but must be a multiple of 16, the --patch-size"
@@ -458,18 +407,5 @@ mod tests {
             "--patch-size is 16, but must be at most 8, the --image-size"
         );
         assert!(error("--image-size 16").contains("must be 8, the size of the digits"));
-    }
-
-    #[test]
-    fn devices_have_names() {
-        let device = |name: &str| name.parse::<DeviceName>().unwrap();
-        assert_eq!(device("cpu"), DeviceName::Cpu);
-        assert_eq!(device("cuda"), DeviceName::Cuda(0));
-        assert_eq!(device("cuda:3"), DeviceName::Cuda(3));
-        assert_eq!(device("metal"), DeviceName::Metal);
-        if !cfg!(feature = "cuda") {
-            let error = device("cuda:1").open().unwrap_err().to_string();
-            assert!(error.contains("--features cuda"), "{error}");
-        }
     }
 }

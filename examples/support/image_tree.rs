@@ -469,20 +469,29 @@ mod tests {
         assert_eq!(missing("val", &many).unwrap(), "val lacks 0, 1, 2, 3, 4 and 3 more");
     }
 
-    /// An empty file, one that is no image, and one that is cut off in the middle.
-    fn spoil(root: &Path) -> [PathBuf; 3] {
-        let bad = ["train/cat/empty.jpg", "train/dog/text.png", "train/dog/zcut.jpg"].map(|path| root.join(path));
+    /// An empty file, one that is no image, and one of each format that is cut off.
+    fn spoil(root: &Path) -> [PathBuf; 5] {
+        let bad = [
+            "cat/empty.jpg",
+            "dog/text.png",
+            "dog/cut.jpg",
+            "cat/cut.png",
+            "cat/cut.webp",
+        ];
+        let bad = bad.map(|path| root.join("train").join(path));
         fs::write(&bad[0], "").unwrap();
         fs::write(&bad[1], "hello").unwrap();
-        save(noise(90, 90, 9), bad[2].clone());
-        let whole = fs::read(&bad[2]).unwrap();
-        fs::write(&bad[2], &whole[..whole.len() / 8]).unwrap();
+        for path in &bad[2..] {
+            save(noise(90, 90, 9), path.clone());
+            let whole = fs::read(path).unwrap();
+            fs::write(path, &whole[..whole.len() - whole.len() / 8]).unwrap();
+        }
         bad
     }
 
     #[test]
     fn an_unreadable_image_ends_the_run_by_name() {
-        for which in 0..3 {
+        for which in 0..5 {
             let root = tree();
             let bad = spoil(root.path());
             for (i, path) in bad.iter().enumerate() {
@@ -504,12 +513,12 @@ mod tests {
         let root = tree();
         spoil(root.path());
         let tree = open(root.path(), Unreadable::Skip, 0).unwrap();
-        assert_eq!((tree.train_len(), tree.skipped()), (9, 0));
+        assert_eq!((tree.train_len(), tree.skipped()), (11, 0));
         for epoch in 0..2 {
-            // In batches of one, three are empty and do not appear.
+            // In batches of one, five are empty and do not appear.
             let train = contents(tree.train_batches(0, epoch, 1));
             assert_eq!(train.len(), 6);
-            assert_eq!(tree.skipped(), 3);
+            assert_eq!(tree.skipped(), 5);
         }
         let sizes: usize = contents(tree.train_batches(0, 0, 4)).iter().map(|b| b.2.len()).sum();
         assert_eq!(sizes, 6);

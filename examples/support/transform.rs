@@ -1,11 +1,12 @@
 //! From an image file to the numbers a model sees: decode, crop, resize, flip, normalise.
 
 use super::data::{rng, Purpose};
-use anyhow::{Context, Result};
+use anyhow::{ensure, Context, Result};
 use fast_image_resize::images::{CroppedImage, Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
-use image::ImageReader;
+use image::{ImageFormat, ImageReader};
 use rand::Rng;
+use std::io::Cursor;
 use std::path::Path;
 
 /// Mean and standard deviation of red, green and blue, of values in [0, 1].
@@ -160,6 +161,20 @@ fn inception_box(width: usize, height: usize, rng: &mut impl Rng) -> Area {
     }
 }
 
+/// Whether an end marker (FF D9) follows the start of the image data (FF DA). Segments before that, with a thumbnail in
+/// one of them maybe, are passed over.
+fn jpeg_ends(bytes: &[u8]) -> bool {
+    let mut at = 2; // behind the start marker
+    while let Some(&[0xff, marker, high, low]) = bytes.get(at..at + 4) {
+        match marker {
+            0xda => return bytes[at..].windows(2).rev().any(|pair| pair == [0xff, 0xd9]),
+            0xff => at += 1, // a fill byte
+            _ => at += 2 + u16::from_be_bytes([high, low]) as usize,
+        }
+    }
+    false
+}
+
 /// Eight-bit pixels, row by row, the channels of a pixel side by side.
 #[derive(Clone, Debug, PartialEq)]
 struct Pixels {
@@ -172,7 +187,14 @@ struct Pixels {
 impl Pixels {
     /// The format is told by the content, not by the name.
     fn decode(path: &Path, channels: usize) -> Result<Self> {
-        let image = ImageReader::open(path)?.with_guessed_format()?.decode()?;
+        let bytes = std::fs::read(path)?;
+        let reader = ImageReader::new(Cursor::new(&bytes)).with_guessed_format()?;
+        // The decoder takes a JPEG that was cut off for a whole one and leaves the rest of it grey.
+        ensure!(
+            reader.format() != Some(ImageFormat::Jpeg) || jpeg_ends(&bytes),
+            "the JPEG is cut off"
+        );
+        let image = reader.decode()?;
         let (width, height) = (image.width() as usize, image.height() as usize);
         let values = match channels {
             1 => image.into_luma8().into_raw(),
