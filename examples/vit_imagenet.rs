@@ -67,12 +67,8 @@ fn train(flags: &Flags) -> Result<()> {
     };
     let mut opt = AdamW::new(params.vars(), adamw)?;
 
-    let title = format!(
-        "{} on {} images, {} parameters",
-        flags.branch,
-        data.train_len(),
-        params.num_elements()
-    );
+    let size = format!("{} parameters, {} images", params.num_elements(), data.train_len());
+    let title = format!("{} with {}: {size}", flags.model(), flags.branch);
     let out = RunDir::create(flags.out.as_deref())?;
     let mut record = Recorder::start(out, title, total_steps, &params)?;
     let mut t = 0;

@@ -75,20 +75,21 @@ fn panel(
         .margin(12)
         .x_label_area_size(42)
         .y_label_area_size(58)
-        .build_cartesian_2d(1f64..last as f64, 0f64..top)?;
+        .build_cartesian_2d(1..last, 0f64..top)?;
+    let decimals = (1. - top.log10()).ceil().max(0.) as usize;
     chart
         .configure_mesh()
         .x_desc("epoch")
         .y_desc(y_label)
-        .x_label_formatter(&|x| format!("{x:.0}"))
+        .y_label_formatter(&|y| format!("{y:.decimals$}"))
         .label_style(("sans-serif", 14))
         .axis_desc_style(("sans-serif", 15))
         .light_line_style(TRANSPARENT)
         .draw()?;
     for &(name, colour, value) in curves {
-        let points: Vec<(f64, f64)> = epochs
+        let points: Vec<(usize, f64)> = epochs
             .iter()
-            .map(|epoch| (epoch.epoch as f64, value(epoch)))
+            .map(|epoch| (epoch.epoch, value(epoch)))
             .filter(|point| point.1.is_finite())
             .collect();
         if points.is_empty() {

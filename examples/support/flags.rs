@@ -150,7 +150,8 @@ fn model_names() -> impl TypedValueParser<Value = String> {
 }
 
 impl Flags {
-    fn model(&self) -> &str {
+    /// The network's name.
+    pub fn model(&self) -> &str {
         let default = match self.data {
             Some(_) => "deit3-small",
             None => DIGITS,
