@@ -42,3 +42,28 @@ pub fn batch_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resu
     };
     Ok((ys.reshape(xs.shape())?.to_dtype(xs.dtype())?, statistics))
 }
+
+/// Normalises each channel of `xs` [B, C, ...] by given statistics `mean` and `var` [C], then scales by `weight` [C] and
+/// shifts by `bias` [C]: `torch.nn.functional.batch_norm` with `training=False`.
+///
+/// # Errors
+/// [`Error::Shape`] when `xs` is not [B, C, ...].
+pub fn batch_norm_eval(
+    xs: &Tensor,
+    mean: &Tensor,
+    var: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    eps: f64,
+) -> Result<Tensor> {
+    let channels = weight.elem_count();
+    if xs.rank() < 2 || xs.dims()[1] != channels {
+        return Err(Error::shape("xs", xs.dims(), format!("[B, {channels}, ...]")).into());
+    }
+    let scale = (weight / (var + eps)?.sqrt()?)?;
+    let shift = (bias - (mean * &scale)?)?;
+    let mut shape = vec![1; xs.rank()];
+    shape[1] = channels;
+    xs.broadcast_mul(&scale.reshape(shape.clone())?)?
+        .broadcast_add(&shift.reshape(shape)?)
+}

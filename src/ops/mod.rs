@@ -1,68 +1,62 @@
-//! temporary
-use candle_core::{Result, Tensor, D};
-pub fn gather_rows(tokens: &Tensor, keep: &[u32], p: usize) -> Result<Tensor> {
-    let (b, n, d) = tokens.dims3()?;
-    let k = keep.len() / b;
-    let idx: Vec<u32> = keep
-        .chunks(k)
-        .enumerate()
-        .flat_map(|(i, row)| {
-            (0..p as u32)
-                .chain(row.iter().map(move |r| r + p as u32))
-                .map(move |x| x + (i * n) as u32)
-                .collect::<Vec<_>>()
-        })
-        .collect();
-    let idx = Tensor::new(idx, tokens.device())?;
-    tokens
-        .contiguous()?
-        .reshape((b * n, d))?
-        .index_select(&idx, 0)?
-        .reshape((b, p + k, d))
-}
-pub fn linear(xs: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
-    let y = xs.contiguous()?.broadcast_matmul(&w.t()?)?;
-    match b {
-        Some(b) => y.broadcast_add(b),
-        None => Ok(y),
-    }
-}
-pub fn layer_norm(xs: &Tensor, w: &Tensor, b: &Tensor, eps: f32) -> Result<Tensor> {
-    let m = xs.mean_keepdim(D::Minus1)?;
-    let x = xs.broadcast_sub(&m)?;
-    let v = x.sqr()?.mean_keepdim(D::Minus1)?;
-    x.broadcast_div(&(v + eps as f64)?.sqrt()?)?
-        .broadcast_mul(w)?
-        .broadcast_add(b)
-}
-pub fn gelu(xs: &Tensor) -> Result<Tensor> {
-    xs.gelu_erf()
-}
-pub fn quick_gelu(xs: &Tensor) -> Result<Tensor> {
-    xs * candle_nn::ops::sigmoid(&(xs * 1.702)?)?
-}
-pub fn attention(qkv: &Tensor, heads: usize) -> Result<Tensor> {
-    let (b, n, d3) = qkv.dims3()?;
-    let d = d3 / 3 / heads;
-    let qkv = qkv.reshape((b, n, 3, heads, d))?.permute((2, 0, 3, 1, 4))?;
-    let q = (qkv.get(0)?.contiguous()? * (d as f64).powf(-0.5))?;
-    let k = qkv.get(1)?.contiguous()?;
-    let v = qkv.get(2)?.contiguous()?;
-    let a = candle_nn::ops::softmax(&q.matmul(&k.t()?)?, D::Minus1)?;
-    a.matmul(&v)?.transpose(1, 2)?.reshape((b, n, heads * d))
-}
-pub fn softmax_last(xs: &Tensor) -> Result<Tensor> {
-    candle_nn::ops::softmax(xs, D::Minus1)
-}
+//! Differentiable operations for training vision models.
+//!
+//! Each has one public function. On the CPU in `f32` it runs a kernel with a forward and a backward of its own, compiled
+//! for several instruction sets and dispatched at run time; everywhere else it is composed of candle's operations. In
+//! `bf16` and `f16` normalisations, softmax and activations are computed in `f32` and rounded once at the end.
+//!
+//! Of those that candle-nn also has, [`layer_norm`](layer_norm()), [`rms_norm`](rms_norm()), [`softmax_last_dim`] and
+//! [`rotary_emb`] stop gradients there, silently: a model that uses them trains only a part of its weights. The functions
+//! here take the same arguments, and [`crate::nn`] has the layers.
+//!
+//! The same input gives the same bits, whatever the number of threads.
+
+mod attention;
 mod batch_norm;
 mod conv2d;
+mod gather_rows;
+mod gelu;
+mod kernel;
+mod layer_norm;
+mod linear;
+mod math;
 mod max_pool2d;
 mod patchify;
+mod quick_gelu;
+mod rms_norm;
+pub mod rotary_emb;
+mod softmax;
+#[cfg(test)]
+pub(crate) mod testing;
 mod window;
-pub use batch_norm::{batch_norm, BatchStatistics};
+
+pub use attention::attention;
+pub use batch_norm::{batch_norm, batch_norm_eval, BatchStatistics};
 pub use conv2d::conv2d;
+pub use gather_rows::gather_rows;
+pub use gelu::gelu;
+pub use layer_norm::layer_norm;
+pub(crate) use layer_norm::layer_norm_with;
+pub use linear::linear;
 pub use max_pool2d::max_pool2d;
 pub use patchify::patchify;
+pub use quick_gelu::quick_gelu;
+pub use rms_norm::rms_norm;
+pub(crate) use rms_norm::rms_norm_with;
+pub use softmax::{softmax, softmax_last_dim};
 pub use window::{
     merge_neighbours, relative_position_bias, shift_mask, window_attention, window_partition, window_reverse,
 };
+
+/// The operations composed of candle's own: what runs on other devices and dtypes, the oracle of the kernels' tests, and
+/// what `benches/ops.rs` measures them against.
+#[doc(hidden)]
+pub mod reference {
+    pub use super::attention::composition as attention;
+    pub use super::gather_rows::composition as gather_rows;
+    pub use super::gelu::composition as gelu;
+    pub use super::layer_norm::composition as layer_norm;
+    pub use super::linear::composition as linear;
+    pub use super::quick_gelu::composition as quick_gelu;
+    pub use super::rms_norm::composition as rms_norm;
+    pub use super::softmax::composition as softmax;
+}

@@ -126,6 +126,6 @@ pub fn window_attention(qkv: &Tensor, num_heads: usize, bias: &Tensor, mask: Opt
                 .reshape((rows, num_heads, positions, positions))?
         }
     };
-    let heads = super::softmax_last(&scores)?.matmul(&v)?;
+    let heads = super::softmax_last_dim(&scores)?.matmul(&v)?;
     heads.transpose(1, 2)?.reshape((rows, positions, num_heads * head_dim))
 }

@@ -1,0 +1,164 @@
+//! Each operation beside its composition of candle's own, at the sizes of DeiT's vision transformers.
+//!
+//! `cargo bench --bench ops` runs all, `cargo bench --bench ops -- attention` some. `forward` is the forward pass alone,
+//! `training` the forward pass and the gradients of all inputs; a row is a model's width and number of tokens, for 8
+//! samples: 197 are all of a 224-pixel image, 99 what is left of them when half are dropped.
+
+use std::fmt;
+
+use candle_core::{Device, Result, Tensor, Var};
+use divan::Bencher;
+use masksub::ops::{self, reference};
+
+fn main() {
+    divan::main();
+}
+
+const BATCH: usize = 8;
+
+#[derive(Clone, Copy)]
+struct Size {
+    name: &'static str,
+    width: usize,
+    heads: usize,
+    tokens: usize,
+}
+
+const SIZES: [Size; 6] = [
+    size("tiny", 192, 3, 197),
+    size("tiny", 192, 3, 99),
+    size("small", 384, 6, 197),
+    size("small", 384, 6, 99),
+    size("base", 768, 12, 197),
+    size("base", 768, 12, 99),
+];
+
+const fn size(name: &'static str, width: usize, heads: usize, tokens: usize) -> Size {
+    Size {
+        name,
+        width,
+        heads,
+        tokens,
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{} {}", self.name, self.tokens)
+    }
+}
+
+/// A variable with numbers between -1 and 1.
+fn var(shape: &[usize]) -> Var {
+    let count: usize = shape.iter().product();
+    // Steps of the golden ratio: spread evenly, and never repeated.
+    let data = (0..count)
+        .map(|i| (i as f64 * 0.618_033_988_75).fract() as f32 * 2.0 - 1.0)
+        .collect();
+    Var::from_vec(data, shape, &Device::Cpu).unwrap()
+}
+
+fn forward(bencher: Bencher, inputs: Vec<Var>, op: impl Fn(&[Var]) -> Result<Tensor>) {
+    bencher.bench_local(|| op(&inputs).unwrap());
+}
+
+fn training(bencher: Bencher, inputs: Vec<Var>, op: impl Fn(&[Var]) -> Result<Tensor>) {
+    bencher.bench_local(|| op(&inputs).unwrap().backward().unwrap());
+}
+
+/// Four benchmarks of an operation: kernel and composition, forward and training.
+macro_rules! bench {
+    ($name:ident, $inputs:expr, $kernel:expr, $composition:expr) => {
+        mod $name {
+            use super::*;
+
+            #[divan::bench(args = SIZES, sample_count = 9, max_time = 1)]
+            fn kernel_forward(bencher: Bencher, size: Size) {
+                forward(bencher, $inputs(size), |x| $kernel(x, size));
+            }
+
+            #[divan::bench(args = SIZES, sample_count = 9, max_time = 1)]
+            fn composed_forward(bencher: Bencher, size: Size) {
+                forward(bencher, $inputs(size), |x| $composition(x, size));
+            }
+
+            #[divan::bench(args = SIZES, sample_count = 9, max_time = 1)]
+            fn kernel_training(bencher: Bencher, size: Size) {
+                training(bencher, $inputs(size), |x| $kernel(x, size));
+            }
+
+            #[divan::bench(args = SIZES, sample_count = 9, max_time = 1)]
+            fn composed_training(bencher: Bencher, size: Size) {
+                training(bencher, $inputs(size), |x| $composition(x, size));
+            }
+        }
+    };
+}
+
+fn tokens(size: Size, width: usize) -> Var {
+    var(&[BATCH, size.tokens, width])
+}
+
+// The first layer of the MLP, the largest linear one.
+bench!(
+    linear,
+    |s: Size| vec![tokens(s, s.width), var(&[4 * s.width, s.width]), var(&[4 * s.width])],
+    |x: &[Var], _| ops::linear(&x[0], &x[1], Some(&x[2])),
+    |x: &[Var], _| reference::linear(&x[0], &x[1], Some(&x[2]))
+);
+
+bench!(
+    layer_norm,
+    |s: Size| vec![tokens(s, s.width), var(&[s.width]), var(&[s.width])],
+    |x: &[Var], _| ops::layer_norm(&x[0], &x[1], &x[2], 1e-6),
+    |x: &[Var], _| reference::layer_norm(&x[0], &x[1], Some(&x[2]), 1e-6)
+);
+
+bench!(
+    rms_norm,
+    |s: Size| vec![tokens(s, s.width), var(&[s.width])],
+    |x: &[Var], _| ops::rms_norm(&x[0], &x[1], 1e-6),
+    |x: &[Var], _| reference::rms_norm(&x[0], &x[1], 1e-6)
+);
+
+bench!(
+    softmax,
+    |s: Size| vec![var(&[BATCH, s.heads, s.tokens, s.tokens])],
+    |x: &[Var], _| ops::softmax_last_dim(&x[0]),
+    |x: &[Var], _| reference::softmax(&x[0], candle_core::D::Minus1)
+);
+
+bench!(
+    gelu,
+    |s: Size| vec![tokens(s, 4 * s.width)],
+    |x: &[Var], _| ops::gelu(&x[0]),
+    |x: &[Var], _| reference::gelu(&x[0])
+);
+
+bench!(
+    quick_gelu,
+    |s: Size| vec![tokens(s, 4 * s.width)],
+    |x: &[Var], _| ops::quick_gelu(&x[0]),
+    |x: &[Var], _| reference::quick_gelu(&x[0])
+);
+
+bench!(
+    attention,
+    |s: Size| vec![tokens(s, 3 * s.width)],
+    |x: &[Var], s: Size| ops::attention(&x[0], s.heads),
+    |x: &[Var], s: Size| reference::attention(&x[0], s.heads)
+);
+
+/// The even positions, so half of them.
+fn keep(size: Size) -> Vec<u32> {
+    (0..BATCH)
+        .flat_map(|_| (0..size.tokens as u32 - 1).step_by(2))
+        .collect()
+}
+
+bench!(
+    gather_rows,
+    |s: Size| vec![tokens(s, s.width)],
+    |x: &[Var], s: Size| ops::gather_rows(&x[0], &keep(s), 1),
+    |x: &[Var], s: Size| reference::gather_rows(&x[0], &keep(s), 1)
+);

@@ -1,0 +1,39 @@
+//! How an example ends: 0, or a sentence on stderr and 1.
+
+use std::process::ExitCode;
+
+pub fn code(result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", sentence(error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What happened and its causes in one line, without candle's backtrace.
+pub fn sentence(error: anyhow::Error) -> String {
+    match error.downcast::<candle_core::Error>() {
+        Ok(candle) => masksub::Error::from(candle).to_string(),
+        Err(other) => format!("{other:#}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::{anyhow, Context};
+
+    #[test]
+    fn errors_print_as_one_line() {
+        let nested = Err::<(), _>(anyhow!("disk full")).context("cannot write a.csv");
+        assert_eq!(sentence(nested.unwrap_err()), "cannot write a.csv: disk full");
+        let candle = candle_core::Error::Msg("odd".into());
+        let traced = candle_core::Error::WithBacktrace {
+            inner: Box::new(candle),
+            backtrace: Box::new(std::backtrace::Backtrace::force_capture()),
+        };
+        assert_eq!(sentence(traced.into()), "odd");
+    }
+}

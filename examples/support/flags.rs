@@ -1,0 +1,412 @@
+//! The flags of `vit_imagenet`, and what follows from them: the network's configuration and the data set.
+
+use super::data::Dataset;
+use super::device;
+use super::digits::{self, Digits};
+use super::image_tree::{ImageTree, Unreadable};
+use super::transform::{Augment, Normalization, Transform};
+use anyhow::{ensure, Result};
+use candle_core::Device;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Parser, ValueEnum};
+use masksub::models::vit::{Config, Layout, Pool};
+use std::fmt;
+use std::path::PathBuf;
+
+/// Trains a vision transformer with MaskSub: on the handwritten digits that ship with the example, or with --data on a
+/// tree of images. Each step runs the network twice, on the whole image and on a part of its tokens, and teaches the
+/// second branch what the first one predicts.
+#[derive(Parser, Clone, Debug)]
+#[command(
+    name = "vit_imagenet",
+    after_help = "Writes metrics.csv, curves.svg and model.safetensors to the output directory; the last line printed \
+                  is the result. RAYON_NUM_THREADS sets the number of threads (default: one per core); the numbers do \
+                  not depend on it."
+)]
+pub struct Flags {
+    /// Directory with train/CLASS/* and val/CLASS/* (JPEG, PNG, WebP; a class is a directory, and both must have the
+    /// same ones). Without it: 8x8-pixel digits, 1200 to train on and 597 to test on
+    #[arg(long, value_name = "DIR", help_heading = "Data")]
+    pub data: Option<PathBuf>,
+
+    /// How many training images to use, drawn by the seed. Default: all of them (1200 digits)
+    #[arg(long, value_name = "N", value_parser = at_least_1, help_heading = "Data")]
+    pub train_size: Option<usize>,
+
+    /// What to do about an image in --data that cannot be decoded
+    #[arg(long, value_enum, default_value = "error", help_heading = "Data")]
+    pub unreadable: Unreadable,
+
+    /// How images in --data are varied in training. Default: resized-crop where --image-size is at least 64, shift
+    /// below that, since most of a small picture's crops no longer show what it is of. The digits are not varied
+    #[arg(long, value_enum, help_heading = "Data")]
+    pub augment: Option<Augment>,
+
+    /// The network. `digits`: width 64, 6 blocks, 4 heads, LayerScale 0.1, one input channel; all others take three.
+    /// Default: digits, with --data deit3-small
+    #[arg(long, value_name = "NAME", value_parser = model_names(), help_heading = "Model")]
+    pub model: Option<String>,
+
+    /// Height and width of the network's input in pixels; the images are resized to it. Default: 8 for digits, as in
+    /// the paper for the others (160 to 224)
+    #[arg(long, value_name = "PIXELS", value_parser = side, help_heading = "Model")]
+    pub image_size: Option<usize>,
+
+    /// Height and width of a patch, which becomes one token, in pixels. Default: 2 for digits, 14 or 16 for the others
+    #[arg(long, value_name = "PIXELS", value_parser = side, help_heading = "Model")]
+    pub patch_size: Option<usize>,
+
+    /// Start from the weights in this safetensors file instead of random ones
+    #[arg(long, value_name = "FILE", help_heading = "Model")]
+    pub init_from: Option<PathBuf>,
+
+    /// What runs beside the main branch: masksub drops tokens; dropsub adds dropout; pathsub adds stochastic depth;
+    /// none is plain training; mask-only trains on what masking leaves, with the labels and without a main branch
+    #[arg(long, value_enum, default_value = "masksub", help_heading = "MaskSub")]
+    pub branch: Branch,
+
+    /// Share of the tokens that masksub and mask-only drop, at least 0 and below 1
+    #[arg(long, value_name = "SHARE", default_value_t = 0.5, value_parser = share, help_heading = "MaskSub")]
+    pub mask_ratio: f64,
+
+    /// Loss between sub-branch and main branch. soft-ce and kl have the same gradient; bce treats classes as independent
+    #[arg(long, value_enum, default_value = "soft-ce", help_heading = "MaskSub")]
+    pub sub_loss: SubLoss,
+
+    /// Divides the logits of both branches in the sub-branch's loss, above 0; the loss is multiplied by its square
+    #[arg(long, value_name = "T", default_value_t = 1., value_parser = positive, help_heading = "MaskSub")]
+    pub temperature: f64,
+
+    /// Weight w of the sub-branch, 0 to 1: the loss is (1-w) main + w sub
+    #[arg(long, value_name = "W", default_value_t = 0.5, value_parser = weight, help_heading = "MaskSub")]
+    pub sub_weight: f64,
+
+    /// Probability with which dropsub drops a value, or pathsub a block; at least 0 and below 1
+    #[arg(long, value_name = "P", default_value_t = 0.2, value_parser = share, help_heading = "MaskSub")]
+    pub sub_drop_rate: f64,
+
+    /// How often every training image is seen
+    #[arg(long, value_name = "N", default_value_t = 60, value_parser = at_least_1, help_heading = "Training")]
+    pub epochs: usize,
+
+    /// Images per step
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = at_least_1, help_heading = "Training")]
+    pub batch_size: usize,
+
+    /// Highest learning rate of AdamW; falls to 0 along a half cosine
+    #[arg(long, value_name = "RATE", default_value_t = 2e-3, value_parser = positive, help_heading = "Training")]
+    pub lr: f64,
+
+    /// Weight decay of AdamW, on every parameter
+    #[arg(long, value_name = "DECAY", default_value_t = 0.05, value_parser = not_negative, help_heading = "Training")]
+    pub weight_decay: f64,
+
+    /// Steps in which the learning rate rises linearly from 0 to --lr
+    #[arg(long, value_name = "STEPS", default_value_t = 100, help_heading = "Training")]
+    pub warmup_steps: usize,
+
+    /// Decides initial weights, order of images, masks and every other draw
+    #[arg(long, value_name = "SEED", default_value_t = 0, help_heading = "Training")]
+    pub seed: u64,
+
+    /// cpu, cuda (the first GPU), cuda:N, or metal; the last three need the crate's feature of that name
+    #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = device::parse, help_heading = "Training")]
+    pub device: Device,
+
+    /// Output directory; must be empty or not exist yet. Default: the first out/run-N that does not exist
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    pub out: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Branch {
+    Masksub,
+    None,
+    MaskOnly,
+    Dropsub,
+    Pathsub,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SubLoss {
+    SoftCe,
+    Kl,
+    Bce,
+}
+
+impl fmt::Display for Branch {
+    /// As it is typed.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.to_possible_value()
+            .map_or(Ok(()), |value| f.write_str(value.get_name()))
+    }
+}
+
+const DIGITS: &str = "digits";
+
+fn model_names() -> impl TypedValueParser<Value = String> {
+    let names = Config::SIZES.iter().map(|(name, _)| *name);
+    PossibleValuesParser::new(std::iter::once(DIGITS).chain(names))
+}
+
+impl Flags {
+    /// The network's name.
+    pub fn model(&self) -> &str {
+        let default = match self.data {
+            Some(_) => "deit3-small",
+            None => DIGITS,
+        };
+        self.model.as_deref().unwrap_or(default)
+    }
+
+    /// The network, with a head for `num_classes`.
+    pub fn config(&self, num_classes: usize) -> Result<Config> {
+        let published = |name| Config::SIZES.iter().find(|size| size.0 == name).map(|size| size.1);
+        let cfg = match published(self.model()) {
+            Some(size) => size(num_classes),
+            None => Config {
+                embed_dim: 64,
+                depth: 6,
+                num_heads: 4,
+                mlp_dim: 256,
+                layer_scale: Some(0.1),
+                ..Config::deit3_tiny(num_classes).with_input(digits::SIDE, 2, 1)
+            },
+        };
+        // What DeiT-III trains at on ImageNet-1k; 160 is no multiple of 14.
+        let (image_size, crop_remainder) = match self.model() {
+            "deit3-base" | "deit3-large" => (192, false),
+            "deit3-huge" => (160, true),
+            _ => (cfg.image_size.0, false),
+        };
+        let (image_size, channels) = match self.data {
+            Some(_) => (self.image_size.unwrap_or(image_size), cfg.in_channels),
+            None => (self.image_size.unwrap_or(digits::SIDE), 1),
+        };
+        let patch_size = self.patch_size.unwrap_or(cfg.patch_size);
+        ensure!(
+            patch_size <= image_size,
+            "--patch-size is {patch_size}, but must be at most {image_size}, the --image-size"
+        );
+        ensure!(
+            crop_remainder || image_size % patch_size == 0,
+            "--image-size is {image_size}, but must be a multiple of {patch_size}, the --patch-size"
+        );
+        ensure!(
+            self.data.is_some() || image_size == digits::SIDE,
+            "--image-size is {image_size}, but must be {}, the size of the digits; other sizes need --data",
+            digits::SIDE
+        );
+        Ok(Config {
+            crop_remainder,
+            ..cfg.with_input(image_size, patch_size, channels)
+        })
+    }
+
+    /// The weight of the sub-branch: 0 where there is none, which then costs nothing.
+    pub fn sub_weight(&self) -> f64 {
+        match self.branch {
+            Branch::None | Branch::MaskOnly => 0.,
+            _ => self.sub_weight,
+        }
+    }
+
+    /// The digits, or the images in `--data`.
+    pub fn dataset(&self) -> Result<Box<dyn Dataset>> {
+        let cfg = self.config(1)?; // only its input matters here
+        let Some(root) = &self.data else {
+            let digits = Digits::load(self.train_size.unwrap_or(digits::POOL), self.seed, &self.device)?;
+            return Ok(Box::new(digits));
+        };
+        let image_size = cfg.image_size.0;
+        let transform = Transform {
+            image_size,
+            channels: cfg.in_channels,
+            normalization: match cfg.layout {
+                Layout::Clip => Normalization::CLIP,
+                _ => Normalization::IMAGENET,
+            },
+            // DeiT-III evaluates whole images, the fine-tuning recipes seven eighths of them.
+            crop_share: match (cfg.layout, cfg.pool) {
+                (Layout::Clip, _) | (_, Pool::Mean) => 0.875,
+                _ => 1.,
+            },
+            augment: self.augment.unwrap_or(match image_size {
+                ..64 => Augment::Shift,
+                _ => Augment::ResizedCrop,
+            }),
+        };
+        let tree = ImageTree::open(
+            root,
+            transform,
+            self.unreadable,
+            self.train_size,
+            self.seed,
+            0,
+            &self.device,
+        )?;
+        Ok(Box::new(tree))
+    }
+}
+
+fn number(text: &str, allowed: &str, fits: impl Fn(f64) -> bool) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if fits(value) => Ok(value),
+        _ => Err(format!("must be {allowed}")),
+    }
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    number(text, "a number that is at least 0 and below 1", |v| {
+        (0. ..1.).contains(&v)
+    })
+}
+
+fn weight(text: &str) -> Result<f64, String> {
+    number(text, "a number from 0 to 1", |v| (0. ..=1.).contains(&v))
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    number(text, "a finite number above 0", |v| v > 0. && v.is_finite())
+}
+
+fn not_negative(text: &str) -> Result<f64, String> {
+    number(text, "a finite number that is at least 0", |v| v >= 0. && v.is_finite())
+}
+
+fn whole(text: &str, allowed: std::ops::RangeInclusive<usize>, words: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(value) if allowed.contains(&value) => Ok(value),
+        _ => Err(format!("must be a whole number {words}")),
+    }
+}
+
+fn at_least_1(text: &str) -> Result<usize, String> {
+    whole(text, 1..=u32::MAX as usize, "that is at least 1")
+}
+
+fn side(text: &str) -> Result<usize, String> {
+    whole(text, 1..=4096, "from 1 to 4096")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(args: &str) -> Result<Flags, String> {
+        let args = std::iter::once("vit_imagenet").chain(args.split_whitespace());
+        Flags::try_parse_from(args).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn flags_are_consistent_and_all_have_help() {
+        Flags::command().debug_assert();
+        for arg in Flags::command().get_arguments() {
+            assert!(arg.get_help().is_some_and(|help| help.to_string().len() > 10), "{arg}");
+        }
+    }
+
+    fn input(args: &str) -> Result<(usize, usize, usize), String> {
+        let cfg = parse(args)?.config(10).map_err(|error| error.to_string())?;
+        Ok((cfg.image_size.0, cfg.patch_size, cfg.in_channels))
+    }
+
+    // The trial's: see the README.
+    #[test]
+    fn defaults_are_the_digits_trial() {
+        let flags = parse("").unwrap();
+        let cfg = flags.config(10).unwrap();
+        assert_eq!(
+            (cfg.embed_dim, cfg.depth, cfg.num_heads, cfg.layer_scale),
+            (64, 6, 4, Some(0.1))
+        );
+        assert_eq!(input(""), Ok((8, 2, 1)));
+        assert_eq!(flags.branch, Branch::Masksub);
+        assert_eq!(
+            (flags.mask_ratio, flags.sub_weight(), flags.temperature),
+            (0.5, 0.5, 1.)
+        );
+        assert_eq!((flags.epochs, flags.batch_size, flags.warmup_steps), (60, 64, 100));
+        assert_eq!((flags.lr, flags.weight_decay), (2e-3, 0.05));
+        let digits = flags.dataset().unwrap();
+        assert_eq!((digits.train_len(), digits.test_len()), (1200, 597));
+    }
+
+    #[test]
+    fn input_follows_the_model_and_the_data() {
+        assert_eq!(parse("--data d").unwrap().config(10).unwrap().embed_dim, 384);
+        assert_eq!(input("--data d"), Ok((224, 16, 3)));
+        assert_eq!(input("--data d --model deit3-base"), Ok((192, 16, 3)));
+        assert_eq!(input("--data d --model deit3-huge"), Ok((160, 14, 3)));
+        assert_eq!(input("--data d --model clip-large --image-size 28"), Ok((28, 14, 3)));
+        assert_eq!(
+            input("--data d --model digits --image-size 28 --patch-size 4"),
+            Ok((28, 4, 1))
+        );
+        assert_eq!(input("--model deit3-tiny --patch-size 4"), Ok((8, 4, 1)));
+    }
+
+    #[test]
+    fn branches_without_a_sub_branch_give_it_no_weight() {
+        for (branch, weight) in [
+            ("masksub", 0.3),
+            ("dropsub", 0.3),
+            ("pathsub", 0.3),
+            ("none", 0.),
+            ("mask-only", 0.),
+        ] {
+            let flags = parse(&format!("--branch {branch} --sub-weight 0.3")).unwrap();
+            assert_eq!(
+                (flags.sub_weight(), flags.branch.to_string().as_str()),
+                (weight, branch)
+            );
+        }
+    }
+
+    #[test]
+    fn values_out_of_range_are_refused_by_name() {
+        for (flag, values, range) in [
+            (
+                "--mask-ratio",
+                &["1", "-0.1", "NaN", "half"][..],
+                "at least 0 and below 1",
+            ),
+            ("--sub-drop-rate", &["1", "-1"], "at least 0 and below 1"),
+            ("--sub-weight", &["1.01", "-0.01", "nan"], "from 0 to 1"),
+            ("--temperature", &["0", "-1", "inf", "nan"], "above 0"),
+            ("--lr", &["0", "inf"], "above 0"),
+            ("--weight-decay", &["-1", "inf"], "at least 0"),
+            ("--epochs", &["0", "-1", "1.5"], "at least 1"),
+            ("--batch-size", &["0", "99999999999"], "at least 1"),
+            ("--train-size", &["0"], "at least 1"),
+            ("--image-size", &["0", "5000"], "from 1 to 4096"),
+            ("--patch-size", &["0"], "from 1 to 4096"),
+            ("--device", &["gpu", "cuda:x", "cuda:-1", "cpu:1"], "cuda:N"),
+            ("--branch", &["masked"], "mask-only"),
+            ("--sub-loss", &["mse"], "soft-ce"),
+            ("--model", &["resnet50"], "deit3-small"),
+        ] {
+            for value in values {
+                let error = parse(&format!("{flag}={value}")).unwrap_err();
+                for part in [flag, &format!("'{value}'"), range] {
+                    assert!(error.contains(part), "{part} is not in: {error}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn values_that_do_not_go_together_are_refused() {
+        let error = |args: &str| input(args).unwrap_err();
+        assert_eq!(
+            error("--data d --model deit3-base --image-size 100"),
+            "--image-size is 100, but must be a multiple of 16, the --patch-size"
+        );
+        assert_eq!(
+            error("--patch-size 16"),
+            "--patch-size is 16, but must be at most 8, the --image-size"
+        );
+        assert!(error("--image-size 16").contains("must be 8, the size of the digits"));
+    }
+}

@@ -1,0 +1,540 @@
+//! A directory of images as ImageNet's is laid out: `train/CLASS/*` and `val/CLASS/*`, JPEG, PNG or WebP.
+
+use super::data::{permutation, rng, subset, Batch, Batches, Dataset, Purpose};
+use super::prefetch::Prefetch;
+use super::transform::{Draw, Transform};
+use candle_core::{Device, Tensor};
+use rayon::prelude::*;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use walkdir::WalkDir;
+
+const EXTENSIONS: [&str; 4] = ["jpg", "jpeg", "png", "webp"];
+
+/// What can be wrong with a directory of images.
+#[derive(Debug, thiserror::Error)]
+pub enum TreeError {
+    #[error("{0} is not a directory: --data takes a directory that holds train/CLASS/* and val/CLASS/*")]
+    NoDirectory(PathBuf),
+    #[error("{0} holds no class: it must have a directory for each class, with that class's images in it")]
+    NoClasses(PathBuf),
+    #[error("{0} holds no image: files that end in .jpg, .jpeg, .png or .webp are taken, in any case of letters")]
+    EmptyClass(PathBuf),
+    #[error(
+        "the classes of train and val must be the same, but {}",
+        [missing("val", .not_in_val), missing("train", .not_in_train)].into_iter().flatten().collect::<Vec<_>>().join("; ")
+    )]
+    ClassesDiffer {
+        not_in_val: Vec<String>,
+        not_in_train: Vec<String>,
+    },
+    #[error("cannot list {path}: {reason}")]
+    Listing { path: PathBuf, reason: String },
+    #[error("cannot read the image {path}: {reason} (--unreadable skip leaves such images out)")]
+    Unreadable { path: PathBuf, reason: String },
+}
+
+fn missing(split: &str, classes: &[String]) -> Option<String> {
+    const SHOWN: usize = 5;
+    let names = classes.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
+    let more = classes.len().saturating_sub(SHOWN);
+    let rest = (more > 0).then(|| format!(" and {more} more")).unwrap_or_default();
+    (!classes.is_empty()).then(|| format!("{split} lacks {names}{rest}"))
+}
+
+/// What to do about an image that cannot be decoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Unreadable {
+    /// End the run and name the file
+    Error,
+    /// Leave it out and count it
+    Skip,
+}
+
+/// The files of one split. The class of a file is the place of its directory among the sorted names.
+struct Split {
+    files: Vec<(PathBuf, u32)>,
+}
+
+/// Images that are read, decoded and resized as they are needed, by as many threads as RAYON_NUM_THREADS says or the
+/// machine has, one batch ahead of the model.
+pub struct ImageTree {
+    classes: Vec<String>,
+    train: Arc<Split>,
+    test: Arc<Split>,
+    loader: Arc<Loader>,
+    device: Device,
+}
+
+impl ImageTree {
+    /// `train_size` training images drawn by `seed` (all if `None`), and all of `val`. `threads` 0 means rayon's default.
+    pub fn open(
+        root: &Path,
+        transform: Transform,
+        unreadable: Unreadable,
+        train_size: Option<usize>,
+        seed: u64,
+        threads: usize,
+        device: &Device,
+    ) -> anyhow::Result<Self> {
+        if !root.is_dir() {
+            return Err(TreeError::NoDirectory(root.into()).into());
+        }
+        let (train_root, test_root) = (root.join("train"), root.join("val"));
+        let (classes, test_classes) = (class_names(&train_root)?, class_names(&test_root)?);
+        let lacking = |from: &[String], other: &[String]| {
+            let other: BTreeSet<&String> = other.iter().collect();
+            from.iter()
+                .filter(|name| !other.contains(name))
+                .cloned()
+                .collect::<Vec<_>>()
+        };
+        if classes != test_classes {
+            return Err(TreeError::ClassesDiffer {
+                not_in_val: lacking(&classes, &test_classes),
+                not_in_train: lacking(&test_classes, &classes),
+            }
+            .into());
+        }
+        // A pool of its own: shared with candle's matrix products, each of those would wait for images being decoded.
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
+        let mut train = pool.install(|| list(&train_root, &classes))?;
+        let test = pool.install(|| list(&test_root, &classes))?;
+        if let Some(n) = train_size {
+            let drawn = subset(train.files.len(), n, seed)?;
+            train.files = drawn.into_iter().map(|i| train.files[i].clone()).collect();
+        }
+        Ok(Self {
+            classes,
+            train: Arc::new(train),
+            test: Arc::new(test),
+            loader: Arc::new(Loader {
+                pool,
+                transform,
+                unreadable,
+                skipped: Mutex::default(),
+            }),
+            device: device.clone(),
+        })
+    }
+
+    /// Class names, in the order of the labels.
+    pub fn classes(&self) -> &[String] {
+        &self.classes
+    }
+
+    fn batches(
+        &self,
+        split: &Arc<Split>,
+        order: Vec<usize>,
+        batch_size: usize,
+        draw: impl Fn(usize) -> Draw + Send + Sync + 'static,
+    ) -> Batches<'_> {
+        let (loader, split) = (self.loader.clone(), split.clone());
+        let chunks: Vec<Vec<usize>> = order.chunks(batch_size).map(<[usize]>::to_vec).collect();
+        let decoded = chunks
+            .into_iter()
+            .map(move |indices| Ok(loader.load(&split, &indices, &draw)?))
+            .filter(|batch: &anyhow::Result<Decoded>| !matches!(batch, Ok((_, labels)) if labels.is_empty()));
+        Box::new(Prefetch::new(decoded).map(|decoded| {
+            let (images, labels) = decoded?;
+            let Transform {
+                image_size, channels, ..
+            } = self.loader.transform;
+            Ok(Batch {
+                images: Tensor::from_vec(images, (labels.len(), channels, image_size, image_size), &self.device)?,
+                labels: Tensor::from_slice(&labels, labels.len(), &self.device)?,
+            })
+        }))
+    }
+}
+
+impl Dataset for ImageTree {
+    fn num_classes(&self) -> usize {
+        self.classes.len()
+    }
+
+    fn channels(&self) -> usize {
+        self.loader.transform.channels
+    }
+
+    fn train_len(&self) -> usize {
+        self.train.files.len()
+    }
+
+    fn test_len(&self) -> usize {
+        self.test.files.len()
+    }
+
+    fn train_batches(&self, seed: u64, epoch: usize, batch_size: usize) -> Batches<'_> {
+        let order = permutation(self.train_len(), &mut rng(seed, epoch, 0, Purpose::Order));
+        self.batches(&self.train, order, batch_size, move |index| Draw::Train {
+            seed,
+            epoch,
+            index,
+        })
+    }
+
+    fn test_batches(&self, batch_size: usize) -> Batches<'_> {
+        self.batches(&self.test, (0..self.test_len()).collect(), batch_size, |_| Draw::Test)
+    }
+
+    fn skipped(&self) -> usize {
+        self.loader.skipped().len()
+    }
+}
+
+/// Images one after another, and their labels.
+type Decoded = (Vec<f32>, Vec<u32>);
+
+struct Loader {
+    pool: rayon::ThreadPool,
+    transform: Transform,
+    unreadable: Unreadable,
+    skipped: Mutex<BTreeSet<PathBuf>>,
+}
+
+impl Loader {
+    fn skipped(&self) -> std::sync::MutexGuard<'_, BTreeSet<PathBuf>> {
+        self.skipped.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// A batch. Of several unreadable images the first in it is named.
+    fn load(
+        &self,
+        split: &Split,
+        indices: &[usize],
+        draw: &(impl Fn(usize) -> Draw + Sync),
+    ) -> Result<Decoded, TreeError> {
+        let decoded: Vec<_> = self.pool.install(|| {
+            let load = |&i: &usize| self.transform.load(&split.files[i].0, draw(i));
+            indices.par_iter().map(load).collect()
+        });
+        let (mut images, mut labels) = (Vec::new(), Vec::new());
+        for (&i, decoded) in indices.iter().zip(decoded) {
+            let (path, label) = &split.files[i];
+            match (decoded, self.unreadable) {
+                (Ok(image), _) => {
+                    images.extend(image);
+                    labels.push(*label);
+                }
+                (Err(_), Unreadable::Skip) => {
+                    self.skipped().insert(path.clone());
+                }
+                (Err(reason), Unreadable::Error) => {
+                    return Err(TreeError::Unreadable {
+                        path: path.clone(),
+                        reason: format!("{reason:#}"),
+                    })
+                }
+            }
+        }
+        Ok((images, labels))
+    }
+}
+
+fn listing(path: &Path, reason: impl ToString) -> TreeError {
+    TreeError::Listing {
+        path: path.into(),
+        reason: reason.to_string(),
+    }
+}
+
+/// The directories in `root`, links to directories too, sorted by name. Hidden ones are no classes.
+fn class_names(root: &Path) -> Result<Vec<String>, TreeError> {
+    if !root.is_dir() {
+        return Err(TreeError::NoDirectory(root.into()));
+    }
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(root).map_err(|e| listing(root, e))? {
+        let path = entry.map_err(|e| listing(root, e))?.path();
+        let name = path.file_name().unwrap_or_default();
+        let name = name.to_str().ok_or_else(|| listing(&path, "its name is not UTF-8"))?;
+        if path.is_dir() && !name.starts_with('.') {
+            names.push(name.to_string());
+        }
+    }
+    names.sort_unstable();
+    match names.is_empty() {
+        true => Err(TreeError::NoClasses(root.into())),
+        false => Ok(names),
+    }
+}
+
+/// The images below each class directory, sorted by path.
+fn list(root: &Path, classes: &[String]) -> Result<Split, TreeError> {
+    let per_class: Vec<Vec<PathBuf>> = classes
+        .par_iter()
+        .map(|class| images_below(&root.join(class)))
+        .collect::<Result<_, _>>()?;
+    let labelled = (0u32..).zip(per_class);
+    let files = labelled.flat_map(|(label, files)| files.into_iter().map(move |file| (file, label)));
+    Ok(Split { files: files.collect() })
+}
+
+fn images_below(class: &Path) -> Result<Vec<PathBuf>, TreeError> {
+    let mut files = Vec::new();
+    // Linked files are taken, linked directories inside a class are not: nothing can go round in circles.
+    for entry in WalkDir::new(class).sort_by_file_name() {
+        let entry = entry.map_err(|e| listing(class, e))?;
+        let extension = entry.path().extension().unwrap_or_default().to_string_lossy();
+        if !entry.file_type().is_dir() && EXTENSIONS.iter().any(|e| extension.eq_ignore_ascii_case(e)) {
+            files.push(entry.into_path());
+        }
+    }
+    match files.is_empty() {
+        true => Err(TreeError::EmptyClass(class.into())),
+        false => Ok(files),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::transform::{Augment, Normalization};
+    use super::*;
+    use image::{DynamicImage, GrayImage, Luma, RgbImage, RgbaImage};
+    use std::fs;
+
+    fn transform(image_size: usize, channels: usize) -> Transform {
+        Transform {
+            image_size,
+            channels,
+            normalization: Normalization::IMAGENET,
+            crop_share: 1.,
+            augment: Augment::ResizedCrop,
+        }
+    }
+
+    fn open(root: &Path, unreadable: Unreadable, threads: usize) -> anyhow::Result<ImageTree> {
+        ImageTree::open(root, transform(16, 3), unreadable, None, 0, threads, &Device::Cpu)
+    }
+
+    fn save(image: impl Into<DynamicImage>, path: PathBuf) {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        image.into().save(path).unwrap();
+    }
+
+    fn noise(width: u32, height: u32, seed: u8) -> RgbImage {
+        RgbImage::from_fn(width, height, |x, y| {
+            let at = |k: u32| (x * k + y * (k + 3) + seed as u32 * 37) as u8;
+            image::Rgb([at(5), at(11), at(23)])
+        })
+    }
+
+    fn grey(side: u32, level: u8) -> GrayImage {
+        GrayImage::from_pixel(side, side, Luma([level]))
+    }
+
+    /// Two classes with six training and two validation images: all three formats, several sizes, grey and alpha.
+    fn tree() -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        let at = |path: &str| root.path().join(path);
+        save(noise(40, 30, 1), at("train/cat/a.JPEG"));
+        save(noise(20, 50, 2), at("train/cat/b.png"));
+        save(noise(33, 33, 3), at("train/cat/deeper/c.webp"));
+        save(grey(24, 200), at("train/dog/a.jpg"));
+        save(
+            RgbaImage::from_pixel(9, 70, image::Rgba([200, 100, 50, 10])),
+            at("train/dog/b.PNG"),
+        );
+        save(grey(5, 100), at("train/dog/c.webp"));
+        save(grey(16, 255), at("val/cat/white.png"));
+        save(noise(18, 16, 4), at("val/dog/d.png"));
+        fs::write(at("train/dog/notes.txt"), "no image").unwrap();
+        fs::write(at("train/README.md"), "no class").unwrap();
+        fs::create_dir(at("train/.cache")).unwrap();
+        root
+    }
+
+    type Contents = Vec<(Vec<usize>, Vec<f32>, Vec<u32>)>;
+
+    fn contents(batches: Batches) -> Contents {
+        let batch = |batch: anyhow::Result<Batch>| {
+            let Batch { images, labels } = batch.unwrap();
+            (
+                images.dims().to_vec(),
+                images.flatten_all().unwrap().to_vec1().unwrap(),
+                labels.to_vec1().unwrap(),
+            )
+        };
+        batches.map(batch).collect()
+    }
+
+    #[test]
+    fn reads_every_format_size_and_number_of_channels() {
+        let root = tree();
+        let tree = open(root.path(), Unreadable::Error, 0).unwrap();
+        assert_eq!(tree.classes(), ["cat", "dog"]);
+        assert_eq!((tree.num_classes(), tree.train_len(), tree.test_len()), (2, 6, 2));
+        let train = contents(tree.train_batches(0, 0, 4));
+        assert_eq!(train.iter().map(|b| b.0[0]).collect::<Vec<_>>(), [4, 2]);
+        assert_eq!(train[0].0[1..], [3, 16, 16]);
+        let mut labels: Vec<u32> = train.iter().flat_map(|b| b.2.clone()).collect();
+        labels.sort_unstable();
+        assert_eq!(labels, [0, 0, 0, 1, 1, 1]);
+
+        let test = contents(tree.test_batches(1));
+        assert_eq!(test.iter().map(|b| b.2[0]).collect::<Vec<_>>(), [0, 1]);
+        let white = (1. - 0.485) / 0.229;
+        assert!(test[0].1[..256].iter().all(|v| (v - white).abs() < 1e-5));
+    }
+
+    #[test]
+    fn grey_models_get_one_channel() {
+        let root = tree();
+        let transform = transform(8, 1);
+        let tree = ImageTree::open(root.path(), transform, Unreadable::Error, None, 0, 0, &Device::Cpu).unwrap();
+        let test = contents(tree.test_batches(8));
+        assert_eq!(test[0].0, [2, 1, 8, 8]);
+        let white = (1. - 0.449) / 0.226;
+        assert!(test[0].1[..64].iter().all(|v| (v - white).abs() < 1e-5));
+    }
+
+    #[test]
+    fn threads_change_nothing_and_the_key_does() {
+        let root = tree();
+        let batches = |threads, seed, epoch| {
+            let tree = open(root.path(), Unreadable::Error, threads).unwrap();
+            contents(tree.train_batches(seed, epoch, 3))
+        };
+        let first = batches(1, 4, 5);
+        assert_eq!(first, batches(2, 4, 5));
+        assert_eq!(first, batches(4, 4, 5));
+        assert_ne!(first, batches(1, 4, 6));
+        assert_ne!(first, batches(1, 5, 5));
+    }
+
+    #[test]
+    fn train_size_draws_by_seed() {
+        let root = tree();
+        let files = |n, seed| {
+            let tree = ImageTree::open(
+                root.path(),
+                transform(16, 3),
+                Unreadable::Error,
+                Some(n),
+                seed,
+                0,
+                &Device::Cpu,
+            );
+            tree.map(|tree| tree.train.files.clone())
+        };
+        assert_eq!(files(3, 1).unwrap().len(), 3);
+        assert_eq!(files(3, 1).unwrap(), files(3, 1).unwrap());
+        assert!((2..9).any(|seed| files(3, 1).unwrap() != files(3, seed).unwrap()));
+        assert!(files(7, 1).unwrap_err().to_string().starts_with("--train-size is 7"));
+    }
+
+    #[test]
+    fn a_missing_directory_is_named() {
+        let root = tempfile::tempdir().unwrap();
+        let error = |path: &Path| open(path, Unreadable::Error, 0).err().unwrap();
+        let nowhere = root.path().join("nowhere");
+        let message = error(&nowhere).to_string();
+        assert!(message.starts_with(&format!("{} is not a directory", nowhere.display())));
+        let message = error(root.path()).to_string();
+        assert!(message.starts_with(&format!("{} is not a directory", root.path().join("train").display())));
+    }
+
+    #[test]
+    fn a_directory_without_classes_is_named() {
+        let root = tree();
+        fs::remove_dir_all(root.path().join("val")).unwrap();
+        fs::create_dir(root.path().join("val")).unwrap();
+        save(grey(16, 0), root.path().join("val/loose.png"));
+        let error = open(root.path(), Unreadable::Error, 0).err().unwrap();
+        assert!(matches!(error.downcast_ref(), Some(TreeError::NoClasses(path)) if path.ends_with("val")));
+    }
+
+    #[test]
+    fn a_class_without_images_is_named() {
+        let root = tree();
+        fs::remove_file(root.path().join("val/dog/d.png")).unwrap();
+        fs::write(root.path().join("val/dog/d.gif"), "GIF89a").unwrap();
+        let error = open(root.path(), Unreadable::Error, 0).err().unwrap();
+        assert!(matches!(error.downcast_ref(), Some(TreeError::EmptyClass(path)) if path.ends_with("val/dog")));
+    }
+
+    #[test]
+    fn classes_that_differ_are_named() {
+        let root = tree();
+        fs::rename(root.path().join("val/dog"), root.path().join("val/wolf")).unwrap();
+        let error = open(root.path(), Unreadable::Error, 0).err().unwrap().to_string();
+        assert_eq!(
+            error,
+            "the classes of train and val must be the same, but val lacks dog; train lacks wolf"
+        );
+        let many: Vec<String> = (0..8).map(|i| i.to_string()).collect();
+        assert_eq!(missing("val", &many).unwrap(), "val lacks 0, 1, 2, 3, 4 and 3 more");
+    }
+
+    /// An empty file, one that is no image, and one of each format that is cut off.
+    fn spoil(root: &Path) -> [PathBuf; 5] {
+        let bad = [
+            "cat/empty.jpg",
+            "dog/text.png",
+            "dog/cut.jpg",
+            "cat/cut.png",
+            "cat/cut.webp",
+        ];
+        let bad = bad.map(|path| root.join("train").join(path));
+        fs::write(&bad[0], "").unwrap();
+        fs::write(&bad[1], "hello").unwrap();
+        for path in &bad[2..] {
+            save(noise(90, 90, 9), path.clone());
+            let whole = fs::read(path).unwrap();
+            fs::write(path, &whole[..whole.len() - whole.len() / 8]).unwrap();
+        }
+        bad
+    }
+
+    #[test]
+    fn an_unreadable_image_ends_the_run_by_name() {
+        for which in 0..5 {
+            let root = tree();
+            let bad = spoil(root.path());
+            for (i, path) in bad.iter().enumerate() {
+                if i != which {
+                    fs::remove_file(path).unwrap();
+                }
+            }
+            let tree = open(root.path(), Unreadable::Error, 0).unwrap();
+            let error = tree.train_batches(0, 0, 4).find_map(|batch| batch.err()).unwrap();
+            assert!(
+                matches!(error.downcast_ref(), Some(TreeError::Unreadable { path, .. }) if *path == bad[which]),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_unreadable_image_is_skipped_and_counted_once() {
+        let root = tree();
+        spoil(root.path());
+        let tree = open(root.path(), Unreadable::Skip, 0).unwrap();
+        assert_eq!((tree.train_len(), tree.skipped()), (11, 0));
+        for epoch in 0..2 {
+            // In batches of one, five are empty and do not appear.
+            let train = contents(tree.train_batches(0, epoch, 1));
+            assert_eq!(train.len(), 6);
+            assert_eq!(tree.skipped(), 5);
+        }
+        let sizes: usize = contents(tree.train_batches(0, 0, 4)).iter().map(|b| b.2.len()).sum();
+        assert_eq!(sizes, 6);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn linked_classes_and_files_are_followed_and_loops_are_not() {
+        let root = tree();
+        let at = |path: &str| root.path().join(path);
+        std::os::unix::fs::symlink(at("train/cat"), at("train/bird")).unwrap();
+        std::os::unix::fs::symlink(at("val/cat"), at("val/bird")).unwrap();
+        std::os::unix::fs::symlink(at("train/dog"), at("train/dog/loop")).unwrap();
+        std::os::unix::fs::symlink(at("train/dog/a.jpg"), at("train/dog/linked.jpg")).unwrap();
+        let tree = open(root.path(), Unreadable::Error, 0).unwrap();
+        assert_eq!(tree.classes(), ["bird", "cat", "dog"]);
+        assert_eq!(tree.train_len(), 3 + 3 + 4);
+    }
+}

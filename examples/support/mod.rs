@@ -1,0 +1,19 @@
+//! What the examples share and what is not about the crate: flags, data sets, progress, output.
+#![allow(dead_code)] // each example uses its own part
+
+pub mod curves;
+pub mod data;
+pub mod device;
+pub mod digits;
+pub mod evaluate;
+pub mod exit;
+pub mod flags;
+pub mod image_tree;
+pub mod mask_only;
+pub mod metrics;
+pub mod prefetch;
+pub mod progress;
+pub mod record;
+pub mod run_dir;
+pub mod schedule;
+pub mod transform;

@@ -1,0 +1,119 @@
+//! Trains a Vision Transformer with MaskSub: on the handwritten digits that ship with the example, or on a tree of images.
+//!
+//!     cargo run --release --example vit_imagenet
+//!     cargo run --release --example vit_imagenet -- --data imagenet --model deit3-small --batch-size 128
+//!
+//! `--help` explains the flags. This page is the part that a trainer writes; flags, data and output are in `support`.
+
+mod support;
+
+use anyhow::{ensure, Result};
+use candle_core::DType;
+use candle_nn::{AdamW, ModuleT, Optimizer, ParamsAdamW};
+use clap::Parser;
+use masksub::models::vit::VisionTransformer;
+use masksub::{
+    Criterion, DropSub, DropToken, MaskSub, Params, PathSub, RandomMasking, Seed, SubBranch, SubModelLoss, Weights,
+};
+use std::process::ExitCode;
+use support::data::Batch;
+use support::evaluate::evaluate;
+use support::flags::{Branch, Flags, SubLoss};
+use support::mask_only::MaskOnly;
+use support::record::Recorder;
+use support::run_dir::RunDir;
+use support::schedule::CosineSchedule;
+
+fn main() -> ExitCode {
+    support::exit::code(train(&Flags::parse()))
+}
+
+fn train(flags: &Flags) -> Result<()> {
+    let seed = Seed::new(flags.seed);
+    let data = flags.dataset()?;
+
+    // The model. `Weights` makes variables that can be trained, from (seed, name) or from a file.
+    let weights = match &flags.init_from {
+        None => Weights::seeded(seed),
+        Some(file) => Weights::from_safetensors(file)?,
+    };
+    let cfg = flags.config(data.num_classes())?;
+    let vit = VisionTransformer::new(&cfg, weights.var_builder(DType::F32, &flags.device))?;
+    let unused = weights.left_over();
+    ensure!(
+        unused.is_empty(),
+        "--init-from has weights that the model has not: {}",
+        unused.join(", ")
+    );
+
+    // MaskSub around it. With `params` each step checks that every parameter has a gradient.
+    let params = Params::from_varmap(weights.varmap());
+    let model = MaskSub::new(vit, branch(flags)?)
+        .with_sub_loss(sub_loss(flags)?)
+        .with_weight(flags.sub_weight())?
+        .with_params(params.clone());
+
+    // Everything else is what it would be without MaskSub.
+    let criterion = Criterion::cross_entropy();
+    let total_steps = flags.epochs * data.train_len().div_ceil(flags.batch_size);
+    let schedule = CosineSchedule {
+        peak: flags.lr,
+        warmup_steps: flags.warmup_steps,
+        total_steps,
+    };
+    let adamw = ParamsAdamW {
+        weight_decay: flags.weight_decay,
+        ..Default::default()
+    };
+    let mut opt = AdamW::new(params.vars(), adamw)?;
+
+    let size = format!("{} parameters, {} images", params.num_elements(), data.train_len());
+    let title = format!("{} with {}: {size}", flags.model(), flags.branch);
+    let out = RunDir::create(flags.out.as_deref())?;
+    let mut record = Recorder::start(out, title, total_steps, &params)?;
+    let mut t = 0;
+    for epoch in 0..flags.epochs {
+        for batch in data.train_batches(flags.seed, epoch, flags.batch_size) {
+            let Batch { images, labels } = batch?;
+            let step = model.backward(&images, seed.at(t), |logits| Ok(criterion.forward(logits, &labels)?))?;
+
+            let lr = schedule.at(t);
+            opt.set_learning_rate(lr);
+            opt.step(&step.grads)?;
+            record.step(lr, &step, &labels)?;
+            t += 1;
+        }
+        // Outside training `model` is the bare ViT.
+        let scores = evaluate(data.test_batches(flags.batch_size), |images| {
+            Ok(model.forward_t(images, false)?)
+        })?;
+        record.epoch(scores)?;
+    }
+    if data.skipped() > 0 {
+        eprintln!("{} images could not be read and were skipped", data.skipped());
+    }
+    println!("{}", record.finish(flags.branch, weights.varmap())?);
+    Ok(())
+}
+
+/// How the sub-branch runs. A box, since the flag decides; with one branch in mind its type can stand in `MaskSub`.
+fn branch(flags: &Flags) -> Result<Box<dyn SubBranch<VisionTransformer>>> {
+    let drop_token = DropToken::new(RandomMasking::new(flags.mask_ratio)?);
+    Ok(match flags.branch {
+        Branch::Masksub => Box::new(drop_token),
+        Branch::None => Box::new(drop_token), // its weight is 0: it never runs
+        Branch::MaskOnly => Box::new(MaskOnly(drop_token)),
+        Branch::Dropsub => Box::new(DropSub::new(flags.sub_drop_rate)?),
+        Branch::Pathsub => Box::new(PathSub::new(flags.sub_drop_rate)?),
+    })
+}
+
+/// What the sub-branch is asked to agree on with the main branch.
+fn sub_loss(flags: &Flags) -> Result<SubModelLoss> {
+    let loss = match flags.sub_loss {
+        SubLoss::SoftCe => SubModelLoss::soft_cross_entropy(),
+        SubLoss::Kl => SubModelLoss::kl(),
+        SubLoss::Bce => SubModelLoss::bce(),
+    };
+    Ok(loss.with_temperature(flags.temperature)?)
+}

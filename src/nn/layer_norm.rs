@@ -1,0 +1,301 @@
+//! Layer normalisation, with and without the mean's removal.
+
+use candle_core::{Module, Result, Tensor};
+use candle_nn::{Init, VarBuilder};
+
+use candle_nn::LayerNormConfig;
+
+use crate::ops;
+
+/// Layer normalisation over the last dimension, [.., D] to [.., D]: [`candle_nn::LayerNorm`] with a backward.
+///
+/// See [`layer_norm`](ops::layer_norm()) for the formula, and [`rms_norm`](ops::rms_norm()) for the one without the
+/// mean's removal. PyTorch's `torch.nn.LayerNorm(D, eps)`, `torch.nn.RMSNorm(D, eps)`.
+#[derive(Clone, Debug)]
+pub struct LayerNorm {
+    weight: Tensor,
+    bias: Option<Tensor>,
+    remove_mean: bool,
+    eps: f64,
+}
+
+impl LayerNorm {
+    /// With a `weight` and a `bias` of shape [D].
+    pub fn new(weight: Tensor, bias: Tensor, eps: f64) -> Self {
+        Self {
+            weight,
+            bias: Some(bias),
+            remove_mean: true,
+            eps,
+        }
+    }
+
+    /// With a `weight` of shape [D] and no bias.
+    pub fn new_no_bias(weight: Tensor, eps: f64) -> Self {
+        Self {
+            weight,
+            bias: None,
+            remove_mean: true,
+            eps,
+        }
+    }
+
+    /// Without removal of the mean, with a `weight` of shape [D].
+    pub fn rms_norm(weight: Tensor, eps: f64) -> Self {
+        Self {
+            weight,
+            bias: None,
+            remove_mean: false,
+            eps,
+        }
+    }
+
+    /// The weight, [D].
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
+    /// The bias, [D].
+    pub fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
+    }
+
+    /// What is added to the variance.
+    pub fn eps(&self) -> f64 {
+        self.eps
+    }
+
+    /// Whether the mean is removed.
+    pub fn remove_mean(&self) -> bool {
+        self.remove_mean
+    }
+}
+
+impl Module for LayerNorm {
+    fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        if self.remove_mean {
+            return ops::layer_norm_with(xs, &self.weight, self.bias.as_ref(), self.eps);
+        }
+        let ys = ops::rms_norm_with(xs, &self.weight, self.eps)?;
+        match &self.bias {
+            Some(bias) => ys.broadcast_add(bias),
+            None => Ok(ys),
+        }
+    }
+}
+
+/// A [`LayerNorm`] whose parameters are `weight` (or `gamma`) and, if the configuration is affine, `bias` (or `beta`) of
+/// `vb`, each of shape \[`size`\]. New ones are 1 and 0.
+///
+/// # Errors
+///
+/// If `vb` lacks a parameter or has it in another shape.
+pub fn layer_norm<C: Into<LayerNormConfig>>(size: usize, config: C, vb: VarBuilder) -> Result<LayerNorm> {
+    let config = config.into();
+    // As candle-nn does: the names of PyTorch, or the older ones of TensorFlow's checkpoints where `vb` has those.
+    let name = |names: [&'static str; 2]| {
+        names
+            .into_iter()
+            .find(|name| vb.contains_tensor(name))
+            .unwrap_or(names[0])
+    };
+    let weight = vb.get_with_hints(size, name(["weight", "gamma"]), Init::Const(1.0))?;
+    let bias = match config.affine {
+        true => Some(vb.get_with_hints(size, name(["bias", "beta"]), Init::Const(0.0))?),
+        false => None,
+    };
+    Ok(LayerNorm {
+        weight,
+        bias,
+        remove_mean: config.remove_mean,
+        eps: config.eps,
+    })
+}
+
+/// As [`layer_norm`], without a bias.
+///
+/// # Errors
+///
+/// If `vb` lacks the weight or has it in another shape.
+pub fn layer_norm_no_bias(size: usize, eps: f64, vb: VarBuilder) -> Result<LayerNorm> {
+    let config = LayerNormConfig {
+        eps,
+        remove_mean: true,
+        affine: false,
+    };
+    layer_norm(size, config, vb)
+}
+
+/// Root-mean-square normalisation over the last dimension, [.., D] to [.., D]: [`candle_nn::RmsNorm`] with a backward.
+///
+/// See [`rms_norm`](ops::rms_norm()) for the formula. PyTorch's `torch.nn.RMSNorm(D, eps)`.
+#[derive(Clone, Debug)]
+pub struct RmsNorm(LayerNorm);
+
+impl RmsNorm {
+    /// With a `weight` of shape [D].
+    pub fn new(weight: Tensor, eps: f64) -> Self {
+        Self(LayerNorm::rms_norm(weight, eps))
+    }
+
+    /// The same as a [`LayerNorm`] that does not remove the mean.
+    pub fn into_inner(self) -> LayerNorm {
+        self.0
+    }
+
+    /// The weight, [D].
+    pub fn weight(&self) -> &Tensor {
+        self.0.weight()
+    }
+
+    /// What is added to the mean square.
+    pub fn eps(&self) -> f64 {
+        self.0.eps()
+    }
+
+    /// The same as `forward`, under the name of candle-nn's method that has a backward.
+    ///
+    /// # Errors
+    ///
+    /// If the last dimension of `xs` is not the weight's.
+    pub fn forward_diff(&self, xs: &Tensor) -> Result<Tensor> {
+        self.0.forward(xs)
+    }
+}
+
+impl Module for RmsNorm {
+    fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        self.0.forward(xs)
+    }
+}
+
+/// An [`RmsNorm`] whose parameter is `weight` (or `gamma`) of `vb`, of shape \[`size`\]. A new one is 1.
+///
+/// # Errors
+///
+/// If `vb` lacks the weight or has it in another shape.
+pub fn rms_norm(size: usize, eps: f64, vb: VarBuilder) -> Result<RmsNorm> {
+    let config = LayerNormConfig {
+        eps,
+        remove_mean: false,
+        affine: false,
+    };
+    layer_norm(size, config, vb).map(RmsNorm)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{random, relative};
+    use candle_core::{DType, Device, Var};
+    use candle_nn::VarMap;
+
+    fn single(shape: &[usize], seed: u64) -> Tensor {
+        random(shape, seed).to_dtype(DType::F32).unwrap()
+    }
+
+    /// Every one of `vars` gets a gradient from a module applied to a contiguous input, which candle-nn's do not give.
+    fn assert_trains(module: &impl Module, vars: &[&Var]) {
+        let xs = Var::from_tensor(&single(&[2, 3, 6], 9)).unwrap();
+        let loss = (module.forward(&xs).unwrap() * single(&[2, 3, 6], 10))
+            .unwrap()
+            .sum_all()
+            .unwrap();
+        let grads = loss.backward().unwrap();
+        for var in vars.iter().chain([&&xs]) {
+            let norm = grads.get(var).expect("a gradient").sqr().unwrap().sum_all().unwrap();
+            assert!(norm.to_scalar::<f32>().unwrap() > 0.0);
+        }
+    }
+
+    fn assert_equal(ours: &impl Module, candles: &impl Module) {
+        let xs = single(&[2, 3, 6], 9);
+        // candle's fused kernel in one case, its composition in the other.
+        for xs in [xs.clone(), xs.transpose(0, 1).unwrap()] {
+            let (ours, candles) = (ours.forward(&xs).unwrap(), candles.forward(&xs).unwrap());
+            let error = relative(&ours, &candles);
+            assert!(error < 1e-6, "{error:e}");
+        }
+    }
+
+    #[test]
+    fn layer_norms_equal_candles_and_train() {
+        let (weight, bias) = (
+            Var::from_tensor(&single(&[6], 0)).unwrap(),
+            Var::from_tensor(&single(&[6], 1)).unwrap(),
+        );
+        let (w, b) = (|| weight.as_tensor().clone(), || bias.as_tensor().clone());
+        let ours = LayerNorm::new(w(), b(), 1e-3);
+        assert_trains(&ours, &[&weight, &bias]);
+        assert_equal(&ours, &candle_nn::LayerNorm::new(w(), b(), 1e-3));
+        let ours = LayerNorm::new_no_bias(w(), 1e-3);
+        assert_trains(&ours, &[&weight]);
+        assert_equal(&ours, &candle_nn::LayerNorm::new_no_bias(w(), 1e-3));
+        let ours = LayerNorm::rms_norm(w(), 1e-3);
+        assert_trains(&ours, &[&weight]);
+        assert_equal(&ours, &candle_nn::LayerNorm::rms_norm(w(), 1e-3));
+        let ours = RmsNorm::new(w(), 1e-3);
+        assert_trains(&ours, &[&weight]);
+        assert_equal(&ours, &candle_nn::RmsNorm::new(w(), 1e-3));
+        assert_equal(&ours.clone().into_inner(), &ours);
+        let xs = single(&[2, 6], 3);
+        assert_eq!(
+            relative(&ours.forward_diff(&xs).unwrap(), &ours.forward(&xs).unwrap()),
+            0.0
+        );
+    }
+
+    #[test]
+    fn builders_equal_candles() {
+        let vars = VarMap::new();
+        let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
+        for (config, names) in [
+            (LayerNormConfig::default(), vec!["bias", "weight"]),
+            (
+                LayerNormConfig {
+                    affine: false,
+                    ..Default::default()
+                },
+                vec!["weight"],
+            ),
+            (
+                LayerNormConfig {
+                    remove_mean: false,
+                    ..Default::default()
+                },
+                vec!["bias", "weight"],
+            ),
+        ] {
+            let key = format!("{config:?}");
+            let ours = layer_norm(6, config, vb.pp(&key)).unwrap();
+            let mut made: Vec<String> = vars.data().lock().unwrap().keys().cloned().collect();
+            made.retain(|name| name.starts_with(&key));
+            made.sort();
+            assert_eq!(
+                made,
+                names.iter().map(|name| format!("{key}.{name}")).collect::<Vec<_>>()
+            );
+            assert_eq!(ours.weight().to_vec1::<f32>().unwrap(), [1.0; 6]);
+            assert!(ours
+                .bias()
+                .is_none_or(|bias| bias.to_vec1::<f32>().unwrap() == [0.0; 6]));
+            assert_eq!((ours.eps(), ours.remove_mean()), (config.eps, config.remove_mean));
+            assert_equal(&ours, &candle_nn::layer_norm(6, config, vb.pp(&key)).unwrap());
+        }
+        let ours = layer_norm_no_bias(6, 1e-4, vb.pp("no_bias")).unwrap();
+        assert!(ours.bias().is_none() && ours.remove_mean() && ours.eps() == 1e-4);
+        let ours = rms_norm(6, 1e-4, vb.pp("rms")).unwrap();
+        assert_eq!((ours.weight().dims(), ours.eps()), (&[6][..], 1e-4));
+        assert_equal(&ours, &candle_nn::rms_norm(6, 1e-4, vb.pp("rms")).unwrap());
+    }
+
+    #[test]
+    fn older_names_are_found() {
+        let tensors = [("gamma", single(&[6], 0)), ("beta", single(&[6], 1))].map(|(k, v)| (k.to_string(), v));
+        let vb = VarBuilder::from_tensors(tensors.into(), DType::F32, &Device::Cpu);
+        let norm = layer_norm(6, 1e-5, vb.clone()).unwrap();
+        assert_eq!(relative(norm.weight(), &single(&[6], 0)), 0.0);
+        assert_eq!(relative(norm.bias().unwrap(), &single(&[6], 1)), 0.0);
+        assert_eq!(relative(rms_norm(6, 1e-5, vb).unwrap().weight(), &single(&[6], 0)), 0.0);
+    }
+}

@@ -1,0 +1,430 @@
+//! Multi-head self-attention (Vaswani et al. 2017, arXiv 1706.03762) of a packed projection.
+
+use std::cell::RefCell;
+use std::sync::OnceLock;
+
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, D};
+use gemm::Parallelism;
+use rayon::prelude::*;
+
+use super::kernel::{self, sum_by, Elements, Mat, MatMut, SharedMut, Write};
+use super::{math, softmax};
+use crate::Error;
+
+/// y = softmax(q kᵀ / √d) v in each head, the heads' results side by side.
+///
+/// # Arguments
+///
+/// - `qkv`: [B, N, 3 D], in the last dimension queries, keys and values in turn, each in heads of d = D / num_heads
+///   elements: timm's packing, `reshape(B, N, 3, num_heads, d)`
+/// - `num_heads`: divides D
+///
+/// Returns [B, N, D].
+///
+/// # Derivative
+///
+/// With p the softmax, g the gradient of the result and, in each head, h = g vᵀ: dv = pᵀ g; ds = p (h - Σ p h), the sum
+/// over keys; dq = ds k / √d, dk = dsᵀ q / √d. The CPU kernel keeps two numbers for each query and computes p again: of
+/// N² numbers a head it never holds more than one head's for each thread.
+///
+/// # PyTorch
+///
+/// ```text
+/// q, k, v = qkv.reshape(B, N, 3, num_heads, d).permute(2, 0, 3, 1, 4)
+/// torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, N, D)
+/// ```
+///
+/// # Errors
+///
+/// If `qkv` has another rank or no floating-point dtype, or its last dimension is no multiple of `3 * num_heads`.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// // Two tokens of width 1: equal keys, so that both queries get the mean of the values.
+/// let qkv = Tensor::new(&[[[5f32, 1.0, 0.0], [-7.0, 1.0, 4.0]]], &Device::Cpu)?;
+/// assert_eq!(masksub::ops::attention(&qkv, 1)?.to_vec3::<f32>()?, [[[2.0], [2.0]]]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+pub fn attention(qkv: &Tensor, num_heads: usize) -> Result<Tensor> {
+    let dims = Dims::of(qkv.dims(), num_heads)?;
+    kernel::check_float("qkv", qkv)?;
+    if qkv.device().is_cpu() && kernel::is_half(qkv) {
+        return kernel::in_f32(&[qkv], |t| attention(&t[0], num_heads));
+    }
+    if !kernel::on_cpu_f32(&[qkv]) || qkv.elem_count() == 0 {
+        return composition(qkv, num_heads);
+    }
+    let op = Attention {
+        dims,
+        stats: OnceLock::new(),
+    };
+    qkv.contiguous()?.apply_op1(op)
+}
+
+/// [`attention`] of candle's operations.
+pub fn composition(qkv: &Tensor, num_heads: usize) -> Result<Tensor> {
+    let Dims {
+        batch,
+        tokens,
+        heads,
+        head_width,
+    } = Dims::of(qkv.dims(), num_heads)?;
+    if qkv.elem_count() == 0 {
+        return qkv.narrow(2, 0, heads * head_width);
+    }
+    let qkv = qkv
+        .reshape((batch, tokens, 3, heads, head_width))?
+        .permute((2, 0, 3, 1, 4))?;
+    let part = |i| qkv.get(i)?.contiguous();
+    let (q, k, v) = (part(0)?, part(1)?, part(2)?);
+    let scores = ((q * (head_width as f64).powf(-0.5))?).matmul(&k.t()?)?;
+    softmax::softmax(&scores, D::Minus1)?
+        .matmul(&v)?
+        .transpose(1, 2)?
+        .reshape((batch, tokens, heads * head_width))
+}
+
+#[derive(Clone, Copy)]
+struct Dims {
+    batch: usize,
+    tokens: usize,
+    heads: usize,
+    head_width: usize,
+}
+
+impl Dims {
+    fn of(qkv: &[usize], heads: usize) -> crate::Result<Self> {
+        let &[batch, tokens, packed] = qkv else {
+            return Err(Error::shape("qkv", qkv, "[B, N, 3 D]"));
+        };
+        if heads == 0 {
+            return Err(Error::invalid("num_heads", heads, "at least 1"));
+        }
+        if !packed.is_multiple_of(3 * heads) {
+            return Err(Error::shape(
+                "qkv",
+                qkv,
+                format!("[B, N, 3 D] with D a multiple of num_heads = {heads}"),
+            ));
+        }
+        Ok(Self {
+            batch,
+            tokens,
+            heads,
+            head_width: packed / (3 * heads),
+        })
+    }
+
+    /// D.
+    fn width(&self) -> usize {
+        self.heads * self.head_width
+    }
+
+    fn scale(&self) -> f32 {
+        (self.head_width as f32).sqrt().recip()
+    }
+
+    /// Queries whose scores are held at a time: nearly equal blocks of at most [`QUERIES`].
+    fn block(&self) -> usize {
+        self.tokens.div_ceil(self.tokens.div_ceil(QUERIES))
+    }
+
+    /// Where the first element of a head of one sample lies among `parts` packed parts (3 in `qkv`, 1 in the result).
+    fn start(&self, head: Head, parts: usize, part: usize) -> usize {
+        (head.sample * self.tokens * parts + part) * self.width() + head.index * self.head_width
+    }
+
+    /// Rows `first..first + rows` of one part of a head.
+    fn mat<'a>(&self, data: &'a [f32], head: Head, parts: usize, part: usize, first: usize, rows: usize) -> Mat<'a> {
+        let stride = parts * self.width();
+        let start = self.start(head, parts, part) + first * stride;
+        Mat::rows(&data[start..], rows, self.head_width, stride)
+    }
+}
+
+/// Most queries whose scores are held at a time, so that a block of scores stays in the second-level cache.
+const QUERIES: usize = 256;
+
+/// One head of one sample.
+#[derive(Clone, Copy)]
+struct Head {
+    sample: usize,
+    index: usize,
+}
+
+struct Attention {
+    dims: Dims,
+    /// For each query of each head of each sample the largest score and the reciprocal sum of the exponentials, from
+    /// which the backward gets the very probabilities of the forward.
+    stats: OnceLock<Vec<[f32; 2]>>,
+}
+
+thread_local! {
+    /// A thread's scores. They are overwritten before they are read, so nothing carries over.
+    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Calls `f` with `len` elements of this thread's scratch memory. `f` must not hand work to other threads: while it
+/// waited for them, this thread could be given another head, and find its scratch in use.
+fn with_scratch<T>(len: usize, f: impl FnOnce(&mut [f32]) -> T) -> T {
+    SCRATCH.with_borrow_mut(|scratch| {
+        if scratch.len() < len {
+            scratch.resize(len, 0.0);
+        }
+        f(&mut scratch[..len])
+    })
+}
+
+kernel::simd_fn! {
+    /// exp(score - largest of the row), the largest, and the reciprocal of the row's sum.
+    fn exp_rows<S>(scores: &mut [f32], width: usize, stats: &mut [[f32; 2]]) -> () {
+        for (row, stats) in scores.chunks_exact_mut(width).zip(stats) {
+            let max = kernel::max(row);
+            for s in row.iter_mut() {
+                *s = math::exp::<S>(*s - max);
+            }
+            *stats = [max, 1.0 / sum_by([row], |[p]| p)];
+        }
+    }
+}
+
+kernel::simd_fn! {
+    fn scale_row<S>(row: &mut [f32], scale: f32) -> () {
+        for x in row {
+            *x *= scale;
+        }
+    }
+}
+
+kernel::simd_fn! {
+    fn dot<S>(a: &[f32], b: &[f32]) -> f32 {
+        sum_by([a, b], |[a, b]| a * b)
+    }
+}
+
+kernel::simd_fn! {
+    /// Turns scores into probabilities p, and the gradient h of p into that of the scores, p (h - `mean_h`).
+    fn backward_row<S>(scores: &mut [f32], h: &mut [f32], stats: [f32; 2], mean_h: f32) -> () {
+        let [max, scale] = stats;
+        for (s, h) in scores.iter_mut().zip(h) {
+            let p = math::exp::<S>(*s - max) * scale;
+            *s = p;
+            *h = p * (*h - mean_h);
+        }
+    }
+}
+
+impl Attention {
+    fn forward_head(&self, qkv: &[f32], head: Head, out: SharedMut, stats: &mut [[f32; 2]]) {
+        let dims = self.dims;
+        let n = dims.tokens;
+        let part = |part, first, rows| dims.mat(qkv, head, 3, part, first, rows);
+        with_scratch(dims.block() * n, |scores| {
+            for (block, stats) in stats.chunks_mut(dims.block()).enumerate() {
+                let (first, rows) = (block * dims.block(), stats.len());
+                let scores = &mut scores[..rows * n];
+                product(scores, n, dims.scale(), part(0, first, rows), part(1, 0, n).t());
+                exp_rows(scores, n, stats);
+                let start = dims.start(head, 1, 0) + first * dims.width();
+                // SAFETY: these rows and columns of the result belong to this head of this sample alone, and each head
+                // of each sample is computed by one thread.
+                let mut out = unsafe { out.columns(start, rows, dims.head_width, dims.width()) };
+                let p = Mat::rows(scores, rows, n, n);
+                kernel::matmul(&mut out, Write::Replace, 1.0, p, part(2, 0, n), Parallelism::None);
+                // The d numbers of a result are fewer to scale than the N probabilities.
+                for (row, &[_, scale]) in stats.iter().enumerate() {
+                    scale_row(out.row(row), scale);
+                }
+            }
+        });
+    }
+
+    fn backward_head(&self, qkv: &[f32], ys: &[f32], grads: &[f32], head: Head, out: SharedMut, stats: &[[f32; 2]]) {
+        let dims = self.dims;
+        let (n, d) = (dims.tokens, dims.head_width);
+        let part = |part, first, rows| dims.mat(qkv, head, 3, part, first, rows);
+        // SAFETY: these rows and columns belong to this head of this sample alone, which one thread computes, and the
+        // results of the calls below are used one at a time.
+        let out = |part, first, rows| unsafe {
+            let stride = 3 * dims.width();
+            out.columns(dims.start(head, 3, part) + first * stride, rows, d, stride)
+        };
+        with_scratch(2 * dims.block() * n, |scratch| {
+            let (scores, h) = scratch.split_at_mut(dims.block() * n);
+            for (block, stats) in stats.chunks(dims.block()).enumerate() {
+                let (first, rows) = (block * dims.block(), stats.len());
+                let (scores, h) = (&mut scores[..rows * n], &mut h[..rows * n]);
+                let write = if block == 0 { Write::Replace } else { Write::Add };
+                let g = dims.mat(grads, head, 1, 0, first, rows);
+                product(scores, n, dims.scale(), part(0, first, rows), part(1, 0, n).t());
+                product(h, n, 1.0, g, part(2, 0, n).t());
+                let rows_of = scores.chunks_exact_mut(n).zip(h.chunks_exact_mut(n)).zip(stats);
+                for (row, ((scores, h), &stats)) in rows_of.enumerate() {
+                    let start = dims.start(head, 1, 0) + (first + row) * dims.width();
+                    // Σ p h, over d numbers instead of N: p h = p (v g), and p v is the result.
+                    let mean_h = dot(&ys[start..start + d], &grads[start..start + d]);
+                    backward_row(scores, h, stats, mean_h);
+                }
+                let p = Mat::rows(scores, rows, n, n);
+                let ds = Mat::rows(h, rows, n, n);
+                kernel::matmul(&mut out(2, 0, n), write, 1.0, p.t(), g, Parallelism::None);
+                let dq = &mut out(0, first, rows);
+                kernel::matmul(dq, Write::Replace, dims.scale(), ds, part(1, 0, n), Parallelism::None);
+                let dk = &mut out(1, 0, n);
+                kernel::matmul(dk, write, dims.scale(), ds.t(), part(0, first, rows), Parallelism::None);
+            }
+        });
+    }
+
+    fn heads(&self) -> impl IndexedParallelIterator<Item = Head> {
+        let heads = self.dims.heads;
+        (0..self.dims.batch * heads).into_par_iter().map(move |i| Head {
+            sample: i / heads,
+            index: i % heads,
+        })
+    }
+}
+
+/// `out = scale * a b`, with `out` rows of `width`.
+fn product(out: &mut [f32], width: usize, scale: f32, a: Mat, b: Mat) {
+    let rows = out.len() / width;
+    let mut out = MatMut::rows(out, rows, width, width);
+    kernel::matmul(&mut out, Write::Replace, scale, a, b, Parallelism::None);
+}
+
+impl CustomOp1 for Attention {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let qkv = kernel::elements(storage, layout)?;
+        let Dims {
+            batch, tokens, heads, ..
+        } = self.dims;
+        let width = self.dims.width();
+        let mut ys = vec![0f32; batch * tokens * width];
+        let mut stats = vec![[0f32; 2]; batch * heads * tokens];
+        let out = SharedMut::new(&mut ys);
+        self.heads()
+            .zip(stats.par_chunks_mut(tokens))
+            .for_each(|(head, stats)| self.forward_head(qkv, head, out, stats));
+        // An op is run once, when it is applied; were it run again, it would find the same numbers here.
+        self.stats.get_or_init(|| stats);
+        Ok((CpuStorage::F32(ys), (batch, tokens, width).into()))
+    }
+
+    fn bwd(&self, qkv: &Tensor, ys: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let Some(stats) = self.stats.get() else {
+            candle_core::bail!("the backward of masksub's attention was called before its forward");
+        };
+        let grad = grad.contiguous()?;
+        let (x, y, g) = (Elements::of(qkv)?, Elements::of(ys)?, Elements::of(&grad)?);
+        let (x, y, g): (&[f32], &[f32], &[f32]) = (&x, &y, &g);
+        let mut dqkv = vec![0f32; x.len()];
+        let out = SharedMut::new(&mut dqkv);
+        self.heads()
+            .zip(stats.par_chunks(self.dims.tokens))
+            .for_each(|(head, stats)| self.backward_head(x, y, g, head, out, stats));
+        kernel::tensor(dqkv, qkv.dims()).map(Some)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{check, check_derivative, check_on, random, rng};
+    use rand::Rng as _;
+
+    fn kernel(heads: usize) -> impl Fn(&[Tensor]) -> Result<Tensor> + Sync {
+        move |args| attention(&args[0], heads)
+    }
+
+    fn reference(heads: usize) -> impl Fn(&[Tensor]) -> Result<Tensor> + Sync {
+        move |args| composition(&args[0], heads)
+    }
+
+    #[test]
+    fn equals_its_composition() {
+        let mut rng = rng(6);
+        for seed in 0..8 {
+            let mut size = |most| rng.random_range(1..=most);
+            let (b, n, h, d) = (size(4), 1 + size(50), size(4), size(40));
+            check(&kernel(h), &reference(h), &[&[b, n, 3 * h * d]], seed);
+        }
+    }
+
+    #[test]
+    fn equals_its_composition_at_the_edges() {
+        check(&kernel(1), &reference(1), &[&[1, 1, 3]], 0);
+        check(&kernel(2), &reference(2), &[&[1, 1, 30]], 1);
+        check(&kernel(3), &reference(3), &[&[2, 197, 72]], 2);
+        // More queries than a block holds, in blocks that are not equal.
+        check(&kernel(2), &reference(2), &[&[1, 2 * QUERIES + 3, 18]], 3);
+        // Sharp: a query attends to few keys.
+        check_on(
+            &kernel(2),
+            &reference(2),
+            &[(random(&[2, 20, 48], 4) * 3.0).unwrap()],
+            4,
+        );
+    }
+
+    /// Attention as its definition reads, one number at a time.
+    #[test]
+    fn composition_is_attention() {
+        let (b, n, h, d) = (2, 3, 2, 4);
+        let qkv = random(&[b, n, 3 * h * d], 0);
+        let at = |s: usize, t: usize, part: usize, head: usize, i: usize| {
+            let i = (part * h + head) * d + i;
+            qkv.get(s)
+                .unwrap()
+                .get(t)
+                .unwrap()
+                .get(i)
+                .unwrap()
+                .to_scalar::<f64>()
+                .unwrap()
+        };
+        let ys = composition(&qkv, h).unwrap().to_vec3::<f64>().unwrap();
+        for (s, head, query) in (0..b * h * n).map(|i| (i / (h * n), i / n % h, i % n)) {
+            let score = |key| {
+                (0..d)
+                    .map(|i| at(s, query, 0, head, i) * at(s, key, 1, head, i))
+                    .sum::<f64>()
+            };
+            let weight: Vec<f64> = (0..n).map(|key| (score(key) / (d as f64).sqrt()).exp()).collect();
+            for i in 0..d {
+                let y =
+                    (0..n).map(|key| weight[key] * at(s, key, 2, head, i)).sum::<f64>() / weight.iter().sum::<f64>();
+                assert!((ys[s][query][head * d + i] - y).abs() < 1e-12);
+            }
+        }
+    }
+
+    #[test]
+    fn composition_has_the_right_derivative() {
+        check_derivative(&reference(2), &[&[2, 3, 12]], 0);
+        check_derivative(&reference(1), &[&[1, 4, 9]], 1);
+    }
+
+    #[test]
+    fn errors_name_the_argument() {
+        let message = |qkv: &[usize], heads| attention(&random(qkv, 0), heads).unwrap_err().to_string();
+        let expected = "[B, N, 3 D] with D a multiple of num_heads = 2";
+        assert_eq!(
+            message(&[2, 3, 15], 2),
+            format!("qkv has shape [2, 3, 15], but must be {expected}")
+        );
+        assert_eq!(message(&[3, 15], 1), "qkv has shape [3, 15], but must be [B, N, 3 D]");
+        assert_eq!(message(&[2, 3, 15], 0), "num_heads is 0, but must be at least 1");
+    }
+
+    #[test]
+    fn of_nothing_is_nothing() {
+        for shape in [[0, 3, 12], [2, 0, 12], [2, 3, 0]] {
+            let qkv = Tensor::zeros(&shape, candle_core::DType::F32, &candle_core::Device::Cpu).unwrap();
+            assert_eq!(attention(&qkv, 2).unwrap().dims(), [shape[0], shape[1], shape[2] / 3]);
+        }
+    }
+}

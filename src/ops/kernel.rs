@@ -1,0 +1,436 @@
+//! What the CPU kernels share: dispatch on the CPU's features, access to `f32` slices, partitions, and matrix products.
+//!
+//! A kernel is a plain loop that the compiler can vectorise, written with [`simd_fn!`], which compiles it once for the
+//! baseline and once for AVX2 with FMA (NEON is the baseline on aarch64) and picks at run time. Reductions keep
+//! [`LANES`] partial sums, and work is cut into pieces by the tensor's size alone: neither the number of threads nor
+//! the width of the registers changes the order of an addition, so that a run can be repeated to the bit anywhere
+//! that has the same fused multiply-add.
+
+use std::marker::PhantomData;
+use std::ops::Deref;
+
+use candle_core::{CpuStorage, DType, Layout, Result, Storage, StorageRef, Tensor};
+use gemm::Parallelism;
+use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
+
+use crate::Error;
+
+/// Partial sums of a reduction: two AVX registers of `f32`, enough to hide an addition's latency.
+pub(crate) const LANES: usize = 16;
+
+/// Elements of one piece of parallel work: large enough (64 KiB) to pay for handing it to a thread, small enough that
+/// the pieces of a small batch still occupy every core.
+const PIECE: usize = 16 * 1024;
+
+/// Most pieces of a sum over rows, each of which needs an accumulator of its own.
+const MOST_PARTIALS: usize = 64;
+
+/// Runs `op` compiled for the best instruction set of this CPU.
+#[inline]
+pub(crate) fn dispatch<O: WithSimd>(op: O) -> O::Output {
+    #[cfg(test)]
+    if super::testing::scalar_only() {
+        return op.with_simd(pulp::Scalar::new());
+    }
+    // `pulp::Arch` knows AVX2 only with a feature that `gemm`, and so candle, is built without; the token itself is
+    // always there. AVX-512 was measured and dropped: the loops are limited by memory.
+    #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+    if let Some(simd) = pulp::x86::V3::try_new() {
+        return Simd::vectorize(simd, op);
+    }
+    pulp::Arch::new().dispatch(op)
+}
+
+/// Defines a function whose body is compiled for several instruction sets and dispatched at run time.
+///
+/// In the body `S` names the instruction set, for [`fma`] and the functions of [`super::math`]. Whatever the body calls
+/// must be `#[inline(always)]`, or it would be compiled for the baseline.
+macro_rules! simd_fn {
+    ($(#[$attribute:meta])* $vis:vis fn $name:ident<$S:ident>($($arg:ident: $ty:ty),* $(,)?) -> $out:ty $body:block) => {
+        $(#[$attribute])*
+        $vis fn $name($($arg: $ty),*) -> $out {
+            struct Call<T>(T);
+            impl pulp::WithSimd for Call<($($ty,)*)> {
+                type Output = $out;
+                #[inline(always)]
+                fn with_simd<$S: pulp::Simd>(self, _: $S) -> $out {
+                    let ($($arg,)*) = self.0;
+                    $body
+                }
+            }
+            $crate::ops::kernel::dispatch(Call(($($arg,)*)))
+        }
+    };
+}
+pub(crate) use simd_fn;
+
+/// `a * b + c`, rounded once where the instruction set can; without one, `f32::mul_add` would be a library call.
+#[inline(always)]
+pub(crate) fn fma<S: Simd>(a: f32, b: f32, c: f32) -> f32 {
+    if S::IS_SCALAR || cfg!(target_arch = "wasm32") {
+        a * b + c
+    } else {
+        a.mul_add(b, c)
+    }
+}
+
+/// The sum of `term` over the elements of N slices of the same length, in [`LANES`] partial sums that are then added in
+/// a fixed order.
+#[inline(always)]
+pub(crate) fn sum_by<const N: usize>(slices: [&[f32]; N], term: impl Fn([f32; N]) -> f32) -> f32 {
+    let mut acc = [0f32; LANES];
+    let split = slices.map(|slice| slice.as_chunks::<LANES>());
+    for i in 0..split[0].0.len() {
+        let chunks = split.map(|(whole, _)| &whole[i]);
+        for lane in 0..LANES {
+            acc[lane] += term(chunks.map(|chunk| chunk[lane]));
+        }
+    }
+    for lane in 0..split[0].1.len() {
+        acc[lane] += term(split.map(|(_, rest)| rest[lane]));
+    }
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            acc[lane] += acc[lane + width];
+        }
+        width /= 2;
+    }
+    acc[0]
+}
+
+/// The largest element, -inf of an empty slice. An undefined element is skipped: `exp(x - max)` brings it back.
+#[inline(always)]
+pub(crate) fn max(xs: &[f32]) -> f32 {
+    let mut acc = [f32::NEG_INFINITY; LANES];
+    let (whole, rest) = xs.as_chunks::<LANES>();
+    for chunk in whole {
+        for lane in 0..LANES {
+            acc[lane] = if chunk[lane] > acc[lane] {
+                chunk[lane]
+            } else {
+                acc[lane]
+            };
+        }
+    }
+    for (a, &x) in acc.iter_mut().zip(rest) {
+        *a = if x > *a { x } else { *a };
+    }
+    acc.into_iter().fold(f32::NEG_INFINITY, f32::max)
+}
+
+/// True where the CPU kernels apply: `f32` on the CPU. (A layout that is not contiguous is made so first.)
+pub(crate) fn on_cpu_f32(tensors: &[&Tensor]) -> bool {
+    tensors.iter().all(|t| t.device().is_cpu() && t.dtype() == DType::F32)
+}
+
+/// True for the dtypes that are computed in `f32` and rounded once at the end.
+pub(crate) fn is_half(tensor: &Tensor) -> bool {
+    matches!(tensor.dtype(), DType::F16 | DType::BF16)
+}
+
+/// Runs `op` on the tensors in `f32` and rounds its result to the dtype of the first.
+pub(crate) fn in_f32(tensors: &[&Tensor], op: impl FnOnce(&[Tensor]) -> Result<Tensor>) -> Result<Tensor> {
+    let wide = tensors
+        .iter()
+        .map(|t| t.to_dtype(DType::F32))
+        .collect::<Result<Vec<_>>>()?;
+    op(&wide)?.to_dtype(tensors[0].dtype())
+}
+
+/// An error unless `tensor` holds floating-point numbers that can be differentiated.
+pub(crate) fn check_float(argument: &'static str, tensor: &Tensor) -> crate::Result<()> {
+    match tensor.dtype() {
+        DType::F32 | DType::F64 | DType::F16 | DType::BF16 => Ok(()),
+        got => Err(Error::DType {
+            argument,
+            got,
+            expected: "f32, f64, f16 or bf16".into(),
+        }),
+    }
+}
+
+/// An error unless `tensor` has the dtype of `xs`.
+pub(crate) fn check_same_dtype(argument: &'static str, tensor: &Tensor, xs: &Tensor) -> crate::Result<()> {
+    if tensor.dtype() == xs.dtype() {
+        return Ok(());
+    }
+    Err(Error::DType {
+        argument,
+        got: tensor.dtype(),
+        expected: format!("{:?} like xs", xs.dtype()),
+    })
+}
+
+/// An error unless `tensor` has shape `[size]`.
+pub(crate) fn check_vector(argument: &'static str, tensor: &Tensor, size: usize) -> crate::Result<()> {
+    if tensor.dims() == [size] {
+        return Ok(());
+    }
+    Err(Error::shape(argument, tensor.dims(), format!("[{size}]")))
+}
+
+/// The elements of a contiguous `f32` argument of a custom op.
+pub(crate) fn elements<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    match (storage, layout.contiguous_offsets()) {
+        (CpuStorage::F32(data), Some((start, end))) => Ok(&data[start..end]),
+        _ => candle_core::bail!("a CPU kernel of masksub was called with a tensor that is not contiguous f32"),
+    }
+}
+
+/// Read access to the elements of a contiguous `f32` tensor on the CPU.
+pub(crate) struct Elements<'a>(StorageRef<'a>, &'a Layout);
+
+impl<'a> Elements<'a> {
+    pub(crate) fn of(tensor: &'a Tensor) -> Result<Self> {
+        let (storage, layout) = tensor.storage_and_layout();
+        match &*storage {
+            Storage::Cpu(cpu) => elements(cpu, layout)?,
+            _ => candle_core::bail!("a CPU kernel of masksub was called with a tensor on another device"),
+        };
+        Ok(Self(storage, layout))
+    }
+}
+
+impl Deref for Elements<'_> {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match &*self.0 {
+            // `of` has made sure of both.
+            Storage::Cpu(cpu) => elements(cpu, self.1).unwrap_or_default(),
+            _ => &[],
+        }
+    }
+}
+
+/// A tensor on the CPU from its elements.
+pub(crate) fn tensor(data: Vec<f32>, shape: &[usize]) -> Result<Tensor> {
+    Tensor::from_vec(data, shape, &candle_core::Device::Cpu)
+}
+
+/// Rows of one piece of parallel work on a tensor of rows `width` long.
+fn rows_per_piece(width: usize) -> usize {
+    (PIECE / width.max(1)).max(1)
+}
+
+/// Calls `piece(first_row, rows)` on consecutive pieces of `out`, which has rows of `width` elements, in parallel.
+pub(crate) fn for_rows(out: &mut [f32], width: usize, piece: impl Fn(usize, &mut [f32]) + Sync) {
+    let rows = rows_per_piece(width);
+    if out.len() <= rows * width {
+        // Handing a single piece to the pool and waiting for it would cost more than a small one takes.
+        if !out.is_empty() {
+            piece(0, out);
+        }
+        return;
+    }
+    out.par_chunks_mut(rows * width)
+        .enumerate()
+        .for_each(|(i, out)| piece(i * rows, out));
+}
+
+/// As [`for_rows`], for a pass that also sums something of `sums` elements over all rows: `piece` adds its rows'
+/// share to the zeros it is handed. The shares are added in the rows' order.
+pub(crate) fn for_rows_summing(
+    out: &mut [f32],
+    width: usize,
+    sums: usize,
+    piece: impl Fn(usize, &mut [f32], &mut [f32]) + Sync,
+) -> Vec<f32> {
+    let rows = out.len() / width.max(1);
+    let share = rows_per_piece(width).max(rows.div_ceil(MOST_PARTIALS));
+    let mut partial = vec![0f32; rows.div_ceil(share).max(1) * sums];
+    if rows <= share {
+        piece(0, out, &mut partial);
+        return partial;
+    }
+    out.par_chunks_mut(share * width)
+        .zip(partial.par_chunks_mut(sums))
+        .enumerate()
+        .for_each(|(i, (out, partial))| piece(i * share, out, partial));
+    add_rows(partial, sums)
+}
+
+/// Sums `piece(first_row, num_rows, share)` over consecutive pieces of `rows` rows, `width` long, in the rows' order.
+pub(crate) fn sum_over_rows(
+    rows: usize,
+    width: usize,
+    sums: usize,
+    piece: impl Fn(usize, usize, &mut [f32]) + Sync,
+) -> Vec<f32> {
+    let share = rows_per_piece(width).max(rows.div_ceil(MOST_PARTIALS));
+    let mut partial = vec![0f32; rows.div_ceil(share).max(1) * sums];
+    if rows <= share {
+        piece(0, rows, &mut partial);
+        return partial;
+    }
+    partial
+        .par_chunks_mut(sums)
+        .enumerate()
+        .for_each(|(i, partial)| piece(i * share, share.min(rows - i * share), partial));
+    add_rows(partial, sums)
+}
+
+/// The sum of the rows of `partial`, each `width` long, in their order.
+fn add_rows(mut partial: Vec<f32>, width: usize) -> Vec<f32> {
+    let (total, rest) = partial.split_at_mut(width);
+    for row in rest.chunks_exact(width) {
+        for (t, r) in total.iter_mut().zip(row) {
+            *t += r;
+        }
+    }
+    partial.truncate(width);
+    partial
+}
+
+/// A matrix in memory, read only. Element (i, j) is at `i * row_stride + j * col_stride`.
+#[derive(Clone, Copy)]
+pub(crate) struct Mat<'a> {
+    data: &'a [f32],
+    rows: usize,
+    cols: usize,
+    row_stride: usize,
+    col_stride: usize,
+}
+
+impl<'a> Mat<'a> {
+    /// Rows of `cols` elements each, `row_stride` apart.
+    pub(crate) fn rows(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
+        assert!(fits(data.len(), rows, cols, row_stride));
+        Self {
+            data,
+            rows,
+            cols,
+            row_stride,
+            col_stride: 1,
+        }
+    }
+
+    pub(crate) fn t(self) -> Self {
+        Self {
+            rows: self.cols,
+            cols: self.rows,
+            row_stride: self.col_stride,
+            col_stride: self.row_stride,
+            ..self
+        }
+    }
+}
+
+/// A matrix in memory whose rows are contiguous, to be written.
+pub(crate) struct MatMut<'a> {
+    data: *mut f32,
+    rows: usize,
+    cols: usize,
+    row_stride: usize,
+    lifetime: PhantomData<&'a mut [f32]>,
+}
+
+impl<'a> MatMut<'a> {
+    /// Rows of `cols` elements each, `row_stride` apart.
+    pub(crate) fn rows(data: &'a mut [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
+        assert!(fits(data.len(), rows, cols, row_stride) && cols <= row_stride);
+        Self {
+            data: data.as_mut_ptr(),
+            rows,
+            cols,
+            row_stride,
+            lifetime: PhantomData,
+        }
+    }
+}
+
+/// Whether `rows` rows of `cols` elements, `row_stride` apart, lie within `len` elements.
+fn fits(len: usize, rows: usize, cols: usize, row_stride: usize) -> bool {
+    rows == 0 || cols == 0 || (rows - 1) * row_stride + cols <= len
+}
+
+/// A matrix whose rows are pieces of a larger one's, so that several threads can write next to each other.
+#[derive(Clone, Copy)]
+pub(crate) struct SharedMut<'a> {
+    data: *mut f32,
+    len: usize,
+    lifetime: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: a pointer to `f32`s that its owner has borrowed mutably for 'a; who may write where is settled by the contract
+// of `columns`.
+unsafe impl Send for SharedMut<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for SharedMut<'_> {}
+
+impl<'a> SharedMut<'a> {
+    pub(crate) fn new(data: &'a mut [f32]) -> Self {
+        Self {
+            data: data.as_mut_ptr(),
+            len: data.len(),
+            lifetime: PhantomData,
+        }
+    }
+
+    /// `rows` rows of `cols` elements, `row_stride` apart, the first at `start`.
+    ///
+    /// # Safety
+    ///
+    /// While the result is in use, nothing else may read or write these elements.
+    pub(crate) unsafe fn columns(self, start: usize, rows: usize, cols: usize, row_stride: usize) -> MatMut<'a> {
+        assert!(start <= self.len && fits(self.len - start, rows, cols, row_stride) && cols <= row_stride);
+        MatMut {
+            // SAFETY: `start` is at most the length.
+            data: unsafe { self.data.add(start) },
+            rows,
+            cols,
+            row_stride,
+            lifetime: PhantomData,
+        }
+    }
+}
+
+impl MatMut<'_> {
+    pub(crate) fn row(&mut self, row: usize) -> &mut [f32] {
+        assert!(row < self.rows);
+        // SAFETY: the constructors have checked that `rows` rows of `cols` elements are within the allocation, and this
+        // matrix is the only access to them.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(row * self.row_stride), self.cols) }
+    }
+}
+
+/// What becomes of the elements that a product is written over.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Write {
+    Replace,
+    Add,
+}
+
+/// `out = scale * a b`, or `out += scale * a b`.
+///
+/// The sum over the inner dimension runs in the same order for any number of threads.
+pub(crate) fn matmul(out: &mut MatMut, write: Write, scale: f32, a: Mat, b: Mat, parallelism: Parallelism) {
+    assert!(a.cols == b.rows && a.rows == out.rows && b.cols == out.cols);
+    // SAFETY: the constructors of `Mat` and `MatMut` have checked that every element lies within its slice; `out` is
+    // borrowed mutably and `a` and `b` shared, so that they do not overlap.
+    unsafe {
+        gemm::gemm(
+            out.rows,
+            out.cols,
+            a.cols,
+            out.data,
+            1,
+            out.row_stride as isize,
+            write == Write::Add,
+            a.data.as_ptr(),
+            a.col_stride as isize,
+            a.row_stride as isize,
+            b.data.as_ptr(),
+            b.col_stride as isize,
+            b.row_stride as isize,
+            1f32,
+            scale,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}

@@ -1,0 +1,328 @@
+//! The affine map of the last dimension.
+
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
+use gemm::Parallelism;
+
+use super::kernel::{self, Elements, Mat, MatMut, Write};
+use crate::Error;
+
+/// y = x Wᵀ + b, with the bias's addition and all gradients in one operation.
+///
+/// # Arguments
+///
+/// - `xs`: [.., I], of any number of leading dimensions
+/// - `weight`: [O, I]
+/// - `bias`: [O]
+///
+/// Returns [.., O].
+///
+/// # Derivative
+///
+/// With g the gradient of the result: dx = g W, dW = gᵀ x, db = the sum of g over all leading dimensions.
+///
+/// # PyTorch
+///
+/// `torch.nn.functional.linear(xs, weight, bias)`
+///
+/// # Errors
+///
+/// If the shapes do not fit, or the dtypes differ or are no floating-point ones.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// let xs = Tensor::new(&[[1f32, 2.0]], &Device::Cpu)?;
+/// let weight = Tensor::new(&[[1f32, 0.0], [0.0, 1.0], [1.0, 1.0]], &Device::Cpu)?;
+/// let bias = Tensor::new(&[0.5f32, 0.0, 0.0], &Device::Cpu)?;
+/// let ys = masksub::ops::linear(&xs, &weight, Some(&bias))?;
+/// assert_eq!(ys.to_vec2::<f32>()?, [[1.5, 2.0, 3.0]]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    check(xs, weight, bias)?;
+    if xs.elem_count() == 0 || weight.elem_count() == 0 {
+        return composition(xs, weight, bias);
+    }
+    // On a CPU, candle multiplies no bf16 matrices, and f16 ones slowly.
+    if kernel::is_half(xs) && xs.device().is_cpu() {
+        let tensors: Vec<_> = [xs, weight].into_iter().chain(bias).collect();
+        return kernel::in_f32(&tensors, |t| linear(&t[0], &t[1], t.get(2)));
+    }
+    if !kernel::on_cpu_f32(&[xs, weight]) || bias.is_some_and(|b| !kernel::on_cpu_f32(&[b])) {
+        return composition(xs, weight, bias);
+    }
+    let (xs, weight) = (xs.contiguous()?, weight.contiguous()?);
+    match bias {
+        Some(bias) => xs.apply_op3(&weight, &bias.contiguous()?, Linear),
+        None => xs.apply_op2(&weight, Linear),
+    }
+}
+
+fn check(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> crate::Result<()> {
+    kernel::check_float("xs", xs)?;
+    kernel::check_same_dtype("weight", weight, xs)?;
+    let [out_features, in_features] = *weight.dims() else {
+        return Err(Error::shape("weight", weight.dims(), "[O, I]"));
+    };
+    if xs.dims().last() != Some(&in_features) {
+        return Err(Error::shape(
+            "xs",
+            xs.dims(),
+            format!("[.., {in_features}] for a weight of [O, {in_features}]"),
+        ));
+    }
+    if let Some(bias) = bias {
+        kernel::check_same_dtype("bias", bias, xs)?;
+        kernel::check_vector("bias", bias, out_features)?;
+    }
+    Ok(())
+}
+
+/// [`linear`] of candle's operations.
+pub fn composition(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let mut shape = xs.dims().to_vec();
+    let in_features = weight.dim(1)?;
+    let rows = xs.elem_count() / in_features.max(1);
+    // One product of matrices: candle's batched product would need the weight repeated.
+    let ys = xs.reshape((rows, in_features))?.matmul(&weight.t()?)?;
+    if let Some(last) = shape.last_mut() {
+        *last = weight.dim(0)?;
+    }
+    let ys = ys.reshape(shape)?;
+    match bias {
+        Some(bias) => ys.broadcast_add(bias),
+        None => Ok(ys),
+    }
+}
+
+struct Linear;
+
+fn forward(
+    xs: &[f32],
+    weight: &[f32],
+    bias: Option<&[f32]>,
+    shape: &Shape,
+    weight_shape: &Shape,
+) -> Result<(CpuStorage, Shape)> {
+    let (out_features, in_features) = weight_shape.dims2()?;
+    let rows = xs.len() / in_features;
+    let mut ys = vec![0f32; rows * out_features];
+    let write = match bias {
+        // The product is then added to the bias while it is in registers, instead of in a pass of its own.
+        Some(bias) => {
+            kernel::for_rows(&mut ys, out_features, |_, ys| {
+                for y in ys.chunks_exact_mut(out_features) {
+                    y.copy_from_slice(bias);
+                }
+            });
+            Write::Add
+        }
+        None => Write::Replace,
+    };
+    kernel::matmul(
+        &mut MatMut::rows(&mut ys, rows, out_features, out_features),
+        write,
+        1.0,
+        Mat::rows(xs, rows, in_features, in_features),
+        Mat::rows(weight, out_features, in_features, in_features).t(),
+        Parallelism::Rayon(0),
+    );
+    let mut shape = shape.dims().to_vec();
+    if let Some(last) = shape.last_mut() {
+        *last = out_features;
+    }
+    Ok((CpuStorage::F32(ys), shape.into()))
+}
+
+/// The gradients of `xs`, `weight` and `bias`, each only where one is asked for.
+fn backward(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, grad: &Tensor) -> Result<[Option<Tensor>; 3]> {
+    let grad = grad.contiguous()?;
+    let (out_features, in_features) = weight.dims2()?;
+    let rows = xs.elem_count() / in_features;
+    let g = Elements::of(&grad)?;
+    let g_mat = Mat::rows(&g, rows, out_features, out_features);
+
+    let grad_xs = if xs.track_op() {
+        let w = Elements::of(weight)?;
+        let mut out = vec![0f32; rows * in_features];
+        kernel::matmul(
+            &mut MatMut::rows(&mut out, rows, in_features, in_features),
+            Write::Replace,
+            1.0,
+            g_mat,
+            Mat::rows(&w, out_features, in_features, in_features),
+            Parallelism::Rayon(0),
+        );
+        Some(kernel::tensor(out, xs.dims())?)
+    } else {
+        None
+    };
+    let grad_weight = if weight.track_op() {
+        let x = Elements::of(xs)?;
+        let mut out = vec![0f32; out_features * in_features];
+        kernel::matmul(
+            &mut MatMut::rows(&mut out, out_features, in_features, in_features),
+            Write::Replace,
+            1.0,
+            g_mat.t(),
+            Mat::rows(&x, rows, in_features, in_features),
+            Parallelism::Rayon(0),
+        );
+        Some(kernel::tensor(out, weight.dims())?)
+    } else {
+        None
+    };
+    let grad_bias = match bias {
+        Some(bias) if bias.track_op() => Some(kernel::tensor(sum_rows(&g, out_features), bias.dims())?),
+        _ => None,
+    };
+    Ok([grad_xs, grad_weight, grad_bias])
+}
+
+/// The sum of the rows of `xs`, each `width` long.
+fn sum_rows(xs: &[f32], width: usize) -> Vec<f32> {
+    kernel::sum_over_rows(xs.len() / width, width, width, |first, rows, sum| {
+        add_rows_to(&xs[first * width..][..rows * width], sum);
+    })
+}
+
+kernel::simd_fn! {
+    fn add_rows_to<S>(xs: &[f32], sum: &mut [f32]) -> () {
+        for row in xs.chunks_exact(sum.len()) {
+            for (s, x) in sum.iter_mut().zip(row) {
+                *s += x;
+            }
+        }
+    }
+}
+
+impl CustomOp2 for Linear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
+        forward(
+            kernel::elements(s1, l1)?,
+            kernel::elements(s2, l2)?,
+            None,
+            l1.shape(),
+            l2.shape(),
+        )
+    }
+
+    fn bwd(&self, xs: &Tensor, weight: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let [grad_xs, grad_weight, _] = backward(xs, weight, None, grad)?;
+        Ok((grad_xs, grad_weight))
+    }
+}
+
+impl CustomOp3 for Linear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let bias = kernel::elements(s3, l3)?;
+        forward(
+            kernel::elements(s1, l1)?,
+            kernel::elements(s2, l2)?,
+            Some(bias),
+            l1.shape(),
+            l2.shape(),
+        )
+    }
+
+    fn bwd(
+        &self,
+        xs: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        backward(xs, weight, Some(bias), grad).map(Into::into)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{check, check_derivative, rng};
+    use rand::Rng as _;
+
+    fn kernel(args: &[Tensor]) -> Result<Tensor> {
+        linear(&args[0], &args[1], args.get(2))
+    }
+
+    fn reference(args: &[Tensor]) -> Result<Tensor> {
+        composition(&args[0], &args[1], args.get(2))
+    }
+
+    #[test]
+    fn equals_its_composition() {
+        let mut rng = rng(1);
+        for seed in 0..8 {
+            let mut size = |most| rng.random_range(1..=most);
+            let (b, n, i, o) = (size(4), size(40), size(70), size(70));
+            check(&kernel, &reference, &[&[b, n, i], &[o, i], &[o]], seed);
+            check(&kernel, &reference, &[&[b * n, i], &[o, i]], seed);
+        }
+    }
+
+    #[test]
+    fn equals_its_composition_at_the_edges() {
+        check(&kernel, &reference, &[&[1, 1], &[1, 1], &[1]], 0);
+        check(&kernel, &reference, &[&[7], &[3, 7], &[3]], 1);
+        check(&kernel, &reference, &[&[2, 2, 1, 3, 5], &[1, 5]], 2);
+        // Many pieces of work.
+        check(&kernel, &reference, &[&[3, 197, 96], &[129, 96], &[129]], 3);
+    }
+
+    #[test]
+    fn composition_has_the_right_derivative() {
+        check_derivative(&reference, &[&[2, 3, 4], &[5, 4], &[5]], 0);
+        check_derivative(&reference, &[&[3, 2], &[1, 2]], 1);
+    }
+
+    #[test]
+    fn errors_name_the_argument() {
+        use crate::ops::testing::random;
+        let message = |xs: &[usize], weight: &[usize], bias: &[usize]| {
+            linear(&random(xs, 0), &random(weight, 0), Some(&random(bias, 0)))
+                .unwrap_err()
+                .to_string()
+        };
+        assert_eq!(
+            message(&[2, 3], &[5, 4], &[5]),
+            "xs has shape [2, 3], but must be [.., 4] for a weight of [O, 4]"
+        );
+        assert_eq!(
+            message(&[], &[5, 4], &[5]),
+            "xs has shape [], but must be [.., 4] for a weight of [O, 4]"
+        );
+        assert_eq!(
+            message(&[2, 4], &[5, 4, 1], &[5]),
+            "weight has shape [5, 4, 1], but must be [O, I]"
+        );
+        assert_eq!(message(&[2, 4], &[5, 4], &[4]), "bias has shape [4], but must be [5]");
+        let wide = random(&[2, 4], 0);
+        let narrow = random(&[5, 4], 0).to_dtype(candle_core::DType::F32).unwrap();
+        let error = linear(&wide, &narrow, None).unwrap_err().to_string();
+        assert_eq!(error, "weight has dtype F32, but must be F64 like xs");
+    }
+
+    #[test]
+    fn of_nothing_is_nothing() {
+        let xs = Tensor::zeros((0, 4), candle_core::DType::F32, &candle_core::Device::Cpu).unwrap();
+        let weight = Tensor::ones((3, 4), candle_core::DType::F32, &candle_core::Device::Cpu).unwrap();
+        assert_eq!(linear(&xs, &weight, None).unwrap().dims(), [0, 3]);
+    }
+}

@@ -1,0 +1,4 @@
+//! Runs the tests of what the examples share.
+
+#[path = "../examples/support/mod.rs"]
+mod support;
