@@ -1,8 +1,10 @@
-//! Each operation beside its composition of candle's own, at the sizes of DeiT's vision transformers.
+//! Each operation beside its composition of candle's own, at the sizes of DeiT's vision transformers, ResNet-50 and
+//! Swin-T.
 //!
 //! `cargo bench --bench ops` runs all, `cargo bench --bench ops -- attention` some. `forward` is the forward pass alone,
 //! `training` the forward pass and the gradients of all inputs; a row is a model's width and number of tokens, for 8
-//! samples: 197 are all of a 224-pixel image, 99 what is left of them when half are dropped.
+//! samples: 197 are all of a 224-pixel image, 99 what is left of them when half are dropped. For a ResNet a row is a map's
+//! channels and side.
 
 use std::fmt;
 
@@ -69,26 +71,29 @@ fn training(bencher: Bencher, inputs: Vec<Var>, op: impl Fn(&[Var]) -> Result<Te
 /// Four benchmarks of an operation: kernel and composition, forward and training.
 macro_rules! bench {
     ($name:ident, $inputs:expr, $kernel:expr, $composition:expr) => {
+        bench!($name, SIZES: Size, $inputs, $kernel, $composition);
+    };
+    ($name:ident, $sizes:ident: $size:ty, $inputs:expr, $kernel:expr, $composition:expr) => {
         mod $name {
             use super::*;
 
-            #[divan::bench(args = SIZES, sample_count = 9, max_time = 1)]
-            fn kernel_forward(bencher: Bencher, size: Size) {
+            #[divan::bench(args = $sizes, sample_count = 9, max_time = 1)]
+            fn kernel_forward(bencher: Bencher, size: $size) {
                 forward(bencher, $inputs(size), |x| $kernel(x, size));
             }
 
-            #[divan::bench(args = SIZES, sample_count = 9, max_time = 1)]
-            fn composed_forward(bencher: Bencher, size: Size) {
+            #[divan::bench(args = $sizes, sample_count = 9, max_time = 1)]
+            fn composed_forward(bencher: Bencher, size: $size) {
                 forward(bencher, $inputs(size), |x| $composition(x, size));
             }
 
-            #[divan::bench(args = SIZES, sample_count = 9, max_time = 1)]
-            fn kernel_training(bencher: Bencher, size: Size) {
+            #[divan::bench(args = $sizes, sample_count = 9, max_time = 1)]
+            fn kernel_training(bencher: Bencher, size: $size) {
                 training(bencher, $inputs(size), |x| $kernel(x, size));
             }
 
-            #[divan::bench(args = SIZES, sample_count = 9, max_time = 1)]
-            fn composed_training(bencher: Bencher, size: Size) {
+            #[divan::bench(args = $sizes, sample_count = 9, max_time = 1)]
+            fn composed_training(bencher: Bencher, size: $size) {
                 training(bencher, $inputs(size), |x| $composition(x, size));
             }
         }
@@ -161,4 +166,37 @@ bench!(
     |s: Size| vec![tokens(s, s.width)],
     |x: &[Var], s: Size| ops::gather_rows(&x[0], &keep(s), 1),
     |x: &[Var], s: Size| reference::gather_rows(&x[0], &keep(s), 1)
+);
+
+/// A feature map of a ResNet.
+#[derive(Clone, Copy)]
+struct Map {
+    channels: usize,
+    side: usize,
+}
+
+impl fmt::Display for Map {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{} {}", self.channels, self.side)
+    }
+}
+
+const MAPS: [Map; 5] = [map(64, 112), map(256, 56), map(512, 28), map(1024, 14), map(2048, 7)];
+
+const fn map(channels: usize, side: usize) -> Map {
+    Map { channels, side }
+}
+
+impl Map {
+    fn var(self) -> Var {
+        var(&[BATCH, self.channels, self.side, self.side])
+    }
+}
+
+bench!(
+    batch_norm,
+    MAPS: Map,
+    |m: Map| vec![m.var(), var(&[m.channels]), var(&[m.channels])],
+    |x: &[Var], _| Ok(ops::batch_norm(&x[0], &x[1], &x[2], 1e-5)?.0),
+    |x: &[Var], _| Ok(reference::batch_norm(&x[0], &x[1], &x[2], 1e-5)?.0)
 );

@@ -1,7 +1,11 @@
-//! Batch normalisation over a mini-batch.
+//! Batch normalisation (Ioffe and Szegedy 2015, arXiv 1502.03167).
 
-use candle_core::{DType, Result, Tensor};
+use std::sync::{Arc, OnceLock};
 
+use candle_core::{CpuStorage, CustomOp3, Device, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+
+use super::kernel::{self, Elements, SharedMut, LANES};
 use crate::Error;
 
 /// What a batch norm saw of a mini-batch, detached.
@@ -13,41 +17,118 @@ pub struct BatchStatistics {
     pub unbiased_var: Tensor,
 }
 
-/// Normalises each channel of `xs` [B, C, ...] by its mean and biased variance over the batch and all positions, then
-/// scales by `weight` [C] and shifts by `bias` [C]: `torch.nn.functional.batch_norm` with `training=True`.
-pub fn batch_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<(Tensor, BatchStatistics)> {
-    let channels = weight.elem_count();
-    if xs.rank() < 2 || xs.dims()[1] != channels || xs.elem_count() == 0 {
-        return Err(Error::shape("xs", xs.dims(), format!("[B, {channels}, ...], not empty")).into());
-    }
-    let count = xs.elem_count() / channels;
-    let internal = match xs.dtype() {
-        DType::F16 | DType::BF16 => DType::F32,
-        dtype => dtype,
-    };
-    // [B, C, P]
-    let flat = xs.to_dtype(internal)?.reshape((xs.dims()[0], channels, ()))?;
-    let mean = flat.mean_keepdim((0, 2))?;
-    let centred = flat.broadcast_sub(&mean)?;
-    let var = centred.sqr()?.mean_keepdim((0, 2))?;
-    let normalised = centred.broadcast_div(&(&var + eps)?.sqrt()?)?;
-    let per_channel = |t: &Tensor| t.to_dtype(internal)?.reshape((1, channels, 1));
-    let ys = normalised
-        .broadcast_mul(&per_channel(weight)?)?
-        .broadcast_add(&per_channel(bias)?)?;
-    let unbiased = count as f64 / (count.max(2) - 1) as f64;
-    let statistics = BatchStatistics {
-        mean: mean.flatten_all()?.detach(),
-        unbiased_var: (var.flatten_all()? * unbiased)?.detach(),
-    };
-    Ok((ys.reshape(xs.shape())?.to_dtype(xs.dtype())?, statistics))
-}
-
-/// Normalises each channel of `xs` [B, C, ...] by given statistics `mean` and `var` [C], then scales by `weight` [C] and
-/// shifts by `bias` [C]: `torch.nn.functional.batch_norm` with `training=False`.
+/// y = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias in each channel, with the mean and the biased variance over the
+/// batch and all positions; and those statistics.
+///
+/// [`crate::nn::BatchNorm`] is the layer, which keeps running averages of them.
+///
+/// # Arguments
+///
+/// - `xs`: [B, C, ..]
+/// - `weight`, `bias`: [C]
+/// - `eps`: added to the variance
+///
+/// Returns [B, C, ..], and the statistics, through which no gradient flows.
+///
+/// # Derivative
+///
+/// With x̂ the normalised input, g the gradient of the result, and means and sums over the batch and all positions:
+/// dx = weight (g - mean(g) - x̂ mean(g x̂)) / sqrt(var(x) + eps); dweight = Σ g x̂, dbias = Σ g.
+///
+/// # PyTorch
+///
+/// `torch.nn.functional.batch_norm(xs, running_mean, running_var, weight, bias, training=True, eps=eps)`, where the
+/// running ones are the caller's.
 ///
 /// # Errors
-/// [`Error::Shape`] when `xs` is not [B, C, ...].
+///
+/// If the shapes do not fit, `eps` is negative, the dtypes differ or are no floating-point ones, or there is only one
+/// value per channel: its variance would be 0, whatever the value. (PyTorch refuses it, too.)
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// let xs = Tensor::new(&[[1f32, 10.0], [3.0, 10.0]], &Device::Cpu)?;
+/// let (weight, bias) = (Tensor::new(&[1f32, 1.0], &Device::Cpu)?, Tensor::new(&[0f32, 5.0], &Device::Cpu)?);
+/// let (ys, statistics) = masksub::ops::batch_norm(&xs, &weight, &bias, 1e-12)?;
+/// assert_eq!(ys.to_vec2::<f32>()?, [[-1.0, 5.0], [1.0, 5.0]]);
+/// assert_eq!(statistics.unbiased_var.to_vec1::<f32>()?, [2.0, 0.0]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+pub fn batch_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<(Tensor, BatchStatistics)> {
+    let dims = check(xs, &[("weight", weight), ("bias", bias)], eps)?;
+    if dims.count() < 2 {
+        let expected = "[B, C, ..] with more than one value per channel in training";
+        return Err(Error::shape("xs", xs.dims(), expected).into());
+    }
+    if kernel::is_half(xs) {
+        // The statistics of f32 are rounded as the result is.
+        let dtype = xs.dtype();
+        let [xs, weight, bias] = [xs, weight, bias].map(|t| t.to_dtype(candle_core::DType::F32));
+        let (ys, seen) = batch_norm(&xs?, &weight?, &bias?, eps)?;
+        let seen = BatchStatistics {
+            mean: seen.mean.to_dtype(dtype)?,
+            unbiased_var: seen.unbiased_var.to_dtype(dtype)?,
+        };
+        return Ok((ys.to_dtype(dtype)?, seen));
+    }
+    if !kernel::on_cpu_f32(&[xs, weight, bias]) {
+        return composition(xs, weight, bias, eps);
+    }
+    let moments = Arc::new(OnceLock::new());
+    let op = BatchNorm {
+        dims,
+        eps,
+        training: true,
+        moments: moments.clone(),
+    };
+    let ys = xs
+        .contiguous()?
+        .apply_op3(&weight.contiguous()?, &bias.contiguous()?, op)?;
+    let seen = moments.get().map_or(&[][..], Vec::as_slice);
+    let vector = |of: &dyn Fn(&Moments) -> f64| {
+        let data: Vec<f32> = seen.iter().map(|m| of(m) as f32).collect();
+        kernel::tensor(data, &[dims.channels])
+    };
+    let statistics = BatchStatistics {
+        mean: vector(&|m| m.mean)?,
+        unbiased_var: vector(&|m| m.var * dims.unbiased())?,
+    };
+    Ok((ys, statistics))
+}
+
+/// y = (x - mean) / sqrt(var + eps) * weight + bias in each channel, with statistics that are given.
+///
+/// As [`batch_norm`](batch_norm()), in evaluation, or with frozen statistics in training.
+///
+/// # Arguments
+///
+/// - `xs`: [B, C, ..]
+/// - `mean`, `var`, `weight`, `bias`: [C]
+/// - `eps`: added to the variance
+///
+/// Returns [B, C, ..].
+///
+/// # Derivative
+///
+/// With x̂ the normalised input and g the gradient of the result: dx = weight g / sqrt(var + eps); dweight = Σ g x̂ and
+/// dbias = Σ g over the batch and all positions. `mean` and `var` are constants: they get no gradient.
+///
+/// # PyTorch
+///
+/// `torch.nn.functional.batch_norm(xs, mean, var, weight, bias, training=False, eps=eps)`
+///
+/// # Errors
+///
+/// If the shapes do not fit, `eps` is negative, or the dtypes differ or are no floating-point ones.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// let vector = |x: f32| Tensor::new(&[x], &Device::Cpu);
+/// let xs = Tensor::new(&[[5f32], [9.0]], &Device::Cpu)?;
+/// let ys = masksub::ops::batch_norm_eval(&xs, &vector(5.0)?, &vector(4.0)?, &vector(1.0)?, &vector(0.5)?, 0.0)?;
+/// assert_eq!(ys.to_vec2::<f32>()?, [[0.5], [2.5]]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 pub fn batch_norm_eval(
     xs: &Tensor,
     mean: &Tensor,
@@ -56,14 +137,535 @@ pub fn batch_norm_eval(
     bias: &Tensor,
     eps: f64,
 ) -> Result<Tensor> {
-    let channels = weight.elem_count();
-    if xs.rank() < 2 || xs.dims()[1] != channels {
-        return Err(Error::shape("xs", xs.dims(), format!("[B, {channels}, ...]")).into());
+    let vectors = [("weight", weight), ("bias", bias), ("mean", mean), ("var", var)];
+    let dims = check(xs, &vectors, eps)?;
+    if kernel::is_half(xs) {
+        return kernel::in_f32(&[xs, mean, var, weight, bias], |t| {
+            batch_norm_eval(&t[0], &t[1], &t[2], &t[3], &t[4], eps)
+        });
     }
-    let scale = (weight / (var + eps)?.sqrt()?)?;
-    let shift = (bias - (mean * &scale)?)?;
+    if !kernel::on_cpu_f32(&[xs, mean, var, weight, bias]) {
+        return composition_eval(xs, mean, var, weight, bias, eps);
+    }
+    let (mean, var) = (mean.contiguous()?, var.contiguous()?);
+    let (mean, var) = (Elements::of(&mean)?, Elements::of(&var)?);
+    let moments = mean.iter().zip(var.iter()).map(|(&mean, &var)| Moments {
+        mean: f64::from(mean),
+        var: f64::from(var),
+    });
+    let op = BatchNorm {
+        dims,
+        eps,
+        training: false,
+        moments: Arc::new(OnceLock::from(moments.collect::<Vec<_>>())),
+    };
+    xs.contiguous()?
+        .apply_op3(&weight.contiguous()?, &bias.contiguous()?, op)
+}
+
+fn check(xs: &Tensor, vectors: &[(&'static str, &Tensor)], eps: f64) -> crate::Result<Dims> {
+    kernel::check_float("xs", xs)?;
+    let [batch, channels, positions @ ..] = xs.dims() else {
+        return Err(Error::shape("xs", xs.dims(), "[B, C, ..]"));
+    };
+    if xs.elem_count() == 0 {
+        return Err(Error::shape("xs", xs.dims(), "[B, C, ..], not empty"));
+    }
+    for &(argument, tensor) in vectors {
+        kernel::check_vector(argument, tensor, *channels)?;
+        kernel::check_same_dtype(argument, tensor, xs)?;
+    }
+    if eps.is_nan() || eps < 0.0 {
+        return Err(Error::invalid("eps", eps, "at least 0"));
+    }
+    Ok(Dims {
+        batch: *batch,
+        channels: *channels,
+        positions: positions.iter().product(),
+    })
+}
+
+/// [`batch_norm`](batch_norm()) of candle's operations.
+pub fn composition(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<(Tensor, BatchStatistics)> {
+    let channels = xs.dim(1)?;
+    let count = xs.elem_count() / channels;
+    // One dimension at a time: candle adds one number after another, and of long sums in f32 too little would be right.
+    let mean_of = |xs: &Tensor| -> Result<Tensor> {
+        let mut dims = (0..xs.rank()).rev().filter(|&dim| dim != 1);
+        let sum = dims.try_fold(xs.clone(), |sum, dim| sum.sum_keepdim(dim))?;
+        sum / count as f64
+    };
+    let mean = mean_of(xs)?;
+    let centred = xs.broadcast_sub(&mean)?;
+    let var = mean_of(&centred.sqr()?)?;
+    let ys = affine(&centred, &var, weight, bias, eps)?;
+    let statistics = BatchStatistics {
+        mean: mean.flatten_all()?.detach(),
+        unbiased_var: (var.flatten_all()? * (count as f64 / (count - 1) as f64))?.detach(),
+    };
+    Ok((ys, statistics))
+}
+
+/// [`batch_norm_eval`] of candle's operations.
+pub fn composition_eval(
+    xs: &Tensor,
+    mean: &Tensor,
+    var: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    eps: f64,
+) -> Result<Tensor> {
+    let (mean, var) = (per_channel(&mean.detach(), xs)?, per_channel(&var.detach(), xs)?);
+    affine(&xs.broadcast_sub(&mean)?, &var, weight, bias, eps)
+}
+
+/// `vector` [C] in the shape that is broadcast to that of `xs` [B, C, ..].
+fn per_channel(vector: &Tensor, xs: &Tensor) -> Result<Tensor> {
     let mut shape = vec![1; xs.rank()];
-    shape[1] = channels;
-    xs.broadcast_mul(&scale.reshape(shape.clone())?)?
-        .broadcast_add(&shift.reshape(shape)?)
+    shape[1] = vector.elem_count();
+    vector.reshape(shape)
+}
+
+fn affine(centred: &Tensor, var: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    centred
+        .broadcast_div(&(var + eps)?.sqrt()?)?
+        .broadcast_mul(&per_channel(weight, centred)?)?
+        .broadcast_add(&per_channel(bias, centred)?)
+}
+
+#[derive(Clone, Copy)]
+struct Dims {
+    batch: usize,
+    channels: usize,
+    positions: usize,
+}
+
+impl Dims {
+    /// Values of a channel.
+    fn count(&self) -> usize {
+        self.batch * self.positions
+    }
+
+    /// What makes the variance of a sample that of what it was drawn from.
+    fn unbiased(&self) -> f64 {
+        self.count() as f64 / (self.count() - 1) as f64
+    }
+
+    /// The rows of one channel, sample by sample.
+    fn rows<'a>(&self, data: &'a [f32], channel: usize) -> impl Iterator<Item = &'a [f32]> {
+        let (positions, stride) = (self.positions, self.channels * self.positions);
+        data[channel * positions..]
+            .chunks(stride)
+            .map(move |row| &row[..positions])
+    }
+
+    /// All channels in parallel, several at a time where they are short.
+    fn channels(&self) -> impl IndexedParallelIterator<Item = usize> {
+        const FEWEST: usize = 4096;
+        (0..self.channels)
+            .into_par_iter()
+            .with_min_len(FEWEST.div_ceil(self.count()))
+    }
+}
+
+/// Mean and biased variance of a channel.
+#[derive(Clone, Copy)]
+struct Moments {
+    mean: f64,
+    var: f64,
+}
+
+impl Moments {
+    /// The mean in two parts: what `f32` loses of a mean that is large beside the deviations from it would be missing in
+    /// every one of them.
+    fn mean(&self) -> (f32, f64) {
+        let high = self.mean as f32;
+        (high, self.mean - f64::from(high))
+    }
+
+    fn scale(&self, eps: f64) -> f64 {
+        1.0 / (self.var + eps).sqrt()
+    }
+}
+
+struct BatchNorm {
+    dims: Dims,
+    eps: f64,
+    /// Whether the moments are those of the input, and depend on it.
+    training: bool,
+    moments: Arc<OnceLock<Vec<Moments>>>,
+}
+
+/// The sums of `terms` over the elements of N rows of the same length, added to `acc` in `f64`.
+#[inline(always)]
+fn add_sums<const N: usize>(acc: &mut [[f64; LANES]; 2], rows: [&[f32]; N], terms: impl Fn([f32; N]) -> [f64; 2]) {
+    let split = rows.map(|row| row.as_chunks::<LANES>());
+    for i in 0..split[0].0.len() {
+        let chunks = split.map(|(whole, _)| &whole[i]);
+        for lane in 0..LANES {
+            let [a, b] = terms(chunks.map(|chunk| chunk[lane]));
+            acc[0][lane] += a;
+            acc[1][lane] += b;
+        }
+    }
+    for lane in 0..split[0].1.len() {
+        let [a, b] = terms(split.map(|(_, rest)| rest[lane]));
+        acc[0][lane] += a;
+        acc[1][lane] += b;
+    }
+}
+
+kernel::simd_fn! {
+    /// The moments of one channel. Deviations are taken from one of its values, so that a constant one has variance 0.
+    fn moments<S>(xs: &[f32], dims: Dims, channel: usize) -> Moments {
+        let pivot = xs[channel * dims.positions];
+        let pivot = if pivot.is_finite() { f64::from(pivot) } else { 0.0 };
+        let mut acc = [[0f64; LANES]; 2];
+        for row in dims.rows(xs, channel) {
+            add_sums(&mut acc, [row], |[x]| {
+                let d = f64::from(x) - pivot;
+                [d, d * d]
+            });
+        }
+        let n = dims.count() as f64;
+        let [mean, mean_sqr] = acc.map(|lanes| lanes.iter().sum::<f64>() / n);
+        // Not `f64::max`, which would turn what is undefined to 0.
+        let var = mean_sqr - mean * mean;
+        Moments { mean: pivot + mean, var: if var < 0.0 { 0.0 } else { var } }
+    }
+}
+
+kernel::simd_fn! {
+    fn forward_row<S>(xs: &[f32], mean: f32, scale: f32, shift: f32, ys: &mut [f32]) -> () {
+        for (y, &x) in ys.iter_mut().zip(xs) {
+            *y = kernel::fma::<S>(x - mean, scale, shift);
+        }
+    }
+}
+
+kernel::simd_fn! {
+    /// Σ g and Σ g (x - `mean`) of one channel.
+    fn backward_sums<S>(xs: &[f32], grads: &[f32], mean: f32, dims: Dims, channel: usize) -> [f64; 2] {
+        let mut acc = [[0f64; LANES]; 2];
+        for (x, g) in dims.rows(xs, channel).zip(dims.rows(grads, channel)) {
+            add_sums(&mut acc, [x, g], |[x, g]| {
+                let g = f64::from(g);
+                [g, g * f64::from(x - mean)]
+            });
+        }
+        acc.map(|lanes| lanes.iter().sum())
+    }
+}
+
+kernel::simd_fn! {
+    /// dx = `scale` g + `slope` (x - `mean`) + `shift`
+    fn backward_row<S>(row: [&[f32]; 2], mean: f32, scale: f32, slope: f32, shift: f32, dxs: &mut [f32]) -> () {
+        let [xs, grads] = row;
+        for ((dx, &x), &g) in dxs.iter_mut().zip(xs).zip(grads) {
+            *dx = kernel::fma::<S>(g, scale, kernel::fma::<S>(x - mean, slope, shift));
+        }
+    }
+}
+
+impl BatchNorm {
+    fn forward(&self, xs: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
+        let dims = self.dims;
+        let mut ys = vec![0f32; xs.len()];
+        let out = SharedMut::new(&mut ys);
+        // A channel at a time, so that its values are still in cache when they are normalised.
+        let channel = |channel: usize| {
+            let moments = match self.moments.get() {
+                Some(given) => given[channel],
+                None => moments(xs, dims, channel),
+            };
+            let (mean, rest) = moments.mean();
+            let scale = moments.scale(self.eps) * f64::from(weight[channel]);
+            let shift = f64::from(bias[channel]) - rest * scale;
+            let stride = dims.channels * dims.positions;
+            // SAFETY: these elements belong to this channel alone, which one thread computes.
+            let mut out = unsafe { out.columns(channel * dims.positions, dims.batch, dims.positions, stride) };
+            for (sample, xs) in dims.rows(xs, channel).enumerate() {
+                forward_row(xs, mean, scale as f32, shift as f32, out.row(sample));
+            }
+            moments
+        };
+        let moments = dims.channels().map(channel).collect();
+        self.moments.get_or_init(|| moments);
+        ys
+    }
+
+    /// The gradients of `xs` (unless it needs none), `weight` and `bias`.
+    fn backward(&self, xs: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; 3]> {
+        let Some(moments) = self.moments.get() else {
+            candle_core::bail!("the backward of masksub's batch norm was called before its forward");
+        };
+        let grad = grad.contiguous()?;
+        let (x, w, g) = (Elements::of(xs)?, Elements::of(weight)?, Elements::of(&grad)?);
+        let (x, w, g): (&[f32], &[f32], &[f32]) = (&x, &w, &g);
+        let dims = self.dims;
+        let mut dxs = vec![0f32; if xs.track_op() { x.len() } else { 0 }];
+        let len = dxs.len();
+        let out = SharedMut::new(&mut dxs);
+        let channel = |channel: usize| {
+            let (mean, rest) = moments[channel].mean();
+            let [sum, sum_x] = backward_sums(x, g, mean, dims, channel);
+            let scale = moments[channel].scale(self.eps);
+            // Σ g x̂
+            let sum_x = scale * (sum_x - rest * sum);
+            if len > 0 {
+                let n = dims.count() as f64;
+                let dy = scale * f64::from(w[channel]);
+                let (slope, shift) = match self.training {
+                    true => (-dy * scale * sum_x / n, -dy * sum / n),
+                    false => (0.0, 0.0),
+                };
+                let shift = shift - slope * rest;
+                let stride = dims.channels * dims.positions;
+                // SAFETY: these elements belong to this channel alone, which one thread computes.
+                let mut out = unsafe { out.columns(channel * dims.positions, dims.batch, dims.positions, stride) };
+                let rows = dims.rows(x, channel).zip(dims.rows(g, channel));
+                for (sample, (x, g)) in rows.enumerate() {
+                    backward_row([x, g], mean, dy as f32, slope as f32, shift as f32, out.row(sample));
+                }
+            }
+            [sum_x as f32, sum as f32]
+        };
+        let sums: Vec<_> = dims.channels().map(channel).collect();
+        let vector = |i: usize| Tensor::from_iter(sums.iter().map(|sums| sums[i]), &Device::Cpu);
+        let dxs = match len {
+            0 => None,
+            _ => Some(kernel::tensor(dxs, xs.dims())?),
+        };
+        Ok([dxs, Some(vector(0)?), Some(vector(1)?)])
+    }
+}
+
+impl CustomOp3 for BatchNorm {
+    fn name(&self) -> &'static str {
+        "batch-norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let ys = self.forward(
+            kernel::elements(s1, l1)?,
+            kernel::elements(s2, l2)?,
+            kernel::elements(s3, l3)?,
+        );
+        Ok((CpuStorage::F32(ys), l1.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        xs: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let [dxs, dweight, dbias] = self.backward(xs, weight, grad)?;
+        Ok((
+            dxs,
+            dweight.filter(|_| weight.track_op()),
+            dbias.filter(|_| bias.track_op()),
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{check, check_derivative, check_on, random, relative, rng};
+    use candle_core::DType;
+    use rand::Rng as _;
+
+    fn kernel(args: &[Tensor]) -> Result<Tensor> {
+        Ok(batch_norm(&args[0], &args[1], &args[2], 1e-5)?.0)
+    }
+
+    fn reference(args: &[Tensor]) -> Result<Tensor> {
+        Ok(composition(&args[0], &args[1], &args[2], 1e-5)?.0)
+    }
+
+    /// Statistics that the input does not have.
+    fn given(args: &[Tensor]) -> Result<[Tensor; 2]> {
+        let channels = args[1].elem_count();
+        let like = |t: Tensor| t.to_dtype(args[0].dtype());
+        Ok([
+            like(random(&[channels], 91))?,
+            like((random(&[channels], 92).sqr()? + 0.1)?)?,
+        ])
+    }
+
+    fn kernel_eval(args: &[Tensor]) -> Result<Tensor> {
+        let [mean, var] = given(args)?;
+        batch_norm_eval(&args[0], &mean, &var, &args[1], &args[2], 1e-5)
+    }
+
+    fn reference_eval(args: &[Tensor]) -> Result<Tensor> {
+        let [mean, var] = given(args)?;
+        composition_eval(&args[0], &mean, &var, &args[1], &args[2], 1e-5)
+    }
+
+    #[test]
+    fn equals_its_composition() {
+        let mut rng = rng(11);
+        for seed in 0..6 {
+            let mut size = |most| rng.random_range(1..=most);
+            let shape = [size(4), size(20), 3 + size(10), 3 + size(10)];
+            let c = [shape[1]];
+            check(&kernel, &reference, &[&shape, &c, &c], seed);
+            check(&kernel_eval, &reference_eval, &[&shape, &c, &c], seed);
+        }
+    }
+
+    #[test]
+    fn equals_its_composition_at_the_edges() {
+        // Of any rank, one sample, one channel, one position, and many pieces of work.
+        for (seed, shape) in (0..).zip([
+            &[9, 5][..],
+            &[1, 3, 17],
+            &[4, 1, 40],
+            &[33, 40, 1, 1],
+            &[2, 3, 2, 5, 4],
+            &[3, 70, 33, 31],
+        ]) {
+            let c = [shape[1]];
+            check(&kernel, &reference, &[shape, &c, &c], seed);
+            check(&kernel_eval, &reference_eval, &[shape, &c, &c], seed);
+        }
+        check(&kernel_eval, &reference_eval, &[&[1, 3], &[3], &[3]], 9);
+    }
+
+    #[test]
+    fn statistics_are_pytorchs() {
+        let xs = Tensor::new(&[[[1f64, 2.0], [0.0, 4.0]], [[3.0, 6.0], [4.0, 0.0]]], &Device::Cpu).unwrap();
+        for dtype in [DType::F32, DType::F64, DType::BF16, DType::F16] {
+            let one = Tensor::ones(2, dtype, &Device::Cpu).unwrap();
+            let (_, seen) = batch_norm(&xs.to_dtype(dtype).unwrap(), &one, &one, 1e-5).unwrap();
+            assert_eq!(seen.mean.dtype(), dtype);
+            let value = |t: Tensor| t.to_dtype(DType::F32).unwrap().to_vec1::<f32>().unwrap();
+            assert_eq!(value(seen.mean), [3.0, 2.0]);
+            let var = value(seen.unbiased_var);
+            // 14 / 3 and 16 / 3.
+            assert!(
+                (var[0] - 4.6667).abs() < 2e-2 && (var[1] - 5.3333).abs() < 2e-2,
+                "{var:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn statistics_carry_no_gradient() {
+        let xs = candle_core::Var::from_tensor(&random(&[3, 2], 0).to_dtype(DType::F32).unwrap()).unwrap();
+        let one = Tensor::ones(2, DType::F32, &Device::Cpu).unwrap();
+        for seen in [
+            batch_norm(&xs, &one, &one, 1e-5).unwrap().1,
+            composition(&xs, &one, &one, 1e-5).unwrap().1,
+        ] {
+            assert!(!seen.mean.track_op() && !seen.unbiased_var.track_op());
+        }
+    }
+
+    /// A mean a thousand times the deviations from it, in sums of ten thousand numbers.
+    #[test]
+    fn does_not_suffer_from_a_large_mean() {
+        let single = (random(&[4, 2, 50, 50], 0) + 1000.0)
+            .unwrap()
+            .to_dtype(DType::F32)
+            .unwrap();
+        let wide = single.to_dtype(DType::F64).unwrap();
+        let [w, b] = [1, 2].map(|seed| random(&[2], seed));
+        let (exact, exact_seen) = composition(&wide, &w, &b, 1e-5).unwrap();
+        let [w, b] = [w, b].map(|t| t.to_dtype(DType::F32).unwrap());
+        let (ys, seen) = batch_norm(&single, &w, &b, 1e-5).unwrap();
+        for (got, want) in [
+            (&ys, &exact),
+            (&seen.mean, &exact_seen.mean),
+            (&seen.unbiased_var, &exact_seen.unbiased_var),
+        ] {
+            let error = relative(got, want);
+            assert!(error < 1e-6, "{error:e}");
+        }
+        let inputs = [
+            (random(&[4, 2, 30], 0) + 8.0).unwrap(),
+            random(&[2], 1),
+            random(&[2], 2),
+        ];
+        check_on(&kernel, &reference, &inputs, 0);
+    }
+
+    #[test]
+    fn a_constant_channel_becomes_its_bias() {
+        let xs = Tensor::full(0.1f32, (3, 2, 5), &Device::Cpu).unwrap();
+        let one = Tensor::ones(2, DType::F32, &Device::Cpu).unwrap();
+        let (ys, seen) = batch_norm(&xs, &one, &one, 1e-5).unwrap();
+        assert_eq!(seen.unbiased_var.to_vec1::<f32>().unwrap(), [0.0; 2]);
+        assert!(ys
+            .flatten_all()
+            .unwrap()
+            .to_vec1::<f32>()
+            .unwrap()
+            .iter()
+            .all(|&y| y == 1.0));
+    }
+
+    #[test]
+    fn what_is_undefined_stays_undefined() {
+        for odd in [f32::NAN, f32::INFINITY] {
+            let xs = Tensor::new(&[[odd, 1.0], [1.0, 3.0]], &Device::Cpu).unwrap();
+            let one = Tensor::ones(2, DType::F32, &Device::Cpu).unwrap();
+            let (ys, seen) = batch_norm(&xs, &one, &one, 1e-5).unwrap();
+            let ys = ys.to_vec2::<f32>().unwrap();
+            assert!(ys[0][0].is_nan() && ys[1][0].is_nan() && ys[0][1].is_finite());
+            assert!(seen.unbiased_var.to_vec1::<f32>().unwrap()[0].is_nan());
+        }
+    }
+
+    #[test]
+    fn composition_has_the_right_derivative() {
+        check_derivative(&reference, &[&[2, 3, 2, 2], &[3], &[3]], 0);
+        check_derivative(&reference, &[&[5, 2], &[2], &[2]], 1);
+        check_derivative(&reference_eval, &[&[2, 3, 4], &[3], &[3]], 2);
+    }
+
+    #[test]
+    fn errors_name_the_argument() {
+        let message = |xs: &[usize], weight: &[usize], bias: &[usize], eps| {
+            batch_norm(&random(xs, 0), &random(weight, 0), &random(bias, 0), eps)
+                .unwrap_err()
+                .to_string()
+        };
+        let ok = [2, 3, 4];
+        assert_eq!(message(&ok, &[4], &[3], 0.0), "weight has shape [4], but must be [3]");
+        assert_eq!(
+            message(&ok, &[3], &[1, 3], 0.0),
+            "bias has shape [1, 3], but must be [3]"
+        );
+        assert_eq!(message(&ok, &[3], &[3], -1.0), "eps is -1, but must be at least 0");
+        assert_eq!(message(&ok, &[3], &[3], f64::NAN), "eps is NaN, but must be at least 0");
+        assert_eq!(
+            message(&[3], &[3], &[3], 0.0),
+            "xs has shape [3], but must be [B, C, ..]"
+        );
+        assert_eq!(
+            message(&[0, 3, 4], &[3], &[3], 0.0),
+            "xs has shape [0, 3, 4], but must be [B, C, ..], not empty"
+        );
+        assert_eq!(
+            message(&[1, 3, 1, 1], &[3], &[3], 0.0),
+            "xs has shape [1, 3, 1, 1], but must be [B, C, ..] with more than one value per channel in training"
+        );
+        let xs = random(&[2, 3], 0);
+        let (good, bad) = (random(&[3], 0), random(&[2], 0));
+        let error = batch_norm_eval(&xs, &good, &bad, &good, &good, 0.0).unwrap_err();
+        assert_eq!(error.to_string(), "var has shape [2], but must be [3]");
+    }
 }
