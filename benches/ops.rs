@@ -200,3 +200,50 @@ bench!(
     |x: &[Var], _| Ok(ops::batch_norm(&x[0], &x[1], &x[2], 1e-5)?.0),
     |x: &[Var], _| Ok(reference::batch_norm(&x[0], &x[1], &x[2], 1e-5)?.0)
 );
+
+/// A convolution of ResNet-50, with as much padding as keeps the size.
+#[derive(Clone, Copy)]
+struct Convolution {
+    map: Map,
+    out_channels: usize,
+    kernel: usize,
+    stride: usize,
+}
+
+impl fmt::Display for Convolution {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let (to, k) = (self.out_channels, self.kernel);
+        write!(f, "{k}x{k}/{} {} to {to}", self.stride, self.map)
+    }
+}
+
+const CONVOLUTIONS: [Convolution; 10] = [
+    convolution(map(3, 224), 64, 7, 2),
+    convolution(map(64, 56), 64, 1, 1),
+    convolution(map(64, 56), 256, 1, 1),
+    convolution(map(256, 56), 512, 1, 2),
+    convolution(map(64, 56), 64, 3, 1),
+    convolution(map(128, 28), 128, 3, 1),
+    convolution(map(256, 14), 256, 3, 1),
+    convolution(map(512, 14), 512, 3, 2),
+    convolution(map(512, 7), 512, 3, 1),
+    convolution(map(512, 7), 2048, 1, 1),
+];
+
+const fn convolution(map: Map, out_channels: usize, kernel: usize, stride: usize) -> Convolution {
+    Convolution {
+        map,
+        out_channels,
+        kernel,
+        stride,
+    }
+}
+
+// Beside candle's own, not the composition, which pads and cuts the image so that candle's backward is right.
+bench!(
+    conv2d,
+    CONVOLUTIONS: Convolution,
+    |c: Convolution| vec![c.map.var(), var(&[c.out_channels, c.map.channels, c.kernel, c.kernel])],
+    |x: &[Var], c: Convolution| ops::conv2d(&x[0], &x[1], c.stride, c.kernel / 2),
+    |x: &[Var], c: Convolution| x[0].conv2d(&x[1], c.kernel / 2, c.stride, 1, 1)
+);

@@ -1,6 +1,5 @@
 //! Multi-head self-attention (Vaswani et al. 2017, arXiv 1706.03762) of a packed projection.
 
-use std::cell::RefCell;
 use std::sync::OnceLock;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, D};
@@ -159,22 +158,6 @@ struct Attention {
     stats: OnceLock<Vec<[f32; 2]>>,
 }
 
-thread_local! {
-    /// A thread's scores. They are overwritten before they are read, so nothing carries over.
-    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Calls `f` with `len` elements of this thread's scratch memory. `f` must not hand work to other threads: while it
-/// waited for them, this thread could be given another head, and find its scratch in use.
-fn with_scratch<T>(len: usize, f: impl FnOnce(&mut [f32]) -> T) -> T {
-    SCRATCH.with_borrow_mut(|scratch| {
-        if scratch.len() < len {
-            scratch.resize(len, 0.0);
-        }
-        f(&mut scratch[..len])
-    })
-}
-
 kernel::simd_fn! {
     /// exp(score - largest of the row), the largest, and the reciprocal of the row's sum.
     fn exp_rows<S>(scores: &mut [f32], width: usize, stats: &mut [[f32; 2]]) -> () {
@@ -219,7 +202,7 @@ impl Attention {
         let dims = self.dims;
         let n = dims.tokens;
         let part = |part, first, rows| dims.mat(qkv, head, 3, part, first, rows);
-        with_scratch(dims.block() * n, |scores| {
+        kernel::with_scratch(dims.block() * n, |scores| {
             for (block, stats) in stats.chunks_mut(dims.block()).enumerate() {
                 let (first, rows) = (block * dims.block(), stats.len());
                 let scores = &mut scores[..rows * n];
@@ -249,7 +232,7 @@ impl Attention {
             let stride = 3 * dims.width();
             out.columns(dims.start(head, 3, part) + first * stride, rows, d, stride)
         };
-        with_scratch(2 * dims.block() * n, |scratch| {
+        kernel::with_scratch(2 * dims.block() * n, |scratch| {
             let (scores, h) = scratch.split_at_mut(dims.block() * n);
             for (block, stats) in stats.chunks(dims.block()).enumerate() {
                 let (first, rows) = (block * dims.block(), stats.len());

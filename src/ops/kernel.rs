@@ -6,6 +6,7 @@
 //! the width of the registers changes the order of an addition, so that a run can be repeated to the bit anywhere
 //! that has the same fused multiply-add.
 
+use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ops::Deref;
 
@@ -273,7 +274,7 @@ pub(crate) fn sum_over_rows(
 }
 
 /// The sum of the rows of `partial`, each `width` long, in their order.
-fn add_rows(mut partial: Vec<f32>, width: usize) -> Vec<f32> {
+pub(crate) fn add_rows(mut partial: Vec<f32>, width: usize) -> Vec<f32> {
     let (total, rest) = partial.split_at_mut(width);
     for row in rest.chunks_exact(width) {
         for (t, r) in total.iter_mut().zip(row) {
@@ -282,6 +283,23 @@ fn add_rows(mut partial: Vec<f32>, width: usize) -> Vec<f32> {
     }
     partial.truncate(width);
     partial
+}
+
+thread_local! {
+    static SCRATCH: Cell<Vec<f32>> = const { Cell::new(vec![]) };
+}
+
+/// Calls `f` with `len` elements of this thread's scratch memory, in which earlier calls have left what they liked.
+///
+/// Should `f` wait for other threads and be given work that wants scratch memory, too, that gets its own.
+pub(crate) fn with_scratch<T>(len: usize, f: impl FnOnce(&mut [f32]) -> T) -> T {
+    let mut scratch = SCRATCH.take();
+    if scratch.len() < len {
+        scratch.resize(len, 0.0);
+    }
+    let result = f(&mut scratch[..len]);
+    SCRATCH.set(scratch);
+    result
 }
 
 /// A matrix in memory, read only. Element (i, j) is at `i * row_stride + j * col_stride`.

@@ -53,6 +53,7 @@ pub use window::{
 pub mod reference {
     pub use super::attention::composition as attention;
     pub use super::batch_norm::{composition as batch_norm, composition_eval as batch_norm_eval};
+    pub use super::conv2d::composition as conv2d;
     pub use super::gather_rows::composition as gather_rows;
     pub use super::gelu::composition as gelu;
     pub use super::layer_norm::composition as layer_norm;
