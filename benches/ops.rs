@@ -183,6 +183,8 @@ impl fmt::Display for Map {
 
 const MAPS: [Map; 5] = [map(64, 112), map(256, 56), map(512, 28), map(1024, 14), map(2048, 7)];
 
+const STEM: [Map; 1] = [map(64, 112)];
+
 const fn map(channels: usize, side: usize) -> Map {
     Map { channels, side }
 }
@@ -246,4 +248,12 @@ bench!(
     |c: Convolution| vec![c.map.var(), var(&[c.out_channels, c.map.channels, c.kernel, c.kernel])],
     |x: &[Var], c: Convolution| ops::conv2d(&x[0], &x[1], c.stride, c.kernel / 2),
     |x: &[Var], c: Convolution| x[0].conv2d(&x[1], c.kernel / 2, c.stride, 1, 1)
+);
+
+bench!(
+    max_pool2d,
+    STEM: Map,
+    |m: Map| vec![m.var()],
+    |x: &[Var], _| ops::max_pool2d(&x[0], 3, 2, 1),
+    |x: &[Var], _| reference::max_pool2d(&x[0], 3, 2, 1)
 );

@@ -7,6 +7,7 @@ use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::kernel::{self, Elements, Mat, MatMut, SharedMut, Write};
+use super::sliding::{zip_strided, Sliding};
 use crate::Error;
 
 /// y[b, o, i, j] = Σ x[b, c, i * stride + u - padding, j * stride + v - padding] weight[o, c, u, v], with zeros outside of
@@ -84,22 +85,23 @@ fn check(xs: &Tensor, weight: &Tensor, stride: usize, padding: usize) -> crate::
     if channels != in_channels || xs.elem_count() == 0 {
         return Err(unfit());
     }
-    let out = |side: usize| -> crate::Result<usize> {
-        let padded = padding.checked_mul(2).and_then(|both| side.checked_add(both));
-        let padded = padded.ok_or_else(|| Error::invalid("padding", padding, "less than half of what can be counted"));
-        Ok(padded?.checked_sub(kernel).ok_or_else(unfit)? / stride + 1)
-    };
+    let axis = |side| Sliding::new(side, kernel, stride, padding).ok_or_else(unfit);
+    let (rows, columns) = (axis(height)?, axis(width)?);
+    let out = [out_channels, rows.out, columns.out];
+    let count = out.iter().try_fold(batch, |count, &dim| count.checked_mul(dim));
+    if count.is_none_or(|count| count > isize::MAX as usize / size_of::<f32>()) {
+        return Err(Error::invalid(
+            "padding",
+            padding,
+            "so small that the result fits in memory",
+        ));
+    }
     Ok(Conv2d {
         batch,
         in_channels,
         out_channels,
-        kernel,
-        stride,
-        padding,
-        height,
-        width,
-        out_height: out(height)?,
-        out_width: out(width)?,
+        rows,
+        columns,
     })
 }
 
@@ -122,13 +124,8 @@ struct Conv2d {
     batch: usize,
     in_channels: usize,
     out_channels: usize,
-    kernel: usize,
-    stride: usize,
-    padding: usize,
-    height: usize,
-    width: usize,
-    out_height: usize,
-    out_width: usize,
+    rows: Sliding,
+    columns: Sliding,
 }
 
 /// Columns that one matrix product should have at least: with fewer, samples go together, because to pack the weight for
@@ -151,22 +148,22 @@ struct Block {
 impl Conv2d {
     /// Positions of a sample's result.
     fn positions(&self) -> usize {
-        self.out_height * self.out_width
+        self.rows.out * self.columns.out
     }
 
     /// Elements of a channel of a sample.
     fn area(&self) -> usize {
-        self.height * self.width
+        self.rows.side * self.columns.side
     }
 
     /// Elements of the kernel in each channel.
     fn taps(&self) -> usize {
-        self.kernel * self.kernel
+        self.rows.window * self.columns.window
     }
 
     /// Whether the matrix of what the kernel sees is the image itself.
     fn is_direct(&self) -> bool {
-        self.kernel == 1 && self.stride == 1 && self.padding == 0
+        self.rows.window == 1 && self.rows.stride == 1 && self.rows.padding == 0
     }
 
     /// Samples that go together, in nearly equal groups.
@@ -181,7 +178,7 @@ impl Conv2d {
             1 => (self.positions() / COLUMNS).max(1),
             _ => 1,
         };
-        let rows = ranges(self.out_height, blocks);
+        let rows = ranges(self.rows.out, blocks);
         rows.into_iter().map(move |rows| Block {
             samples: samples.clone(),
             rows,
@@ -193,14 +190,19 @@ impl Conv2d {
         groups.flat_map(|samples| self.blocks_of(samples)).collect()
     }
 
-    fn columns(&self, block: &Block) -> usize {
-        block.samples.len() * block.rows.len() * self.out_width
+    fn width_of(&self, block: &Block) -> usize {
+        block.samples.len() * block.rows.len() * self.columns.out
     }
 
     /// Calls `f` with two pieces of scratch memory, of which [`seen`](Self::seen) needs the first, for `seen_rows` rows,
     /// and samples that go together the second.
     fn with_scratch(&self, seen_rows: usize, f: impl FnOnce(&mut [f32], &mut [f32])) {
-        let columns = self.blocks().iter().map(|block| self.columns(block)).max().unwrap_or(0);
+        let columns = self
+            .blocks()
+            .iter()
+            .map(|block| self.width_of(block))
+            .max()
+            .unwrap_or(0);
         let gathers = self.groups().len() < self.batch;
         let seen = if self.is_direct() && !gathers {
             0
@@ -217,11 +219,11 @@ impl Conv2d {
     /// Some channels of what the kernel sees at the positions of `block`, [channels k k, columns]: a view where the
     /// kernel sees the image itself, else written to `scratch`.
     fn seen<'a>(&self, xs: &'a [f32], block: &Block, channels: Range<usize>, scratch: &'a mut [f32]) -> Mat<'a> {
-        let columns = self.columns(block);
+        let columns = self.width_of(block);
         let rows = channels.len() * self.taps();
         let start = |sample| (sample * self.in_channels + channels.start) * self.area();
         if self.is_direct() && block.samples.len() == 1 {
-            let first = start(block.samples.start) + block.rows.start * self.width;
+            let first = start(block.samples.start) + block.rows.start * self.columns.side;
             return Mat::rows(&xs[first..], rows, columns, self.area());
         }
         let scratch = &mut scratch[..rows * columns];
@@ -236,10 +238,10 @@ impl Conv2d {
     /// The gradient of the result at the positions of `block`, [C', columns]: a view for a single sample, else written to
     /// `scratch`.
     fn gradient<'a>(&self, grads: &'a [f32], block: &Block, scratch: &'a mut [f32]) -> Mat<'a> {
-        let (positions, columns) = (self.positions(), self.columns(block));
+        let (positions, columns) = (self.positions(), self.width_of(block));
         let start = |sample| sample * self.out_channels * positions;
         if block.samples.len() == 1 {
-            let first = start(block.samples.start) + block.rows.start * self.out_width;
+            let first = start(block.samples.start) + block.rows.start * self.columns.out;
             return Mat::rows(&grads[first..], self.out_channels, columns, positions);
         }
         let scratch = &mut scratch[..self.out_channels * columns];
@@ -261,11 +263,11 @@ impl Conv2d {
         let parallelism = within(blocks.len());
         blocks.into_par_iter().for_each(|block| {
             self.with_scratch(seen_rows, |scratch, result| {
-                let columns = self.columns(&block);
+                let columns = self.width_of(&block);
                 let seen = self.seen(xs, &block, 0..self.in_channels, scratch);
                 // SAFETY: these positions of this sample belong to this block alone, which one thread computes.
                 let out = |sample, first_row, columns| unsafe {
-                    let start = sample * self.out_channels * positions + first_row * self.out_width;
+                    let start = sample * self.out_channels * positions + first_row * self.columns.out;
                     out.columns(start, self.out_channels, columns, positions)
                 };
                 if block.samples.len() == 1 {
@@ -316,7 +318,7 @@ impl Conv2d {
                 if self.is_direct() && samples.len() == 1 {
                     let whole = Block {
                         samples: samples.clone(),
-                        rows: 0..self.out_height,
+                        rows: 0..self.rows.out,
                     };
                     let g = self.gradient(grads, &whole, gathered);
                     let out = &mut out(samples.start);
@@ -324,7 +326,7 @@ impl Conv2d {
                     return;
                 }
                 for block in self.blocks_of(samples.clone()) {
-                    let columns = self.columns(&block);
+                    let columns = self.width_of(&block);
                     let g = self.gradient(grads, &block, gathered);
                     let dseen = &mut scratch[..rows * columns];
                     let product = &mut MatMut::rows(dseen, rows, columns, columns);
@@ -369,19 +371,6 @@ impl Conv2d {
         });
         kernel::add_rows(partial, self.out_channels * width)
     }
-
-    /// For column `tap` of the kernel the positions of a row at which it sees the image, and where the first is seen.
-    #[inline(always)]
-    fn inside(&self, tap: usize) -> (Range<usize>, usize) {
-        let first = self
-            .padding
-            .saturating_sub(tap)
-            .div_ceil(self.stride)
-            .min(self.out_width);
-        let end = (self.width + self.padding).saturating_sub(tap).div_ceil(self.stride);
-        let end = end.clamp(first, self.out_width);
-        (first..end, first * self.stride + tap)
-    }
 }
 
 /// `0..len` in `count` nearly equal pieces, or in `len`.
@@ -403,38 +392,20 @@ kernel::simd_fn! {
     /// What the kernel sees of an image [channels, H, W] at the given rows of the result, to rows of `seen` that are
     /// `stride` apart: one for each channel and element of the kernel.
     fn im2col<S>(conv: Conv2d, image: &[f32], rows: Range<usize>, seen: &mut [f32], stride: usize) -> () {
-        let taps = (0..conv.kernel).flat_map(|u| (0..conv.kernel).map(move |v| (u, v)));
+        let side = conv.rows.window;
+        let taps = (0..side).flat_map(|u| (0..side).map(move |v| (u, v)));
         let seen_rows = image.chunks_exact(conv.area()).flat_map(|channel| taps.clone().map(move |tap| (channel, tap)));
         for ((channel, (u, v)), seen) in seen_rows.zip(seen.chunks_mut(stride)) {
-            let (inside, first) = conv.inside(v);
-            for (row, seen) in rows.clone().zip(seen.chunks_exact_mut(conv.out_width)) {
-                let source = (row * conv.stride + u).checked_sub(conv.padding).filter(|&row| row < conv.height);
-                let Some(source) = source.filter(|_| !inside.is_empty()) else {
+            let (inside, first) = conv.columns.inside(v);
+            for (row, seen) in rows.clone().zip(seen.chunks_exact_mut(conv.columns.out)) {
+                let Some(source) = conv.rows.source(row, u).filter(|_| !inside.is_empty()) else {
                     seen.fill(0.0);
                     continue;
                 };
-                let source = &channel[source * conv.width..][first - conv.padding..conv.width];
+                let source = &channel[source * conv.columns.side..][first..conv.columns.side];
                 seen[..inside.start].fill(0.0);
                 seen[inside.end..].fill(0.0);
-                let seen = &mut seen[inside.clone()];
-                match conv.stride {
-                    1 => seen.copy_from_slice(&source[..inside.len()]),
-                    // The compiler makes shuffles of this one.
-                    2 => {
-                        let (pairs, rest) = source.as_chunks::<2>();
-                        for (seen, pair) in seen.iter_mut().zip(pairs) {
-                            *seen = pair[0];
-                        }
-                        if let (Some(last), Some(&x)) = (seen.get_mut(pairs.len()), rest.first()) {
-                            *last = x;
-                        }
-                    }
-                    stride => {
-                        for (seen, &x) in seen.iter_mut().zip(source.iter().step_by(stride)) {
-                            *seen = x;
-                        }
-                    }
-                }
+                zip_strided(&mut seen[inside.clone()], source, conv.columns.stride, |seen, x| *seen = x);
             }
         }
     }
@@ -443,22 +414,21 @@ kernel::simd_fn! {
 kernel::simd_fn! {
     /// Adds each element of what [`im2col`] would write to where it came from.
     fn col2im<S>(conv: Conv2d, seen: &[f32], stride: usize, rows: Range<usize>, image: &mut MatMut<'_>) -> () {
-        let taps = conv.taps();
+        let (side, taps) = (conv.rows.window, conv.taps());
         for (i, seen) in seen.chunks(stride).enumerate() {
             let channel = image.row(i / taps);
-            let (u, v) = (i % taps / conv.kernel, i % taps % conv.kernel);
-            let (inside, first) = conv.inside(v);
+            let (u, v) = (i % taps / side, i % taps % side);
+            let (inside, first) = conv.columns.inside(v);
             if inside.is_empty() {
                 continue;
             }
-            for (row, seen) in rows.clone().zip(seen.chunks_exact(conv.out_width)) {
-                let target = (row * conv.stride + u).checked_sub(conv.padding).filter(|&row| row < conv.height);
-                let Some(target) = target else {
+            for (row, seen) in rows.clone().zip(seen.chunks_exact(conv.columns.out)) {
+                let Some(target) = conv.rows.source(row, u) else {
                     continue;
                 };
-                let target = &mut channel[target * conv.width..][first - conv.padding..conv.width];
+                let target = &mut channel[target * conv.columns.side..][first..conv.columns.side];
                 let seen = &seen[inside.clone()];
-                match conv.stride {
+                match conv.columns.stride {
                     1 => {
                         for (x, seen) in target.iter_mut().zip(seen) {
                             *x += seen;
@@ -482,7 +452,7 @@ impl CustomOp2 for Conv2d {
 
     fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
         let ys = self.forward(kernel::elements(s1, l1)?, kernel::elements(s2, l2)?);
-        let shape = (self.batch, self.out_channels, self.out_height, self.out_width);
+        let shape = (self.batch, self.out_channels, self.rows.out, self.columns.out);
         Ok((CpuStorage::F32(ys), shape.into()))
     }
 

@@ -24,6 +24,7 @@ mod patchify;
 mod quick_gelu;
 mod rms_norm;
 pub mod rotary_emb;
+mod sliding;
 mod softmax;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -58,6 +59,7 @@ pub mod reference {
     pub use super::gelu::composition as gelu;
     pub use super::layer_norm::composition as layer_norm;
     pub use super::linear::composition as linear;
+    pub use super::max_pool2d::composition as max_pool2d;
     pub use super::quick_gelu::composition as quick_gelu;
     pub use super::rms_norm::composition as rms_norm;
     pub use super::softmax::composition as softmax;

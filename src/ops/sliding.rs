@@ -1,0 +1,106 @@
+//! The geometry of a window that slides along an axis of an image, for convolution and pooling.
+
+use std::ops::Range;
+
+/// One axis: where a window of `window` elements stands at each of `out` places, `stride` apart, of which the first is
+/// `padding` before the image.
+#[derive(Clone, Copy)]
+pub(crate) struct Sliding {
+    pub(crate) side: usize,
+    pub(crate) window: usize,
+    pub(crate) stride: usize,
+    pub(crate) padding: usize,
+    pub(crate) out: usize,
+}
+
+impl Sliding {
+    /// `None` if the window is larger than the padded image. The stride must not be 0.
+    pub(crate) fn new(side: usize, window: usize, stride: usize, padding: usize) -> Option<Self> {
+        let padded = side.saturating_add(padding.saturating_mul(2));
+        let out = padded.checked_sub(window)? / stride + 1;
+        Some(Self {
+            side,
+            window,
+            stride,
+            padding,
+            out,
+        })
+    }
+
+    /// The element of the image that is the window's element `tap` at place `at`, unless that is padding.
+    #[inline(always)]
+    pub(crate) fn source(&self, at: usize, tap: usize) -> Option<usize> {
+        (at * self.stride + tap)
+            .checked_sub(self.padding)
+            .filter(|&source| source < self.side)
+    }
+
+    /// The places at which the window's element `tap` is within the image, and the first of these elements. (Then each
+    /// `stride` on from the last.)
+    #[inline(always)]
+    pub(crate) fn inside(&self, tap: usize) -> (Range<usize>, usize) {
+        let first = self.padding.saturating_sub(tap).div_ceil(self.stride).min(self.out);
+        let end = (self.side + self.padding).saturating_sub(tap).div_ceil(self.stride);
+        let end = end.clamp(first, self.out);
+        let source = first.saturating_mul(self.stride).saturating_add(tap);
+        (first..end, source.saturating_sub(self.padding))
+    }
+}
+
+/// `f` of each element of `out` and of every `stride`-th of `source`, from the first.
+#[inline(always)]
+pub(crate) fn zip_strided(out: &mut [f32], source: &[f32], stride: usize, f: impl Fn(&mut f32, f32)) {
+    match stride {
+        1 => {
+            for (out, &x) in out.iter_mut().zip(source) {
+                f(out, x);
+            }
+        }
+        // The compiler makes shuffles of this one.
+        2 => {
+            let (pairs, rest) = source.as_chunks::<2>();
+            for (out, pair) in out.iter_mut().zip(pairs) {
+                f(out, pair[0]);
+            }
+            if let (Some(out), Some(&x)) = (out.get_mut(pairs.len()), rest.first()) {
+                f(out, x);
+            }
+        }
+        _ => {
+            for (out, &x) in out.iter_mut().zip(source.iter().step_by(stride)) {
+                f(out, x);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `source` of all places is what `inside` says, and every place and tap is either.
+    #[test]
+    fn both_descriptions_agree() {
+        for (side, window, stride, padding) in
+            (0..6 * 6 * 4 * 5).map(|i| (1 + i % 6, 1 + i / 6 % 6, 1 + i / 36 % 4, i / 144))
+        {
+            let Some(axis) = Sliding::new(side, window, stride, padding) else {
+                assert!(window > side + 2 * padding);
+                continue;
+            };
+            assert!((axis.out - 1) * stride + window <= side + 2 * padding);
+            assert!(axis.out * stride + window > side + 2 * padding);
+            for tap in 0..window {
+                let (inside, first) = axis.inside(tap);
+                for at in 0..axis.out {
+                    let expected = inside.contains(&at).then(|| first + (at - inside.start) * stride);
+                    assert_eq!(
+                        axis.source(at, tap),
+                        expected,
+                        "{side} {window} {stride} {padding} at {at} tap {tap}"
+                    );
+                }
+            }
+        }
+    }
+}
