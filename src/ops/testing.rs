@@ -92,7 +92,7 @@ fn run(op: Op, inputs: &[Tensor], placed: &[Placed], seed: u64) -> Result<Vec<Te
         };
         assert_ne!(*placed, Placed::Detached, "a gradient for input {i}, which is frozen");
         assert_eq!(grad.dims(), var.dims());
-        assert_same_bits(grad, &again.get(var).unwrap(), "a second backward");
+        assert_same_bits(grad, again.get(var).unwrap(), "a second backward");
         results.push(grad.clone());
     }
     Ok(results)
