@@ -198,10 +198,16 @@ impl std::fmt::Debug for Error {
     }
 }
 
-/// candle's message without the backtrace that `Display` of its wrapper appends.
+/// candle's message in one line, without the backtraces that `Display` of its wrappers appends.
 fn sentence(error: &CandleError) -> String {
     match error {
         CandleError::WithBacktrace { inner, .. } => sentence(inner),
+        CandleError::Context { inner, context } => format!("{context}: {}", sentence(inner)),
+        CandleError::WithPath { inner, path } => format!("{}: {}", path.display(), sentence(inner)),
+        CandleError::WrappedContext { wrapped, context } => match wrapped.downcast_ref::<CandleError>() {
+            Some(inner) => format!("{context}: {}", sentence(inner)),
+            None => format!("{context}: {wrapped}"),
+        },
         other => other.to_string(),
     }
 }

@@ -1,7 +1,7 @@
 //! Gradients: the checked backward pass, merging, clipping, and the audit.
 
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Tensor, TensorId, D};
+use candle_core::{DType, Device, Tensor, TensorId, D};
 
 use crate::{Error, Params, Result};
 
@@ -38,11 +38,13 @@ pub(crate) fn check_loss(loss: &Tensor, branch: &'static str) -> Result<f64> {
 /// Gradients of the trained variables, or of all variables where it is not known which are trained. candle's store also
 /// holds those of inputs that are not variables; they are dropped.
 pub(crate) fn raw_backward(loss: &Tensor, branch: &'static str, params: Option<&Params>) -> Result<GradStore> {
-    let mut all = loss.backward().map_err(|error| explain(error, branch))?;
+    let all = loss.backward().map_err(|error| explain(error, branch))?;
     let mut grads = GradStore::default();
     let mut keep = |id: TensorId| {
-        if let Some(grad) = take(&mut all, id) {
-            grads.insert_id(id, grad);
+        if let Some(grad) = all.get_id(id) {
+            // candle computes the gradient of a convolution's kernel, say, from the layer's input: attached, it would
+            // keep this half's activations while the other half makes its own.
+            grads.insert_id(id, grad.detach());
         }
     };
     match params {
@@ -54,11 +56,6 @@ pub(crate) fn raw_backward(loss: &Tensor, branch: &'static str, params: Option<&
             .for_each(|node| keep(node.id())),
     }
     Ok(grads)
-}
-
-// `GradStore::remove` wants the tensor itself; the gradient of a variable is looked up by its id alone.
-fn take(grads: &mut GradStore, id: TensorId) -> Option<Tensor> {
-    grads.get_id(id).cloned()
 }
 
 pub(crate) fn check_missing(grads: &GradStore, params: &Params) -> Result<()> {
@@ -140,18 +137,27 @@ pub fn clip_grad_norm(grads: &mut GradStore, params: &Params, max_norm: f64) -> 
 
 /// Sums rows on the device and the rows' sums in f64 here: no long sum is left in single precision.
 fn sum_of_squares(grad: &Tensor) -> Result<f64> {
-    let grad = match grad.dtype() {
-        DType::F64 => grad.clone(),
-        _ => grad.to_dtype(DType::F32)?,
+    let sum = |grad: Tensor| -> Result<f64> {
+        let rows = match grad.rank() {
+            0 => grad.sqr()?.reshape(1)?,
+            _ => grad.sqr()?.sum(D::Minus1)?.flatten_all()?,
+        };
+        Ok(rows
+            .to_device(&Device::Cpu)?
+            .to_dtype(DType::F64)?
+            .to_vec1::<f64>()?
+            .iter()
+            .sum())
     };
-    let rows = match grad.rank() {
-        0 => grad.sqr()?.reshape(1)?,
-        _ => grad.sqr()?.sum(D::Minus1)?.flatten_all()?,
+    let square = match grad.dtype() {
+        DType::F64 => return sum(grad.clone()),
+        _ => sum(grad.to_dtype(DType::F32)?)?,
     };
-    Ok(match rows.dtype() {
-        DType::F64 => rows.to_vec1::<f64>()?.iter().sum(),
-        _ => rows.to_vec1::<f32>()?.iter().map(|&row| row as f64).sum(),
-    })
+    // Squares that f32 does not hold, too large or too small: once more, on the host, where f64 is to be had.
+    match (1e-30..1e38).contains(&square) {
+        true => Ok(square),
+        false => sum(grad.to_device(&Device::Cpu)?.to_dtype(DType::F64)?),
+    }
 }
 
 /// What an audit of gradients found, by name and sorted.

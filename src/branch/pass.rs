@@ -156,7 +156,7 @@ impl Pass {
         }
         let key = self.require_key("dropout")?;
         let batch = xs.dim(0)?;
-        if batch == 0 {
+        if xs.elem_count() == 0 {
             return Ok(xs.clone());
         }
         let purpose = Purpose::dropout(self.stream, site);

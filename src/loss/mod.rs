@@ -16,10 +16,32 @@ use crate::{Error, Result};
 /// Both losses know their gradients in closed form, and those stay finite where a composition's do not (an infinite
 /// exponential times zero) and exact where its subgradients add up wrongly (BCE at a logit of 0).
 fn with_gradient(value: Tensor, logits: &Tensor, gradient: &Tensor) -> Result<Tensor> {
-    let slope = (logits.to_dtype(gradient.dtype())? * gradient.detach())?;
-    // Zero, exactly, but with the slope of `gradient`.
-    let zero = (&slope - slope.detach())?.sum_all()?;
-    Ok((value.detach() + zero)?)
+    // Zero, exactly, but with the slope of `gradient`. The difference comes first: a product could overflow.
+    let zero = (logits - logits.detach())?.to_dtype(gradient.dtype())?;
+    Ok((value.detach() + (zero * gradient.detach())?.sum_all()?)?)
+}
+
+/// The largest number of a dtype that losses are computed in.
+fn largest(dtype: DType) -> f64 {
+    match dtype {
+        DType::F64 => f64::MAX,
+        _ => f32::MAX as f64,
+    }
+}
+
+/// `xs * factor` for a positive factor, with the largest number of the dtype in the place of infinity: temperatures may
+/// be tiny and huge, and so may logits.
+fn scale(xs: &Tensor, factor: f64) -> Result<Tensor> {
+    let largest = largest(xs.dtype());
+    // An infinite factor would make 0 undefined.
+    Ok((xs * factor.min(largest))?.clamp(-largest, largest)?)
+}
+
+/// The sum of all `xs`, each scaled; not infinite either.
+fn scaled_sum(xs: &Tensor, factor: f64) -> Result<Tensor> {
+    let largest = largest(xs.dtype());
+    // The factor goes in before the sum, which could overflow without need.
+    Ok(scale(xs, factor)?.sum_all()?.clamp(-largest, largest)?)
 }
 
 /// Logits [B, C] in the dtype that losses are computed in: f32 for the half-width floats.
@@ -45,12 +67,9 @@ fn upcast(argument: &'static str, logits: &Tensor) -> Result<Tensor> {
 fn log_softmax(logits: &Tensor, temperature: f64) -> Result<Tensor> {
     // The largest difference of two floats is infinite. A quarter of the largest float leaves room for the sums of a
     // loss, and nobody tells it from minus infinity.
-    let floor = match logits.dtype() {
-        DType::F64 => f64::MIN / 4.,
-        _ => f32::MIN as f64 / 4.,
-    };
+    let floor = -largest(logits.dtype()) / 4.;
     let below_max = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?.maximum(floor)?;
-    let scaled = (below_max / temperature)?.maximum(floor)?;
+    let scaled = scale(&below_max, temperature.recip())?.maximum(floor)?;
     let log_sum = scaled.exp()?.sum_keepdim(D::Minus1)?.log()?;
     Ok(scaled.broadcast_sub(&log_sum)?)
 }
@@ -64,22 +83,21 @@ fn soft_cross_entropy(logits: &Tensor, target: &Tensor, offset: Option<&Tensor>,
         Some(offset) => (offset - &log_probs)?,
         None => log_probs.neg()?,
     };
-    // The factor goes in before the sum, which could overflow.
-    let value = ((target * surprise)? * (temperature * temperature / batch))?.sum_all()?;
+    let value = scaled_sum(&(target * surprise)?, temperature * temperature / batch)?;
     let mass = target.sum_keepdim(D::Minus1)?;
-    let gradient = ((log_probs.exp()?.broadcast_mul(&mass)? - target)? * (temperature / batch))?;
+    let gradient = scale(&(log_probs.exp()?.broadcast_mul(&mass)? - target)?, temperature / batch)?;
     with_gradient(value, logits, &gradient)
 }
 
 /// Mean over batch and classes of the binary cross-entropy between `target` [B, C] and sigmoid(logits / T), times T².
 fn binary_cross_entropy(logits: &Tensor, target: &Tensor, temperature: f64) -> Result<Tensor> {
     let count = logits.elem_count() as f64;
-    let scaled = (logits.detach() / temperature)?;
+    let scaled = scale(&logits.detach(), temperature.recip())?;
     // max(x, 0) - x t + log(1 + exp(-|x|)): no exponential of a positive number.
     let tail = (scaled.abs()?.neg()?.exp()? + 1.)?.log()?;
     let value = ((scaled.relu()? - (&scaled * target)?)? + tail)?;
-    let value = (value * (temperature * temperature / count))?.sum_all()?;
-    let gradient = ((sigmoid(&scaled)? - target)? * (temperature / count))?;
+    let value = scaled_sum(&value, temperature * temperature / count)?;
+    let gradient = scale(&(sigmoid(&scaled)? - target)?, temperature / count)?;
     with_gradient(value, logits, &gradient)
 }
 

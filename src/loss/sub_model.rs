@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::{binary_cross_entropy, log_softmax, sigmoid, soft_cross_entropy, upcast};
+use super::{binary_cross_entropy, log_softmax, scale, sigmoid, soft_cross_entropy, upcast};
 use crate::{Error, Result};
 
 /// How far the sub-branch's prediction is from the main branch's own, which is detached here: nothing flows into it
@@ -103,7 +103,7 @@ impl SubModelLoss {
                 soft_cross_entropy(&sub, &log_target.exp()?, Some(&log_target), temperature)
             }
             Kind::Bce => {
-                let target = sigmoid(&(main / temperature)?)?;
+                let target = sigmoid(&scale(&main, temperature.recip())?)?;
                 binary_cross_entropy(&sub, &target, temperature)
             }
         }

@@ -29,7 +29,8 @@ impl Mask {
     ///
     /// # Errors
     /// [`Error::Shape`] when `images` is not [B, C, H, W] with this mask's B and sides that are multiples of its grid's;
-    /// [`Error::InvalidArgument`] when [`Fill::Value`] has not C values.
+    /// [`Error::InvalidArgument`] when [`Fill::Value`] has not C values; [`Error::DType`] for the mean of integers and
+    /// noise among them.
     pub fn fill(&self, images: &Tensor, fill: &Fill, key: StepKey) -> Result<Tensor> {
         let grid = self.grid();
         let fits = |side: usize, blocks: usize| side > 0 && side.is_multiple_of(blocks);
@@ -45,12 +46,16 @@ impl Mask {
                 return Err(Error::shape("images", images.dims(), expected));
             }
         };
+        if matches!(fill, Fill::Mean | Fill::Noise) && !images.dtype().is_float() {
+            return Err(Error::DType {
+                argument: "images",
+                got: images.dtype(),
+                expected: format!("a float dtype to be filled with {fill:?}"),
+            });
+        }
         let filling = match fill {
             Fill::Zero => images.zeros_like()?,
-            Fill::Mean => images
-                .mean_keepdim((2, 3))?
-                .broadcast_as(images.shape())?
-                .contiguous()?,
+            Fill::Mean => means(images)?.broadcast_as(images.shape())?.contiguous()?,
             Fill::Noise => noise(images, key)?,
             Fill::Value(values) if values.len() == channels => {
                 Tensor::from_slice(values, (1, channels, 1, 1), images.device())?
@@ -81,9 +86,20 @@ impl Mask {
     }
 }
 
+/// The mean of each channel, [B, C, 1, 1].
+fn means(images: &Tensor) -> Result<Tensor> {
+    // A sum in half precision stops growing long before the last pixel.
+    let wide = match images.dtype() {
+        DType::F16 | DType::BF16 => images.to_dtype(DType::F32)?,
+        _ => images.clone(),
+    };
+    Ok(wide.mean_keepdim((2, 3))?.to_dtype(images.dtype())?)
+}
+
 fn noise(images: &Tensor, key: StepKey) -> Result<Tensor> {
     let batch = images.dims()[0];
-    let per_sample = images.elem_count() / batch;
+    // At least 1, for images without channels.
+    let per_sample = (images.elem_count() / batch).max(1);
     let mut noise = vec![0f32; images.elem_count()];
     noise
         .par_chunks_mut(per_sample)

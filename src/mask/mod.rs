@@ -33,7 +33,8 @@ impl Grid {
 
     /// L, the number of positions.
     pub const fn len(self) -> usize {
-        self.height * self.width
+        // Sides that overflow are too many positions for any mask, and are refused as such.
+        self.height.saturating_mul(self.width)
     }
 
     /// Whether there is no position at all.
@@ -172,8 +173,9 @@ impl Mask {
         let mut keep = Vec::with_capacity(noise.len() * num_keep);
         for row in &noise {
             let mut order: Vec<u32> = (0..positions as u32).collect();
-            // Stable, so ties keep the order of positions.
-            order.sort_by(|&a, &b| row[a as usize].total_cmp(&row[b as usize]));
+            // Stable, so ties keep the order of positions; 0 and -0 are one, which `total_cmp` would tell apart.
+            let compare = |a: f64, b: f64| a.partial_cmp(&b).unwrap_or(std::cmp::Ordering::Equal);
+            order.sort_by(|&a, &b| compare(row[a as usize], row[b as usize]));
             keep.extend_from_slice(&order[..num_keep]);
         }
         Ok(Self::trusted(grid, noise.len(), keep))
@@ -245,12 +247,17 @@ impl Mask {
     /// as it was. Kept positions are ascending.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when `factor` is 0.
+    /// [`Error::InvalidArgument`] when `factor` is 0, or so large that positions no longer fit in 32 bits.
     pub fn upsample(&self, factor: usize) -> Result<Self> {
-        if factor == 0 {
-            return Err(Error::invalid("factor", factor, "at least 1"));
+        let [height, width] = [self.grid.height, self.grid.width].map(|side| side.saturating_mul(factor));
+        let fine = Grid::new(height, width);
+        if fine.is_empty() || u32::try_from(fine.len()).is_err() {
+            return Err(Error::invalid(
+                "factor",
+                factor,
+                "at least 1, for at most 2^32 - 1 positions",
+            ));
         }
-        let fine = Grid::new(self.grid.height * factor, self.grid.width * factor);
         let mut keep = Vec::with_capacity(self.keep.len() * factor * factor);
         for dense in self.dense().chunks_exact(self.grid.len()) {
             for position in 0..fine.len() {

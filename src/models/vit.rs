@@ -586,8 +586,8 @@ impl TokenModel for VisionTransformer {
 
     fn embed(&self, xs: &Tensor, keep: Option<&Mask>, pass: &mut Pass) -> Result<Tensor> {
         let _ = pass;
-        let (batch, d) = (xs.dim(0)?, self.cfg.embed_dim);
         let patches = self.patchify(xs)?;
+        let (batch, d) = (xs.dim(0)?, self.cfg.embed_dim);
         // The convolution of the papers, as the matrix product it is.
         let kernel = self.patch_weight.flatten_from(1)?;
         let tokens = ops::linear(&patches, &kernel, self.patch_bias.as_ref())?;

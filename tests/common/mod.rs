@@ -1,0 +1,114 @@
+//! What the integration tests share: seeded data, small models, and how far two tensors are apart.
+
+#![allow(dead_code)] // Every test file is a crate of its own and uses a part of this.
+
+use std::collections::BTreeMap;
+
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Device, Shape, Tensor};
+use masksub::models::vit::{Config, VisionTransformer};
+use masksub::{Params, Seed, Weights};
+use rand_distr::{Distribution, StandardNormal};
+
+pub const CPU: Device = Device::Cpu;
+
+/// Standard normal f32, the same for the same name.
+pub fn randn(shape: impl Into<Shape>, name: &str) -> Tensor {
+    let shape = shape.into();
+    let values: Vec<f32> = StandardNormal
+        .sample_iter(Seed::new(0xda7a).rng_for(name))
+        .take(shape.elem_count())
+        .collect();
+    Tensor::from_vec(values, shape, &CPU).unwrap()
+}
+
+/// All numbers of a tensor.
+pub fn numbers(tensor: &Tensor) -> Vec<f64> {
+    let flat = tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap();
+    flat.to_vec1().unwrap()
+}
+
+/// All f32 of a tensor as bits, so that NaN equals NaN and -0 is not 0.
+pub fn bits(tensor: &Tensor) -> Vec<u32> {
+    let flat: Vec<f32> = tensor.flatten_all().unwrap().to_vec1().unwrap();
+    flat.into_iter().map(f32::to_bits).collect()
+}
+
+/// ||a - b|| / max(||b||, 1e-6).
+pub fn distance(a: &Tensor, b: &Tensor) -> f64 {
+    assert_eq!(a.dims(), b.dims());
+    let (a, b) = (numbers(a), numbers(b));
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
+    norm(&mut a.iter().zip(&b).map(|(a, b)| a - b)) / norm(&mut b.iter().copied()).max(1e-6)
+}
+
+/// The gradients of the parameters by name.
+pub fn by_name(grads: &GradStore, params: &Params) -> BTreeMap<String, Tensor> {
+    let grad = |(name, var): (&str, &candle_core::Var)| Some((name.to_string(), grads.get(var)?.clone()));
+    params.iter().filter_map(grad).collect()
+}
+
+/// The largest [`distance`] between gradients of the same parameters, in relation to the larger ones: a gradient that
+/// is zero but for rounding (a key bias has one) does not count by itself.
+pub fn gradient_distance(ours: &BTreeMap<String, Tensor>, theirs: &BTreeMap<String, Tensor>) -> f64 {
+    assert!(!theirs.is_empty());
+    assert_eq!(ours.keys().collect::<Vec<_>>(), theirs.keys().collect::<Vec<_>>());
+    let norm = |t: &Tensor| numbers(t).iter().map(|v| v * v).sum::<f64>().sqrt();
+    let largest = theirs.values().map(norm).fold(0., f64::max);
+    let error =
+        |(name, theirs): (&String, &Tensor)| norm(&(&ours[name] - theirs).unwrap()) / norm(theirs).max(1e-3 * largest);
+    theirs.iter().map(error).fold(0., f64::max)
+}
+
+/// A ViT of two blocks and width 24 on 16 x 16-pixel images in 4 x 4-pixel patches, otherwise as `form` says.
+pub fn tiny(form: Config) -> Config {
+    Config {
+        embed_dim: 24,
+        depth: 2,
+        num_heads: 3,
+        mlp_dim: 48,
+        // Large enough that the blocks count for something.
+        layer_scale: form.layer_scale.map(|_| 0.5),
+        head_init_std: 0.2,
+        ..form.with_input(16, 4, 3)
+    }
+}
+
+/// The published forms of the ViT, tiny.
+pub fn tiny_forms(classes: usize) -> Vec<(&'static str, Config)> {
+    let class_token = |cfg: Config| Config {
+        pool: masksub::models::vit::Pool::ClassToken,
+        ..cfg
+    };
+    vec![
+        ("deit3", tiny(Config::deit3_tiny(classes))),
+        ("mae, mean", tiny(Config::mae_base(classes))),
+        ("mae, class token", tiny(class_token(Config::mae_base(classes)))),
+        ("hugging face", tiny(Config::hf_base(classes))),
+        ("clip", tiny(Config::clip_base(classes))),
+    ]
+}
+
+/// A ViT with weights drawn from a seed, and its parameters.
+pub fn vit(cfg: &Config, seed: u64) -> (VisionTransformer, Params) {
+    let weights = Weights::seeded(Seed::new(seed));
+    let vit = VisionTransformer::new(cfg, weights.var_builder(DType::F32, &CPU)).unwrap();
+    (vit, Params::from_varmap(weights.varmap()))
+}
+
+/// Images [B, 3, 16, 16] for the tiny ViT.
+pub fn images(batch: usize, name: &str) -> Tensor {
+    randn((batch, 3, 16, 16), name)
+}
+
+/// Class indices [B] below `classes`, all of them in turn.
+pub fn labels(batch: usize, classes: usize) -> Tensor {
+    let labels: Vec<u32> = (0..batch as u32).map(|i| i % classes as u32).collect();
+    Tensor::new(labels, &CPU).unwrap()
+}
+
+/// The chance that a chi-square variable with `freedom` degrees exceeds `statistic`.
+pub fn p_value(statistic: f64, freedom: usize) -> f64 {
+    use statrs::distribution::{ChiSquared, ContinuousCDF};
+    ChiSquared::new(freedom as f64).unwrap().sf(statistic)
+}

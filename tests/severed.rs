@@ -1,0 +1,148 @@
+//! Layers that candle cannot differentiate: found and named in other people's models, and absent from ours.
+
+mod common;
+
+use candle_core::{DType, Tensor};
+use candle_nn::loss::cross_entropy;
+use candle_transformers::models::{resnet, vit as candle_vit};
+use common::{images, labels, tiny_forms, vit, CPU};
+use masksub::{
+    grad, DropToken, Error, Forward, MaskSub, Params, PatchDrop, Plain, RandomMasking, Seed, Step, StepKey, SubBranch,
+    Weights,
+};
+
+fn key() -> StepKey {
+    Seed::new(1).at(0)
+}
+
+fn patch_drop() -> PatchDrop<RandomMasking> {
+    PatchDrop::new(RandomMasking::new(0.5).unwrap(), 8).unwrap()
+}
+
+fn step<M, S: SubBranch<M>>(model: &MaskSub<M, S>, xs: &Tensor) -> masksub::Result<Step> {
+    let ys = labels(xs.dim(0).unwrap(), 5);
+    model.backward(xs, key(), |logits| cross_entropy(logits, &ys))
+}
+
+mod in_candle_transformers {
+    use super::*;
+
+    /// The parameters that a step through its two-layer ViT reports as cut off, and how many there are.
+    fn severed(batch: usize) -> (Vec<String>, usize) {
+        let cfg = candle_vit::Config {
+            hidden_size: 24,
+            num_hidden_layers: 2,
+            num_attention_heads: 3,
+            intermediate_size: 48,
+            image_size: 16,
+            patch_size: 4,
+            ..candle_vit::Config::vit_base_patch16_224()
+        };
+        assert!(cfg.qkv_bias);
+        let weights = Weights::seeded(Seed::new(0));
+        let vit = candle_vit::Model::new(&cfg, 5, weights.var_builder(DType::F32, &CPU)).unwrap();
+        let params = Params::from_varmap(weights.varmap());
+        let model = MaskSub::wrap(candle_nn::func(move |xs| vit.forward(xs)), patch_drop()).with_params(params);
+        let error = step(&model, &images(batch, "severed")).unwrap_err();
+        for remedy in ["masksub::nn", "layer_norm", "softmax_last_dim", "allow_missing"] {
+            assert!(error.to_string().contains(remedy), "{error}");
+        }
+        let text = error.to_string();
+        let Error::MissingGradients { names, trained } = error else {
+            panic!("{error}");
+        };
+        assert!(text.contains(&format!("{} of {trained}", names.len())), "{text}");
+        assert!(names.iter().all(|name| text.contains(name)), "{text}");
+        (names, trained)
+    }
+
+    #[test]
+    fn the_vit_loses_queries_keys_and_layer_norms() {
+        let (names, trained) = severed(4);
+        assert_eq!((names.len(), trained), (16, 40));
+        let mut expected = vec![];
+        for layer in 0..2 {
+            for part in [
+                "attention.attention.key",
+                "attention.attention.query",
+                "layernorm_after",
+                "layernorm_before",
+            ] {
+                for kind in ["bias", "weight"] {
+                    expected.push(format!("vit.encoder.layer.{layer}.{part}.{kind}"));
+                }
+            }
+        }
+        assert_eq!(names, expected);
+    }
+
+    #[test]
+    fn the_vit_loses_all_but_its_head_at_batch_size_1() {
+        let (names, trained) = severed(1);
+        assert_eq!((names.len(), trained), (38, 40));
+        assert!(!names.iter().any(|name| name.starts_with("classifier.")), "{names:?}");
+    }
+
+    #[test]
+    fn the_resnet_stops_at_its_max_pooling() {
+        let weights = Weights::seeded(Seed::new(0));
+        let net = resnet::resnet18(5, weights.var_builder(DType::F32, &CPU)).unwrap();
+        let params = Params::from_varmap(weights.varmap());
+        let model = MaskSub::wrap(net, patch_drop()).with_params(params);
+        let error = step(&model, &images(2, "resnet")).unwrap_err();
+        let text = error.to_string();
+        let Error::BackwardUnsupported { branch, reason, remedy } = error else {
+            panic!("{error}");
+        };
+        assert_eq!(branch, "main");
+        assert!(reason.contains("maxpool2d"), "{reason}");
+        assert!(
+            remedy.contains("kernel = stride") && remedy.contains("average pooling"),
+            "{remedy}"
+        );
+        assert!(
+            text.contains("main") && text.contains(remedy) && text.contains(&reason),
+            "{text}"
+        );
+        // One sentence, not a backtrace.
+        assert_eq!(text.lines().count(), 1, "{text}");
+    }
+}
+
+mod in_ours {
+    use super::*;
+
+    fn assert_whole<M: Forward, S: SubBranch<M>>(name: &str, model: &MaskSub<M, S>, params: &Params) {
+        for batch in [1, 4] {
+            let step = step(model, &images(batch, "whole")).unwrap();
+            let audit = grad::audit(&step.grads, params).unwrap();
+            assert!(audit.is_ok(), "{name} at batch {batch}: {audit}");
+            assert_eq!(audit.trained, params.len());
+            // In exact arithmetic a key bias shifts all scores of a query alike, so its gradient is zero.
+            let unexplained = |name: &&String| !name.ends_with("key.bias") && !name.ends_with("k_proj.bias");
+            let all_zero: Vec<_> = audit.all_zero.iter().filter(unexplained).collect();
+            assert!(all_zero.is_empty(), "{name} at batch {batch}: {all_zero:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_is() {
+        for (name, cfg) in tiny_forms(5) {
+            let (vit, params) = vit(&cfg, 2);
+            let drop_token = DropToken::new(RandomMasking::new(0.5).unwrap());
+            assert_whole(
+                name,
+                &MaskSub::new(&vit, drop_token).with_params(params.clone()),
+                &params,
+            );
+            assert_whole(
+                name,
+                &MaskSub::new(&vit, patch_drop()).with_params(params.clone()),
+                &params,
+            );
+            // As any candle module, which it is.
+            let wrapped: MaskSub<Plain<_>, _> = MaskSub::wrap(vit, patch_drop());
+            assert_whole(name, &wrapped.with_params(params.clone()), &params);
+        }
+    }
+}
