@@ -398,7 +398,7 @@ mod tests {
     fn threads_change_nothing_and_the_key_does() {
         let root = tree();
         for i in 0..40 {
-            save(noise(100, 80, i), root.path().join(format!("train/cat/more{i}.png")));
+            save(noise(500, 400, i), root.path().join(format!("train/cat/more{i}.jpg")));
         }
         let batches = |threads, seed, epoch| {
             let tree = open(root.path(), Unreadable::Error, threads).unwrap();
