@@ -396,8 +396,11 @@ mod sub_model {
         }
     }
 
+    /// A loss of sub and main logits.
+    type Pair = fn(&Tensor, &Tensor) -> Tensor;
+
     /// The losses, and each as it would be if the target were not detached.
-    fn losses() -> [(SubModelLoss, fn(&Tensor, &Tensor) -> Tensor); 3] {
+    fn losses() -> [(SubModelLoss, Pair); 3] {
         fn log_softmax(x: &Tensor) -> Tensor {
             candle_nn::ops::log_softmax(x, D::Minus1).unwrap()
         }
