@@ -39,7 +39,10 @@ fn missing(split: &str, classes: &[String]) -> Option<String> {
     const SHOWN: usize = 5;
     let names = classes.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
     let more = classes.len().saturating_sub(SHOWN);
-    let rest = (more > 0).then(|| format!(" and {more} more")).unwrap_or_default();
+    let rest = match more {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
     (!classes.is_empty()).then(|| format!("{split} lacks {names}{rest}"))
 }
 

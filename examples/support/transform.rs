@@ -12,8 +12,8 @@ use std::path::Path;
 /// Mean and standard deviation of red, green and blue, of values in [0, 1].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Normalization {
-    pub mean: [f32; 3],
-    pub std: [f32; 3],
+    pub mean: [f64; 3],
+    pub std: [f64; 3],
 }
 
 impl Normalization {
@@ -25,16 +25,17 @@ impl Normalization {
 
     /// Of the images that OpenAI trained CLIP on.
     pub const CLIP: Self = Self {
-        mean: [0.481_454_66, 0.457_827_5, 0.408_210_73],
-        std: [0.268_629_54, 0.261_302_58, 0.275_777_11],
+        mean: [0.48145466, 0.4578275, 0.40821073],
+        std: [0.26862954, 0.26130258, 0.27577711],
     };
 
     /// A grey image takes the average over the three colours.
     fn channel(&self, channel: usize, channels: usize) -> (f32, f32) {
-        match channels {
-            1 => (self.mean.iter().sum::<f32>() / 3., self.std.iter().sum::<f32>() / 3.),
-            _ => (self.mean[channel], self.std[channel]),
-        }
+        let of = |values: [f64; 3]| match channels {
+            1 => (values.iter().sum::<f64>() / 3.) as f32,
+            _ => values[channel] as f32,
+        };
+        (of(self.mean), of(self.std))
     }
 }
 
