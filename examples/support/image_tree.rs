@@ -397,9 +397,12 @@ mod tests {
     #[test]
     fn threads_change_nothing_and_the_key_does() {
         let root = tree();
+        for i in 0..40 {
+            save(noise(100, 80, i), root.path().join(format!("train/cat/more{i}.png")));
+        }
         let batches = |threads, seed, epoch| {
             let tree = open(root.path(), Unreadable::Error, threads).unwrap();
-            contents(tree.train_batches(seed, epoch, 3))
+            contents(tree.train_batches(seed, epoch, 20))
         };
         let first = batches(1, 4, 5);
         assert_eq!(first, batches(2, 4, 5));
