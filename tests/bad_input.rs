@@ -689,7 +689,8 @@ mod the_vit {
             vec![2, 1, 24],
             vec![2, 5, 24, 1],
         ] {
-            let _ = vit.classify(&randn(shape, "tokens"), &mut Pass::eval());
+            let classified = vit.classify(&randn(shape.clone(), "tokens"), &mut Pass::eval());
+            assert_misshapen(classified, "tokens", &shape, "[B, 1 + K, 24]");
         }
         for dtype in [DType::U8, DType::U32, DType::I64, DType::F64, DType::BF16] {
             let xs = images(2, "dtype").to_dtype(dtype).unwrap();

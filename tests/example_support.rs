@@ -1,4 +1,152 @@
-//! Runs the tests of what the examples share.
+//! Runs the tests of what the examples share, and `vit_imagenet` itself as its users do.
 
 #[path = "../examples/support/mod.rs"]
 mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// The example's program, which `cargo test` has built beside this test.
+fn vit_imagenet(args: &[&str], threads: usize) -> Output {
+    let test = std::env::current_exe().unwrap();
+    let program: PathBuf = test.parent().unwrap().parent().unwrap().join("examples/vit_imagenet");
+    let program = program.with_extension(std::env::consts::EXE_EXTENSION);
+    assert!(program.exists(), "build it first: cargo build --release --examples");
+    let mut command = Command::new(program);
+    command.args(args).env("RAYON_NUM_THREADS", threads.to_string());
+    command.output().unwrap()
+}
+
+fn path_str(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// Arguments of a run of one epoch and two steps.
+fn short<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    let mut args = vec!["--train-size", "96", "--epochs", "1", "--warmup-steps", "2"];
+    args.extend(more);
+    args
+}
+
+/// `metrics.csv` without the column of seconds.
+fn metrics(out: &Path) -> Vec<Vec<String>> {
+    let mut reader = csv::Reader::from_path(out.join("metrics.csv")).unwrap();
+    assert_eq!(reader.headers().unwrap().iter().next_back(), Some("seconds"));
+    let row = |row: csv::StringRecord| row.iter().take(row.len() - 1).map(str::to_string).collect();
+    reader.records().map(|record| row(record.unwrap())).collect()
+}
+
+#[test]
+fn every_branch_trains_and_threads_change_nothing() {
+    let root = tempfile::tempdir().unwrap();
+    for branch in ["masksub", "none", "mask-only", "dropsub", "pathsub"] {
+        let run = |threads: usize| {
+            let out = root.path().join(format!("{branch}-{threads}"));
+            let output = vit_imagenet(&short(&["--branch", branch, "--out", path_str(&out)]), threads);
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+            let stdout = String::from_utf8(output.stdout).unwrap();
+            let result = stdout.lines().last().unwrap();
+            assert!(result.starts_with(&format!("result branch={branch} top1=")), "{result}");
+            assert!(out.join("curves.svg").exists());
+            (metrics(&out), fs::read(out.join("model.safetensors")).unwrap())
+        };
+        let (metrics, weights) = run(1);
+        assert_eq!(metrics.len(), 1);
+        // A loss of the sub-branch where there is one.
+        let has_sub_branch = !matches!(branch, "none" | "mask-only");
+        assert_eq!(!metrics[0][4].is_empty(), has_sub_branch, "{branch}: {metrics:?}");
+        let others: &[usize] = if branch == "masksub" { &[2, 4] } else { &[3] };
+        for &threads in others {
+            assert!(
+                run(threads) == (metrics.clone(), weights.clone()),
+                "{branch}, {threads} threads"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_tree_of_small_grey_images_trains_the_digits_model_and_its_weights_load_again() {
+    let root = tempfile::tempdir().unwrap();
+    for split in ["train", "val"] {
+        for class in 0..3u8 {
+            let dir = root.path().join(split).join(format!("class{class}"));
+            fs::create_dir_all(&dir).unwrap();
+            for i in 0..8u8 {
+                let stripe = |x: u32, y: u32| [x, y, x + y][class as usize] % 8 < 4;
+                let pixel = |x, y| image::Luma([if stripe(x, y) { 200 + i } else { 10 * i }]);
+                image::GrayImage::from_fn(28, 28, pixel)
+                    .save(dir.join(format!("{i}.png")))
+                    .unwrap();
+            }
+        }
+    }
+    let data = path_str(root.path());
+    let model = [
+        "--data",
+        data,
+        "--model",
+        "digits",
+        "--image-size",
+        "28",
+        "--patch-size",
+        "4",
+        "--batch-size",
+        "8",
+    ];
+    let run = |name: &str, more: &[&str]| {
+        let out = root.path().join(name);
+        let mut args = [&model[..], more, &["--out", path_str(&out)]].concat();
+        args.extend(["--epochs", "2", "--warmup-steps", "2"]);
+        let output = vit_imagenet(&args, 2);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        (metrics(&out), fs::read(out.join("model.safetensors")).unwrap(), out)
+    };
+    let (first, weights, out) = run("a", &[]);
+    let (again, same_weights, _) = run("b", &[]);
+    assert!(first == again && weights == same_weights);
+    let (resumed, _, _) = run("c", &["--init-from", path_str(&out.join("model.safetensors"))]);
+    let loss = |metrics: &[Vec<String>]| metrics[0][3].parse::<f64>().unwrap();
+    assert!(loss(&resumed) < loss(&first), "{resumed:?} {first:?}");
+}
+
+/// A sentence on one line and exit code 1, not a panic (101) and no backtrace.
+fn refused(args: &[&str]) -> String {
+    let output = vit_imagenet(args, 1);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    stderr
+}
+
+#[test]
+fn what_cannot_work_ends_with_a_sentence() {
+    let root = tempfile::tempdir().unwrap();
+    let file = root.path().join("file");
+    fs::write(&file, "no weights").unwrap();
+    let (dir, file) = (path_str(root.path()), path_str(&file));
+    assert!(refused(&["--out", dir]).contains("is not empty"));
+    assert!(refused(&["--out", file]).contains(file));
+    assert!(refused(&["--data", dir]).contains("train is not a directory"));
+    assert!(refused(&["--train-size", "1201"]).contains("at most 1200"));
+    assert!(refused(&["--patch-size", "3"]).contains("must be a multiple of 3"));
+    assert!(refused(&["--init-from", file]).contains(file));
+    assert!(refused(&["--init-from", "nowhere.safetensors"]).contains("nowhere.safetensors"));
+
+    let out = root.path().join("out");
+    assert!(vit_imagenet(&short(&["--out", path_str(&out)]), 1).status.success());
+    let weights = out.join("model.safetensors");
+    let error = refused(&["--init-from", path_str(&weights), "--patch-size", "4"]);
+    assert!(error.contains("patch_embed.proj.weight"), "{error}");
+    let error = refused(&[
+        "--init-from",
+        path_str(&weights),
+        "--model",
+        "mae-base",
+        "--patch-size",
+        "2",
+    ]);
+    assert!(error.contains(path_str(&weights)), "{error}");
+}

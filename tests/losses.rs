@@ -236,6 +236,16 @@ mod criterion {
         );
     }
 
+    /// Cross-entropy is a sum over classes, so full labels of two classes count twice.
+    #[test]
+    fn targets_need_not_sum_to_1() {
+        let logits = vec![vec![0.3, -1., 2., 0.], vec![1., 1., -2., 0.5]];
+        let targets = vec![vec![1., 0., 1., 0.], vec![0.2, 0., 0., 0.]];
+        let ce = Criterion::cross_entropy();
+        let ours = |x: &Tensor| ce.forward(x, &tensor(&targets, DType::F64));
+        compare("two classes", &logits, ours, |x| oracle::cross_entropy(x, &targets));
+    }
+
     #[test]
     fn class_indices_have_any_integer_dtype() {
         let logits = tensor(&logits("integers")[1], DType::F32);
@@ -396,8 +406,11 @@ mod sub_model {
         }
     }
 
+    /// A loss of sub and main logits.
+    type Pair = fn(&Tensor, &Tensor) -> Tensor;
+
     /// The losses, and each as it would be if the target were not detached.
-    fn losses() -> [(SubModelLoss, fn(&Tensor, &Tensor) -> Tensor); 3] {
+    fn losses() -> [(SubModelLoss, Pair); 3] {
         fn log_softmax(x: &Tensor) -> Tensor {
             candle_nn::ops::log_softmax(x, D::Minus1).unwrap()
         }

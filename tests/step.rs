@@ -413,6 +413,25 @@ mod any_module {
         assert_learned(train(net, &weights, Fill::Zero));
     }
 
+    #[test]
+    fn a_closure_may_ask_whether_it_trains() {
+        let weight = Var::from_tensor(&randn((64, 3), "flag")).unwrap();
+        let net = candle_nn::func_t(move |xs, train| {
+            let logits = xs.flatten_from(1)?.matmul(&weight)?;
+            logits.affine(1., if train { 1. } else { 0. })
+        });
+        let model = MaskSub::wrap(net, PatchDrop::new(RandomMasking::new(0.).unwrap(), 4).unwrap());
+        let xs = separable(4, "flag").0;
+        let pair = model.forward_pair(&xs, key()).unwrap();
+        let evaluated = numbers(&model.forward_t(&xs, false).unwrap());
+        for trained in [pair.main, pair.sub, model.forward_t(&xs, true).unwrap()] {
+            assert!(numbers(&trained)
+                .iter()
+                .zip(&evaluated)
+                .all(|(a, b)| (a - b - 1.).abs() < 1e-5));
+        }
+    }
+
     /// candle's own batch norm between two convolutions.
     struct ConvNet {
         conv: candle_nn::Conv2d,

@@ -1,22 +1,41 @@
 //! The `--device` flag.
 
-use candle_core::Device;
+use candle_core::{Device, Error};
 
 /// The device of that name: `cpu`, `cuda`, `cuda:N` or `metal`.
 ///
 /// # Errors
 /// A sentence, when there is no such device or the examples were built without its feature.
 pub fn parse(name: &str) -> Result<Device, String> {
+    let no_device = || format!("{name} is no device, but must be cpu, cuda, cuda:N with the number of a GPU, or metal");
     let device = match name.split_once(':').unwrap_or((name, "0")) {
         ("cpu", "0") => Ok(Device::Cpu),
-        ("cuda", ordinal) => {
-            let ordinal = ordinal
-                .parse()
-                .map_err(|_| format!("{name} is no device: N in cuda:N is a number"))?;
-            Device::new_cuda(ordinal)
-        }
+        ("cuda", ordinal) => Device::new_cuda(ordinal.parse().map_err(|_| no_device())?),
         ("metal", "0") => Device::new_metal(0),
-        _ => return Err(format!("{name} is no device, but must be cpu, cuda, cuda:N or metal")),
+        _ => return Err(no_device()),
     };
-    device.map_err(|error| format!("{name} cannot be used: {error}"))
+    device.map_err(|error| match error {
+        Error::NotCompiledWithCudaSupport => format!("{name} needs the feature cuda: cargo run --features cuda …"),
+        Error::NotCompiledWithMetalSupport => format!("{name} needs the feature metal: cargo run --features metal …"),
+        error => format!("{name} cannot be used: {}", masksub::Error::from(error)),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse;
+
+    #[test]
+    fn knows_its_names_and_says_what_is_missing() {
+        assert!(parse("cpu").unwrap().is_cpu());
+        for name in ["gpu", "cpu:1", "cuda:x", "cuda:-1", ""] {
+            assert!(parse(name).unwrap_err().contains("must be cpu"), "{name}");
+        }
+        if !cfg!(feature = "cuda") {
+            assert!(parse("cuda:1").unwrap_err().contains("--features cuda"));
+        }
+        if !cfg!(feature = "metal") {
+            assert!(parse("metal").unwrap_err().contains("--features metal"));
+        }
+    }
 }

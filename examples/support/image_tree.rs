@@ -39,7 +39,10 @@ fn missing(split: &str, classes: &[String]) -> Option<String> {
     const SHOWN: usize = 5;
     let names = classes.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
     let more = classes.len().saturating_sub(SHOWN);
-    let rest = (more > 0).then(|| format!(" and {more} more")).unwrap_or_default();
+    let rest = match more {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
     (!classes.is_empty()).then(|| format!("{split} lacks {names}{rest}"))
 }
 
@@ -394,9 +397,12 @@ mod tests {
     #[test]
     fn threads_change_nothing_and_the_key_does() {
         let root = tree();
+        for i in 0..40 {
+            save(noise(500, 400, i), root.path().join(format!("train/cat/more{i}.jpg")));
+        }
         let batches = |threads, seed, epoch| {
             let tree = open(root.path(), Unreadable::Error, threads).unwrap();
-            contents(tree.train_batches(seed, epoch, 3))
+            contents(tree.train_batches(seed, epoch, 20))
         };
         let first = batches(1, 4, 5);
         assert_eq!(first, batches(2, 4, 5));

@@ -119,3 +119,61 @@ impl Recorder {
         ))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::backprop::GradStore;
+    use candle_core::{DType, Device};
+    use masksub::{Seed, Weights};
+
+    fn step(sub_loss: Option<f64>) -> Step {
+        Step {
+            grads: GradStore::default(),
+            main_loss: 0.5,
+            sub_loss,
+            main_logits: Tensor::new(&[[1f32, 0.], [1., 0.]], &Device::Cpu).unwrap(),
+            mask: None,
+        }
+    }
+
+    #[test]
+    fn a_run_leaves_metrics_curves_and_weights() {
+        let root = tempfile::tempdir().unwrap();
+        let weights = Weights::seeded(Seed::new(0));
+        candle_nn::linear(4, 2, weights.var_builder(DType::F32, &Device::Cpu).pp("fc")).unwrap();
+        let params = Params::from_varmap(weights.varmap());
+        let labels = Tensor::new(&[0u32, 1], &Device::Cpu).unwrap();
+        let test = Scores {
+            top1: 90.,
+            top5: 100.,
+            loss: 0.25,
+        };
+
+        let out = RunDir::create(Some(root.path())).unwrap();
+        let mut record = Recorder::start(out, "title".into(), 4, &params).unwrap();
+        for sub_loss in [Some(0.75), None] {
+            record.step(2e-3, &step(sub_loss), &labels).unwrap();
+            record.step(1e-3, &step(sub_loss), &labels).unwrap();
+            record.epoch(test).unwrap();
+        }
+        let result = record.finish("masksub", weights.varmap()).unwrap();
+        let start = "result branch=masksub top1=90.00 top5=100.00 loss=0.2500 epochs=2 seconds=";
+        assert!(result.starts_with(start), "{result}");
+
+        let csv = std::fs::read_to_string(root.path().join("metrics.csv")).unwrap();
+        let rows: Vec<&str> = csv.lines().collect();
+        assert!(rows[1].starts_with("1,2,0.001,0.5,0.75,50,0.25,90,100,"), "{csv}");
+        assert!(rows[2].starts_with("2,4,0.001,0.5,,50,0.25,90,100,"), "{csv}");
+        let svg = std::fs::read_to_string(root.path().join("curves.svg")).unwrap();
+        assert!(svg.contains("title"));
+
+        let file = root.path().join("model.safetensors");
+        let saved = candle_core::safetensors::load(&file, &Device::Cpu).unwrap();
+        assert_eq!(saved.len(), 2);
+        for (name, var) in params.iter() {
+            let (saved, trained) = (saved[name].flatten_all().unwrap(), var.flatten_all().unwrap());
+            assert_eq!(saved.to_vec1::<f32>().unwrap(), trained.to_vec1::<f32>().unwrap());
+        }
+    }
+}

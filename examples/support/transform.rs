@@ -12,8 +12,8 @@ use std::path::Path;
 /// Mean and standard deviation of red, green and blue, of values in [0, 1].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Normalization {
-    pub mean: [f32; 3],
-    pub std: [f32; 3],
+    pub mean: [f64; 3],
+    pub std: [f64; 3],
 }
 
 impl Normalization {
@@ -25,16 +25,17 @@ impl Normalization {
 
     /// Of the images that OpenAI trained CLIP on.
     pub const CLIP: Self = Self {
-        mean: [0.481_454_66, 0.457_827_5, 0.408_210_73],
-        std: [0.268_629_54, 0.261_302_58, 0.275_777_11],
+        mean: [0.48145466, 0.4578275, 0.40821073],
+        std: [0.26862954, 0.26130258, 0.27577711],
     };
 
     /// A grey image takes the average over the three colours.
     fn channel(&self, channel: usize, channels: usize) -> (f32, f32) {
-        match channels {
-            1 => (self.mean.iter().sum::<f32>() / 3., self.std.iter().sum::<f32>() / 3.),
-            _ => (self.mean[channel], self.std[channel]),
-        }
+        let of = |values: [f64; 3]| match channels {
+            1 => (values.iter().sum::<f64>() / 3.) as f32,
+            _ => values[channel] as f32,
+        };
+        (of(self.mean), of(self.std))
     }
 }
 
@@ -414,25 +415,47 @@ mod tests {
 
     #[test]
     fn resizing_is_antialiased_and_blind_to_what_lies_outside() {
-        // A checkerboard of single pixels averages to grey when halved; bright pixels outside the box do not leak in.
-        let mut board = Pixels {
-            width: 32,
-            height: 16,
+        // Every eighth column is bright: an eighth of the light, wherever a pixel of the small image is sampled. Right of
+        // the box all is bright, and must not leak in.
+        let (width, height) = (64, 32);
+        let bright = |x: usize| if x >= 32 || x % 8 == 0 { 200 } else { 0 };
+        let stripes = Pixels {
+            width,
+            height,
             channels: 1,
-            values: vec![255; 512],
+            values: (0..width * height).map(|i| bright(i % width)).collect(),
         };
-        for y in 0..16 {
-            for x in 0..16 {
-                board.values[y * 32 + x] = if (x + y) % 2 == 0 { 0 } else { 200 };
-            }
-        }
         let left = Area {
             left: 0,
             top: 0,
-            width: 16,
-            height: 16,
+            width: 32,
+            height: 32,
         };
-        let half = board.resized(left, 8, 8).unwrap();
-        assert!(half.values.iter().all(|v| (85..=115).contains(v)), "{:?}", half.values);
+        let small = stripes.resized(left, 4, 4).unwrap();
+        let row: Vec<u8> = (0..4)
+            .map(|at| widened_cubic(&|x| bright(x) as f64, 32, 4, at))
+            .collect();
+        assert!(row.iter().all(|v| (10..=40).contains(v)), "{row:?}");
+        let off = |(at, v): (usize, &u8)| v.abs_diff(row[at % 4]);
+        assert!(
+            small.values.iter().enumerate().all(|pixel| off(pixel) <= 1),
+            "{:?}",
+            small.values
+        );
+    }
+
+    /// Pixel `at` of `to`, from `from` pixels, by Pillow's rule: the cubic of Keys (a = -1/2), as wide as the reduction,
+    /// cut at the border and normalised.
+    fn widened_cubic(pixel: &dyn Fn(usize) -> f64, from: usize, to: usize, at: usize) -> u8 {
+        let scale = from as f64 / to as f64;
+        let cubic = |x: f64| match x.abs() {
+            x if x < 1. => (1.5 * x - 2.5) * x * x + 1.,
+            x if x < 2. => ((-0.5 * x + 2.5) * x - 4.) * x + 2.,
+            _ => 0.,
+        };
+        let centre = (at as f64 + 0.5) * scale;
+        let weights: Vec<f64> = (0..from).map(|x| cubic((x as f64 + 0.5 - centre) / scale)).collect();
+        let sum: f64 = weights.iter().enumerate().map(|(x, w)| w * pixel(x)).sum();
+        (sum / weights.iter().sum::<f64>()).round() as u8
     }
 }

@@ -599,6 +599,13 @@ impl TokenModel for VisionTransformer {
     }
 
     fn classify(&self, tokens: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+        match *tokens.dims() {
+            [b, n, d] if b > 0 && n > 1 && d == self.cfg.embed_dim => (),
+            _ => {
+                let expected = format!("[B, 1 + K, {}] with B, K > 0", self.cfg.embed_dim);
+                return Err(Error::shape("tokens", tokens.dims(), expected).into());
+            }
+        }
         let mut tokens = tokens.clone();
         for block in &self.blocks {
             tokens = block.forward(&tokens, pass)?;

@@ -20,7 +20,7 @@ pub struct LayerNorm {
 }
 
 impl LayerNorm {
-    /// With a `weight` and a `bias` of shape [D].
+    /// With a `weight` and a `bias` of shape `[D]`.
     pub fn new(weight: Tensor, bias: Tensor, eps: f64) -> Self {
         Self {
             weight,
@@ -30,7 +30,7 @@ impl LayerNorm {
         }
     }
 
-    /// With a `weight` of shape [D] and no bias.
+    /// With a `weight` of shape `[D]` and no bias.
     pub fn new_no_bias(weight: Tensor, eps: f64) -> Self {
         Self {
             weight,
@@ -40,7 +40,7 @@ impl LayerNorm {
         }
     }
 
-    /// Without removal of the mean, with a `weight` of shape [D].
+    /// Without removal of the mean, with a `weight` of shape `[D]`.
     pub fn rms_norm(weight: Tensor, eps: f64) -> Self {
         Self {
             weight,
@@ -50,12 +50,12 @@ impl LayerNorm {
         }
     }
 
-    /// The weight, [D].
+    /// The weight, `[D]`.
     pub fn weight(&self) -> &Tensor {
         &self.weight
     }
 
-    /// The bias, [D].
+    /// The bias, `[D]`.
     pub fn bias(&self) -> Option<&Tensor> {
         self.bias.as_ref()
     }
@@ -85,7 +85,7 @@ impl Module for LayerNorm {
 }
 
 /// A [`LayerNorm`] whose parameters are `weight` (or `gamma`) and, if the configuration is affine, `bias` (or `beta`) of
-/// `vb`, each of shape \[`size`\]. New ones are 1 and 0.
+/// `vb`, each of shape `[size]`. New ones are 1 and 0.
 ///
 /// # Errors
 ///
@@ -133,7 +133,7 @@ pub fn layer_norm_no_bias(size: usize, eps: f64, vb: VarBuilder) -> Result<Layer
 pub struct RmsNorm(LayerNorm);
 
 impl RmsNorm {
-    /// With a `weight` of shape [D].
+    /// With a `weight` of shape `[D]`.
     pub fn new(weight: Tensor, eps: f64) -> Self {
         Self(LayerNorm::rms_norm(weight, eps))
     }
@@ -143,7 +143,7 @@ impl RmsNorm {
         self.0
     }
 
-    /// The weight, [D].
+    /// The weight, `[D]`.
     pub fn weight(&self) -> &Tensor {
         self.0.weight()
     }
@@ -169,7 +169,7 @@ impl Module for RmsNorm {
     }
 }
 
-/// An [`RmsNorm`] whose parameter is `weight` (or `gamma`) of `vb`, of shape \[`size`\]. A new one is 1.
+/// An [`RmsNorm`] whose parameter is `weight` (or `gamma`) of `vb`, of shape `[size]`. A new one is 1.
 ///
 /// # Errors
 ///

@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, D};
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, D};
 use gemm::Parallelism;
 use rayon::prelude::*;
 
@@ -77,7 +77,14 @@ pub fn composition(qkv: &Tensor, num_heads: usize) -> Result<Tensor> {
     let part = |i| qkv.get(i)?.contiguous();
     let (q, k, v) = (part(0)?, part(1)?, part(2)?);
     let scores = ((q * (head_width as f64).powf(-0.5))?).matmul(&k.t()?)?;
-    softmax::softmax(&scores, D::Minus1)?
+    // In bf16 and f16 the products stay what a GPU is fast at; the softmax is computed in f32 as everywhere.
+    let wide = if kernel::is_half(&scores) {
+        scores.to_dtype(DType::F32)?
+    } else {
+        scores
+    };
+    softmax::composition(&wide, D::Minus1)?
+        .to_dtype(v.dtype())?
         .matmul(&v)?
         .transpose(1, 2)?
         .reshape((batch, tokens, heads * head_width))

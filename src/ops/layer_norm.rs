@@ -12,7 +12,7 @@ use crate::Error;
 /// # Arguments
 ///
 /// - `xs`: [.., D]
-/// - `weight`, `bias`: [D]
+/// - `weight`, `bias`: `[D]`
 /// - `eps`: added to the variance (the biased one)
 ///
 /// Returns [.., D].

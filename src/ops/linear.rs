@@ -12,7 +12,7 @@ use crate::Error;
 ///
 /// - `xs`: [.., I], of any number of leading dimensions
 /// - `weight`: [O, I]
-/// - `bias`: [O]
+/// - `bias`: `[O]`
 ///
 /// Returns [.., O].
 ///

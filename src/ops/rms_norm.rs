@@ -12,7 +12,7 @@ use crate::Error;
 /// # Arguments
 ///
 /// - `xs`: [.., D]
-/// - `weight`: [D]
+/// - `weight`: `[D]`
 /// - `eps`: added to the mean square
 ///
 /// Returns [.., D].
