@@ -1,4 +1,4 @@
-//! Trains a Vision Transformer with MaskSub: on the handwritten digits that ship with the example, or on a tree of images.
+//! Trains a ViT, ResNet or Swin with MaskSub: on the handwritten digits that ship with the example, or on a tree of images.
 //!
 //!     cargo run --release --example vit_imagenet
 //!     cargo run --release --example vit_imagenet -- --data imagenet --model deit3-small --batch-size 128
@@ -11,15 +11,18 @@ use anyhow::{ensure, Result};
 use candle_core::DType;
 use candle_nn::{AdamW, ModuleT, Optimizer, ParamsAdamW};
 use clap::Parser;
-use masksub::models::vit::VisionTransformer;
+use masksub::models::{resnet::ResNet, swin::SwinTransformer, vit::VisionTransformer};
 use masksub::{
-    Criterion, DropSub, DropToken, MaskSub, Params, PathSub, RandomMasking, Seed, SubBranch, SubModelLoss, Weights,
+    Criterion, DropSub, DropToken, Forward, MaskSub, MaskToken, Params, PatchDrop, PathSub, RandomMasking, Seed,
+    SubBranch, SubModelLoss, Weights,
 };
+use std::path::Path;
 use std::process::ExitCode;
-use support::data::Batch;
+use support::data::{Batch, Dataset};
 use support::evaluate::evaluate;
 use support::flags::{Branch, Flags, SubLoss};
 use support::mask_only::MaskOnly;
+use support::network::Network;
 use support::record::Recorder;
 use support::run_dir::RunDir;
 use support::schedule::CosineSchedule;
@@ -29,26 +32,63 @@ fn main() -> ExitCode {
 }
 
 fn train(flags: &Flags) -> Result<()> {
-    let seed = Seed::new(flags.seed);
     let data = flags.dataset()?;
 
-    // The model. `Weights` makes variables that can be trained, from (seed, name) or from a file.
+    // `Weights` makes variables that can be trained, from (seed, name) or from a file.
+    let seed = Seed::new(flags.seed);
     let weights = match &flags.init_from {
         None => Weights::seeded(seed),
-        Some(file) => Weights::from_safetensors(file)?,
+        Some(file) => Weights::from_safetensors_or_seed(file, seed)?,
     };
-    let cfg = flags.config(data.num_classes())?;
-    let vit = VisionTransformer::new(&cfg, weights.var_builder(DType::F32, &flags.device))?;
-    let unused = weights.left_over();
-    ensure!(
-        unused.is_empty(),
-        "--init-from has weights that the model has not: {}",
-        unused.join(", ")
-    );
+    let vb = weights.var_builder(DType::F32, &flags.device);
+
+    // Each family of models has its own way of hiding things.
+    let masking = RandomMasking::new(flags.mask_ratio)?;
+    let network = flags.network(data.num_classes())?;
+    let block = flags.mask_block.unwrap_or(network.mask_block());
+    match network {
+        Network::Vit(cfg) => fit(
+            flags,
+            &*data,
+            &weights,
+            VisionTransformer::new(&cfg, vb)?,
+            DropToken::new(masking),
+        ),
+        Network::ResNet(cfg, _) => fit(
+            flags,
+            &*data,
+            &weights,
+            ResNet::new(&cfg, vb)?,
+            PatchDrop::new(masking, block)?,
+        ),
+        Network::Swin(cfg) => fit(
+            flags,
+            &*data,
+            &weights,
+            SwinTransformer::new(&cfg, vb)?,
+            MaskToken::new(masking, block)?,
+        ),
+    }
+}
+
+/// The training loop, whatever the model.
+fn fit<M, S>(flags: &Flags, data: &dyn Dataset, weights: &Weights, model: M, masked: S) -> Result<()>
+where
+    M: Forward + 'static,
+    S: SubBranch<M> + 'static,
+{
+    if let Some(file) = &flags.init_from {
+        weights_fit(file, weights)?;
+    }
+    let seed = Seed::new(flags.seed);
 
     // MaskSub around it. With `params` each step checks that every parameter has a gradient.
-    let params = Params::from_varmap(weights.varmap());
-    let model = MaskSub::new(vit, branch(flags)?)
+    let params = match flags.branch {
+        Branch::Masksub | Branch::MaskOnly => Params::from_varmap(weights.varmap()),
+        // Swin's mask token stands in for what a mask hides, so these do not use it.
+        _ => Params::from_varmap(weights.varmap()).allow_missing("mask_token"),
+    };
+    let model = MaskSub::new(model, branch(flags, masked)?)
         .with_sub_loss(sub_loss(flags)?)
         .with_weight(flags.sub_weight())?
         .with_params(params.clone());
@@ -97,12 +137,15 @@ fn train(flags: &Flags) -> Result<()> {
 }
 
 /// How the sub-branch runs. A box, since the flag decides; with one branch in mind its type can stand in `MaskSub`.
-fn branch(flags: &Flags) -> Result<Box<dyn SubBranch<VisionTransformer>>> {
-    let drop_token = DropToken::new(RandomMasking::new(flags.mask_ratio)?);
+fn branch<M, S>(flags: &Flags, masked: S) -> Result<Box<dyn SubBranch<M>>>
+where
+    M: Forward + 'static,
+    S: SubBranch<M> + 'static,
+{
     Ok(match flags.branch {
-        Branch::Masksub => Box::new(drop_token),
-        Branch::None => Box::new(drop_token), // its weight is 0: it never runs
-        Branch::MaskOnly => Box::new(MaskOnly(drop_token)),
+        Branch::Masksub => Box::new(masked),
+        Branch::None => Box::new(masked), // its weight is 0: it never runs
+        Branch::MaskOnly => Box::new(MaskOnly(masked)),
         Branch::Dropsub => Box::new(DropSub::new(flags.sub_drop_rate)?),
         Branch::Pathsub => Box::new(PathSub::new(flags.sub_drop_rate)?),
     })
@@ -116,4 +159,24 @@ fn sub_loss(flags: &Flags) -> Result<SubModelLoss> {
         SubLoss::Bce => SubModelLoss::bce(),
     };
     Ok(loss.with_temperature(flags.temperature)?)
+}
+
+/// Whether a file has the weights of the model, all but Swin's mask token, and no others.
+fn weights_fit(file: &Path, weights: &Weights) -> Result<()> {
+    let mut missing = weights.drawn();
+    missing.retain(|name| name != "mask_token");
+    let unused = weights.left_over();
+    ensure!(
+        missing.is_empty(),
+        "--init-from {}: it lacks weights of the model: {}",
+        file.display(),
+        missing.join(", ")
+    );
+    ensure!(
+        unused.is_empty(),
+        "--init-from {}: it has weights that the model has not: {}",
+        file.display(),
+        unused.join(", ")
+    );
+    Ok(())
 }

@@ -25,12 +25,14 @@ pub struct Digits {
     labels: Vec<u32>,
     train: Vec<usize>,
     test: Vec<usize>,
+    enlarge: usize,
     device: Device,
 }
 
 impl Digits {
-    /// The test images, which are always the same, and `train_size` of the pool, drawn by `seed`.
-    pub fn load(train_size: usize, seed: u64, device: &Device) -> Result<Self> {
+    /// The test images, which are always the same, and `train_size` of the pool, drawn by `seed`. Each pixel is repeated
+    /// `enlarge` times in both directions.
+    pub fn load(train_size: usize, seed: u64, enlarge: usize, device: &Device) -> Result<Self> {
         let file = SafeTensors::deserialize(FILE).context("the embedded digits")?;
         let (images, labels) = (file.tensor("images")?, file.tensor("labels")?);
         ensure!(
@@ -46,6 +48,7 @@ impl Digits {
             labels: labels.data().iter().map(|&digit| digit as u32).collect(),
             train,
             test,
+            enlarge,
             device: device.clone(),
         })
     }
@@ -53,8 +56,13 @@ impl Digits {
     fn batch(&self, indices: &[usize]) -> Result<Batch> {
         let images: Vec<f32> = indices.iter().flat_map(|&i| image(&self.images, i)).copied().collect();
         let labels: Vec<u32> = indices.iter().map(|&i| self.labels[i]).collect();
+        let images = Tensor::from_vec(images, (indices.len(), 1, SIDE, SIDE), &self.device)?;
+        let images = match self.enlarge {
+            1 => images,
+            by => images.upsample_nearest2d(by * SIDE, by * SIDE)?,
+        };
         Ok(Batch {
-            images: Tensor::from_vec(images, (indices.len(), 1, SIDE, SIDE), &self.device)?,
+            images,
             labels: Tensor::from_vec(labels, indices.len(), &self.device)?,
         })
     }
@@ -113,7 +121,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     fn load(train_size: usize, seed: u64) -> Digits {
-        Digits::load(train_size, seed, &Device::Cpu).unwrap()
+        Digits::load(train_size, seed, 1, &Device::Cpu).unwrap()
     }
 
     fn labels(batches: Batches) -> Vec<u32> {

@@ -4,12 +4,11 @@ use super::data::Dataset;
 use super::device;
 use super::digits::{self, Digits};
 use super::image_tree::{ImageTree, Unreadable};
-use super::transform::{Augment, Normalization, Transform};
-use anyhow::{ensure, Result};
+use super::network::{self, Input, Network};
+use super::transform::{Augment, Transform};
+use anyhow::Result;
 use candle_core::Device;
-use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Parser, ValueEnum};
-use masksub::models::vit::{Config, Layout, Pool};
 use std::fmt;
 use std::path::PathBuf;
 
@@ -42,17 +41,19 @@ pub struct Flags {
     #[arg(long, value_enum, help_heading = "Data")]
     pub augment: Option<Augment>,
 
-    /// The network. `digits`: width 64, 6 blocks, 4 heads, LayerScale 0.1, one input channel; all others take three.
-    /// Default: digits, with --data deit3-small
-    #[arg(long, value_name = "NAME", value_parser = model_names(), help_heading = "Model")]
+    /// The network. `digits`: a ViT of width 64, 6 blocks, 4 heads, LayerScale 0.1; `digits-resnet`, `digits-swin`: small
+    /// ones for the digits. These take one channel, with --data all others take three. Default: digits, with --data
+    /// deit3-small
+    #[arg(long, value_name = "NAME", value_parser = network::names(), help_heading = "Model")]
     pub model: Option<String>,
 
-    /// Height and width of the network's input in pixels; the images are resized to it. Default: 8 for digits, as in
-    /// the paper for the others (160 to 224)
+    /// Height and width of the network's input in pixels; the images are resized to it, and the digits' pixels repeated.
+    /// Default: 8 for digits, 32 for digits-resnet and digits-swin, as in the paper for the others (160 to 224)
     #[arg(long, value_name = "PIXELS", value_parser = side, help_heading = "Model")]
     pub image_size: Option<usize>,
 
-    /// Height and width of a patch, which becomes one token, in pixels. Default: 2 for digits, 14 or 16 for the others
+    /// Height and width of a patch, which becomes one token, in pixels. Default: 2 for digits, 14 or 16 for other ViTs, 4
+    /// for Swin
     #[arg(long, value_name = "PIXELS", value_parser = side, help_heading = "Model")]
     pub patch_size: Option<usize>,
 
@@ -60,12 +61,18 @@ pub struct Flags {
     #[arg(long, value_name = "FILE", help_heading = "Model")]
     pub init_from: Option<PathBuf>,
 
-    /// What runs beside the main branch: masksub drops tokens; dropsub adds dropout; pathsub adds stochastic depth;
+    /// What runs beside the main branch: masksub drops tokens (ViT), hides blocks of the image (ResNet) or puts a mask
+    /// token in the place of blocks (Swin); dropsub adds dropout; pathsub adds stochastic depth;
     /// none is plain training; mask-only trains on what masking leaves, with the labels and without a main branch
     #[arg(long, value_enum, default_value = "masksub", help_heading = "MaskSub")]
     pub branch: Branch,
 
-    /// Share of the tokens that masksub and mask-only drop, at least 0 and below 1
+    /// Side of the square blocks that ResNet and Swin hide, in pixels; it divides the image's. Default: 32, and 8 for
+    /// images below 64
+    #[arg(long, value_name = "PIXELS", value_parser = side, help_heading = "MaskSub")]
+    pub mask_block: Option<usize>,
+
+    /// Share of the tokens or blocks that masksub and mask-only hide, at least 0 and below 1
     #[arg(long, value_name = "SHARE", default_value_t = 0.5, value_parser = share, help_heading = "MaskSub")]
     pub mask_ratio: f64,
 
@@ -142,65 +149,17 @@ impl fmt::Display for Branch {
     }
 }
 
-const DIGITS: &str = "digits";
-
-fn model_names() -> impl TypedValueParser<Value = String> {
-    let names = Config::SIZES.iter().map(|(name, _)| *name);
-    PossibleValuesParser::new(std::iter::once(DIGITS).chain(names))
-}
-
 impl Flags {
     /// The network's name.
     pub fn model(&self) -> &str {
-        let default = match self.data {
-            Some(_) => "deit3-small",
-            None => DIGITS,
-        };
-        self.model.as_deref().unwrap_or(default)
+        self.model
+            .as_deref()
+            .unwrap_or(network::default_name(self.data.is_some()))
     }
 
     /// The network, with a head for `num_classes`.
-    pub fn config(&self, num_classes: usize) -> Result<Config> {
-        let published = |name| Config::SIZES.iter().find(|size| size.0 == name).map(|size| size.1);
-        let cfg = match published(self.model()) {
-            Some(size) => size(num_classes),
-            None => Config {
-                embed_dim: 64,
-                depth: 6,
-                num_heads: 4,
-                mlp_dim: 256,
-                layer_scale: Some(0.1),
-                ..Config::deit3_tiny(num_classes).with_input(digits::SIDE, 2, 1)
-            },
-        };
-        // What DeiT-III trains at on ImageNet-1k; 160 is no multiple of 14.
-        let (image_size, crop_remainder) = match self.model() {
-            "deit3-base" | "deit3-large" => (192, false),
-            "deit3-huge" => (160, true),
-            _ => (cfg.image_size.0, false),
-        };
-        let (image_size, channels) = match self.data {
-            Some(_) => (self.image_size.unwrap_or(image_size), cfg.in_channels),
-            None => (self.image_size.unwrap_or(digits::SIDE), 1),
-        };
-        let patch_size = self.patch_size.unwrap_or(cfg.patch_size);
-        ensure!(
-            patch_size <= image_size,
-            "--patch-size is {patch_size}, but must be at most {image_size}, the --image-size"
-        );
-        ensure!(
-            crop_remainder || image_size % patch_size == 0,
-            "--image-size is {image_size}, but must be a multiple of {patch_size}, the --patch-size"
-        );
-        ensure!(
-            self.data.is_some() || image_size == digits::SIDE,
-            "--image-size is {image_size}, but must be {}, the size of the digits; other sizes need --data",
-            digits::SIDE
-        );
-        Ok(Config {
-            crop_remainder,
-            ..cfg.with_input(image_size, patch_size, channels)
-        })
+    pub fn network(&self, num_classes: usize) -> Result<Network> {
+        Network::new(self.model(), num_classes, self)
     }
 
     /// The weight of the sub-branch: 0 where there is none, which then costs nothing.
@@ -213,24 +172,18 @@ impl Flags {
 
     /// The digits, or the images in `--data`.
     pub fn dataset(&self) -> Result<Box<dyn Dataset>> {
-        let cfg = self.config(1)?; // only its input matters here
+        let network = self.network(1)?; // only its input matters here
+        let Input { image_size, channels } = network.input();
         let Some(root) = &self.data else {
-            let digits = Digits::load(self.train_size.unwrap_or(digits::POOL), self.seed, &self.device)?;
+            let train_size = self.train_size.unwrap_or(digits::POOL);
+            let digits = Digits::load(train_size, self.seed, image_size / digits::SIDE, &self.device)?;
             return Ok(Box::new(digits));
         };
-        let image_size = cfg.image_size.0;
         let transform = Transform {
             image_size,
-            channels: cfg.in_channels,
-            normalization: match cfg.layout {
-                Layout::Clip => Normalization::CLIP,
-                _ => Normalization::IMAGENET,
-            },
-            // DeiT-III evaluates whole images, the fine-tuning recipes seven eighths of them.
-            crop_share: match (cfg.layout, cfg.pool) {
-                (Layout::Clip, _) | (_, Pool::Mean) => 0.875,
-                _ => 1.,
-            },
+            channels,
+            normalization: network.normalization(),
+            crop_share: network.crop_share(),
             augment: self.augment.unwrap_or(match image_size {
                 ..64 => Augment::Shift,
                 _ => Augment::ResizedCrop,
@@ -307,8 +260,15 @@ mod tests {
         }
     }
 
+    fn vit(flags: &Flags) -> Result<masksub::models::vit::Config, String> {
+        match flags.network(10).map_err(|error| error.to_string())? {
+            Network::Vit(cfg) => Ok(cfg),
+            other => Err(format!("{other:?} is no ViT")),
+        }
+    }
+
     fn input(args: &str) -> Result<(usize, usize, usize), String> {
-        let cfg = parse(args)?.config(10).map_err(|error| error.to_string())?;
+        let cfg = vit(&parse(args)?)?;
         Ok((cfg.image_size.0, cfg.patch_size, cfg.in_channels))
     }
 
@@ -316,7 +276,7 @@ mod tests {
     #[test]
     fn defaults_are_the_digits_trial() {
         let flags = parse("").unwrap();
-        let cfg = flags.config(10).unwrap();
+        let cfg = vit(&flags).unwrap();
         assert_eq!(
             (cfg.embed_dim, cfg.depth, cfg.num_heads, cfg.layer_scale),
             (64, 6, 4, Some(0.1))
@@ -335,7 +295,7 @@ mod tests {
 
     #[test]
     fn input_follows_the_model_and_the_data() {
-        assert_eq!(parse("--data d").unwrap().config(10).unwrap().embed_dim, 384);
+        assert_eq!(vit(&parse("--data d").unwrap()).unwrap().embed_dim, 384);
         assert_eq!(input("--data d"), Ok((224, 16, 3)));
         assert_eq!(input("--data d --model deit3-base"), Ok((192, 16, 3)));
         assert_eq!(input("--data d --model deit3-huge"), Ok((160, 14, 3)));
@@ -345,6 +305,20 @@ mod tests {
             Ok((28, 4, 1))
         );
         assert_eq!(input("--model deit3-tiny --patch-size 4"), Ok((8, 4, 1)));
+        for (args, side, channels, block) in [
+            ("--model digits-resnet", 32, 1, 8),
+            ("--model resnet18", 32, 1, 8),
+            ("--data d --model resnet50", 224, 3, 32),
+            ("--model digits-swin", 32, 1, 8),
+            ("--data d --model swin-tiny --image-size 448", 448, 3, 32),
+        ] {
+            let network = parse(args).unwrap().network(10).unwrap();
+            let expected = Input {
+                image_size: side,
+                channels,
+            };
+            assert_eq!((network.input(), network.mask_block()), (expected, block), "{args}");
+        }
     }
 
     #[test]
@@ -385,7 +359,7 @@ mod tests {
             ("--device", &["gpu", "cuda:x", "cuda:-1", "cpu:1"], "cuda:N"),
             ("--branch", &["masked"], "mask-only"),
             ("--sub-loss", &["mse"], "soft-ce"),
-            ("--model", &["resnet50"], "deit3-small"),
+            ("--model", &["resnet51"], "deit3-small"),
         ] {
             for value in values {
                 let error = parse(&format!("{flag}={value}")).unwrap_err();
@@ -407,6 +381,7 @@ mod tests {
             error("--patch-size 16"),
             "--patch-size is 16, but must be at most 8, the --image-size"
         );
-        assert!(error("--image-size 16").contains("must be 8, the size of the digits"));
+        assert!(error("--image-size 12").contains("must be a multiple of 8, the size of the digits"));
+        assert!(error("--model resnet50 --patch-size 4").contains("a ResNet does not"));
     }
 }

@@ -11,6 +11,7 @@ pub mod flags;
 pub mod image_tree;
 pub mod mask_only;
 pub mod metrics;
+pub mod network;
 pub mod prefetch;
 pub mod progress;
 pub mod record;

@@ -26,6 +26,9 @@ impl BlockKind {
     }
 }
 
+/// Makes the configuration of one size for a number of classes.
+pub type Constructor = fn(usize) -> Config;
+
 /// Everything that makes one ResNet differ from another.
 ///
 /// ```
@@ -93,6 +96,15 @@ impl Config {
     pub const fn resnet152(num_classes: usize) -> Self {
         Self::new(BlockKind::Bottleneck, [3, 8, 36, 3], num_classes)
     }
+
+    /// The published sizes by name, with the constructor of each: what a `--model` flag offers.
+    pub const SIZES: [(&'static str, Constructor); 5] = [
+        ("resnet18", Self::resnet18),
+        ("resnet34", Self::resnet34),
+        ("resnet50", Self::resnet50),
+        ("resnet101", Self::resnet101),
+        ("resnet152", Self::resnet152),
+    ];
 
     fn check(&self) -> crate::Result<()> {
         let positive = [

@@ -15,6 +15,9 @@ pub enum Layout {
     Timm,
 }
 
+/// Makes the configuration of one size for a number of classes.
+pub type Constructor = fn(usize) -> Config;
+
 /// Everything that makes one Swin differ from another.
 ///
 /// ```
@@ -82,6 +85,13 @@ impl Config {
     pub fn base(num_classes: usize) -> Self {
         Self::new(128, [2, 2, 18, 2], [4, 8, 16, 32], num_classes)
     }
+
+    /// The published sizes by name, with the constructor of each: what a `--model` flag offers.
+    pub const SIZES: [(&'static str, Constructor); 3] = [
+        ("swin-tiny", Self::tiny),
+        ("swin-small", Self::small),
+        ("swin-base", Self::base),
+    ];
 
     /// The layout of each stage's tokens, and the window it uses: the whole side where that is smaller.
     fn stages(&self) -> crate::Result<Vec<Stage>> {
