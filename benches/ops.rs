@@ -257,3 +257,35 @@ bench!(
     |x: &[Var], _| ops::max_pool2d(&x[0], 3, 2, 1),
     |x: &[Var], _| reference::max_pool2d(&x[0], 3, 2, 1)
 );
+
+/// Attention within windows of 7 x 7 tokens in a stage of Swin-T, for 8 samples.
+#[derive(Clone, Copy)]
+struct Windows {
+    count: usize,
+    heads: usize,
+}
+
+impl fmt::Display for Windows {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{} of {} heads", self.count, self.heads)
+    }
+}
+
+const WINDOWS: [Windows; 4] = [windows(64, 3), windows(16, 6), windows(4, 12), windows(1, 24)];
+
+const fn windows(count: usize, heads: usize) -> Windows {
+    Windows { count, heads }
+}
+
+fn hidden(windows: Windows) -> Tensor {
+    let side = 7 * windows.count.isqrt();
+    ops::shift_mask(masksub::Grid::new(side, side), 7, 3, &Device::Cpu).unwrap()
+}
+
+bench!(
+    window_attention,
+    WINDOWS: Windows,
+    |w: Windows| vec![var(&[BATCH * w.count, 49, 3 * 32 * w.heads]), var(&[w.heads, 49, 49])],
+    |x: &[Var], w: Windows| ops::window_attention(&x[0], w.heads, &x[1], Some(&hidden(w))),
+    |x: &[Var], w: Windows| reference::window_attention(&x[0], w.heads, &x[1], Some(&hidden(w)))
+);

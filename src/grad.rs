@@ -82,8 +82,8 @@ fn explain(error: candle_core::Error, branch: &'static str) -> Error {
     let reason = error.to_string();
     let remedy = match &error {
         Error::Candle(_) if reason.contains("maxpool2d") => {
-            "Max pooling whose windows overlap has no backward in candle: use non-overlapping windows (kernel = stride), \
-             average pooling or a strided convolution"
+            "Max pooling whose windows overlap has no backward in candle (and where it has one, gradients come out divided \
+             by the window's size): use masksub::ops::max_pool2d, or masksub::models::resnet for a ResNet"
         }
         Error::Candle(_) if reason.contains("backward not supported") || reason.contains("backward is not supported") => {
             "candle has no backward for this operation: replace it by one that has, or detach what leads to it"

@@ -43,7 +43,8 @@
 //! | model | branch | what is hidden |
 //! |---|---|---|
 //! | a ViT: [`models::vit`], or any that implements [`TokenModel`] | [`DropToken`] | tokens, after the position embedding: the sequence gets shorter |
-//! | any candle `Module`, `ModuleT` or closure, through [`MaskSub::wrap`] | [`PatchDrop`] | blocks of the image |
+//! | Swin: [`models::swin`], or any that implements [`MaskTokenModel`] | [`MaskToken`] | blocks of positions, behind a learned token |
+//! | ResNet: [`models::resnet`], and any candle `Module`, `ModuleT` or closure, through [`MaskSub::wrap`] | [`PatchDrop`] | blocks of the image |
 //! | one that asks its [`Pass`] for dropout or drop path, as the ViT does | [`DropSub`], [`PathSub`] | activations, residual branches |
 //!
 //! # What is where

@@ -51,6 +51,21 @@ fn five_steps_of_sgd() {
     check("trajectory_sgd");
 }
 
+#[test]
+fn resnet_of_basic_blocks() {
+    check("resnet_basic");
+}
+
+#[test]
+fn resnet_of_bottlenecks() {
+    check("resnet_bottleneck");
+}
+
+#[test]
+fn swin() {
+    check("swin");
+}
+
 /// A file of recorded values with this configuration and nothing recorded.
 fn recorded(directory: &Path, config: &str) -> PathBuf {
     let path = directory.join("recorded.safetensors");
@@ -71,8 +86,7 @@ fn refusal(path: &Path) -> String {
 fn unknown_kinds_are_refused_by_name() {
     let directory = tempfile::tempdir().unwrap();
     for (config, name) in [
-        (r#"{"kind": "model", "model": "resnet"}"#, "resnet"),
-        (r#"{"kind": "model", "model": "swin"}"#, "swin"),
+        (r#"{"kind": "model", "model": "beit"}"#, "beit"),
         (r#"{"kind": "trajectory", "model": "swin"}"#, "swin"),
         (r#"{"kind": "optim"}"#, "optim"),
         (r#"{"kind": "checkpoint", "layout": "timm"}"#, "checkpoint"),

@@ -420,7 +420,7 @@ fn convolutional() -> Vec<Entry> {
             name: "resnet18",
             build: |vb| model(resnet::resnet18(10, vb)?),
             cause: "`max_pool2d` has a backward where kernel = stride only; the source passes `train = false` to `BatchNorm`",
-            remedy: "not yet (`masksub::models::resnet`)",
+            remedy: "`masksub::models::resnet`, same weights and names",
             ..PLAIN
         },
         Entry {
@@ -435,7 +435,7 @@ fn convolutional() -> Vec<Entry> {
                 }))
             },
             cause: "written for one image; the backward of `max_pool2d` divides by the window's size: 4, five times",
-            remedy: "own copy with the max pooling of `masksub::ops`",
+            remedy: "own copy with `masksub::ops::max_pool2d`",
             ..PLAIN
         },
         Entry {

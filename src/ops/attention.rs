@@ -53,15 +53,20 @@ pub fn attention(qkv: &Tensor, num_heads: usize) -> Result<Tensor> {
     if !kernel::on_cpu_f32(&[qkv]) || qkv.elem_count() == 0 {
         return composition(qkv, num_heads);
     }
-    let op = Attention {
-        dims,
-        stats: OnceLock::new(),
-    };
-    qkv.contiguous()?.apply_op1(op)
+    qkv.contiguous()?.apply_op1(Attention(Heads::new(dims)))
 }
 
 /// [`attention`] of candle's operations.
 pub fn composition(qkv: &Tensor, num_heads: usize) -> Result<Tensor> {
+    composition_with(qkv, num_heads, Ok)
+}
+
+/// [`composition`] with something done to the scores, [B, num_heads, N, N], before the softmax.
+pub(super) fn composition_with(
+    qkv: &Tensor,
+    num_heads: usize,
+    scores: impl FnOnce(Tensor) -> Result<Tensor>,
+) -> Result<Tensor> {
     let Dims {
         batch,
         tokens,
@@ -76,7 +81,7 @@ pub fn composition(qkv: &Tensor, num_heads: usize) -> Result<Tensor> {
         .permute((2, 0, 3, 1, 4))?;
     let part = |i| qkv.get(i)?.contiguous();
     let (q, k, v) = (part(0)?, part(1)?, part(2)?);
-    let scores = ((q * (head_width as f64).powf(-0.5))?).matmul(&k.t()?)?;
+    let scores = scores(((q * (head_width as f64).powf(-0.5))?).matmul(&k.t()?)?)?;
     // In bf16 and f16 the products stay what a GPU is fast at; the softmax is computed in f32 as everywhere.
     let wide = if kernel::is_half(&scores) {
         scores.to_dtype(DType::F32)?
@@ -91,15 +96,15 @@ pub fn composition(qkv: &Tensor, num_heads: usize) -> Result<Tensor> {
 }
 
 #[derive(Clone, Copy)]
-struct Dims {
-    batch: usize,
-    tokens: usize,
-    heads: usize,
+pub(super) struct Dims {
+    pub(super) batch: usize,
+    pub(super) tokens: usize,
+    pub(super) heads: usize,
     head_width: usize,
 }
 
 impl Dims {
-    fn of(qkv: &[usize], heads: usize) -> crate::Result<Self> {
+    pub(super) fn of(qkv: &[usize], heads: usize) -> crate::Result<Self> {
         let &[batch, tokens, packed] = qkv else {
             return Err(Error::shape("qkv", qkv, "[B, N, 3 D]"));
         };
@@ -122,7 +127,7 @@ impl Dims {
     }
 
     /// D.
-    fn width(&self) -> usize {
+    pub(super) fn width(&self) -> usize {
         self.heads * self.head_width
     }
 
@@ -158,7 +163,17 @@ struct Head {
     index: usize,
 }
 
-struct Attention {
+/// What is added to the scores before the softmax.
+#[derive(Clone, Copy)]
+pub(super) struct Added<'a> {
+    /// [heads, N, N]
+    pub(super) bias: &'a [f32],
+    /// [windows, N, N], where sample s has that of window s modulo the number of windows; empty if there is none.
+    pub(super) mask: &'a [f32],
+}
+
+/// Attention in all heads of all samples: what attention of a sequence and within windows share.
+pub(super) struct Heads {
     dims: Dims,
     /// For each query of each head of each sample the largest score and the reciprocal sum of the exponentials, from
     /// which the backward gets the very probabilities of the forward.
@@ -204,23 +219,58 @@ kernel::simd_fn! {
     }
 }
 
-impl Attention {
-    fn forward_head(&self, qkv: &[f32], head: Head, out: SharedMut, stats: &mut [[f32; 2]]) {
+kernel::simd_fn! {
+    fn add<S>(sums: &mut [f32], xs: &[f32]) -> () {
+        for (sum, x) in sums.iter_mut().zip(xs) {
+            *sum += x;
+        }
+    }
+}
+
+impl Heads {
+    pub(super) fn new(dims: Dims) -> Self {
+        Self {
+            dims,
+            stats: OnceLock::new(),
+        }
+    }
+
+    /// The scores of some queries of a head, in rows of N.
+    fn scores(&self, qkv: &[f32], added: Option<Added>, head: Head, first: usize, scores: &mut [f32]) {
+        let n = self.dims.tokens;
+        let rows = scores.len() / n;
+        let write = match added {
+            None => Write::Replace,
+            Some(Added { bias, mask }) => {
+                scores.copy_from_slice(&bias[(head.index * n + first) * n..][..rows * n]);
+                if !mask.is_empty() {
+                    let window = head.sample % (mask.len() / (n * n));
+                    add(scores, &mask[(window * n + first) * n..][..rows * n]);
+                }
+                Write::Add
+            }
+        };
+        let q = self.dims.mat(qkv, head, 3, 0, first, rows);
+        let k = self.dims.mat(qkv, head, 3, 1, 0, n);
+        product(scores, n, write, self.dims.scale(), q, k.t());
+    }
+
+    fn forward_head(&self, qkv: &[f32], added: Option<Added>, head: Head, out: SharedMut, stats: &mut [[f32; 2]]) {
         let dims = self.dims;
         let n = dims.tokens;
-        let part = |part, first, rows| dims.mat(qkv, head, 3, part, first, rows);
+        let v = dims.mat(qkv, head, 3, 2, 0, n);
         kernel::with_scratch(dims.block() * n, |scores| {
             for (block, stats) in stats.chunks_mut(dims.block()).enumerate() {
                 let (first, rows) = (block * dims.block(), stats.len());
                 let scores = &mut scores[..rows * n];
-                product(scores, n, dims.scale(), part(0, first, rows), part(1, 0, n).t());
+                self.scores(qkv, added, head, first, scores);
                 exp_rows(scores, n, stats);
                 let start = dims.start(head, 1, 0) + first * dims.width();
                 // SAFETY: these rows and columns of the result belong to this head of this sample alone, and each head
                 // of each sample is computed by one thread.
                 let mut out = unsafe { out.columns(start, rows, dims.head_width, dims.width()) };
                 let p = Mat::rows(scores, rows, n, n);
-                kernel::matmul(&mut out, Write::Replace, 1.0, p, part(2, 0, n), Parallelism::None);
+                kernel::matmul(&mut out, Write::Replace, 1.0, p, v, Parallelism::None);
                 // The d numbers of a result are fewer to scale than the N probabilities.
                 for (row, &[_, scale]) in stats.iter().enumerate() {
                     scale_row(out.row(row), scale);
@@ -229,9 +279,18 @@ impl Attention {
         });
     }
 
-    fn backward_head(&self, qkv: &[f32], ys: &[f32], grads: &[f32], head: Head, out: SharedMut, stats: &[[f32; 2]]) {
+    /// Writes a head's gradient to `out`; adds that of the scores to `dscores`, unless it is empty.
+    fn backward_head(&self, at: &Backward, head: Head, out: SharedMut, dscores: &mut [f32]) {
+        let &Backward {
+            qkv,
+            added,
+            ys,
+            grads,
+            stats,
+        } = at;
         let dims = self.dims;
         let (n, d) = (dims.tokens, dims.head_width);
+        let stats = &stats[(head.sample * dims.heads + head.index) * n..][..n];
         let part = |part, first, rows| dims.mat(qkv, head, 3, part, first, rows);
         // SAFETY: these rows and columns belong to this head of this sample alone, which one thread computes, and the
         // results of the calls below are used one at a time.
@@ -246,14 +305,17 @@ impl Attention {
                 let (scores, h) = (&mut scores[..rows * n], &mut h[..rows * n]);
                 let write = if block == 0 { Write::Replace } else { Write::Add };
                 let g = dims.mat(grads, head, 1, 0, first, rows);
-                product(scores, n, dims.scale(), part(0, first, rows), part(1, 0, n).t());
-                product(h, n, 1.0, g, part(2, 0, n).t());
+                self.scores(qkv, added, head, first, scores);
+                product(h, n, Write::Replace, 1.0, g, part(2, 0, n).t());
                 let rows_of = scores.chunks_exact_mut(n).zip(h.chunks_exact_mut(n)).zip(stats);
                 for (row, ((scores, h), &stats)) in rows_of.enumerate() {
                     let start = dims.start(head, 1, 0) + (first + row) * dims.width();
                     // Σ p h, over d numbers instead of N: p h = p (v g), and p v is the result.
                     let mean_h = dot(&ys[start..start + d], &grads[start..start + d]);
                     backward_row(scores, h, stats, mean_h);
+                }
+                if !dscores.is_empty() {
+                    add(&mut dscores[first * n..][..rows * n], h);
                 }
                 let p = Mat::rows(scores, rows, n, n);
                 let ds = Mat::rows(h, rows, n, n);
@@ -266,29 +328,7 @@ impl Attention {
         });
     }
 
-    fn heads(&self) -> impl IndexedParallelIterator<Item = Head> {
-        let heads = self.dims.heads;
-        (0..self.dims.batch * heads).into_par_iter().map(move |i| Head {
-            sample: i / heads,
-            index: i % heads,
-        })
-    }
-}
-
-/// `out = scale * a b`, with `out` rows of `width`.
-fn product(out: &mut [f32], width: usize, scale: f32, a: Mat, b: Mat) {
-    let rows = out.len() / width;
-    let mut out = MatMut::rows(out, rows, width, width);
-    kernel::matmul(&mut out, Write::Replace, scale, a, b, Parallelism::None);
-}
-
-impl CustomOp1 for Attention {
-    fn name(&self) -> &'static str {
-        "attention"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let qkv = kernel::elements(storage, layout)?;
+    pub(super) fn forward(&self, qkv: &[f32], added: Option<Added>) -> (CpuStorage, Shape) {
         let Dims {
             batch, tokens, heads, ..
         } = self.dims;
@@ -296,27 +336,100 @@ impl CustomOp1 for Attention {
         let mut ys = vec![0f32; batch * tokens * width];
         let mut stats = vec![[0f32; 2]; batch * heads * tokens];
         let out = SharedMut::new(&mut ys);
-        self.heads()
-            .zip(stats.par_chunks_mut(tokens))
-            .for_each(|(head, stats)| self.forward_head(qkv, head, out, stats));
+        stats.par_chunks_mut(tokens).enumerate().for_each(|(i, stats)| {
+            let head = Head {
+                sample: i / heads,
+                index: i % heads,
+            };
+            self.forward_head(qkv, added, head, out, stats);
+        });
         // An op is run once, when it is applied; were it run again, it would find the same numbers here.
         self.stats.get_or_init(|| stats);
-        Ok((CpuStorage::F32(ys), (batch, tokens, width).into()))
+        (CpuStorage::F32(ys), (batch, tokens, width).into())
     }
 
-    fn bwd(&self, qkv: &Tensor, ys: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+    /// The gradients of `qkv` and, if `with_bias`, of [`Added::bias`], which is added up over the samples in an order
+    /// that the shapes alone decide.
+    pub(super) fn backward(
+        &self,
+        qkv: &Tensor,
+        added: Option<Added>,
+        ys: &Tensor,
+        grad: &Tensor,
+        with_bias: bool,
+    ) -> Result<(Tensor, Vec<f32>)> {
+        // Tasks among which a head's bias is summed up.
+        const TASKS: usize = 64;
         let Some(stats) = self.stats.get() else {
             candle_core::bail!("the backward of masksub's attention was called before its forward");
         };
+        let Dims {
+            batch, tokens, heads, ..
+        } = self.dims;
         let grad = grad.contiguous()?;
         let (x, y, g) = (Elements::of(qkv)?, Elements::of(ys)?, Elements::of(&grad)?);
-        let (x, y, g): (&[f32], &[f32], &[f32]) = (&x, &y, &g);
+        let at = Backward {
+            qkv: &x,
+            added,
+            ys: &y,
+            grads: &g,
+            stats,
+        };
         let mut dqkv = vec![0f32; x.len()];
         let out = SharedMut::new(&mut dqkv);
-        self.heads()
-            .zip(stats.par_chunks(self.dims.tokens))
-            .for_each(|(head, stats)| self.backward_head(x, y, g, head, out, stats));
-        kernel::tensor(dqkv, qkv.dims()).map(Some)
+        let (samples, area) = match with_bias {
+            true => (batch.div_ceil(TASKS.div_ceil(heads)), tokens * tokens),
+            false => (1, 0),
+        };
+        let shares = batch.div_ceil(samples);
+        let mut dbias = vec![0f32; shares * heads * area];
+        let dscores = SharedMut::new(&mut dbias);
+        (0..shares * heads).into_par_iter().for_each(|i| {
+            let (share, index) = (i / heads, i % heads);
+            // SAFETY: this share's sum for this head belongs to this task alone, which one thread computes.
+            let mut dscores = unsafe { dscores.columns(i * area, 1, area, area) };
+            for sample in share * samples..((share + 1) * samples).min(batch) {
+                self.backward_head(&at, Head { sample, index }, out, dscores.row(0));
+            }
+        });
+        let dbias = match with_bias {
+            true => kernel::add_rows(dbias, heads * area),
+            false => dbias,
+        };
+        Ok((kernel::tensor(dqkv, qkv.dims())?, dbias))
+    }
+}
+
+/// What the backward of a head works from.
+struct Backward<'a> {
+    qkv: &'a [f32],
+    added: Option<Added<'a>>,
+    ys: &'a [f32],
+    grads: &'a [f32],
+    stats: &'a [[f32; 2]],
+}
+
+/// `out = scale * a b`, or `out += scale * a b`, with `out` rows of `width`.
+fn product(out: &mut [f32], width: usize, write: Write, scale: f32, a: Mat, b: Mat) {
+    let rows = out.len() / width;
+    let mut out = MatMut::rows(out, rows, width, width);
+    kernel::matmul(&mut out, write, scale, a, b, Parallelism::None);
+}
+
+struct Attention(Heads);
+
+impl CustomOp1 for Attention {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        Ok(self.0.forward(kernel::elements(storage, layout)?, None))
+    }
+
+    fn bwd(&self, qkv: &Tensor, ys: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let (dqkv, _) = self.0.backward(qkv, None, ys, grad, false)?;
+        Ok(Some(dqkv))
     }
 }
 

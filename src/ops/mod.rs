@@ -29,6 +29,7 @@ mod softmax;
 #[cfg(test)]
 pub(crate) mod testing;
 mod window;
+mod window_attention;
 
 pub use attention::attention;
 pub use batch_norm::{batch_norm, batch_norm_eval, BatchStatistics};
@@ -44,9 +45,8 @@ pub use quick_gelu::quick_gelu;
 pub use rms_norm::rms_norm;
 pub(crate) use rms_norm::rms_norm_with;
 pub use softmax::{softmax, softmax_last_dim};
-pub use window::{
-    merge_neighbours, relative_position_bias, shift_mask, window_attention, window_partition, window_reverse,
-};
+pub use window::{merge_neighbours, relative_position_bias, shift_mask, window_partition, window_reverse};
+pub use window_attention::window_attention;
 
 /// The operations composed of candle's own: what runs on other devices and dtypes, the oracle of the kernels' tests, and
 /// what `benches/ops.rs` measures them against.
@@ -63,4 +63,5 @@ pub mod reference {
     pub use super::quick_gelu::composition as quick_gelu;
     pub use super::rms_norm::composition as rms_norm;
     pub use super::softmax::composition as softmax;
+    pub use super::window_attention::composition as window_attention;
 }
