@@ -155,7 +155,7 @@ fn vit(name: &str, size: Option<vit::Constructor>, num_classes: usize, flags: &F
         "--patch-size is {patch_size}, but must be at most {image_size}, the --image-size"
     );
     ensure!(
-        crop_remainder || image_size % patch_size == 0,
+        crop_remainder || image_size.is_multiple_of(patch_size),
         "--image-size is {image_size}, but must be a multiple of {patch_size}, the --patch-size"
     );
     Ok(Network::Vit(vit::Config {
@@ -194,7 +194,7 @@ fn swin(cfg: swin::Config, flags: &Flags) -> Result<Network> {
 fn input(default_size: usize, channels: usize, flags: &Flags) -> Result<Input> {
     let image_size = flags.image_size.unwrap_or(default_size);
     ensure!(
-        flags.data.is_some() || image_size % digits::SIDE == 0,
+        flags.data.is_some() || image_size.is_multiple_of(digits::SIDE),
         "--image-size is {image_size}, but must be a multiple of {}, the size of the digits; other sizes need --data",
         digits::SIDE
     );

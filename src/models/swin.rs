@@ -127,6 +127,7 @@ impl Config {
             return Err(Error::invalid("image_size", size, allowed));
         }
         let mut grid = Grid::new(height / self.patch_size, width / self.patch_size);
+        let every = self.patch_size * self.window_size << (self.depths.len() - 1);
         let mut stages = Vec::with_capacity(self.depths.len());
         for (index, &num_heads) in self.num_heads.iter().enumerate() {
             let dim = self.embed_dim << index;
@@ -142,7 +143,8 @@ impl Config {
             let pixels = self.patch_size << index;
             if !grid.height.is_multiple_of(window) || !grid.width.is_multiple_of(window) {
                 let allowed = format!(
-                    "multiples of {} pixels: stage {index} has windows of {window} x {window} tokens of {pixels} pixels",
+                    "multiples of {} pixels: stage {index} has windows of {window} x {window} tokens of {pixels} pixels \
+                     (multiples of {every} fit every stage)",
                     window * pixels
                 );
                 return Err(Error::invalid("image_size", size, allowed));
@@ -157,7 +159,8 @@ impl Config {
             if index + 1 < self.depths.len() {
                 if !grid.height.is_multiple_of(2) || !grid.width.is_multiple_of(2) {
                     let allowed = format!(
-                        "multiples of {} pixels: 2 x 2 tokens of {pixels} pixels are merged behind stage {index}",
+                        "multiples of {} pixels: 2 x 2 tokens of {pixels} pixels are merged behind stage {index} \
+                         (multiples of {every} fit every stage)",
                         2 * pixels
                     );
                     return Err(Error::invalid("image_size", size, allowed));
