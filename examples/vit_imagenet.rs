@@ -130,7 +130,7 @@ where
         record.epoch(scores)?;
     }
     if data.skipped() > 0 {
-        eprintln!("{} images could not be read and were skipped", data.skipped());
+        eprintln!("images skipped because they cannot be read: {}", data.skipped());
     }
     println!("{}", record.finish(flags.branch, weights.varmap())?);
     Ok(())

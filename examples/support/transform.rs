@@ -418,7 +418,7 @@ mod tests {
         // Every eighth column is bright: an eighth of the light, wherever a pixel of the small image is sampled. Right of
         // the box all is bright, and must not leak in.
         let (width, height) = (64, 32);
-        let bright = |x: usize| if x >= 32 || x % 8 == 0 { 200 } else { 0 };
+        let bright = |x: usize| if x >= 32 || x.is_multiple_of(8) { 200 } else { 0 };
         let stripes = Pixels {
             width,
             height,
