@@ -157,7 +157,7 @@ mod tests {
         assert_ne!(one.train, two.train);
         assert_eq!(one.train, load(300, 1).train);
         assert_eq!(one.test, two.test);
-        assert!(Digits::load(1201, 0, &Device::Cpu).is_err());
+        assert!(Digits::load(1201, 0, 1, &Device::Cpu).is_err());
     }
 
     #[test]

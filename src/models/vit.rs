@@ -572,8 +572,8 @@ impl TokenModel for VisionTransformer {
 
     fn embed(&self, xs: &Tensor, keep: Option<&Mask>, pass: &mut Pass) -> Result<Tensor> {
         let _ = pass;
-        let (batch, d) = (xs.dim(0)?, self.cfg.embed_dim);
         self.grid(xs)?;
+        let (batch, d) = (xs.dim(0)?, self.cfg.embed_dim);
         let patches = ops::patchify(xs, self.cfg.patch_size)?;
         // The convolution of the papers, as the matrix product it is.
         let kernel = self.patch_weight.flatten_from(1)?;
