@@ -183,6 +183,7 @@ impl fmt::Display for Map {
 
 const MAPS: [Map; 5] = [map(64, 112), map(256, 56), map(512, 28), map(1024, 14), map(2048, 7)];
 
+const IMAGE: [Map; 1] = [map(3, 224)];
 const STEM: [Map; 1] = [map(64, 112)];
 
 const fn map(channels: usize, side: usize) -> Map {
@@ -201,6 +202,14 @@ bench!(
     |m: Map| vec![m.var(), var(&[m.channels]), var(&[m.channels])],
     |x: &[Var], _| Ok(ops::batch_norm(&x[0], &x[1], &x[2], 1e-5)?.0),
     |x: &[Var], _| Ok(reference::batch_norm(&x[0], &x[1], &x[2], 1e-5)?.0)
+);
+
+bench!(
+    patchify,
+    IMAGE: Map,
+    |m: Map| vec![m.var()],
+    |x: &[Var], _| ops::patchify(&x[0], 16),
+    |x: &[Var], _| reference::patchify(&x[0], 16)
 );
 
 /// A convolution of ResNet-50, with as much padding as keeps the size.

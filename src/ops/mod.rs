@@ -60,6 +60,7 @@ pub mod reference {
     pub use super::layer_norm::composition as layer_norm;
     pub use super::linear::composition as linear;
     pub use super::max_pool2d::composition as max_pool2d;
+    pub use super::patchify::composition as patchify;
     pub use super::quick_gelu::composition as quick_gelu;
     pub use super::rms_norm::composition as rms_norm;
     pub use super::softmax::composition as softmax;
