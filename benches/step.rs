@@ -5,6 +5,8 @@
 //! Each is measured in a process of its own, so that one's peak is not another's. A step is forward and backward with
 //! all gradients merged, without an optimizer.
 
+// A bench without a harness drops the tests in it, but not what they import.
+#[allow(unused_imports)]
 #[path = "../examples/support/device.rs"]
 mod device;
 

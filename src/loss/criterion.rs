@@ -7,7 +7,7 @@ use crate::{Error, Result};
 
 /// A loss of logits (not probabilities) against labels: cross-entropy or binary cross-entropy.
 ///
-/// Targets are class indices ([B], any integer dtype) or probabilities ([B, C], any float dtype), told apart by dtype
+/// Targets are class indices (`[B]`, any integer dtype) or probabilities ([B, C], any float dtype), told apart by dtype
 /// and rank. bf16 and f16 logits are computed in f32. Value and gradient are finite for all finite logits.
 ///
 /// ```

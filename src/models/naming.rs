@@ -19,7 +19,7 @@ pub(super) struct Names {
     pub norm: &'static str,
     pub fc_norm: &'static str,
     pub head: &'static str,
-    /// Whether class token and positions are parameters of shape [1, ., D], as PyTorch modules have them, or [D] and
+    /// Whether class token and positions are parameters of shape [1, ., D], as PyTorch modules have them, or `[D]` and
     /// [., D].
     pub batched_embeddings: bool,
 }

@@ -127,7 +127,7 @@ impl Config {
             return Err(Error::invalid("image_size", size, allowed));
         }
         let mut grid = Grid::new(height / self.patch_size, width / self.patch_size);
-        let every = self.patch_size * self.window_size << (self.depths.len() - 1);
+        let every = (self.patch_size * self.window_size) << (self.depths.len() - 1);
         let mut stages = Vec::with_capacity(self.depths.len());
         for (index, &num_heads) in self.num_heads.iter().enumerate() {
             let dim = self.embed_dim << index;

@@ -24,17 +24,17 @@ pub struct BatchNorm {
 }
 
 impl BatchNorm {
-    /// The running mean, [C].
+    /// The running mean, `[C]`.
     pub fn running_mean(&self) -> &Tensor {
         self.running_mean.as_tensor()
     }
 
-    /// The running variance, [C].
+    /// The running variance, `[C]`.
     pub fn running_var(&self) -> &Tensor {
         self.running_var.as_tensor()
     }
 
-    /// Scale and shift, [C] each.
+    /// Scale and shift, `[C]` each.
     pub fn weight_and_bias(&self) -> (&Tensor, &Tensor) {
         (&self.weight, &self.bias)
     }

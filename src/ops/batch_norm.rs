@@ -11,9 +11,9 @@ use crate::Error;
 /// What a batch norm saw of a mini-batch, detached.
 #[derive(Clone, Debug)]
 pub struct BatchStatistics {
-    /// Mean of each channel, [C].
+    /// Mean of each channel, `[C]`.
     pub mean: Tensor,
-    /// Unbiased variance of each channel, [C]: what a running average takes up. (The biased one normalises.)
+    /// Unbiased variance of each channel, `[C]`: what a running average takes up. (The biased one normalises.)
     pub unbiased_var: Tensor,
 }
 
@@ -25,7 +25,7 @@ pub struct BatchStatistics {
 /// # Arguments
 ///
 /// - `xs`: [B, C, ..]
-/// - `weight`, `bias`: [C]
+/// - `weight`, `bias`: `[C]`
 /// - `eps`: added to the variance
 ///
 /// Returns [B, C, ..], and the statistics, through which no gradient flows.
@@ -103,7 +103,7 @@ pub fn batch_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resu
 /// # Arguments
 ///
 /// - `xs`: [B, C, ..]
-/// - `mean`, `var`, `weight`, `bias`: [C]
+/// - `mean`, `var`, `weight`, `bias`: `[C]`
 /// - `eps`: added to the variance
 ///
 /// Returns [B, C, ..].
@@ -219,7 +219,7 @@ pub fn composition_eval(
     affine(&xs.broadcast_sub(&mean)?, &var, weight, bias, eps)
 }
 
-/// `vector` [C] in the shape that is broadcast to that of `xs` [B, C, ..].
+/// `vector` `[C]` in the shape that is broadcast to that of `xs` [B, C, ..].
 fn per_channel(vector: &Tensor, xs: &Tensor) -> Result<Tensor> {
     let mut shape = vec![1; xs.rank()];
     shape[1] = vector.elem_count();

@@ -24,7 +24,7 @@ use crate::Error;
 ///
 /// # PyTorch
 ///
-/// `torch.nn.functional.layer_norm(xs, [D], weight, bias, eps)`
+/// `torch.nn.functional.layer_norm(xs, `[D]`, weight, bias, eps)`
 ///
 /// # Errors
 ///

@@ -24,7 +24,7 @@ use crate::Error;
 ///
 /// # PyTorch
 ///
-/// `torch.nn.functional.rms_norm(xs, [D], weight, eps)`
+/// `torch.nn.functional.rms_norm(xs, `[D]`, weight, eps)`
 ///
 /// # Errors
 ///

@@ -8,7 +8,7 @@ use crate::Error;
 
 /// y = softmax(q kᵀ / √d + bias + mask) v in each head, the heads' results side by side.
 ///
-/// As [`attention`](attention()), with something added to the scores.
+/// As [`attention`](super::attention()), with something added to the scores.
 ///
 /// # Arguments
 ///
@@ -22,13 +22,13 @@ use crate::Error;
 ///
 /// # Derivative
 ///
-/// As that of [`attention`](attention()); the bias's is that of the scores, added up over all windows. The mask is a
+/// As that of [`attention`](super::attention()); the bias's is that of the scores, added up over all windows. The mask is a
 /// constant: it gets none.
 ///
 /// # PyTorch
 ///
 /// `torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias + mask.unsqueeze(1))` for a single sample,
-/// of what [`attention`](attention()) unpacks and packs.
+/// of what [`attention`](super::attention()) unpacks and packs.
 ///
 /// # Errors
 ///
