@@ -28,6 +28,7 @@ use support::run_dir::RunDir;
 use support::schedule::CosineSchedule;
 
 fn main() -> ExitCode {
+    support::threads::leave_cores_to_rayon();
     support::exit::code(train(&Flags::parse()))
 }
 

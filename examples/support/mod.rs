@@ -17,4 +17,5 @@ pub mod progress;
 pub mod record;
 pub mod run_dir;
 pub mod schedule;
+pub mod threads;
 pub mod transform;
