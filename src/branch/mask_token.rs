@@ -43,15 +43,8 @@ impl<G: MaskGenerator, M: MaskTokenModel + ?Sized> SubBranch<M> for MaskToken<G>
     fn sub(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<(Tensor, Option<Mask>)> {
         let key = pass.require_key("the mask")?;
         let block = self.block;
-        let (batch, height, width) = match *xs.dims() {
-            [b, _, h, w] if h > 0 && w > 0 && h.is_multiple_of(block) && w.is_multiple_of(block) => (b, h, w),
-            _ => {
-                let expected = format!("[B, C, H, W] with H and W multiples of the block, {block} pixels");
-                return Err(Error::shape("images", xs.dims(), expected).into());
-            }
-        };
+        let (batch, blocks) = super::blocks_of(xs, block)?;
         let (tokens, grid) = model.embed(xs, pass)?;
-        let blocks = Grid::new(height / block, width / block);
         let factor = grid.height / blocks.height;
         if factor == 0 || grid != Grid::new(blocks.height * factor, blocks.width * factor) {
             let value = format!("{block} pixels, {blocks} of them over a grid of {grid} positions");

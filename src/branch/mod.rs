@@ -18,7 +18,7 @@ pub use path_sub::PathSub;
 
 use candle_core::{Result, Tensor};
 
-use crate::Mask;
+use crate::{Error, Grid, Mask};
 
 /// Makes a sub-model of a model `M`: how its two branches run.
 ///
@@ -50,5 +50,21 @@ impl<M: ?Sized, S: SubBranch<M> + ?Sized> SubBranch<M> for Box<S> {
     }
     fn sub(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<(Tensor, Option<Mask>)> {
         (**self).sub(model, xs, pass)
+    }
+}
+
+/// B, and the grid of `block` x `block`-pixel blocks that tile `images` [B, C, H, W].
+///
+/// # Errors
+/// [`Error::Shape`] when the sides are no positive multiples of `block`; it names the block.
+fn blocks_of(images: &Tensor, block: usize) -> crate::Result<(usize, Grid)> {
+    match *images.dims() {
+        [b, _, h, w] if h > 0 && w > 0 && h.is_multiple_of(block) && w.is_multiple_of(block) => {
+            Ok((b, Grid::new(h / block, w / block)))
+        }
+        _ => {
+            let expected = format!("[B, C, H, W] with H and W multiples of the block, {block} pixels");
+            Err(Error::shape("images", images.dims(), expected))
+        }
     }
 }

@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor};
 
 use super::{Forward, Pass, SubBranch};
-use crate::{Error, Fill, Grid, Mask, MaskGenerator};
+use crate::{Error, Fill, Mask, MaskGenerator};
 
 /// Runs any model on images [B, C, H, W] in which the blocks that a generator does not keep are filled, with 0 unless
 /// told otherwise. It costs what the main branch costs: the image stays as large as it is.
@@ -62,17 +62,8 @@ impl<G: MaskGenerator, M: Forward + ?Sized> SubBranch<M> for PatchDrop<G> {
 
     fn sub(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<(Tensor, Option<Mask>)> {
         let key = pass.require_key("the mask")?;
-        let block = self.block;
-        let (batch, height, width) = match *xs.dims() {
-            [b, _, h, w] if h > 0 && w > 0 && h.is_multiple_of(block) && w.is_multiple_of(block) => (b, h, w),
-            _ => {
-                let expected = format!("[B, C, H, W] with H and W multiples of the block, {block} pixels");
-                return Err(Error::shape("images", xs.dims(), expected).into());
-            }
-        };
-        let mask = self
-            .masking
-            .generate(batch, Grid::new(height / block, width / block), key)?;
+        let (batch, blocks) = super::blocks_of(xs, self.block)?;
+        let mask = self.masking.generate(batch, blocks, key)?;
         let hidden = mask.fill(xs, &self.fill, key)?;
         let logits = model.forward_pass(&hidden, pass)?;
         if !self.running_statistics {
