@@ -10,6 +10,7 @@
 //!
 //! The same input gives the same bits, whatever the number of threads.
 
+mod activation;
 mod attention;
 mod batch_norm;
 mod conv2d;
