@@ -13,16 +13,20 @@ mod device;
 use std::process::Command;
 use std::time::Instant;
 
-use anyhow::{ensure, Context, Result};
-use candle_core::{DType, Tensor};
+use anyhow::{bail, ensure, Context, Result};
+use candle_core::{DType, Device, Tensor};
 use clap::{Parser, ValueEnum};
-use masksub::models::vit::{Config, VisionTransformer};
-use masksub::{Criterion, DropToken, Forward, MaskSub, Params, Pass, RandomMasking, Seed, Weights};
+use masksub::models::resnet::{self, ResNet};
+use masksub::models::swin::{self, SwinTransformer};
+use masksub::models::vit::{self, VisionTransformer};
+use masksub::{
+    Criterion, DropToken, Forward, MaskSub, MaskToken, Params, Pass, PatchDrop, RandomMasking, Seed, SubBranch, Weights,
+};
 use serde_json::json;
 
 #[derive(Parser)]
 struct Flags {
-    /// One of the ViT's published sizes
+    /// A published size of ViT, ResNet or Swin
     #[arg(long, default_value = "deit3-small")]
     model: String,
     /// Images in a batch
@@ -31,7 +35,7 @@ struct Flags {
     /// Side of the images, in pixels
     #[arg(long, default_value_t = 224)]
     image_size: usize,
-    /// Share of tokens that the sub-branch drops
+    /// Share of tokens or blocks that the sub-branch hides
     #[arg(long, default_value_t = 0.5)]
     ratio: f64,
     /// Measured repetitions, after one that is not
@@ -78,34 +82,67 @@ fn in_own_process(what: What) -> Result<()> {
 
 fn measure(what: What, flags: &Flags) -> Result<()> {
     let device = device::parse(&flags.device).map_err(anyhow::Error::msg)?;
-    let size = Config::SIZES.iter().find(|(name, _)| *name == flags.model);
-    let (_, size) = size.with_context(|| format!("{} is none of the ViT's sizes", flags.model))?;
-    let cfg = Config {
-        crop_remainder: true,
-        ..size(1000)
-    };
-    let cfg = Config {
-        image_size: (flags.image_size, flags.image_size),
-        ..cfg
-    };
+    let weights = Weights::seeded(Seed::new(0));
+    let vb = weights.var_builder(DType::F32, &device);
+    let image_size = (flags.image_size, flags.image_size);
+    let masking = RandomMasking::new(flags.ratio)?;
+    let (classes, block) = (1000, 32);
+    if let Some(size) = find(&vit::Config::SIZES, &flags.model) {
+        let cfg = vit::Config {
+            image_size,
+            crop_remainder: true,
+            ..size(classes)
+        };
+        let vit = VisionTransformer::new(&cfg, vb)?;
+        return time(what, flags, &device, &weights, vit, DropToken::new(masking));
+    }
+    if let Some(size) = find(&resnet::Config::SIZES, &flags.model) {
+        let resnet = ResNet::new(&size(classes), vb)?;
+        return time(what, flags, &device, &weights, resnet, PatchDrop::new(masking, block)?);
+    }
+    if let Some(size) = find(&swin::Config::SIZES, &flags.model) {
+        let cfg = swin::Config {
+            image_size,
+            ..size(classes)
+        };
+        let swin = SwinTransformer::new(&cfg, vb)?;
+        return time(what, flags, &device, &weights, swin, MaskToken::new(masking, block)?);
+    }
+    bail!(
+        "--model is {}, but must be the name of a published size of ViT, ResNet or Swin",
+        flags.model
+    )
+}
 
+fn find<T: Copy>(sizes: &[(&str, T)], name: &str) -> Option<T> {
+    sizes.iter().find(|size| size.0 == name).map(|size| size.1)
+}
+
+fn time<M: Forward, S: SubBranch<M>>(
+    what: What,
+    flags: &Flags,
+    device: &Device,
+    weights: &Weights,
+    model: M,
+    branch: S,
+) -> Result<()> {
     let seed = Seed::new(0);
-    let weights = Weights::seeded(seed);
-    let vit = VisionTransformer::new(&cfg, weights.var_builder(DType::F32, &device))?;
-    let params = Params::from_varmap(weights.varmap());
     let side = flags.image_size;
-    let images = Tensor::rand(-1f32, 1., (flags.batch, 3, side, side), &device)?;
-    let labels = Tensor::arange(0u32, flags.batch as u32, &device)?;
+    let images = Tensor::rand(-1f32, 1., (flags.batch, 3, side, side), device)?;
+    let labels = Tensor::arange(0u32, flags.batch as u32, device)?;
     let criterion = Criterion::cross_entropy();
-    let weight = if what == What::Masksub { 0.5 } else { 0. };
-    let branch = DropToken::new(RandomMasking::new(flags.ratio)?);
-    let model = MaskSub::new(&vit, branch).with_weight(weight)?.with_params(params);
+    // A Swin's mask token takes part in MaskSub steps only.
+    let (weight, params) = match what {
+        What::Masksub => (0.5, Params::from_varmap(weights.varmap())),
+        _ => (0., Params::from_varmap(weights.varmap()).allow_missing("mask_token")),
+    };
+    let model = MaskSub::new(model, branch).with_weight(weight)?.with_params(params);
 
     let mut seconds = Vec::with_capacity(flags.iters);
     for step in 0..=flags.iters {
         let start = Instant::now();
         match what {
-            What::Forward => drop(vit.forward_pass(&images, &mut Pass::train(seed.at(step)))?),
+            What::Forward => drop(model.model().forward_pass(&images, &mut Pass::train(seed.at(step)))?),
             _ => drop(model.backward(&images, seed.at(step), |logits| Ok(criterion.forward(logits, &labels)?))?),
         }
         device.synchronize()?;
