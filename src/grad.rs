@@ -3,7 +3,8 @@
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, TensorId, D};
 
-use crate::{Error, Params, Result};
+use crate::error::{Error, Result};
+use crate::params::Params;
 
 /// The gradients of `loss` with respect to `params`, each of which must have one.
 ///

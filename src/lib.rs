@@ -70,6 +70,7 @@
 mod branch;
 mod error;
 pub mod grad;
+mod grid;
 mod key;
 mod loss;
 mod mask;
@@ -84,9 +85,10 @@ pub use branch::{
     DropSub, DropToken, Forward, MaskToken, MaskTokenModel, Pass, PatchDrop, PathSub, Plain, SubBranch, TokenModel,
 };
 pub use error::{Error, Result};
+pub use grid::Grid;
 pub use key::{KeyedRng, Purpose, Seed, StepKey};
 pub use loss::{Criterion, SubModelLoss};
-pub use mask::{num_keep, BlockMasking, Fill, Grid, Mask, MaskGenerator, MaskRatio, RandomMasking};
+pub use mask::{num_keep, BlockMasking, Fill, Mask, MaskGenerator, MaskRatio, RandomMasking};
 pub use masksub::{Branches, MaskSub, Step};
 pub use params::Params;
 pub use weights::Weights;

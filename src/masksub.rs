@@ -4,7 +4,13 @@ use candle_core::backprop::GradStore;
 use candle_core::Tensor;
 use candle_nn::ModuleT;
 
-use crate::{grad, Error, Forward, Mask, Params, Pass, Plain, Result, StepKey, SubBranch, SubModelLoss};
+use crate::branch::{Forward, Pass, Plain, SubBranch};
+use crate::error::{Error, Result};
+use crate::grad;
+use crate::key::StepKey;
+use crate::loss::SubModelLoss;
+use crate::mask::Mask;
+use crate::params::Params;
 
 /// A model `M` trained with a sub-branch `S` of itself (MaskSub, Heo et al., CVPR 2025, arXiv 2306.11339).
 ///

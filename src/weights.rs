@@ -11,7 +11,8 @@ use candle_nn::{Init, VarBuilder, VarMap};
 use rand::Rng;
 use rand_distr::{Distribution, Normal};
 
-use crate::{Error, Result, Seed};
+use crate::error::{Error, Result};
+use crate::key::Seed;
 
 /// A source of weights for a `VarBuilder`: every tensor that a model asks for becomes a variable of a `VarMap`, drawn
 /// from (seed, name) or read from a safetensors file.

@@ -3,7 +3,9 @@
 use candle_core::{Result, Tensor};
 
 use super::{MaskTokenModel, Pass, SubBranch};
-use crate::{Error, Grid, Mask, MaskGenerator};
+use crate::error::Error;
+use crate::grid::Grid;
+use crate::mask::{Mask, MaskGenerator};
 
 /// Runs a [`MaskTokenModel`] with the positions that a generator does not keep replaced by the model's mask token, in
 /// square blocks of the image. The sequence stays as long as it is, so it costs what the main branch costs.
@@ -26,7 +28,7 @@ impl<G: MaskGenerator> MaskToken<G> {
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] when `block` is 0.
-    pub fn new(masking: G, block: usize) -> crate::Result<Self> {
+    pub fn new(masking: G, block: usize) -> crate::error::Result<Self> {
         match block {
             0 => Err(Error::invalid("block", block, "at least 1 pixel")),
             _ => Ok(Self { masking, block }),

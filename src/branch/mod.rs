@@ -18,7 +18,9 @@ pub use path_sub::PathSub;
 
 use candle_core::{Result, Tensor};
 
-use crate::{Error, Grid, Mask};
+use crate::error::Error;
+use crate::grid::Grid;
+use crate::mask::Mask;
 
 /// Makes a sub-model of a model `M`: how its two branches run.
 ///
@@ -57,7 +59,7 @@ impl<M: ?Sized, S: SubBranch<M> + ?Sized> SubBranch<M> for Box<S> {
 ///
 /// # Errors
 /// [`Error::Shape`] when the sides are no positive multiples of `block`; it names the block.
-fn blocks_of(images: &Tensor, block: usize) -> crate::Result<(usize, Grid)> {
+fn blocks_of(images: &Tensor, block: usize) -> crate::error::Result<(usize, Grid)> {
     match *images.dims() {
         [b, _, h, w] if h > 0 && w > 0 && h.is_multiple_of(block) && w.is_multiple_of(block) => {
             Ok((b, Grid::new(h / block, w / block)))

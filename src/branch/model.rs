@@ -6,7 +6,8 @@ use candle_core::{Result, Tensor};
 use candle_nn::ModuleT;
 
 use super::Pass;
-use crate::{Grid, Mask};
+use crate::grid::Grid;
+use crate::mask::Mask;
 
 /// A model that is run as a whole: images (or whatever it takes) in, logits out.
 ///

@@ -4,8 +4,9 @@ use candle_core::{Tensor, Var};
 use rand::{Rng, RngCore};
 use rayon::prelude::*;
 
+use crate::error::{Error, Result};
 use crate::key::Purpose;
-use crate::{Error, Result, StepKey};
+use crate::key::StepKey;
 
 /// One forward pass of a model: training or not, where its random draws come from, the rates that a sub-branch imposes,
 /// and the batch statistics it has seen, which count only once the step is accepted.
@@ -249,7 +250,7 @@ fn threshold(rate: f64) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Seed;
+    use crate::key::Seed;
     use candle_core::{DType, Device};
 
     fn ones(batch: usize, width: usize) -> Tensor {

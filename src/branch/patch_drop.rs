@@ -3,7 +3,8 @@
 use candle_core::{Result, Tensor};
 
 use super::{Forward, Pass, SubBranch};
-use crate::{Error, Fill, Mask, MaskGenerator};
+use crate::error::Error;
+use crate::mask::{Fill, Mask, MaskGenerator};
 
 /// Runs any model on images [B, C, H, W] in which the blocks that a generator does not keep are filled, with 0 unless
 /// told otherwise. It costs what the main branch costs: the image stays as large as it is.
@@ -28,7 +29,7 @@ impl<G: MaskGenerator> PatchDrop<G> {
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] when `block` is 0.
-    pub fn new(masking: G, block: usize) -> crate::Result<Self> {
+    pub fn new(masking: G, block: usize) -> crate::error::Result<Self> {
         if block == 0 {
             return Err(Error::invalid("block", block, "at least 1 pixel"));
         }

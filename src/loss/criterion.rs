@@ -3,7 +3,7 @@
 use candle_core::{DType, Tensor, D};
 
 use super::{binary_cross_entropy, soft_cross_entropy, upcast};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// A loss of logits (not probabilities) against labels: cross-entropy or binary cross-entropy.
 ///

@@ -8,7 +8,7 @@ pub use sub_model::SubModelLoss;
 
 use candle_core::{DType, Tensor, D};
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// Attaches an analytic gradient to a value: a tensor that equals `value`, and whose gradient with respect to `logits`
 /// is `gradient`.

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 
 use super::{binary_cross_entropy, log_softmax, scale, sigmoid, soft_cross_entropy, upcast};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// How far the sub-branch's prediction is from the main branch's own, which is detached here: nothing flows into it
 /// (MaskSub, arXiv 2306.11339, equation 3).

@@ -1,7 +1,9 @@
 //! Block masking: random masking of square blocks of positions.
 
-use super::{Grid, Mask, MaskGenerator, MaskRatio, RandomMasking};
-use crate::{Error, Result, StepKey};
+use super::{Mask, MaskGenerator, MaskRatio, RandomMasking};
+use crate::error::{Error, Result};
+use crate::grid::Grid;
+use crate::key::StepKey;
 
 /// Keeps or drops blocks of `block` x `block` positions as a whole, each set of blocks as likely as any other, exactly
 /// as many in every sample. Grids of any shape will do whose sides are multiples of the block.

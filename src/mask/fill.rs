@@ -5,8 +5,9 @@ use rand_distr::{Distribution, StandardNormal};
 use rayon::prelude::*;
 
 use super::Mask;
+use crate::error::{Error, Result};
 use crate::key::Purpose;
-use crate::{Error, Result, StepKey};
+use crate::key::StepKey;
 
 /// What stands in the place of hidden pixels.
 #[derive(Clone, Debug, PartialEq)]

@@ -14,56 +14,10 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
-use crate::{ops, Error, Result, StepKey};
-
-/// The positions of a sample, laid out in rows: L = `height * width` of them, numbered row by row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Grid {
-    /// Rows.
-    pub height: usize,
-    /// Columns.
-    pub width: usize,
-}
-
-impl Grid {
-    /// A grid of `height` rows and `width` columns.
-    pub const fn new(height: usize, width: usize) -> Self {
-        Self { height, width }
-    }
-
-    /// L, the number of positions.
-    pub const fn len(self) -> usize {
-        // Sides that overflow are too many positions for any mask, and are refused as such.
-        self.height.saturating_mul(self.width)
-    }
-
-    /// Whether there is no position at all.
-    pub const fn is_empty(self) -> bool {
-        self.len() == 0
-    }
-
-    /// The grid of blocks of `block` x `block` positions that tile this one.
-    ///
-    /// # Errors
-    /// [`Error::InvalidArgument`] when a side is no multiple of `block`; the message says which.
-    pub fn divided_by(self, block: usize) -> Result<Self> {
-        let fits = |side: usize| block > 0 && side > 0 && side.is_multiple_of(block);
-        if !fits(self.height) || !fits(self.width) {
-            return Err(Error::invalid(
-                "block",
-                format!("{block} on a grid of {self}"),
-                "a positive divisor of both sides",
-            ));
-        }
-        Ok(Self::new(self.height / block, self.width / block))
-    }
-}
-
-impl std::fmt::Display for Grid {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} x {}", self.height, self.width)
-    }
-}
+use crate::error::{Error, Result};
+use crate::grid::Grid;
+use crate::key::StepKey;
+use crate::ops;
 
 /// Chooses the positions that each sample keeps. Object-safe: `Box<dyn MaskGenerator>` is one, too.
 ///

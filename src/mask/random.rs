@@ -2,9 +2,11 @@
 
 use rand::Rng;
 
-use super::{num_keep, Grid, Mask, MaskGenerator, MaskRatio};
+use super::{num_keep, Mask, MaskGenerator, MaskRatio};
+use crate::error::{Error, Result};
+use crate::grid::Grid;
 use crate::key::Purpose;
-use crate::{Error, Result, StepKey};
+use crate::key::StepKey;
 
 /// Keeps a uniformly random set of positions, exactly as many in every sample (the random masking of MAE,
 /// arXiv 2111.06377, and MaskSub, arXiv 2306.11339). Kept positions are ascending.

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use rand_distr::Distribution;
 
+use crate::error::{Error, Result};
+use crate::key::StepKey;
 use crate::key::{KeyedRng, Purpose};
-use crate::{Error, Result, StepKey};
 
 /// How many of `len` positions are kept at a mask ratio r: `max(1, floor(len * (1 - r) + 1e-6))`.
 ///

@@ -4,8 +4,10 @@ use candle_core::{Result, Tensor};
 use candle_nn::init::{FanInOut, NonLinearity, NormalOrUniform};
 use candle_nn::{Init, ModuleT, VarBuilder};
 
+use crate::branch::{Forward, Pass};
+use crate::error::Error;
 use crate::nn::{batch_norm, BatchNorm};
-use crate::{ops, Error, Forward, Pass};
+use crate::ops;
 
 /// What a stage is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,7 +108,7 @@ impl Config {
         ("resnet152", Self::resnet152),
     ];
 
-    fn check(&self) -> crate::Result<()> {
+    fn check(&self) -> crate::error::Result<()> {
         let positive = [
             ("stem_channels", self.stem_channels),
             ("in_channels", self.in_channels),

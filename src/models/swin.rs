@@ -3,8 +3,11 @@
 use candle_core::{Result, Tensor};
 use candle_nn::{Init, Module, ModuleT, VarBuilder};
 
+use crate::branch::{Forward, MaskTokenModel, Pass};
+use crate::error::Error;
+use crate::grid::Grid;
 use crate::nn::{layer_norm, LayerNorm};
-use crate::{ops, Error, Forward, Grid, MaskTokenModel, Pass};
+use crate::ops;
 
 /// Whose names the weights have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,7 +97,7 @@ impl Config {
     ];
 
     /// The layout of each stage's tokens, and the window it uses: the whole side where that is smaller.
-    fn stages(&self) -> crate::Result<Vec<Stage>> {
+    fn stages(&self) -> crate::error::Result<Vec<Stage>> {
         let positive = [
             ("patch_size", self.patch_size),
             ("in_channels", self.in_channels),

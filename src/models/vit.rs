@@ -4,8 +4,12 @@ use candle_core::{Result, Tensor};
 use candle_nn::{Init, Module, ModuleT, VarBuilder};
 
 use super::naming::{Names, Qkv, CLIP, HUGGING_FACE, TIMM};
+use crate::branch::{Forward, Pass, TokenModel};
+use crate::error::Error;
+use crate::grid::Grid;
+use crate::mask::Mask;
 use crate::nn::{layer_norm, LayerNorm};
-use crate::{ops, Error, Forward, Grid, Mask, Pass, TokenModel};
+use crate::ops;
 
 /// Whose weights a model has: names and shapes of its parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -279,7 +283,7 @@ impl Config {
         }
     }
 
-    fn check(&self) -> crate::Result<()> {
+    fn check(&self) -> crate::error::Result<()> {
         let positive = [
             ("patch_size", self.patch_size),
             ("in_channels", self.in_channels),

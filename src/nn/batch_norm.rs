@@ -3,7 +3,9 @@
 use candle_core::{Result, Tensor, Var};
 use candle_nn::{BatchNormConfig, Init, ModuleT, VarBuilder};
 
-use crate::{ops, Error, Forward, Pass};
+use crate::branch::{Forward, Pass};
+use crate::error::Error;
+use crate::ops;
 
 /// Batch normalisation of each channel, [B, C, ..] to [B, C, ..]: PyTorch's `torch.nn.BatchNorm2d` (and 1d, 3d).
 ///

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::kernel::{self, sum_by, Elements, Mat, MatMut, SharedMut, Write};
 use super::{math, softmax};
-use crate::Error;
+use crate::error::Error;
 
 /// y = softmax(q kᵀ / √d) v in each head, the heads' results side by side.
 ///
@@ -104,7 +104,7 @@ pub(super) struct Dims {
 }
 
 impl Dims {
-    pub(super) fn of(qkv: &[usize], heads: usize) -> crate::Result<Self> {
+    pub(super) fn of(qkv: &[usize], heads: usize) -> crate::error::Result<Self> {
         let &[batch, tokens, packed] = qkv else {
             return Err(Error::shape("qkv", qkv, "[B, N, 3 D]"));
         };

@@ -6,7 +6,7 @@ use candle_core::{CpuStorage, CustomOp3, Device, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::kernel::{self, Elements, SharedMut, LANES};
-use crate::Error;
+use crate::error::Error;
 
 /// What a batch norm saw of a mini-batch, detached.
 #[derive(Clone, Debug)]
@@ -163,7 +163,7 @@ pub fn batch_norm_eval(
         .apply_op3(&weight.contiguous()?, &bias.contiguous()?, op)
 }
 
-fn check(xs: &Tensor, vectors: &[(&'static str, &Tensor)], eps: f64) -> crate::Result<Dims> {
+fn check(xs: &Tensor, vectors: &[(&'static str, &Tensor)], eps: f64) -> crate::error::Result<Dims> {
     kernel::check_float("xs", xs)?;
     let [batch, channels, positions @ ..] = xs.dims() else {
         return Err(Error::shape("xs", xs.dims(), "[B, C, ..]"));

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::kernel::{self, Elements, Mat, MatMut, SharedMut, Write};
 use super::sliding::{zip_strided, Sliding};
-use crate::Error;
+use crate::error::Error;
 
 /// y[b, o, i, j] = Σ x[b, c, i * stride + u - padding, j * stride + v - padding] weight[o, c, u, v], with zeros outside of
 /// the image.
@@ -60,7 +60,7 @@ pub fn conv2d(xs: &Tensor, weight: &Tensor, stride: usize, padding: usize) -> Re
     xs.contiguous()?.apply_op2(&weight.contiguous()?, op)
 }
 
-fn check(xs: &Tensor, weight: &Tensor, stride: usize, padding: usize) -> crate::Result<Conv2d> {
+fn check(xs: &Tensor, weight: &Tensor, stride: usize, padding: usize) -> crate::error::Result<Conv2d> {
     kernel::check_float("xs", xs)?;
     kernel::check_same_dtype("weight", weight, xs)?;
     let [out_channels, in_channels, kernel, columns] = *weight.dims() else {

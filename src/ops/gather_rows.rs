@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::kernel::{self, Elements};
-use crate::Error;
+use crate::error::Error;
 
 /// Keeps the prefix tokens and, of the others, those that are listed, in the order of the list.
 ///
@@ -70,7 +70,7 @@ struct GatherRows {
 }
 
 impl GatherRows {
-    fn new(tokens: &[usize], keep: &[u32], prefix: usize) -> crate::Result<Self> {
+    fn new(tokens: &[usize], keep: &[u32], prefix: usize) -> crate::error::Result<Self> {
         let &[batch, num_tokens, width] = tokens else {
             return Err(Error::shape("tokens", tokens, "[B, P + L, D]"));
         };

@@ -15,7 +15,7 @@ use gemm::Parallelism;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use crate::Error;
+use crate::error::Error;
 
 /// Partial sums of a reduction: two AVX registers of `f32`, enough to hide an addition's latency.
 pub(crate) const LANES: usize = 16;
@@ -141,7 +141,7 @@ pub(crate) fn in_f32(tensors: &[&Tensor], op: impl FnOnce(&[Tensor]) -> Result<T
 }
 
 /// An error unless `tensor` holds floating-point numbers that can be differentiated.
-pub(crate) fn check_float(argument: &'static str, tensor: &Tensor) -> crate::Result<()> {
+pub(crate) fn check_float(argument: &'static str, tensor: &Tensor) -> crate::error::Result<()> {
     match tensor.dtype() {
         DType::F32 | DType::F64 | DType::F16 | DType::BF16 => Ok(()),
         got => Err(Error::DType {
@@ -153,7 +153,7 @@ pub(crate) fn check_float(argument: &'static str, tensor: &Tensor) -> crate::Res
 }
 
 /// An error unless `tensor` has the dtype of `xs`.
-pub(crate) fn check_same_dtype(argument: &'static str, tensor: &Tensor, xs: &Tensor) -> crate::Result<()> {
+pub(crate) fn check_same_dtype(argument: &'static str, tensor: &Tensor, xs: &Tensor) -> crate::error::Result<()> {
     if tensor.dtype() == xs.dtype() {
         return Ok(());
     }
@@ -165,7 +165,7 @@ pub(crate) fn check_same_dtype(argument: &'static str, tensor: &Tensor, xs: &Ten
 }
 
 /// An error unless `tensor` has shape `[size]`.
-pub(crate) fn check_vector(argument: &'static str, tensor: &Tensor, size: usize) -> crate::Result<()> {
+pub(crate) fn check_vector(argument: &'static str, tensor: &Tensor, size: usize) -> crate::error::Result<()> {
     if tensor.dims() == [size] {
         return Ok(());
     }

@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, D};
 
 use super::kernel::{self, sum_by, Elements};
-use crate::Error;
+use crate::error::Error;
 
 /// y = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias, over the last dimension.
 ///
@@ -61,7 +61,7 @@ pub(crate) fn layer_norm_with(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor
     }
 }
 
-fn check(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> crate::Result<()> {
+fn check(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> crate::error::Result<()> {
     kernel::check_float("xs", xs)?;
     let Some(&width) = xs.dims().last() else {
         return Err(Error::shape("xs", xs.dims(), "[.., D]"));

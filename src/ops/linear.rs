@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tenso
 use gemm::Parallelism;
 
 use super::kernel::{self, Elements, Mat, MatMut, Write};
-use crate::Error;
+use crate::error::Error;
 
 /// y = x Wᵀ + b, with the bias's addition and all gradients in one operation.
 ///
@@ -57,7 +57,7 @@ pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Ten
     }
 }
 
-fn check(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> crate::Result<()> {
+fn check(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> crate::error::Result<()> {
     kernel::check_float("xs", xs)?;
     kernel::check_same_dtype("weight", weight, xs)?;
     let [out_features, in_features] = *weight.dims() else {

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::kernel::{self, Elements};
 use super::sliding::{zip_strided, Sliding};
-use crate::Error;
+use crate::error::Error;
 
 /// y\[b, c, i, j\] = the largest of x\[b, c, i * stride + u - padding, j * stride + v - padding\] for u and v below `kernel`
 /// that lie in the image.
@@ -54,7 +54,7 @@ pub fn max_pool2d(xs: &Tensor, kernel: usize, stride: usize, padding: usize) -> 
     xs.contiguous()?.apply_op1(op)
 }
 
-fn check(xs: &Tensor, kernel: usize, stride: usize, padding: usize) -> crate::Result<MaxPool2d> {
+fn check(xs: &Tensor, kernel: usize, stride: usize, padding: usize) -> crate::error::Result<MaxPool2d> {
     kernel::check_float("xs", xs)?;
     for (argument, value) in [("kernel", kernel), ("stride", stride)] {
         if value == 0 {

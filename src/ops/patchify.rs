@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::kernel::{self, Elements};
-use crate::Error;
+use crate::error::Error;
 
 /// The patches of images as rows, each in the order of a convolution's kernel.
 ///
@@ -44,7 +44,7 @@ pub fn patchify(images: &Tensor, patch_size: usize) -> Result<Tensor> {
     images.contiguous()?.apply_op1(op)
 }
 
-fn check(images: &Tensor, patch_size: usize) -> crate::Result<Patchify> {
+fn check(images: &Tensor, patch_size: usize) -> crate::error::Result<Patchify> {
     if patch_size == 0 {
         return Err(Error::invalid("patch_size", patch_size, "at least 1"));
     }

@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, D};
 
 use super::kernel::{self, sum_by, Elements};
-use crate::Error;
+use crate::error::Error;
 
 /// y = x / sqrt(mean(x²) + eps) * weight, over the last dimension.
 ///
@@ -55,7 +55,7 @@ pub(crate) fn rms_norm_with(xs: &Tensor, weight: &Tensor, eps: f64) -> Result<Te
         .apply_op2(&weight.contiguous()?, RmsNorm { eps: eps as f32 })
 }
 
-fn check(xs: &Tensor, weight: &Tensor) -> crate::Result<()> {
+fn check(xs: &Tensor, weight: &Tensor) -> crate::error::Result<()> {
     kernel::check_float("xs", xs)?;
     let Some(&width) = xs.dims().last() else {
         return Err(Error::shape("xs", xs.dims(), "[.., D]"));

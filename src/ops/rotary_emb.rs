@@ -39,7 +39,7 @@
 use candle_core::{Result, Tensor, D};
 
 use super::kernel;
-use crate::Error;
+use crate::error::Error;
 
 /// Rotates elements i and i + d/2 of each head of `xs` [B, H, T, d]: Llama's arrangement in the weights of Hugging Face.
 ///

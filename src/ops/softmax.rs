@@ -5,7 +5,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, D};
 
 use super::kernel::{self, sum_by, Elements};
 use super::math;
-use crate::Error;
+use crate::error::Error;
 
 /// y = exp(x) / Σ exp(x) over the last dimension.
 ///

@@ -3,7 +3,8 @@
 
 use candle_core::{Device, Result, Tensor};
 
-use crate::{Error, Grid};
+use crate::error::Error;
+use crate::grid::Grid;
 
 /// The tokens of a grid in windows, after the grid was rolled up and left by `shift`.
 ///
@@ -259,7 +260,7 @@ pub fn shift_mask(grid: Grid, window: usize, shift: usize, device: &Device) -> R
 }
 
 /// For each row of the partitioned sequence, which row of the grid it is.
-fn partition_order(grid: Grid, window: usize, shift: usize) -> crate::Result<Vec<u32>> {
+fn partition_order(grid: Grid, window: usize, shift: usize) -> crate::error::Result<Vec<u32>> {
     check_window(window)?;
     check_shift(window, shift)?;
     if grid.is_empty() || !grid.height.is_multiple_of(window) || !grid.width.is_multiple_of(window) {
@@ -284,14 +285,14 @@ fn partition_order(grid: Grid, window: usize, shift: usize) -> crate::Result<Vec
 /// Most positions of a grid or a window's table.
 const MOST: usize = 1 << 28;
 
-fn check_size(grid: Grid) -> crate::Result<()> {
+fn check_size(grid: Grid) -> crate::error::Result<()> {
     match grid.len() <= MOST {
         true => Ok(()),
         false => Err(Error::invalid("grid", grid, format!("of at most {MOST} positions"))),
     }
 }
 
-fn check_window(window: usize) -> crate::Result<()> {
+fn check_window(window: usize) -> crate::error::Result<()> {
     // All pairs of its positions are counted.
     const MOST_WIDE: usize = 128;
     match window {
@@ -300,7 +301,7 @@ fn check_window(window: usize) -> crate::Result<()> {
     }
 }
 
-fn check_shift(window: usize, shift: usize) -> crate::Result<()> {
+fn check_shift(window: usize, shift: usize) -> crate::error::Result<()> {
     match shift < window {
         true => Ok(()),
         false => Err(Error::invalid(
@@ -312,7 +313,7 @@ fn check_shift(window: usize, shift: usize) -> crate::Result<()> {
 }
 
 /// B and D of `tokens` [B, L, D].
-fn check_tokens(tokens: &Tensor, grid: Grid) -> crate::Result<[usize; 2]> {
+fn check_tokens(tokens: &Tensor, grid: Grid) -> crate::error::Result<[usize; 2]> {
     check_size(grid)?;
     match *tokens.dims() {
         [batch, positions, width] if batch > 0 && positions == grid.len() => Ok([batch, width]),

@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor};
 
 use super::attention::{self, Added, Dims, Heads};
 use super::kernel::{self, Elements};
-use crate::Error;
+use crate::error::Error;
 
 /// y = softmax(q kᵀ / √d + bias + mask) v in each head, the heads' results side by side.
 ///
@@ -63,7 +63,7 @@ pub fn window_attention(qkv: &Tensor, num_heads: usize, bias: &Tensor, mask: Opt
     qkv.contiguous()?.apply_op2(&bias.contiguous()?, op)
 }
 
-fn check(qkv: &Tensor, num_heads: usize, bias: &Tensor, mask: Option<&Tensor>) -> crate::Result<Dims> {
+fn check(qkv: &Tensor, num_heads: usize, bias: &Tensor, mask: Option<&Tensor>) -> crate::error::Result<Dims> {
     let dims = Dims::of(qkv.dims(), num_heads)?;
     let n = dims.tokens;
     kernel::check_float("qkv", qkv)?;
