@@ -143,7 +143,7 @@ fn time<M: Forward, S: SubBranch<M>>(
         let start = Instant::now();
         match what {
             What::Forward => drop(model.model().forward_pass(&images, &mut Pass::train(seed.at(step)))?),
-            _ => drop(model.backward(&images, seed.at(step), |logits| Ok(criterion.forward(logits, &labels)?))?),
+            _ => drop(model.backward(&images, seed.at(step), |logits| criterion.forward(logits, &labels))?),
         }
         device.synchronize()?;
         if step > 0 {

@@ -6,7 +6,8 @@ use candle_core::Error as CandleError;
 ///
 /// Traits that users implement and closures they hand in return candle's [`candle_core::Result`]; an `Error` travels
 /// inside candle's error type and comes out again with its type: `Error::from(candle_error)` finds it below any number
-/// of backtraces, contexts and paths (those wrappers are dropped then, the typed error is kept).
+/// of backtraces, contexts and paths (those wrappers are dropped then, the typed error is kept). Hand it over by `?` or
+/// `into`: `candle_core::Error::wrap` keeps an error's text and nothing else.
 ///
 /// ```
 /// use masksub::Error;
@@ -73,8 +74,9 @@ pub enum Error {
         name: String,
     },
 
-    /// A loss that is infinite or undefined. Nothing was changed: neither weights nor batch statistics.
-    #[error("the {branch} loss is {value}, but must be finite; weights and batch statistics are unchanged")]
+    /// A loss that is infinite or undefined. Weights are unchanged, and so are batch statistics that models stage in
+    /// their [`Pass`](crate::Pass); candle's own batch norm has changed its in the forward pass.
+    #[error("the {branch} loss is {value}, but must be finite; no weight was changed")]
     NonFiniteLoss {
         /// `main` or `sub`.
         branch: &'static str,
@@ -145,6 +147,17 @@ pub enum Error {
         source_name: String,
     },
 
+    /// A weight of the file that the model does not have.
+    #[error("weight {path} of {file} is not in the model, and {others} more are not")]
+    UnusedWeight {
+        /// The weight's path, the first in sorted order.
+        path: String,
+        /// How many others there are.
+        others: usize,
+        /// The file.
+        file: String,
+    },
+
     /// A file that could not be read or written.
     #[error("{path}: {message}")]
     File {
@@ -165,9 +178,9 @@ pub enum Error {
         remedy: &'static str,
     },
 
-    /// Any other error of candle.
+    /// Any other error of candle, printed in one line.
     #[error("{}", sentence(.0))]
-    Candle(#[source] CandleError),
+    Candle(CandleError),
 }
 
 /// `std::result::Result` with the crate's [`Error`].

@@ -11,9 +11,11 @@ use crate::params::Params;
 /// What `loss.backward()` gives, with everything checked that candle lets pass: for trainers that need only one branch.
 ///
 /// # Errors
-/// [`Error::LossNotScalar`], [`Error::LossDetached`], [`Error::NonFiniteLoss`], [`Error::MissingGradients`], and
-/// [`Error::BackwardUnsupported`] when candle cannot differentiate an operation.
+/// [`Error::LossNotScalar`], [`Error::LossDetached`], [`Error::NonFiniteLoss`], [`Error::MissingGradients`];
+/// [`Error::BackwardUnsupported`] when candle cannot differentiate an operation; [`Error::InvalidArgument`] when `params`
+/// is empty.
 pub fn backward(loss: &Tensor, params: &Params) -> Result<GradStore> {
+    params.check_not_empty()?;
     check_loss(loss, "main")?;
     let grads = raw_backward(loss, "main", Some(params))?;
     check_missing(&grads, params)?;
@@ -29,7 +31,7 @@ pub(crate) fn check_loss(loss: &Tensor, branch: &'static str) -> Result<f64> {
     if !loss.track_op() {
         return Err(Error::LossDetached { branch });
     }
-    let value = loss.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?[0];
+    let value = on_host(loss)?[0];
     if !value.is_finite() {
         return Err(Error::NonFiniteLoss { branch, value });
     }
@@ -141,14 +143,9 @@ fn sum_of_squares(grad: &Tensor) -> Result<f64> {
     let sum = |grad: Tensor| -> Result<f64> {
         let rows = match grad.rank() {
             0 => grad.sqr()?.reshape(1)?,
-            _ => grad.sqr()?.sum(D::Minus1)?.flatten_all()?,
+            _ => grad.sqr()?.sum(D::Minus1)?,
         };
-        Ok(rows
-            .to_device(&Device::Cpu)?
-            .to_dtype(DType::F64)?
-            .to_vec1::<f64>()?
-            .iter()
-            .sum())
+        Ok(on_host(&rows)?.iter().sum())
     };
     let square = match grad.dtype() {
         DType::F64 => return sum(grad.clone()),
@@ -159,6 +156,12 @@ fn sum_of_squares(grad: &Tensor) -> Result<f64> {
         true => Ok(square),
         false => sum(grad.to_device(&Device::Cpu)?.to_dtype(DType::F64)?),
     }
+}
+
+/// All elements, as f64. First to the host, then wider: Metal has no f64.
+fn on_host(tensor: &Tensor) -> Result<Vec<f64>> {
+    let tensor = tensor.to_device(&Device::Cpu)?.to_dtype(DType::F64)?;
+    Ok(tensor.flatten_all()?.to_vec1()?)
 }
 
 /// What an audit of gradients found, by name and sorted.
@@ -214,7 +217,7 @@ pub fn audit(grads: &GradStore, params: &Params) -> Result<Audit> {
     };
     for (name, var) in params.iter() {
         let Some(grad) = grads.get_id(var.id()) else { continue };
-        let values = grad.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?;
+        let values = on_host(grad)?;
         if values.iter().any(|v| !v.is_finite()) {
             audit.non_finite.push(name.to_string());
         } else if values.iter().all(|&v| v == 0.) {

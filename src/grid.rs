@@ -28,6 +28,15 @@ impl Grid {
         self.len() == 0
     }
 
+    /// # Errors
+    /// [`Error::InvalidArgument`] when there is no position, or more of them than 32 bits can number.
+    pub(crate) fn check_numbered(self) -> Result<()> {
+        match u32::try_from(self.len()) {
+            Ok(1..) => Ok(()),
+            _ => Err(Error::invalid("grid", self, "1 to 2^32 - 1 positions")),
+        }
+    }
+
     /// The grid of blocks of `block` x `block` positions that tile this one.
     ///
     /// # Errors

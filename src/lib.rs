@@ -30,7 +30,7 @@
 //!
 //! # let loader = vec![(Tensor::ones((4, 1, 8, 8), DType::F32, &device)?, Tensor::new(&[0u32, 1, 2, 3], &device)?)];
 //! for (t, (images, labels)) in loader.iter().enumerate() {
-//!     let step = model.backward(images, seed.at(t), |logits| Ok(criterion.forward(logits, labels)?))?;
+//!     let step = model.backward(images, seed.at(t), |logits| criterion.forward(logits, labels))?;
 //!     opt.step(&step.grads)?;
 //!     println!("main {:.3}, sub {:.3}", step.main_loss, step.sub_loss.unwrap_or_default());
 //! }

@@ -4,7 +4,7 @@ use candle_core::backprop::GradStore;
 use candle_core::Tensor;
 use candle_nn::ModuleT;
 
-use crate::branch::{Forward, Pass, Plain, SubBranch};
+use crate::branch::{Pass, Plain, SubBranch};
 use crate::error::{Error, Result};
 use crate::grad;
 use crate::key::StepKey;
@@ -56,7 +56,12 @@ pub struct MaskSub<M, S> {
 }
 
 impl<M: ModuleT, S: SubBranch<Plain<M>>> MaskSub<Plain<M>, S> {
-    /// Wraps any candle module, as it is: a `Module`, a `ModuleT`, or a closure in `candle_nn::func` or `func_t`.
+    /// Wraps any candle module, as it is: a `Module`, a `ModuleT`, a closure `|xs: &Tensor| ...`, or one in
+    /// `candle_nn::func_t`, which is told whether it trains.
+    ///
+    /// Models that implement [`Forward`](crate::Forward), those of this crate among them, go to [`new`](Self::new): in here they
+    /// would be run like any module, without keys for their drop path and with batch statistics that are written at once.
+    /// That is how candle's own batch norm works: its running statistics change even when a step is rejected.
     pub fn wrap(module: M, branch: S) -> Self {
         Self::new(Plain(module), branch)
     }
@@ -93,7 +98,7 @@ impl<M, S: SubBranch<M>> MaskSub<M, S> {
 
     /// Says which variables are trained: [`backward`](Self::backward) then returns the gradients of these only, and
     /// fails, naming them, when some have none. Without this it returns those of all variables that it reached, and
-    /// cannot know which it did not.
+    /// cannot know which it did not: candle cuts gradients silently, so say it.
     pub fn with_params(self, params: Params) -> Self {
         Self {
             params: Some(params),
@@ -106,9 +111,9 @@ impl<M, S: SubBranch<M>> MaskSub<M, S> {
         &self.model
     }
 
-    /// The sub-branch.
-    pub fn branch(&self) -> &S {
-        &self.branch
+    /// The variables that are trained, where [`with_params`](Self::with_params) has told them.
+    pub fn params(&self) -> Option<&Params> {
+        self.params.as_ref()
     }
 
     /// The model back.
@@ -145,14 +150,15 @@ impl<M, S: SubBranch<M>> MaskSub<M, S> {
     ///
     /// `xs` [B, ...] is the batch, `key` what masks, dropout and drop path are drawn from; `main_loss` is any scalar
     /// loss of the main logits [B, classes]: mixup targets, distillation, whatever a trainer has. Nothing is updated
-    /// but the batch statistics of models that stage them in their [`Pass`], and those only when both losses are
-    /// finite. Any optimizer steps on `grads`.
+    /// but batch statistics: of models that stage them in their [`Pass`] only when both losses are finite and every
+    /// gradient is there, of candle's batch norms in each forward pass. Any optimizer steps on `grads`.
     ///
     /// # Errors
     /// * [`Error::Shape`] for an empty batch;
     /// * [`Error::LossNotScalar`], [`Error::LossDetached`], [`Error::NonFiniteLoss`], naming the branch;
     /// * [`Error::MissingGradients`] when trained parameters have none, see [`with_params`](Self::with_params);
     /// * [`Error::BackwardUnsupported`] when candle cannot differentiate an operation;
+    /// * [`Error::InvalidArgument`] when [`with_params`](Self::with_params) was given no variable;
     /// * those of model, branch and `main_loss`.
     pub fn backward(
         &self,
@@ -162,6 +168,7 @@ impl<M, S: SubBranch<M>> MaskSub<M, S> {
     ) -> Result<Step> {
         check_batch(xs)?;
         let params = self.params.as_ref();
+        params.map_or(Ok(()), Params::check_not_empty)?;
 
         let mut main_pass = Pass::train(key);
         let logits = self.branch.main(&self.model, xs, &mut main_pass)?;
@@ -170,11 +177,11 @@ impl<M, S: SubBranch<M>> MaskSub<M, S> {
         let mut grads = match self.weight {
             // All weight on the sub-branch: the main branch is only its target.
             1. => GradStore::default(),
-            w => grad::raw_backward(&(loss * (1. - w))?, "main", params)?,
+            w => grad::raw_backward(&(&loss * (1. - w))?, "main", params)?,
         };
         let main_logits = logits.detach();
         // The graph of the main half, and with it its activations, ends here.
-        drop(logits);
+        drop((loss, logits));
 
         let mut step = Step {
             grads: GradStore::default(),
@@ -196,7 +203,7 @@ impl<M, S: SubBranch<M>> MaskSub<M, S> {
         if let Some(params) = params {
             grad::check_missing(&grads, params)?;
         }
-        passes.into_iter().try_for_each(Pass::commit)?;
+        Pass::commit_all(passes)?;
         step.grads = grads;
         Ok(step)
     }
@@ -210,12 +217,6 @@ impl<M, S: SubBranch<M>> ModuleT for MaskSub<M, S> {
         let logits = self.branch.main(&self.model, xs, &mut pass)?;
         pass.commit()?;
         Ok(logits)
-    }
-}
-
-impl<M, S: SubBranch<M>> Forward for MaskSub<M, S> {
-    fn forward_pass(&self, xs: &Tensor, pass: &mut Pass) -> candle_core::Result<Tensor> {
-        self.branch.main(&self.model, xs, pass)
     }
 }
 
@@ -238,7 +239,7 @@ impl Branches {
     /// # Errors
     /// When a running average and its update do not agree.
     pub fn accept(self) -> Result<()> {
-        self.passes.into_iter().try_for_each(Pass::commit)
+        Pass::commit_all(self.passes)
     }
 }
 

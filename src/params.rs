@@ -1,9 +1,12 @@
 //! The trained variables of a model, by name.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::MutexGuard;
 
 use candle_core::Var;
 use candle_nn::VarMap;
+
+use crate::error::{Error, Result};
 
 /// The variables that are trained, by name and sorted by it, so that everything which walks over them gives the same
 /// result in every run (a `VarMap` walks a randomised hash map).
@@ -33,11 +36,10 @@ impl Params {
         }
     }
 
-    /// All variables of a `VarMap` except running statistics (`running_mean`, `running_var`), which candle's batch norm
-    /// keeps there too.
+    /// All variables that a `VarMap` has now, so after the model is made, except running statistics (`running_mean`,
+    /// `running_var`), which candle's batch norm keeps there too.
     pub fn from_varmap(varmap: &VarMap) -> Self {
-        // A thread that panicked while holding the lock leaves a map that is still whole.
-        let data = varmap.data().lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let data = lock(varmap);
         let statistics = |name: &str| matches!(name.rsplit('.').next(), Some("running_mean" | "running_var"));
         Self::new(
             data.iter()
@@ -94,8 +96,27 @@ impl Params {
         self.vars.values().map(|var| var.elem_count()).sum()
     }
 
+    /// # Errors
+    /// [`Error::InvalidArgument`] when there is no variable: such a step would train nothing, without a word.
+    pub(crate) fn check_not_empty(&self) -> Result<()> {
+        match self.is_empty() {
+            false => Ok(()),
+            true => Err(Error::invalid(
+                "params",
+                "without a variable",
+                "the variables of a model: taken from its VarMap after the model is made, by a filter that keeps some",
+            )),
+        }
+    }
+
     pub(crate) fn must_have_gradient(&self, name: &str) -> bool {
         let below = |prefix: &String| matches!(name.strip_prefix(prefix.as_str()), Some(rest) if rest.is_empty() || rest.starts_with('.'));
         !self.may_lack_gradient.iter().any(below)
     }
+}
+
+/// The variables of a `VarMap`.
+pub(crate) fn lock(varmap: &VarMap) -> MutexGuard<'_, HashMap<String, Var>> {
+    // A thread that panicked while holding the lock leaves a map that is still whole.
+    varmap.data().lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }

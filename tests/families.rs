@@ -142,7 +142,7 @@ fn the_hidden_share_is_that_of_the_ratio() {
     let xs = Tensor::ones((6, 3, 64, 96), DType::F32, &CPU).unwrap();
     for ratio in [0.25, 0.5, 0.75] {
         // 2 x 3 blocks of 32 pixels.
-        let hidden = 1. - num_keep(6, ratio) as f64 / 6.;
+        let hidden = 1. - num_keep(6, ratio).unwrap() as f64 / 6.;
         let mut pass = Pass::train(Seed::new(3).at(0));
         let resnet_like = Witness::default();
         PatchDrop::new(random(ratio), 32)

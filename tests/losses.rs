@@ -91,7 +91,7 @@ fn rows(tensor: &Tensor) -> Rows {
 fn value_and_gradient(
     logits: &Rows,
     dtype: DType,
-    loss: impl Fn(&Tensor) -> masksub::Result<Tensor>,
+    loss: impl Fn(&Tensor) -> candle_core::Result<Tensor>,
 ) -> (f64, Vec<f64>) {
     let var = Var::from_tensor(&tensor(logits, dtype)).unwrap();
     let loss = loss(&var).unwrap();
@@ -107,7 +107,7 @@ fn value_and_gradient(
 fn compare(
     what: &str,
     logits: &Rows,
-    ours: impl Fn(&Tensor) -> masksub::Result<Tensor>,
+    ours: impl Fn(&Tensor) -> candle_core::Result<Tensor>,
     formula: impl Fn(&Rows) -> f64,
 ) {
     for (dtype, tolerance) in [(DType::F64, 1e-8), (DType::F32, 3e-6)] {
@@ -368,6 +368,21 @@ mod sub_model {
         }
     }
 
+    /// Where a classifier that is trained with BCE has most of its logits.
+    #[test]
+    fn bce_keeps_the_digits_of_small_probabilities() {
+        let main = [-3f32, -8., -12., -16., -20., -30., -60., 20.];
+        let logits = |row: &[f32]| Tensor::new(row, &CPU).unwrap().reshape((1, row.len())).unwrap();
+        let sub = Var::from_tensor(&logits(&[-100.; 8])).unwrap();
+        let loss = SubModelLoss::bce().forward(&sub, &logits(&main)).unwrap();
+        let grads = loss.backward().unwrap();
+        // sigmoid(-100) is nothing beside any of the targets, so the gradient is the target alone.
+        for (got, x) in numbers(grads.get(&sub).unwrap()).into_iter().zip(main) {
+            let expected = -oracle::sigmoid(x as f64) / 8.;
+            assert!((got / expected - 1.).abs() < 1e-6, "{x}: {got:e} beside {expected:e}");
+        }
+    }
+
     #[test]
     fn kl_and_soft_cross_entropy_have_the_same_gradient() {
         for (sub, main) in pairs() {
@@ -476,7 +491,7 @@ mod sub_model {
 mod dtypes {
     use super::*;
 
-    type Loss = Box<dyn Fn(&Tensor, &Tensor) -> masksub::Result<Tensor>>;
+    type Loss = Box<dyn Fn(&Tensor, &Tensor) -> candle_core::Result<Tensor>>;
 
     /// Every loss, of logits and of main logits where it takes them.
     fn cases() -> Vec<(String, Loss)> {
@@ -604,7 +619,7 @@ mod extremes {
     ];
 
     /// Checks value and gradient of a loss on logits of one dtype, whose other half is `main`.
-    fn assert_finite(what: &str, logits: &Tensor, loss: impl Fn(&Tensor) -> masksub::Result<Tensor>) {
+    fn assert_finite(what: &str, logits: &Tensor, loss: impl Fn(&Tensor) -> candle_core::Result<Tensor>) {
         let var = Var::from_tensor(logits).unwrap();
         let value = loss(&var).unwrap();
         let grads = value.backward().unwrap();

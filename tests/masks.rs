@@ -57,7 +57,7 @@ mod count {
         fn is_the_floor_of_the_kept_share(len in 1usize..3000, q in 1u64..1000, p in 0u64..1000) {
             let p = p % q;
             let exact = (len as u64 * (q - p) / q).max(1) as usize;
-            prop_assert_eq!(num_keep(len, p as f64 / q as f64), exact);
+            prop_assert_eq!(num_keep(len, p as f64 / q as f64).unwrap(), exact);
         }
 
         #[test]
@@ -66,7 +66,7 @@ mod count {
         ) {
             let grid = Grid::new(height, width);
             let mask = RandomMasking::new(ratio).unwrap().generate(batch, grid, key(step)).unwrap();
-            prop_assert_eq!(mask.num_keep(), num_keep(grid.len(), ratio));
+            prop_assert_eq!(mask.num_keep(), num_keep(grid.len(), ratio).unwrap());
             prop_assert_eq!(mask.rows().len(), batch);
             for row in mask.rows() {
                 prop_assert_eq!(row.len(), mask.num_keep());
@@ -92,7 +92,7 @@ mod distribution {
             let mut counts = vec![0f64; len];
             let rows = draws(&RandomMasking::new(ratio).unwrap(), row_of(len), samples);
             rows.iter().flatten().for_each(|&at| counts[at as usize] += 1.);
-            let share = num_keep(len, ratio) as f64 / len as f64;
+            let share = num_keep(len, ratio).unwrap() as f64 / len as f64;
             let expected = samples as f64 * share;
             let squares: f64 = counts.iter().map(|count| (count - expected).powi(2)).sum();
             // K of L without replacement: counts covary by -1 / (L - 1) of their variance, which (L - 1) / L undoes.
@@ -106,7 +106,7 @@ mod distribution {
     fn every_pair_is_kept_together_as_often() {
         let (len, samples) = (12usize, 20_000);
         for ratio in [0.25, 0.5, 0.75] {
-            let kept = num_keep(len, ratio) as f64;
+            let kept = num_keep(len, ratio).unwrap() as f64;
             let together = kept * (kept - 1.) / (len * (len - 1)) as f64;
             let mut counts = BTreeMap::new();
             for row in draws(&RandomMasking::new(ratio).unwrap(), row_of(len), samples) {
@@ -197,7 +197,7 @@ mod blocks {
                 .generate(5, grid, key(3))
                 .unwrap();
             let blocks = (height / block) * (width / block);
-            assert_eq!(mask.num_keep(), num_keep(blocks, ratio) * block * block);
+            assert_eq!(mask.num_keep(), num_keep(blocks, ratio).unwrap() * block * block);
             assert_eq!(mask.grid(), grid);
             for row in mask.rows() {
                 let mut per_block = BTreeMap::new();
@@ -206,7 +206,7 @@ mod blocks {
                     *per_block.entry((y / block, x / block)).or_insert(0) += 1;
                 }
                 assert!(per_block.values().all(|&count| count == block * block), "{per_block:?}");
-                assert_eq!(per_block.len(), num_keep(blocks, ratio));
+                assert_eq!(per_block.len(), num_keep(blocks, ratio).unwrap());
             }
         }
     }

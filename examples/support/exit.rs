@@ -35,5 +35,8 @@ mod tests {
             backtrace: Box::new(std::backtrace::Backtrace::force_capture()),
         };
         assert_eq!(sentence(traced.into()), "odd");
+        let traced = candle_core::Error::Msg("odd".into()).bt();
+        let ours = anyhow::Error::from(masksub::Error::from(traced.context("reading"))).context("at start");
+        assert_eq!(sentence(ours), "at start: reading: odd");
     }
 }

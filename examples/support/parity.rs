@@ -276,7 +276,7 @@ impl MaskGenerator for Fixed {
 
 /// What the authors' code drew from `noise`.
 fn drawn(grid: Grid, noise: &Tensor, ratio: f64) -> Result<Fixed> {
-    Ok(Fixed(Mask::from_noise(grid, noise, num_keep(grid.len(), ratio))?))
+    Ok(Fixed(Mask::from_noise(grid, noise, num_keep(grid.len(), ratio)?)?))
 }
 
 fn vit_branch(cfg: &vit::Config, noise: &Tensor, ratio: f64) -> Result<DropToken<Fixed>> {
@@ -355,7 +355,7 @@ fn compare_model<M: Clone, S: SubBranch<M> + Clone>(
     ] {
         let targets = file.get("target_soft")?;
         let model = model.clone().with_sub_loss(sub_loss);
-        let step = model.backward(input, key, |logits| Ok(criterion.forward(logits, targets)?))?;
+        let step = model.backward(input, key, |logits| criterion.forward(logits, targets))?;
         let sub_loss = step.sub_loss.ok_or_else(|| anyhow!("no sub loss"))?;
         for (name, value) in [("loss_main", step.main_loss), ("loss_sub", sub_loss)] {
             let name = format!("{kind}/{name}");
@@ -397,7 +397,7 @@ fn trajectory(file: &Recorded, report: &mut Report) -> Result<()> {
         let model = MaskSub::new(&vit, branch).with_params(params.clone());
         let targets = at("target_soft")?;
         let result = model.backward(at("input")?, Seed::new(0).at(step), |logits| {
-            Ok(Criterion::cross_entropy().forward(logits, targets)?)
+            Criterion::cross_entropy().forward(logits, targets)
         })?;
         optimizer.step(&result.grads)?;
         let sub_loss = result.sub_loss.ok_or_else(|| anyhow!("no sub loss"))?;

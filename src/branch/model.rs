@@ -67,10 +67,11 @@ pub trait MaskTokenModel {
     fn encode(&self, tokens: &Tensor, grid: Grid, pass: &mut Pass) -> Result<Tensor>;
 }
 
-/// Any candle module as a [`Forward`] model: a `Module`, a `ModuleT`, a closure in `candle_nn::func` (or `func_t`, where
-/// it needs to know whether it trains).
+/// Any candle module as a [`Forward`] model: a `Module`, a `ModuleT`, a closure `|xs: &Tensor| ...` (or one in
+/// `candle_nn::func_t`, where it needs to know whether it trains).
 ///
-/// Its dropout, if it has any, is candle's: drawn from a generator that cannot be seeded on the CPU.
+/// It takes no part in the [`Pass`]. Its dropout, if it has any, is candle's: drawn from a generator that cannot be
+/// seeded on the CPU. Its batch norms write their running statistics in every forward pass of training.
 #[derive(Clone, Debug)]
 pub struct Plain<M>(pub M);
 

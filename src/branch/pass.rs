@@ -103,7 +103,7 @@ impl Pass {
     /// # Errors
     /// [`Error::InvalidArgument`] when `rate` is NaN or outside [0, 1).
     pub fn impose_dropout(&mut self, rate: f64) -> Result<()> {
-        self.dropout.rate = Some(check_rate("dropout", rate)?);
+        self.dropout.rate = Some(check_rate("rate", rate)?);
         Ok(())
     }
 
@@ -112,7 +112,7 @@ impl Pass {
     /// # Errors
     /// [`Error::InvalidArgument`] when `rate` is NaN or outside [0, 1).
     pub fn impose_drop_path(&mut self, rate: f64) -> Result<()> {
-        self.drop_path.rate = Some(check_rate("drop_path", rate)?);
+        self.drop_path.rate = Some(check_rate("rate", rate)?);
         Ok(())
     }
 
@@ -223,14 +223,27 @@ impl Pass {
     /// Accepts the pass: its updates of running averages are carried out, in the order in which they were noted.
     ///
     /// # Errors
-    /// When an average and its update differ in shape, dtype or device.
+    /// When an average and its update differ in shape, dtype or device; no average has changed then.
     pub fn commit(self) -> Result<()> {
-        for update in self.running {
-            let kept = (update.running.as_tensor() * (1. - update.momentum))?;
-            let added = (update.batch * update.momentum)?;
-            update.running.set(&(kept + added)?.detach())?;
+        Self::commit_all([self])
+    }
+
+    /// [`commit`](Self::commit) of several passes in their order, all or none.
+    pub(crate) fn commit_all(passes: impl IntoIterator<Item = Self>) -> Result<()> {
+        let mut averages: Vec<(Var, Tensor)> = Vec::new();
+        for update in passes.into_iter().flat_map(|pass| pass.running) {
+            let earlier = averages.iter().position(|(var, _)| var.id() == update.running.id());
+            let running = match earlier {
+                Some(i) => averages[i].1.clone(),
+                None => update.running.as_detached_tensor(),
+            };
+            let updated = ((running * (1. - update.momentum))? + (update.batch * update.momentum)?)?;
+            match earlier {
+                Some(i) => averages[i].1 = updated,
+                None => averages.push((update.running, updated)),
+            }
         }
-        Ok(())
+        averages.iter().try_for_each(|(var, updated)| Ok(var.set(updated)?))
     }
 }
 

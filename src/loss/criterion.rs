@@ -67,12 +67,22 @@ impl Criterion {
         })
     }
 
-    /// Makes targets 1 where they are above `target_threshold` and 0 elsewhere, after smoothing. At 0 this is what the
-    /// DeiT-III recipe does with mixed labels (arXiv 2204.07118): every class that was mixed in counts fully.
+    /// For binary cross-entropy: makes targets 1 where they are above `target_threshold` and 0 elsewhere, after smoothing.
+    /// At 0 this is what the DeiT-III recipe does with mixed labels (arXiv 2204.07118): every class that was mixed in
+    /// counts fully.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when `target_threshold` is NaN or outside [0, 1).
+    /// [`Error::InvalidArgument`] when `target_threshold` is NaN or outside [0, 1), and for cross-entropy, whose targets
+    /// are one distribution.
     pub fn with_target_threshold(self, target_threshold: f64) -> Result<Self> {
+        if self.kind == Kind::CrossEntropy {
+            let value = format!("{target_threshold} for cross-entropy");
+            return Err(Error::invalid(
+                "target_threshold",
+                value,
+                "for binary cross-entropy only",
+            ));
+        }
         if !(0. ..1.).contains(&target_threshold) {
             return Err(Error::invalid(
                 "target_threshold",
@@ -91,13 +101,13 @@ impl Criterion {
     /// # Errors
     /// [`Error::Shape`] when logits are not [B, C] with B, C > 0 or targets do not agree with them;
     /// [`Error::InvalidArgument`] when a class index is not below C; [`Error::DType`] for logits that are no floats.
-    pub fn forward(&self, logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
+    pub fn forward(&self, logits: &Tensor, targets: &Tensor) -> candle_core::Result<Tensor> {
         let logits = upcast("logits", logits)?;
         let targets = self.targets(&logits, targets)?;
-        match self.kind {
-            Kind::CrossEntropy => soft_cross_entropy(&logits, &targets, None, 1.),
-            Kind::BceWithLogits => binary_cross_entropy(&logits, &targets, 1.),
-        }
+        Ok(match self.kind {
+            Kind::CrossEntropy => soft_cross_entropy(&logits, &targets, None, 1.)?,
+            Kind::BceWithLogits => binary_cross_entropy(&logits, &targets, 1.)?,
+        })
     }
 
     /// Targets as probabilities [B, C], smoothed and thresholded.

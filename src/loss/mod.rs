@@ -101,8 +101,9 @@ fn binary_cross_entropy(logits: &Tensor, target: &Tensor, temperature: f64) -> R
     with_gradient(value, logits, &gradient)
 }
 
-/// 1 / (1 + exp(-x)), without an infinite exponential.
+/// 1 / (1 + exp(-x)), without an infinite exponential and to the full precision of small probabilities.
 fn sigmoid(xs: &Tensor) -> Result<Tensor> {
-    // The half angle: (1 + tanh(x / 2)) / 2.
-    Ok((((xs * 0.5)?.tanh()? + 1.)? * 0.5)?)
+    let small = xs.abs()?.neg()?.exp()?;
+    let below = (&small / (&small + 1.)?)?;
+    Ok(xs.lt(0.)?.where_cond(&below, &(1. - &below)?)?)
 }

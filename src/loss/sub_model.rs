@@ -85,27 +85,27 @@ impl SubModelLoss {
     /// # Errors
     /// [`Error::Shape`] when the logits are not [B, C] with B, C > 0 or differ in shape; [`Error::DType`] when they are
     /// no floats.
-    pub fn forward(&self, sub_logits: &Tensor, main_logits: &Tensor) -> Result<Tensor> {
+    pub fn forward(&self, sub_logits: &Tensor, main_logits: &Tensor) -> candle_core::Result<Tensor> {
         let sub = upcast("sub_logits", sub_logits)?;
         let main = upcast("main_logits", &main_logits.detach())?.to_dtype(sub.dtype())?;
         if sub.dims() != main.dims() {
             let expected = format!("{:?} like the main logits", main.dims());
-            return Err(Error::shape("sub_logits", sub.dims(), expected));
+            return Err(Error::shape("sub_logits", sub.dims(), expected).into());
         }
         let temperature = self.temperature;
-        match self.kind {
+        Ok(match self.kind {
             Kind::SoftCrossEntropy => {
                 let target = log_softmax(&main, temperature)?.exp()?;
-                soft_cross_entropy(&sub, &target, None, temperature)
+                soft_cross_entropy(&sub, &target, None, temperature)?
             }
             Kind::Kl => {
                 let log_target = log_softmax(&main, temperature)?;
-                soft_cross_entropy(&sub, &log_target.exp()?, Some(&log_target), temperature)
+                soft_cross_entropy(&sub, &log_target.exp()?, Some(&log_target), temperature)?
             }
             Kind::Bce => {
                 let target = sigmoid(&scale(&main, temperature.recip())?)?;
-                binary_cross_entropy(&sub, &target, temperature)
+                binary_cross_entropy(&sub, &target, temperature)?
             }
-        }
+        })
     }
 }

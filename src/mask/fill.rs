@@ -6,8 +6,7 @@ use rayon::prelude::*;
 
 use super::Mask;
 use crate::error::{Error, Result};
-use crate::key::Purpose;
-use crate::key::StepKey;
+use crate::key::{Purpose, StepKey};
 
 /// What stands in the place of hidden pixels.
 #[derive(Clone, Debug, PartialEq)]
@@ -73,8 +72,7 @@ impl Mask {
                 ));
             }
         };
-        // A choice, not arithmetic, so that what is hidden cannot
-        // leak through an infinity or NaN.
+        // A choice, not arithmetic, so that what is hidden cannot leak through an infinity or NaN.
         let over_blocks = (self.batch(), channels, grid.height, height / grid.height, width);
         let kept = self
             .to_dense(DType::U8, images.device())?

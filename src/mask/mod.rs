@@ -55,7 +55,7 @@ impl Mask {
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] when there is no sample, a sample keeps none, samples keep different numbers, or a
-    /// position is out of range or repeated.
+    /// position is out of range or repeated; when `grid` has no position or more than 32 bits can number.
     ///
     /// ```
     /// use masksub::{Grid, Mask};
@@ -65,6 +65,7 @@ impl Mask {
     /// # Ok::<(), masksub::Error>(())
     /// ```
     pub fn from_keep_indices(grid: Grid, rows: &[impl AsRef<[u32]>]) -> Result<Self> {
+        grid.check_numbered()?;
         let num_keep = rows.first().map_or(0, |row| row.as_ref().len());
         let mut keep = Vec::with_capacity(rows.len() * num_keep);
         let mut seen = vec![false; grid.len()];
@@ -120,7 +121,8 @@ impl Mask {
         if num_keep == 0 || num_keep > positions {
             return Err(Error::invalid("num_keep", num_keep, format!("within 1..={positions}")));
         }
-        let noise = noise.to_dtype(DType::F64)?.to_vec2::<f64>()?;
+        // First to the host, then wider: Metal has no f64.
+        let noise = noise.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_vec2::<f64>()?;
         if noise.iter().flatten().any(|n| n.is_nan()) {
             return Err(Error::invalid("noise", "NaN", "ordered numbers"));
         }
@@ -178,10 +180,12 @@ impl Mask {
     /// # Errors
     /// When the device cannot hold it.
     pub fn dropped_indices(&self, device: &Device) -> Result<Tensor> {
-        let dropped: Vec<u32> = (0u32..)
-            .zip(self.dense())
-            .filter(|(_, kept)| !kept)
-            .map(|(at, _)| at % self.grid.len() as u32)
+        let dense = self.dense();
+        let dropped: Vec<u32> = dense
+            .chunks_exact(self.grid.len())
+            .flat_map(|kept| (0u32..).zip(kept))
+            .filter(|(_, kept)| !**kept)
+            .map(|(at, _)| at)
             .collect();
         let shape = (self.batch, self.grid.len() - self.num_keep);
         Ok(Tensor::from_vec(dropped, shape, device)?)
@@ -205,7 +209,7 @@ impl Mask {
     pub fn upsample(&self, factor: usize) -> Result<Self> {
         let [height, width] = [self.grid.height, self.grid.width].map(|side| side.saturating_mul(factor));
         let fine = Grid::new(height, width);
-        if fine.is_empty() || u32::try_from(fine.len()).is_err() {
+        if fine.check_numbered().is_err() {
             return Err(Error::invalid(
                 "factor",
                 factor,
@@ -230,8 +234,8 @@ impl Mask {
     /// # Errors
     /// [`Error::Shape`] when `tokens` is not [B, P+L, D] with this mask's B and L.
     pub fn gather(&self, tokens: &Tensor, num_prefix_tokens: usize) -> Result<Tensor> {
-        let sequence = num_prefix_tokens + self.grid.len();
-        if tokens.rank() != 3 || tokens.dims()[..2] != [self.batch, sequence] {
+        let sequence = num_prefix_tokens.checked_add(self.grid.len());
+        if tokens.rank() != 3 || tokens.dims()[0] != self.batch || Some(tokens.dims()[1]) != sequence {
             let expected = format!("[{}, {num_prefix_tokens} + {}, D]", self.batch, self.grid.len());
             return Err(Error::shape("tokens", tokens.dims(), expected));
         }

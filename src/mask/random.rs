@@ -5,8 +5,10 @@ use rand::Rng;
 use super::{num_keep, Mask, MaskGenerator, MaskRatio};
 use crate::error::{Error, Result};
 use crate::grid::Grid;
-use crate::key::Purpose;
-use crate::key::StepKey;
+use crate::key::{Purpose, StepKey};
+
+/// No batch needs more, and any host can count them.
+const MOST_INDICES: usize = u32::MAX as usize;
 
 /// Keeps a uniformly random set of positions, exactly as many in every sample (the random masking of MAE,
 /// arXiv 2111.06377, and MaskSub, arXiv 2306.11339). Kept positions are ascending.
@@ -46,10 +48,12 @@ impl MaskGenerator for RandomMasking {
         if batch == 0 {
             return Err(Error::invalid("batch", batch, "at least 1").into());
         }
-        if len == 0 || u32::try_from(len).is_err() {
-            return Err(Error::invalid("grid", grid, "1 to 2^32 - 1 positions").into());
+        grid.check_numbered()?;
+        if batch.checked_mul(len).is_none_or(|indices| indices > MOST_INDICES) {
+            let allowed = format!("at most {} samples of {grid} positions", MOST_INDICES / len);
+            return Err(Error::invalid("batch", batch, allowed).into());
         }
-        let num_keep = num_keep(len, self.mask_ratio.at(key)?);
+        let num_keep = num_keep(len, self.mask_ratio.at(key)?)?;
         // The smaller side is drawn: the kept positions or the dropped ones.
         let num_drawn = num_keep.min(len - num_keep);
         let drawn_are_kept = num_drawn == num_keep;

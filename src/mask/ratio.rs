@@ -5,14 +5,20 @@ use std::sync::Arc;
 use rand_distr::Distribution;
 
 use crate::error::{Error, Result};
-use crate::key::StepKey;
-use crate::key::{KeyedRng, Purpose};
+use crate::key::{KeyedRng, Purpose, StepKey};
 
 /// How many of `len` positions are kept at a mask ratio r: `max(1, floor(len * (1 - r) + 1e-6))`.
 ///
 /// The small term saves the position that rounding would lose where the product is whole (100 positions at .9 keep 10).
-pub fn num_keep(len: usize, mask_ratio: f64) -> usize {
-    ((len as f64 * (1. - mask_ratio) + 1e-6).floor() as usize).max(1)
+///
+/// # Errors
+/// [`Error::InvalidArgument`] when `len` is 0, or `mask_ratio` is NaN or outside [0, 1).
+pub fn num_keep(len: usize, mask_ratio: f64) -> Result<usize> {
+    if len == 0 {
+        return Err(Error::invalid("len", len, "at least 1"));
+    }
+    let kept = (len as f64 * (1. - check(mask_ratio)?) + 1e-6).floor() as usize;
+    Ok(kept.max(1))
 }
 
 /// The share of positions that is masked, at least 0 and below 1: fixed, or drawn anew in every step.
