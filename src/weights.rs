@@ -13,6 +13,7 @@ use rand_distr::{Distribution, Normal};
 
 use crate::error::{Error, Result};
 use crate::key::Seed;
+use crate::params;
 
 /// A source of weights for a `VarBuilder`: every tensor that a model asks for becomes a variable of a `VarMap`, drawn
 /// from (seed, name) or read from a safetensors file.
@@ -33,19 +34,16 @@ pub struct Weights(Arc<Inner>);
 
 struct Inner {
     varmap: VarMap,
-    file: Option<File>,
+    /// What is called the source of a weight that is not drawn.
+    file: Option<String>,
     seed: Option<Seed>,
-    used: Mutex<Used>,
-}
-
-struct File {
-    name: String,
-    tensors: BTreeMap<String, Tensor>,
+    state: Mutex<State>,
 }
 
 #[derive(Default)]
-struct Used {
-    read: BTreeSet<String>,
+struct State {
+    /// What the file has and no model has asked for yet.
+    left_over: BTreeMap<String, Tensor>,
     drawn: BTreeSet<String>,
 }
 
@@ -78,11 +76,7 @@ impl Weights {
     /// Values from tensors at hand, such as another model's state; otherwise like
     /// [`from_safetensors`](Self::from_safetensors).
     pub fn from_tensors(tensors: impl IntoIterator<Item = (String, Tensor)>) -> Self {
-        let file = File {
-            name: "the given tensors".into(),
-            tensors: tensors.into_iter().collect(),
-        };
-        Self::build(Some(file), None)
+        Self::build(Some(("the given tensors".into(), tensors.into_iter().collect())), None)
     }
 
     fn open(path: &Path, seed: Option<Seed>) -> Result<Self> {
@@ -91,20 +85,25 @@ impl Weights {
             path: name.clone(),
             message: Error::from(error).to_string(),
         })?;
-        let tensors = tensors.into_iter().collect();
-        Ok(Self::build(Some(File { name, tensors }), seed))
+        Ok(Self::build(Some((name, tensors.into_iter().collect())), seed))
     }
 
-    fn build(file: Option<File>, seed: Option<Seed>) -> Self {
+    fn build(file: Option<(String, BTreeMap<String, Tensor>)>, seed: Option<Seed>) -> Self {
+        let (file, left_over) = file.unzip();
+        let state = State {
+            left_over: left_over.unwrap_or_default(),
+            drawn: BTreeSet::new(),
+        };
         Self(Arc::new(Inner {
             varmap: VarMap::new(),
             file,
             seed,
-            used: Mutex::default(),
+            state: Mutex::new(state),
         }))
     }
 
-    /// The builder to make models with. Weights have `dtype`, whatever they have in the file.
+    /// The builder to make models with. Weights have `dtype`, whatever they have in the file; one that two layers share
+    /// has the same `dtype` and `device` in both, or is an error there.
     pub fn var_builder(&self, dtype: DType, device: &Device) -> VarBuilder<'static> {
         VarBuilder::from_backend(Box::new(self.clone()), dtype, device.clone())
     }
@@ -116,29 +115,50 @@ impl Weights {
 
     /// Names of the weights that were drawn from the seed, sorted: with a file, what it lacks.
     pub fn drawn(&self) -> Vec<String> {
-        self.used().drawn.iter().cloned().collect()
+        self.state().drawn.iter().cloned().collect()
     }
 
     /// Names of the tensors in the file that no model has asked for, sorted.
     pub fn left_over(&self) -> Vec<String> {
-        let used = self.used();
-        let in_file = self.0.file.iter().flat_map(|file| file.tensors.keys());
-        in_file.filter(|name| !used.read.contains(*name)).cloned().collect()
+        self.state().left_over.keys().cloned().collect()
     }
 
-    fn used(&self) -> MutexGuard<'_, Used> {
-        // A thread that panicked while holding the lock leaves a list that is still whole.
-        self.0.used.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    /// Makes sure, once the model is made, that it and the file have the same weights: that none was drawn but those that
+    /// `may_be_drawn` says, and that the file has no others. Without this a deeper model's checkpoint fills a shallower
+    /// one in silence.
+    ///
+    /// What PyTorch modules save beside their weights and can be computed is passed over: `num_batches_tracked`,
+    /// `relative_position_index` and `attn_mask`.
+    ///
+    /// # Errors
+    /// [`Error::MissingWeight`] or [`Error::UnusedWeight`], which name the first.
+    pub fn check_exact(&self, may_be_drawn: impl Fn(&str) -> bool) -> Result<()> {
+        let Some(file) = &self.0.file else { return Ok(()) };
+        let state = self.state();
+        if let Some(path) = state.drawn.iter().find(|name| !may_be_drawn(name)) {
+            let (path, file) = (path.clone(), file.clone());
+            return Err(Error::MissingWeight { path, file });
+        }
+        let mut unused = state.left_over.keys().filter(|name| !is_buffer(name));
+        match unused.next() {
+            None => Ok(()),
+            Some(path) => Err(Error::UnusedWeight {
+                path: path.clone(),
+                others: unused.count(),
+                file: file.clone(),
+            }),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A thread that panicked while holding the lock leaves lists that are still whole.
+        self.0.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     fn lookup(&self, name: &str) -> Option<Tensor> {
-        let data = self
-            .0
-            .varmap
-            .data()
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
-        data.get(name).map(|var| var.as_tensor().clone())
+        params::lock(&self.0.varmap)
+            .get(name)
+            .map(|var| var.as_tensor().clone())
     }
 
     /// The variable of that name, made now if need be. Without a shape, the file's.
@@ -154,54 +174,60 @@ impl Weights {
         };
         if let Some(shared) = self.lookup(name) {
             fits(shared.shape(), "a layer that shares it")?;
+            if shared.dtype() != dtype || !shared.device().same_device(device) {
+                let place = |dtype, device: &Device| format!("{dtype:?} on {:?}", device.location());
+                return Err(Error::invalid(
+                    "dtype and device",
+                    format!("{} for weight {name}", place(dtype, device)),
+                    format!(
+                        "{}, as in the layer that shares it",
+                        place(shared.dtype(), shared.device())
+                    ),
+                ));
+            }
             return Ok(shared);
         }
-        let from_file = self
-            .0
-            .file
-            .as_ref()
-            .and_then(|file| Some((file, file.tensors.get(name)?)));
-        let value = match (from_file, self.0.seed, &shape) {
-            (Some((file, tensor)), _, _) => {
-                fits(tensor.shape(), &file.name)?;
-                self.used().read.insert(name.to_string());
+        let mut state = self.state();
+        let value = match (state.left_over.get(name), self.0.seed, &shape) {
+            (Some(tensor), _, _) => {
+                fits(tensor.shape(), self.0.file.as_deref().unwrap_or_default())?;
                 tensor.to_dtype(dtype)?.to_device(device)?
             }
-            (None, Some(seed), Some(shape)) => {
-                self.used().drawn.insert(name.to_string());
-                draw(init, shape, seed, name, dtype, device)?
-            }
+            (None, Some(seed), Some(shape)) => draw(init, shape, seed, name, dtype, device)?,
             (None, _, _) => {
                 return Err(Error::MissingWeight {
                     path: name.to_string(),
-                    file: self
-                        .0
-                        .file
-                        .as_ref()
-                        .map_or("the seeded weights".into(), |file| file.name.clone()),
+                    file: self.0.file.clone().unwrap_or("the seeded weights".into()),
                 })
             }
         };
         // Detached, it is copied: a variable of the caller's would be taken as it is.
         let var = Var::from_tensor(&value.detach())?;
         let tensor = var.as_tensor().clone();
-        let mut data = self
-            .0
-            .varmap
-            .data()
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
-        data.insert(name.to_string(), var);
+        // The file's tensor goes when its variable is there: a run would keep two of each.
+        if state.left_over.remove(name).is_none() {
+            state.drawn.insert(name.to_string());
+        }
+        params::lock(&self.0.varmap).insert(name.to_string(), var);
         Ok(tensor)
     }
 }
 
+/// Whether a tensor is one that PyTorch modules save though it can be computed: batch norm's count of steps (torch), the
+/// indices and masks of windows (Swin).
+fn is_buffer(name: &str) -> bool {
+    let last = name.rsplit('.').next();
+    matches!(
+        last,
+        Some("num_batches_tracked" | "relative_position_index" | "attn_mask")
+    )
+}
+
 impl std::fmt::Debug for Weights {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let file = self.0.file.as_ref().map(|file| &file.name);
         f.debug_struct("Weights")
             .field("seed", &self.0.seed)
-            .field("file", &file)
+            .field("file", &self.0.file)
             .finish()
     }
 }
@@ -216,8 +242,7 @@ impl SimpleBackend for Weights {
     }
 
     fn contains_tensor(&self, name: &str) -> bool {
-        let in_file = self.0.file.as_ref().is_some_and(|file| file.tensors.contains_key(name));
-        in_file || self.lookup(name).is_some()
+        self.lookup(name).is_some() || self.state().left_over.contains_key(name)
     }
 }
 

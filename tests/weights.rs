@@ -357,6 +357,80 @@ mod shared {
         });
         assert_eq!(a.id(), b.id());
         assert_eq!(weights.varmap().all_vars().len(), 1);
+        let wide = weights.var_builder(DType::F64, &CPU).get_with_hints(3, "w", NORMAL);
+        let error = Error::from(wide.unwrap_err()).to_string();
+        assert_eq!(
+            error,
+            "dtype and device is F64 on Cpu for weight w, but must be F32 on Cpu, as in the layer that shares it"
+        );
+    }
+}
+
+mod exactly_those_of_the_file {
+    use super::*;
+
+    fn check(names: &[&str], seed: Option<Seed>) -> Result<(), Error> {
+        let stored = Stored::new(&[
+            ("head.weight", randn(2, "head")),
+            ("layer1.weight", randn(2, "1")),
+            ("layer2.weight", randn(2, "2")),
+            ("layer1.num_batches_tracked", randn(1, "count")),
+            ("layer1.attn.relative_position_index", randn(1, "index")),
+            ("layer1.attn_mask", randn(1, "mask")),
+        ]);
+        let weights = match seed {
+            Some(seed) => Weights::from_safetensors_or_seed(&stored.path, seed).unwrap(),
+            None => Weights::from_safetensors(&stored.path).unwrap(),
+        };
+        let vb = weights.var_builder(DType::F32, &CPU);
+        for name in names {
+            vb.get_with_hints(2, name, NORMAL).unwrap();
+        }
+        weights.check_exact(|name| name.starts_with("mask"))
+    }
+
+    #[test]
+    fn with_what_pytorch_saves_beside_them() {
+        check(&["head.weight", "layer1.weight", "layer2.weight"], None).unwrap();
+    }
+
+    #[test]
+    fn with_what_may_be_drawn() {
+        let names = ["head.weight", "layer1.weight", "layer2.weight", "mask_token"];
+        check(&names, Some(Seed::new(0))).unwrap();
+    }
+
+    #[test]
+    fn a_shallower_model_is_told() {
+        let error = check(&["head.weight"], None).unwrap_err();
+        assert!(
+            matches!(&error, Error::UnusedWeight { path, others: 1, .. } if path == "layer1.weight"),
+            "{error}"
+        );
+        assert!(error.to_string().contains("weights.safetensors"), "{error}");
+    }
+
+    #[test]
+    fn a_deeper_model_is_told() {
+        let names = [
+            "head.weight",
+            "layer1.weight",
+            "layer2.weight",
+            "layer3.weight",
+            "layer4.weight",
+        ];
+        let error = check(&names, Some(Seed::new(0))).unwrap_err();
+        assert!(
+            matches!(&error, Error::MissingWeight { path, .. } if path == "layer3.weight"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn without_a_file_there_is_nothing_to_compare() {
+        let (weights, vb) = seeded(0);
+        vb.get_with_hints(2, "w", NORMAL).unwrap();
+        weights.check_exact(|_| false).unwrap();
     }
 }
 
