@@ -3,7 +3,7 @@
 //!
 //!     cargo run --release --example wrap_any_module
 
-use anyhow::{bail, Result};
+use anyhow::{bail, Context, Result};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{loss::cross_entropy, AdamW, Conv2dConfig, ModuleT, Optimizer, ParamsAdamW, VarBuilder};
 use candle_transformers::models::{resnet, vit as candle_vit};
@@ -47,8 +47,8 @@ fn sequential() -> Result<()> {
 
     let branch = PatchDrop::new(RandomMasking::new(0.5)?, 8)?; // <- what the sub-branch hides
     let params = Params::from_varmap(weights.varmap());
-    let model = MaskSub::wrap(net, branch).with_params(params.clone()); // <- the wrapper
-    train(&model, &params)
+    let model = MaskSub::wrap(net, branch).with_params(params); // <- the wrapper
+    train(&model)
 }
 
 /// Patches, one mixing layer, a mean: what `TokenModel` asks for is where its tokens come from and where they go.
@@ -108,7 +108,7 @@ fn own_token_model() -> Result<()> {
     let model = Patches::new(weights.var_builder(DType::F32, &Device::Cpu))?;
     let params = Params::from_varmap(weights.varmap());
     let branch = DropToken::new(RandomMasking::new(0.5)?);
-    train(&MaskSub::new(model, branch).with_params(params.clone()), &params)
+    train(&MaskSub::new(model, branch).with_params(params))
 }
 
 fn vit_as_found() -> Result<Weights> {
@@ -127,7 +127,7 @@ fn vit_as_found() -> Result<Weights> {
     let weights = Weights::seeded(SEED);
     let vit = candle_vit::Model::new(&cfg, CLASSES, weights.var_builder(DType::F32, &Device::Cpu))?;
     // The model has an inherent `forward` and is no `Module`: a closure makes it one.
-    let module = candle_nn::func(move |xs| vit.forward(xs));
+    let module = move |xs: &Tensor| vit.forward(xs);
     refused(module, &weights)?;
     Ok(weights)
 }
@@ -150,7 +150,7 @@ fn vit_of_masksub(found: &Weights) -> Result<()> {
     let vit = vit::VisionTransformer::new(&cfg, weights.var_builder(DType::F32, &Device::Cpu))?;
     let params = Params::from_varmap(weights.varmap());
     let branch = DropToken::new(RandomMasking::new(0.5)?);
-    train(&MaskSub::new(vit, branch).with_params(params.clone()), &params)
+    train(&MaskSub::new(vit, branch).with_params(params))
 }
 
 fn resnet_as_found() -> Result<()> {
@@ -175,7 +175,10 @@ fn refused(module: impl ModuleT, weights: &Weights) -> Result<()> {
 }
 
 /// A trainer's loop. `backward` and `step` are all that it takes.
-fn train<M, S: SubBranch<M>>(model: &MaskSub<M, S>, params: &Params) -> Result<()> {
+fn train<M, S: SubBranch<M>>(model: &MaskSub<M, S>) -> Result<()> {
+    let params = model
+        .params()
+        .context("each of the models here has told its parameters")?;
     let config = ParamsAdamW {
         lr: 5e-3,
         ..Default::default()

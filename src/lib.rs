@@ -4,7 +4,7 @@
 //! [arXiv 2306.11339](https://arxiv.org/abs/2306.11339)) runs every training step twice on the same network: the main
 //! branch on the batch as usual, and a sub-branch on a heavily masked view of it, which is asked to agree with the main
 //! branch's own, detached prediction. The two losses are added, half and half, and one optimizer step follows. Masking
-//! alone makes supervised training worse; like this it makes it better, for about half a step's extra cost.
+//! alone makes supervised training worse; like this it makes it better, for a ViT at about half a step's extra cost.
 //!
 //! # A step
 //!
@@ -58,13 +58,14 @@
 //! # Randomness
 //!
 //! Nothing is global. A draw depends on (seed, step, sample, purpose) and nothing else ([`Seed`], [`StepKey`]), so the
-//! same seed gives the same run on every platform and with any number of threads, a run resumes at any step, and a
-//! micro-batch draws what the whole batch would.
+//! same seed draws the same on every platform, a run resumes at any step, and a micro-batch draws what the whole batch
+//! would. Arithmetic does not depend on the number of threads: on one kind of machine the same seed gives the same bits.
 //!
 //! # Errors
 //!
-//! Functions return the typed [`Error`]. Traits that users implement and closures they hand in return candle's; a typed
-//! error survives the passage through it, both ways. The library does not panic.
+//! Functions return the typed [`Error`]. Those that stand among candle's (losses, [`ops`], [`nn`]), traits that users
+//! implement and closures they hand in return candle's; a typed error survives the passage through it, both ways. The
+//! library does not panic.
 #![warn(missing_docs)]
 
 mod branch;

@@ -392,7 +392,7 @@ mod any_module {
             let (weights, vb) = weights();
             let hidden = candle_nn::linear(64, 16, vb.pp("hidden")).unwrap();
             let head = candle_nn::linear(16, 3, vb.pp("head")).unwrap();
-            let net = candle_nn::func(move |xs| head.forward(&hidden.forward(&xs.flatten_from(1)?)?.relu()?));
+            let net = move |xs: &Tensor| head.forward(&hidden.forward(&xs.flatten_from(1)?)?.relu()?);
             assert_learned(train(net, &weights, fill));
         }
     }
