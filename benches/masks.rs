@@ -14,7 +14,7 @@ const BATCH: usize = 256;
 /// Positions of images of 112, 224, 448 and 896 pixels in patches of 16.
 const SIDES: [usize; 4] = [7, 14, 28, 56];
 
-fn generate(bencher: Bencher, masking: impl MaskGenerator + Sync, side: usize) {
+fn generate(bencher: Bencher, masking: impl MaskGenerator, side: usize) {
     let (grid, key) = (Grid::new(side, side), Seed::new(0).at(0));
     bencher
         .counter(divan::counter::ItemsCount::new(BATCH * grid.len()))
