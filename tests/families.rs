@@ -2,13 +2,12 @@
 
 mod common;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
-use candle_core::{DType, Device, Shape, Tensor};
+use candle_core::{DType, Tensor};
 use candle_nn::loss::cross_entropy;
-use candle_nn::var_builder::SimpleBackend;
-use candle_nn::{Init, ModuleT, VarBuilder};
-use common::{images, labels, CPU};
+use candle_nn::{ModuleT, VarBuilder};
+use common::{count_params, images, labels, CPU};
 use masksub::models::resnet::{self, BlockKind, ResNet};
 use masksub::models::swin::{self, SwinTransformer};
 use masksub::{
@@ -43,44 +42,15 @@ fn random(ratio: f64) -> RandomMasking {
     RandomMasking::new(ratio).unwrap()
 }
 
-/// Counts the parameters that a model asks for, without drawing them.
-struct Counter(Arc<Mutex<usize>>);
-
-impl SimpleBackend for Counter {
-    fn get(&self, shape: Shape, name: &str, _: Init, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
-        if !name.contains("running_") {
-            *self.0.lock().unwrap() += shape.elem_count();
-        }
-        Tensor::zeros(shape, dtype, device)
-    }
-    fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> candle_core::Result<Tensor> {
-        candle_core::bail!("{name} has no shape")
-    }
-    fn contains_tensor(&self, _: &str) -> bool {
-        false
-    }
-}
-
 fn millions(build: impl FnOnce(VarBuilder)) -> f64 {
-    let count = Arc::new(Mutex::new(0));
-    build(VarBuilder::from_backend(
-        Box::new(Counter(count.clone())),
-        DType::F32,
-        CPU,
-    ));
-    let count = *count.lock().unwrap();
-    (count as f64 / 1e5).round() / 10.
+    (count_params(build) as f64 / 1e5).round() / 10.
 }
 
-// The paper's table. (Zero-initialised norms are asked for twice, and would be counted twice.)
+// The papers' tables.
 #[test]
 fn parameter_counts_are_the_papers() {
     for (name, size) in resnet::Config::SIZES {
-        let cfg = resnet::Config {
-            zero_init_last: false,
-            ..size(1000)
-        };
-        let count = millions(|vb| drop(ResNet::new(&cfg, vb).unwrap()));
+        let count = millions(|vb| drop(ResNet::new(&size(1000), vb).unwrap()));
         let expected = match name {
             "resnet18" => 11.7,
             "resnet34" => 21.8,

@@ -3,9 +3,12 @@
 #![allow(dead_code)] // Every test file is a crate of its own and uses a part of this.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Shape, Tensor};
+use candle_nn::var_builder::SimpleBackend;
+use candle_nn::{Init, VarBuilder};
 use masksub::models::vit::{Config, VisionTransformer};
 use masksub::{Params, Seed, Weights};
 use rand_distr::{Distribution, StandardNormal};
@@ -111,4 +114,34 @@ pub fn labels(batch: usize, classes: usize) -> Tensor {
 pub fn p_value(statistic: f64, freedom: usize) -> f64 {
     use statrs::distribution::{ChiSquared, ContinuousCDF};
     ChiSquared::new(freedom as f64).unwrap().sf(statistic)
+}
+
+/// Remembers how many numbers each parameter that a model asks for has, without drawing or keeping them.
+struct Counter(Arc<Mutex<BTreeMap<String, usize>>>);
+
+impl SimpleBackend for Counter {
+    fn get(&self, shape: Shape, name: &str, _: Init, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
+        if !name.contains("running_") {
+            self.0.lock().unwrap().insert(name.to_string(), shape.elem_count());
+        }
+        Tensor::zeros(shape, dtype, device)
+    }
+    fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> candle_core::Result<Tensor> {
+        candle_core::bail!("{name} has no shape")
+    }
+    fn contains_tensor(&self, _: &str) -> bool {
+        false
+    }
+}
+
+/// How many numbers the parameters of a model hold.
+pub fn count_params(build: impl FnOnce(VarBuilder)) -> usize {
+    let seen = Arc::new(Mutex::new(BTreeMap::new()));
+    build(VarBuilder::from_backend(
+        Box::new(Counter(seen.clone())),
+        DType::F32,
+        CPU,
+    ));
+    let count = seen.lock().unwrap().values().sum();
+    count
 }
