@@ -1,6 +1,7 @@
 //! Vision models that can be trained, under the names their published checkpoints use.
 
 mod linear;
+mod pool;
 pub mod resnet;
 mod rules;
 pub mod swin;

@@ -5,7 +5,7 @@ use candle_nn::init::{FanInOut, NonLinearity, NormalOrUniform};
 use candle_nn::{Init, ModuleT, VarBuilder};
 
 use super::linear::{pytorch_default, Linear};
-use super::{rules, Constructor};
+use super::{pool, rules, Constructor};
 use crate::branch::{Forward, Pass};
 use crate::error::Error;
 use crate::nn::{batch_norm_from, BatchNorm};
@@ -311,7 +311,7 @@ impl Forward for ResNet {
         for block in &self.blocks {
             ys = block.forward(&ys, pass)?;
         }
-        self.fc.forward(&ys.mean((2, 3))?)
+        self.fc.forward(&pool::mean(&ys, (2, 3))?)
     }
 }
 

@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 use candle_nn::{Init, Module, ModuleT, VarBuilder};
 
 use super::linear::{normal, pytorch_default, Linear};
-use super::{rules, Constructor};
+use super::{pool, rules, Constructor};
 use crate::branch::{Forward, MaskTokenModel, Pass};
 use crate::error::Error;
 use crate::grid::Grid;
@@ -386,7 +386,7 @@ impl MaskTokenModel for SwinTransformer {
                 tokens = merging.forward(&tokens)?;
             }
         }
-        self.head.forward(&self.norm.forward(&tokens)?.mean(1)?)
+        self.head.forward(&pool::mean(&self.norm.forward(&tokens)?, 1)?)
     }
 }
 

@@ -5,7 +5,7 @@ use candle_nn::{Init, Module, ModuleT, VarBuilder};
 
 use super::linear::{normal, pytorch_default, Linear};
 use super::vit_names::{Names, Qkv, CLIP, HUGGING_FACE, TIMM};
-use super::{rules, Constructor};
+use super::{pool, rules, Constructor};
 use crate::branch::{Forward, Pass, TokenModel};
 use crate::error::Error;
 use crate::grid::Grid;
@@ -583,7 +583,7 @@ impl TokenModel for VisionTransformer {
         }
         let pooled = match self.cfg.pool {
             Pool::ClassToken => tokens.narrow(1, 0, 1)?.squeeze(1)?,
-            Pool::Mean => tokens.narrow(1, 1, tokens.dim(1)? - 1)?.mean(1)?,
+            Pool::Mean => pool::mean(&tokens.narrow(1, 1, tokens.dim(1)? - 1)?, 1)?,
         };
         self.head.forward(&self.norm.forward(&pooled.contiguous()?)?)
     }
