@@ -17,6 +17,9 @@ pub enum Layout {
     /// The authors': the merging behind stage s is `layers.s.downsample`, the head is `head`.
     Microsoft,
     /// timm's (from 0.9 on): the merging before stage s is `layers.s.downsample`, the head is `head.fc`.
+    ///
+    /// Where a side of a stage is no longer than a window, timm gives each side a window and a shift of its own, as the
+    /// authors' code does not. An `image_size` for which that makes a difference is refused; square ones never are.
     Timm,
 }
 
@@ -137,12 +140,21 @@ impl Config {
                 let allowed = format!("a divisor of the width, {dim}, in stage {index}");
                 return Err(Error::invalid("num_heads", num_heads, allowed));
             }
-            let shorter = grid.height.min(grid.width);
-            let (window, shift) = match shorter <= self.window_size {
-                true => (shorter, 0),
+            let window_along = |side: usize| match side <= self.window_size {
+                true => (side, 0),
                 false => (self.window_size, self.window_size / 2),
             };
+            // As in the authors' code, the shorter side decides for both.
+            let (window, shift) = window_along(grid.height.min(grid.width));
             let pixels = self.patch_size << index;
+            if self.layout == Layout::Timm && window_along(grid.height.max(grid.width)) != (window, shift) {
+                let allowed = format!(
+                    "square, or of more than {} pixels on each side: in stage {index}, of {grid} tokens of {pixels} pixels, \
+                     timm's windows would be no squares of {window} tokens (or take Layout::Microsoft)",
+                    self.window_size * pixels
+                );
+                return Err(Error::invalid("image_size", size, allowed));
+            }
             if !grid.height.is_multiple_of(window) || !grid.width.is_multiple_of(window) {
                 let allowed = format!(
                     "multiples of {} pixels: stage {index} has windows of {window} x {window} tokens of {pixels} pixels \
