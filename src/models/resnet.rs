@@ -323,3 +323,29 @@ impl ModuleT for ResNet {
         Ok(logits)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Seed, Weights};
+    use candle_core::{DType, Device};
+
+    #[test]
+    fn drop_path_grows_over_the_blocks_of_all_stages() {
+        let cfg = Config {
+            depths: [1, 2, 1, 1],
+            channels: [1, 1, 1, 1],
+            drop_path: 0.2,
+            ..Config::resnet18(2)
+        };
+        let net = ResNet::new(
+            &cfg,
+            Weights::seeded(Seed::new(0)).var_builder(DType::F32, &Device::Cpu),
+        )
+        .unwrap();
+        let rates = net.blocks.iter().map(|block| block.drop_path);
+        for (rate, expected) in rates.zip([0., 0.05, 0.1, 0.15, 0.2]) {
+            assert!((rate - expected).abs() < 1e-12, "{rate} instead of {expected}");
+        }
+    }
+}

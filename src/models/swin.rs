@@ -414,3 +414,63 @@ impl ModuleT for SwinTransformer {
         self.forward_pass(xs, &mut Pass::without_key(train))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Seed, Weights};
+    use candle_core::{DType, Device};
+
+    fn build(cfg: &Config) -> SwinTransformer {
+        SwinTransformer::new(cfg, Weights::seeded(Seed::new(0)).var_builder(DType::F32, &Device::Cpu)).unwrap()
+    }
+
+    fn small(image_size: (usize, usize), window_size: usize) -> Config {
+        Config {
+            image_size,
+            patch_size: 1,
+            embed_dim: 2,
+            depths: vec![2, 2],
+            num_heads: vec![1, 2],
+            window_size,
+            drop_path: 0.3,
+            ..Config::tiny(2)
+        }
+    }
+
+    /// Window, shift and whether there is a mask, of each block.
+    fn windows(cfg: &Config) -> Vec<(usize, usize, bool)> {
+        let blocks = build(cfg).stages.into_iter().flat_map(|(blocks, _)| blocks);
+        blocks
+            .map(|block| (block.stage.window, block.shift, block.mask.is_some()))
+            .collect()
+    }
+
+    #[test]
+    fn every_second_block_is_shifted_unless_a_side_is_one_window() {
+        assert_eq!(
+            windows(&small((8, 16), 4)),
+            [(4, 0, false), (4, 2, true), (4, 0, false), (4, 0, false)]
+        );
+        assert_eq!(
+            windows(&small((6, 12), 7)),
+            [(6, 0, false), (6, 0, false), (3, 0, false), (3, 0, false)]
+        );
+        assert_eq!(
+            windows(&small((12, 12), 3)),
+            [(3, 0, false), (3, 1, true), (3, 0, false), (3, 1, true)]
+        );
+    }
+
+    #[test]
+    fn drop_path_grows_over_the_blocks_of_all_stages() {
+        let stages = build(&small((8, 8), 4)).stages;
+        let rates = stages
+            .iter()
+            .flat_map(|(blocks, _)| blocks)
+            .map(|block| block.drop_path);
+        for (rate, expected) in rates.zip([0., 0.1, 0.2, 0.3]) {
+            assert!((rate - expected).abs() < 1e-12, "{rate} instead of {expected}");
+        }
+    }
+}
