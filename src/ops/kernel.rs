@@ -462,3 +462,16 @@ pub(crate) fn matmul(out: &mut MatMut, write: Write, scale: f32, a: Mat, b: Mat,
         );
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::fits;
+
+    #[test]
+    fn what_does_not_fit_is_seen_in_spite_of_overflows() {
+        assert!(fits(12, 3, 4, 4) && fits(11, 3, 3, 4) && fits(0, 0, 4, 4) && fits(4, 5, 0, 1));
+        assert!(!fits(10, 3, 3, 4) && !fits(3, 5, 0, 1));
+        // 2 * (usize::MAX / 2 + 1) is 0 after an overflow.
+        assert!(!fits(12, 3, 4, usize::MAX / 2 + 1) && !fits(12, 2, 4, usize::MAX));
+    }
+}
