@@ -112,6 +112,24 @@ fn a_tree_of_small_grey_images_trains_the_digits_model_and_its_weights_load_agai
     assert!(loss(&resumed) < loss(&first), "{resumed:?} {first:?}");
 }
 
+/// Batch norm would see the 65th digit alone, as a single pixel.
+#[test]
+fn a_resnet_trains_on_one_image_more_than_its_batches_hold() {
+    let out = tempfile::tempdir().unwrap();
+    let out = path_str(out.path());
+    let args = [
+        "--model",
+        "digits-resnet",
+        "--train-size",
+        "65",
+        "--epochs",
+        "1",
+        "--out",
+    ];
+    let output = vit_imagenet(&[&args[..], &[&format!("{out}/run")]].concat(), 2);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 /// A sentence on one line and exit code 1, not a panic (101) and no backtrace.
 fn refused(args: &[&str]) -> String {
     let output = vit_imagenet(args, 1);

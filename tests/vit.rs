@@ -7,7 +7,10 @@ use std::collections::BTreeMap;
 use candle_core::{DType, IndexOp, Tensor, Var};
 use candle_nn::loss::cross_entropy;
 use candle_nn::{AdamW, ModuleT, Optimizer, ParamsAdamW};
-use common::{bits, by_name, distance, gradient_distance, images, labels, numbers, randn, tiny, tiny_forms, vit, CPU};
+use common::{
+    bits, by_name, count_params, distance, gradient_distance, images, labels, numbers, randn, tiny, tiny_forms, vit,
+    CPU,
+};
 use masksub::models::vit::{Config, DropPathSchedule, Pool, VisionTransformer};
 use masksub::{
     grad, DropToken, Error, Forward, Grid, Mask, MaskSub, Params, Pass, PatchDrop, RandomMasking, Seed, StepKey,
@@ -121,8 +124,7 @@ mod gradients {
                     let step = 1e-5;
                     let difference = (moved(step) - moved(-step)) / (2. * step);
                     moved(0.);
-                    // candle's gelu_erf has a backward that is 1e-6 off.
-                    let tolerance = 1e-6 + 1e-5 * difference.abs();
+                    let tolerance = 1e-8 + 1e-7 * difference.abs();
                     let error = (grad[at] - difference).abs();
                     assert!(
                         error < tolerance,
@@ -158,6 +160,10 @@ mod gradients {
 mod sizes {
     use super::*;
 
+    fn count(cfg: &Config) -> usize {
+        count_params(|vb| VisionTransformer::new(cfg, vb))
+    }
+
     /// As published (timm, MAE, CLIP's vision tower without its projection, `google/vit-base-patch16-224`), each with
     /// a head of 1000 classes at 224 pixels, in millions.
     #[test]
@@ -178,43 +184,11 @@ mod sizes {
         .into();
         assert_eq!(Config::SIZES.len(), published.len());
         for (name, constructor) in Config::SIZES {
-            let millions = constructor(1000).num_params() as f64 / 1e6;
+            let millions = count(&constructor(1000)) as f64 / 1e6;
             assert!((millions - published[name]).abs() <= 0.05, "{name}: {millions:.2}");
         }
         // Exactly, where the number itself is published.
-        assert_eq!(Config::hf_base(1000).num_params(), 86_567_656);
-    }
-
-    #[test]
-    fn are_what_the_model_holds() {
-        let mut configs = tiny_forms(7);
-        let tall = Config {
-            image_size: (8, 20),
-            in_channels: 2,
-            ..tiny(Config::clip_base(7))
-        };
-        configs.push(("tall", tall));
-        let bare = Config {
-            layer_scale: None,
-            patch_bias: false,
-            depth: 1,
-            mlp_dim: 10,
-            ..tiny(Config::deit3_tiny(7))
-        };
-        configs.push(("bare", bare));
-        let odd = Config {
-            layer_scale: Some(0.1),
-            pre_norm: true,
-            patch_bias: true,
-            pool: Pool::Mean,
-            class_token_position: false,
-            ..tiny(Config::hf_base(7))
-        };
-        configs.push(("odd", odd));
-        for (name, cfg) in configs {
-            let (_, params) = vit(&cfg, 0);
-            assert_eq!(params.num_elements(), cfg.num_params(), "{name}");
-        }
+        assert_eq!(count(&Config::hf_base(1000)), 86_567_656);
     }
 
     #[test]
@@ -276,7 +250,6 @@ mod image_shapes {
         };
         let (cropping, params) = vit(&cfg, 1);
         assert_eq!(params.get("pos_embed").unwrap().dims(), [1, 121, 8]);
-        assert_eq!(params.num_elements(), cfg.num_params());
         let xs = randn((2, 3, 160, 160), "remainder");
         assert_eq!(cropping.grid(&xs).unwrap(), Grid::new(11, 11));
         assert_eq!(
@@ -696,7 +669,15 @@ mod dropped_tokens {
                 })
                 .unwrap();
             assert_eq!(step.mask.unwrap().num_keep(), 1);
-            let (_, class): (_, &Var) = params.iter().find(|(name, _)| name.contains("cl")).unwrap();
+            let is_class_token = |name: &str| name.ends_with("cls_token") || name.ends_with("class_embedding");
+            let class: Vec<&Var> = params
+                .iter()
+                .filter(|(name, _)| is_class_token(name))
+                .map(|(_, var)| var)
+                .collect();
+            let [class] = class[..] else {
+                panic!("{name}: {} class tokens", class.len());
+            };
             assert!(
                 numbers(step.grads.get(class).unwrap()).iter().any(|&g| g != 0.),
                 "{name}"

@@ -24,7 +24,8 @@ pub trait Dataset {
 
     fn test_len(&self) -> usize;
 
-    /// Every training image once, in an order that `(seed, epoch)` decides. The last batch may be smaller.
+    /// Every training image once, in an order that `(seed, epoch)` decides. The last batch may be smaller, and the one
+    /// before it by one: see [`training_batches`].
     fn train_batches(&self, seed: u64, epoch: usize, batch_size: usize) -> Batches<'_>;
 
     /// Every test image once, in a fixed order. The last batch may be smaller.
@@ -59,6 +60,18 @@ pub fn permutation(n: usize, rng: &mut impl Rng) -> Vec<usize> {
         order.swap(i, rng.random_range(0..=i as u32) as usize);
     }
     order
+}
+
+/// `order` in batches for training. The last may be smaller, but is not a single image where another could spare one:
+/// batch norm of one image whose map is a single pixel has no variance to divide by.
+pub fn training_batches(order: &[usize], batch_size: usize) -> Vec<Vec<usize>> {
+    let mut batches: Vec<Vec<usize>> = order.chunks(batch_size).map(<[usize]>::to_vec).collect();
+    if let [.., before, last] = &mut batches[..] {
+        if last.len() == 1 && before.len() > 2 {
+            last.splice(0..0, before.pop());
+        }
+    }
+    batches
 }
 
 /// `n` of the numbers below `pool`, drawn by `seed`, sorted.
@@ -112,6 +125,28 @@ mod tests {
         }
         assert_eq!(count.len(), 6);
         assert!(count.values().all(|&n| (850..1150).contains(&n)), "{count:?}");
+    }
+
+    #[test]
+    fn a_single_image_gets_company_from_the_batch_before() {
+        let sizes = |images: usize, batch_size| {
+            let order: Vec<usize> = (0..images).rev().collect();
+            let batches = training_batches(&order, batch_size);
+            assert_eq!(batches.concat(), order);
+            // As many steps as the schedule counts.
+            assert_eq!(batches.len(), images.div_ceil(batch_size));
+            batches.iter().map(Vec::len).collect::<Vec<_>>()
+        };
+        assert_eq!(sizes(65, 64), [63, 2]);
+        assert_eq!(sizes(129, 64), [64, 63, 2]);
+        assert_eq!(sizes(66, 64), [64, 2]);
+        assert_eq!(sizes(64, 64), [64]);
+        assert_eq!(sizes(7, 3), [3, 2, 2]);
+        // There is no other image, or none can be spared.
+        assert_eq!(sizes(1, 64), [1]);
+        assert_eq!(sizes(5, 2), [2, 2, 1]);
+        assert_eq!(sizes(3, 1), [1, 1, 1]);
+        assert!(sizes(0, 64).is_empty());
     }
 
     #[test]

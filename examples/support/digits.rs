@@ -3,7 +3,7 @@
 //! Optical Recognition of Handwritten Digits, E. Alpaydin and C. Kaynak, UCI Machine Learning Repository, 1998,
 //! doi 10.24432/C50P49, CC BY 4.0.
 
-use super::data::{permutation, rng, subset, Batch, Batches, Dataset, Purpose};
+use super::data::{permutation, rng, subset, training_batches, Batch, Batches, Dataset, Purpose};
 use anyhow::{ensure, Context, Result};
 use candle_core::{Device, Tensor};
 use safetensors::SafeTensors;
@@ -88,11 +88,8 @@ impl Dataset for Digits {
     fn train_batches(&self, seed: u64, epoch: usize, batch_size: usize) -> Batches<'_> {
         let order = permutation(self.train.len(), &mut rng(seed, epoch, 0, Purpose::Order));
         let order: Vec<usize> = order.into_iter().map(|i| self.train[i]).collect();
-        let batches = order.len().div_ceil(batch_size);
-        Box::new((0..batches).map(move |b| {
-            let end = order.len().min((b + 1) * batch_size);
-            self.batch(&order[b * batch_size..end])
-        }))
+        let batches = training_batches(&order, batch_size).into_iter();
+        Box::new(batches.map(|indices| self.batch(&indices)))
     }
 
     fn test_batches(&self, batch_size: usize) -> Batches<'_> {
@@ -186,6 +183,9 @@ mod tests {
         let sizes: Vec<usize> = batches.iter().map(|b| b.labels.dims()[0]).collect();
         assert_eq!(sizes, [64, 64, 64, 64, 44]);
         assert_eq!(batches[0].images.dims(), [64, 1, 8, 8]);
+        let one_more = load(65, 5);
+        let sizes = one_more.train_batches(5, 0, 64).map(|b| b.unwrap().labels.dims()[0]);
+        assert_eq!(sizes.collect::<Vec<_>>(), [63, 2]);
         let (first, second) = (
             labels(digits.train_batches(5, 0, 64)),
             labels(digits.train_batches(5, 1, 64)),

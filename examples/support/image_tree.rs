@@ -1,6 +1,6 @@
 //! A directory of images as ImageNet's is laid out: `train/CLASS/*` and `val/CLASS/*`, JPEG, PNG or WebP.
 
-use super::data::{permutation, rng, subset, Batch, Batches, Dataset, Purpose};
+use super::data::{permutation, rng, subset, training_batches, Batch, Batches, Dataset, Purpose};
 use super::prefetch::Prefetch;
 use super::transform::{Draw, Transform};
 use candle_core::{Device, Tensor};
@@ -130,13 +130,11 @@ impl ImageTree {
     fn batches(
         &self,
         split: &Arc<Split>,
-        order: Vec<usize>,
-        batch_size: usize,
+        batches: Vec<Vec<usize>>,
         draw: impl Fn(usize) -> Draw + Send + Sync + 'static,
     ) -> Batches<'_> {
         let (loader, split) = (self.loader.clone(), split.clone());
-        let chunks: Vec<Vec<usize>> = order.chunks(batch_size).map(<[usize]>::to_vec).collect();
-        let decoded = chunks
+        let decoded = batches
             .into_iter()
             .map(move |indices| Ok(loader.load(&split, &indices, &draw)?))
             .filter(|batch: &anyhow::Result<Decoded>| !matches!(batch, Ok((_, labels)) if labels.is_empty()));
@@ -172,15 +170,15 @@ impl Dataset for ImageTree {
 
     fn train_batches(&self, seed: u64, epoch: usize, batch_size: usize) -> Batches<'_> {
         let order = permutation(self.train_len(), &mut rng(seed, epoch, 0, Purpose::Order));
-        self.batches(&self.train, order, batch_size, move |index| Draw::Train {
-            seed,
-            epoch,
-            index,
+        self.batches(&self.train, training_batches(&order, batch_size), move |index| {
+            Draw::Train { seed, epoch, index }
         })
     }
 
     fn test_batches(&self, batch_size: usize) -> Batches<'_> {
-        self.batches(&self.test, (0..self.test_len()).collect(), batch_size, |_| Draw::Test)
+        let order: Vec<usize> = (0..self.test_len()).collect();
+        let batches = order.chunks(batch_size).map(<[usize]>::to_vec).collect();
+        self.batches(&self.test, batches, |_| Draw::Test)
     }
 
     fn skipped(&self) -> usize {
@@ -373,6 +371,8 @@ mod tests {
         let train = contents(tree.train_batches(0, 0, 4));
         assert_eq!(train.iter().map(|b| b.0[0]).collect::<Vec<_>>(), [4, 2]);
         assert_eq!(train[0].0[1..], [3, 16, 16]);
+        let five = contents(tree.train_batches(0, 0, 5));
+        assert_eq!(five.iter().map(|b| b.0[0]).collect::<Vec<_>>(), [4, 2]);
         let mut labels: Vec<u32> = train.iter().flat_map(|b| b.2.clone()).collect();
         labels.sort_unstable();
         assert_eq!(labels, [0, 0, 0, 1, 1, 1]);

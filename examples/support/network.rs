@@ -6,7 +6,7 @@ use super::transform::Normalization;
 use anyhow::{ensure, Result};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use masksub::models::vit::{Layout, Pool};
-use masksub::models::{resnet, swin, vit};
+use masksub::models::{resnet, swin, vit, Constructor};
 
 /// A network's configuration. Each family hides things in its own way.
 #[derive(Clone, Debug)]
@@ -127,7 +127,7 @@ impl Network {
     }
 }
 
-fn vit(name: &str, size: Option<vit::Constructor>, num_classes: usize, flags: &Flags) -> Result<Network> {
+fn vit(name: &str, size: Option<Constructor<vit::Config>>, num_classes: usize, flags: &Flags) -> Result<Network> {
     let cfg = match size {
         Some(size) => size(num_classes),
         None => vit::Config {

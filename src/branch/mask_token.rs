@@ -49,8 +49,10 @@ impl<G: MaskGenerator, M: MaskTokenModel + ?Sized> SubBranch<M> for MaskToken<G>
         let (tokens, grid) = model.embed(xs, pass)?;
         let factor = grid.height / blocks.height;
         if factor == 0 || grid != Grid::new(blocks.height * factor, blocks.width * factor) {
+            // The blocks divide the image, so this is its height over the grid's.
+            let pixels = blocks.height * block / grid.height.max(1);
             let value = format!("{block} pixels, {blocks} of them over a grid of {grid} positions");
-            return Err(Error::invalid("block", value, "a multiple of the pixels of one position").into());
+            return Err(Error::invalid("block", value, format!("a multiple of {pixels} pixels")).into());
         }
         let mask = self.masking.generate(batch, blocks, key)?;
         let hidden = mask.upsample(factor)?.replace(&tokens, model.mask_token())?;

@@ -1,6 +1,12 @@
 //! Vision models that can be trained, under the names their published checkpoints use.
 
-mod naming;
+mod linear;
+mod pool;
 pub mod resnet;
+mod rules;
 pub mod swin;
 pub mod vit;
+mod vit_names;
+
+/// Makes the configuration of one size for a number of classes.
+pub type Constructor<C> = fn(usize) -> C;

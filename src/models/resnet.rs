@@ -4,9 +4,11 @@ use candle_core::{Result, Tensor};
 use candle_nn::init::{FanInOut, NonLinearity, NormalOrUniform};
 use candle_nn::{Init, ModuleT, VarBuilder};
 
+use super::linear::{pytorch_default, Linear};
+use super::{pool, rules, Constructor};
 use crate::branch::{Forward, Pass};
 use crate::error::Error;
-use crate::nn::{batch_norm, BatchNorm};
+use crate::nn::{batch_norm_from, BatchNorm};
 use crate::ops;
 
 /// What a stage is made of.
@@ -27,9 +29,6 @@ impl BlockKind {
         }
     }
 }
-
-/// Makes the configuration of one size for a number of classes.
-pub type Constructor = fn(usize) -> Config;
 
 /// Everything that makes one ResNet differ from another.
 ///
@@ -100,7 +99,7 @@ impl Config {
     }
 
     /// The published sizes by name, with the constructor of each: what a `--model` flag offers.
-    pub const SIZES: [(&'static str, Constructor); 5] = [
+    pub const SIZES: [(&'static str, Constructor<Self>); 5] = [
         ("resnet18", Self::resnet18),
         ("resnet34", Self::resnet34),
         ("resnet50", Self::resnet50),
@@ -109,20 +108,16 @@ impl Config {
     ];
 
     fn check(&self) -> crate::error::Result<()> {
-        let positive = [
+        rules::check_counts([
             ("stem_channels", self.stem_channels),
             ("in_channels", self.in_channels),
             ("num_classes", self.num_classes),
-            ("depths", self.depths.into_iter().min().unwrap_or(0)),
-            ("channels", self.channels.into_iter().min().unwrap_or(0)),
-        ];
-        if let Some((argument, value)) = positive.into_iter().find(|(_, value)| *value == 0) {
-            return Err(Error::invalid(argument, value, "at least 1"));
-        }
-        if !(0. ..1.).contains(&self.drop_path) {
-            return Err(Error::invalid("drop_path", self.drop_path, "at least 0 and below 1"));
-        }
-        Ok(())
+        ])?;
+        rules::check_counts(self.depths.map(|depth| ("depths", depth)))?;
+        rules::check_counts(self.channels.map(|channels| ("channels", channels)))?;
+        rules::check_rate("drop_path", self.drop_path)?;
+        ops::check_eps("norm_eps", self.norm_eps)?;
+        crate::nn::check_momentum("norm_momentum", self.norm_momentum)
     }
 
     fn norm(&self) -> candle_nn::BatchNormConfig {
@@ -151,8 +146,15 @@ struct Geometry {
 }
 
 impl ConvNorm {
-    fn new(cfg: &Config, channels: (usize, usize), at: Geometry, conv: VarBuilder, norm: VarBuilder) -> Result<Self> {
-        let (in_channels, out_channels) = channels;
+    /// `scale` is the initial weight of the norm.
+    fn new(
+        cfg: &Config,
+        (in_channels, out_channels): (usize, usize),
+        at: Geometry,
+        scale: f64,
+        conv: VarBuilder,
+        norm: VarBuilder,
+    ) -> Result<Self> {
         // timm and torchvision: He et al., arXiv 1502.01852, by fan out.
         let init = Init::Kaiming {
             dist: NormalOrUniform::Normal,
@@ -162,7 +164,7 @@ impl ConvNorm {
         let shape = (out_channels, in_channels, at.kernel, at.kernel);
         Ok(Self {
             weight: conv.get_with_hints(shape, "weight", init)?,
-            norm: batch_norm(out_channels, cfg.norm(), norm)?,
+            norm: batch_norm_from(out_channels, cfg.norm(), scale, norm)?,
             stride: at.stride,
             padding: at.kernel / 2,
         })
@@ -204,12 +206,9 @@ impl Block {
         };
         let last = convs.len();
         let convs = (1..).zip(convs).map(|(number, (channels, at))| {
-            let norm = vb.pp(format!("bn{number}"));
-            if number == last && cfg.zero_init_last {
-                // The first to ask decides the initial value.
-                norm.get_with_hints(out_channels, "weight", Init::Const(0.))?;
-            }
-            ConvNorm::new(cfg, channels, at, vb.pp(format!("conv{number}")), norm)
+            let scale = if number == last && cfg.zero_init_last { 0. } else { 1. };
+            let (conv, norm) = (vb.pp(format!("conv{number}")), vb.pp(format!("bn{number}")));
+            ConvNorm::new(cfg, channels, at, scale, conv, norm)
         });
         let downsample = vb.pp("downsample");
         Ok(Self {
@@ -219,6 +218,7 @@ impl Block {
                     cfg,
                     (in_channels, out_channels),
                     strided(1),
+                    1.,
                     downsample.pp(0),
                     downsample.pp(1),
                 )?),
@@ -254,8 +254,7 @@ impl Block {
 pub struct ResNet {
     stem: ConvNorm,
     blocks: Vec<Block>,
-    fc_weight: Tensor,
-    fc_bias: Tensor,
+    fc: Linear,
     in_channels: usize,
 }
 
@@ -272,6 +271,7 @@ impl ResNet {
             cfg,
             (cfg.in_channels, cfg.stem_channels),
             stem,
+            1.,
             vb.pp("conv1"),
             vb.pp("bn1"),
         )?;
@@ -282,20 +282,16 @@ impl ResNet {
             let vb = vb.pp(format!("layer{}", stage + 1));
             for index in 0..depth {
                 let stride = if stage > 0 && index == 0 { 2 } else { 1 };
-                let drop_path = cfg.drop_path * blocks.len() as f64 / (total.max(2) - 1) as f64;
+                let drop_path = rules::linear_drop_path(cfg.drop_path, blocks.len(), total);
                 blocks.push(Block::new(cfg, in_channels, width, stride, drop_path, vb.pp(index))?);
                 in_channels = width * cfg.block.expansion();
             }
         }
-        // PyTorch's default for a linear layer.
-        let bound = 1. / (in_channels as f64).sqrt();
-        let uniform = Init::Uniform { lo: -bound, up: bound };
-        let fc = vb.pp("fc");
+        let uniform = pytorch_default(in_channels);
         Ok(Self {
             stem,
             blocks,
-            fc_weight: fc.get_with_hints((cfg.num_classes, in_channels), "weight", uniform)?,
-            fc_bias: fc.get_with_hints(cfg.num_classes, "bias", uniform)?,
+            fc: Linear::new(in_channels, cfg.num_classes, uniform, uniform, vb.pp("fc"))?,
             in_channels: cfg.in_channels,
         })
     }
@@ -315,7 +311,7 @@ impl Forward for ResNet {
         for block in &self.blocks {
             ys = block.forward(&ys, pass)?;
         }
-        ops::linear(&ys.mean((2, 3))?, &self.fc_weight, Some(&self.fc_bias))
+        self.fc.forward(&pool::mean(&ys, (2, 3))?)
     }
 }
 
@@ -325,5 +321,32 @@ impl ModuleT for ResNet {
         let logits = self.forward_pass(xs, &mut pass)?;
         pass.commit()?;
         Ok(logits)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::Seed;
+    use crate::weights::Weights;
+    use candle_core::{DType, Device};
+
+    #[test]
+    fn drop_path_grows_over_the_blocks_of_all_stages() {
+        let cfg = Config {
+            depths: [1, 2, 1, 1],
+            channels: [1, 1, 1, 1],
+            drop_path: 0.2,
+            ..Config::resnet18(2)
+        };
+        let net = ResNet::new(
+            &cfg,
+            Weights::seeded(Seed::new(0)).var_builder(DType::F32, &Device::Cpu),
+        )
+        .unwrap();
+        let rates = net.blocks.iter().map(|block| block.drop_path);
+        for (rate, expected) in rates.zip([0., 0.05, 0.1, 0.15, 0.2]) {
+            assert!((rate - expected).abs() < 1e-12, "{rate} instead of {expected}");
+        }
     }
 }

@@ -3,6 +3,8 @@
 use candle_core::{Result, Tensor};
 use candle_nn::{Init, Module, ModuleT, VarBuilder};
 
+use super::linear::{normal, pytorch_default, Linear};
+use super::{pool, rules, Constructor};
 use crate::branch::{Forward, MaskTokenModel, Pass};
 use crate::error::Error;
 use crate::grid::Grid;
@@ -15,11 +17,11 @@ pub enum Layout {
     /// The authors': the merging behind stage s is `layers.s.downsample`, the head is `head`.
     Microsoft,
     /// timm's (from 0.9 on): the merging before stage s is `layers.s.downsample`, the head is `head.fc`.
+    ///
+    /// Where a side of a stage is no longer than a window, timm gives each side a window and a shift of its own, as the
+    /// authors' code does not. An `image_size` for which that makes a difference is refused; square ones never are.
     Timm,
 }
-
-/// Makes the configuration of one size for a number of classes.
-pub type Constructor = fn(usize) -> Config;
 
 /// Everything that makes one Swin differ from another.
 ///
@@ -90,7 +92,7 @@ impl Config {
     }
 
     /// The published sizes by name, with the constructor of each: what a `--model` flag offers.
-    pub const SIZES: [(&'static str, Constructor); 3] = [
+    pub const SIZES: [(&'static str, Constructor<Self>); 3] = [
         ("swin-tiny", Self::tiny),
         ("swin-small", Self::small),
         ("swin-base", Self::base),
@@ -98,34 +100,34 @@ impl Config {
 
     /// The layout of each stage's tokens, and the window it uses: the whole side where that is smaller.
     fn stages(&self) -> crate::error::Result<Vec<Stage>> {
-        let positive = [
+        // Of more, the first would need images of 2^16 tokens a side.
+        const MOST_STAGES: usize = 16;
+        rules::check_counts([
             ("patch_size", self.patch_size),
             ("in_channels", self.in_channels),
             ("num_classes", self.num_classes),
             ("embed_dim", self.embed_dim),
             ("window_size", self.window_size),
             ("mlp_ratio", self.mlp_ratio),
-            ("depths", self.depths.iter().copied().min().unwrap_or(0)),
-        ];
-        if let Some((argument, value)) = positive.into_iter().find(|(_, value)| *value == 0) {
-            return Err(Error::invalid(argument, value, "at least 1"));
+            ("image_size", self.image_size.0),
+            ("image_size", self.image_size.1),
+        ])?;
+        rules::check_counts(self.depths.iter().map(|&depth| ("depths", depth)))?;
+        rules::patch_len(self.in_channels, self.patch_size)?;
+        if !(1..=MOST_STAGES).contains(&self.depths.len()) {
+            let value = format!("{} stages", self.depths.len());
+            return Err(Error::invalid("depths", value, format!("1 to {MOST_STAGES}")));
         }
         if self.num_heads.len() != self.depths.len() {
             let allowed = format!("as many as depths, {}", self.depths.len());
             return Err(Error::invalid("num_heads", format!("{:?}", self.num_heads), allowed));
         }
-        for (argument, rate) in [("dropout", self.dropout), ("drop_path", self.drop_path)] {
-            if !(0. ..1.).contains(&rate) {
-                return Err(Error::invalid(argument, rate, "at least 0 and below 1"));
-            }
-        }
+        rules::check_rate("dropout", self.dropout)?;
+        rules::check_rate("drop_path", self.drop_path)?;
+        ops::check_eps("norm_eps", self.norm_eps)?;
         let (height, width) = self.image_size;
         let size = format!("{height} x {width}");
-        if height == 0
-            || width == 0
-            || !height.is_multiple_of(self.patch_size)
-            || !width.is_multiple_of(self.patch_size)
-        {
+        if !height.is_multiple_of(self.patch_size) || !width.is_multiple_of(self.patch_size) {
             let allowed = format!("multiples of the patch, {} pixels", self.patch_size);
             return Err(Error::invalid("image_size", size, allowed));
         }
@@ -138,12 +140,21 @@ impl Config {
                 let allowed = format!("a divisor of the width, {dim}, in stage {index}");
                 return Err(Error::invalid("num_heads", num_heads, allowed));
             }
-            let shorter = grid.height.min(grid.width);
-            let (window, shift) = match shorter <= self.window_size {
-                true => (shorter, 0),
+            let window_along = |side: usize| match side <= self.window_size {
+                true => (side, 0),
                 false => (self.window_size, self.window_size / 2),
             };
+            // As in the authors' code, the shorter side decides for both.
+            let (window, shift) = window_along(grid.height.min(grid.width));
             let pixels = self.patch_size << index;
+            if self.layout == Layout::Timm && window_along(grid.height.max(grid.width)) != (window, shift) {
+                let allowed = format!(
+                    "square, or of more than {} pixels on each side: in stage {index}, of {grid} tokens of {pixels} pixels, \
+                     timm's windows would be no squares of {window} tokens (or take Layout::Microsoft)",
+                    self.window_size * pixels
+                );
+                return Err(Error::invalid("image_size", size, allowed));
+            }
             if !grid.height.is_multiple_of(window) || !grid.width.is_multiple_of(window) {
                 let allowed = format!(
                     "multiples of {} pixels: stage {index} has windows of {window} x {window} tokens of {pixels} pixels \
@@ -186,32 +197,10 @@ struct Stage {
     num_heads: usize,
 }
 
-#[derive(Clone, Debug)]
-struct Linear {
-    weight: Tensor,
-    bias: Option<Tensor>,
-}
+const NORMAL: Init = normal(0.02);
 
-const NORMAL: Init = Init::Randn { mean: 0., stdev: 0.02 };
-
-impl Linear {
-    fn new(in_dim: usize, out_dim: usize, vb: VarBuilder) -> Result<Self> {
-        Ok(Self {
-            bias: Some(vb.get_with_hints(out_dim, "bias", Init::Const(0.))?),
-            ..Self::no_bias(in_dim, out_dim, vb)?
-        })
-    }
-
-    fn no_bias(in_dim: usize, out_dim: usize, vb: VarBuilder) -> Result<Self> {
-        Ok(Self {
-            weight: vb.get_with_hints((out_dim, in_dim), "weight", NORMAL)?,
-            bias: None,
-        })
-    }
-
-    fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        ops::linear(xs, &self.weight, self.bias.as_ref())
-    }
+fn linear(in_dim: usize, out_dim: usize, vb: VarBuilder) -> Result<Linear> {
+    Linear::new(in_dim, out_dim, NORMAL, Init::Const(0.), vb)
 }
 
 /// Attention within windows and an MLP, each a residual branch behind a layer norm.
@@ -245,12 +234,12 @@ impl Block {
             shift,
             mask,
             norm1: layer_norm(d, cfg.norm_eps, vb.pp("norm1"))?,
-            qkv: Linear::new(d, 3 * d, attn.pp("qkv"))?,
+            qkv: linear(d, 3 * d, attn.pp("qkv"))?,
             table: attn.get_with_hints((side * side, stage.num_heads), "relative_position_bias_table", NORMAL)?,
-            proj: Linear::new(d, d, attn.pp("proj"))?,
+            proj: linear(d, d, attn.pp("proj"))?,
             norm2: layer_norm(d, cfg.norm_eps, vb.pp("norm2"))?,
-            fc1: Linear::new(d, hidden, vb.pp("mlp.fc1"))?,
-            fc2: Linear::new(hidden, d, vb.pp("mlp.fc2"))?,
+            fc1: linear(d, hidden, vb.pp("mlp.fc1"))?,
+            fc2: linear(hidden, d, vb.pp("mlp.fc2"))?,
             dropout: cfg.dropout,
             drop_path,
         })
@@ -292,7 +281,7 @@ impl Merging {
         Ok(Self {
             grid: stage.grid,
             norm: layer_norm(4 * stage.dim, cfg.norm_eps, vb.pp("norm"))?,
-            reduction: Linear::no_bias(4 * stage.dim, 2 * stage.dim, vb.pp("reduction"))?,
+            reduction: Linear::no_bias(4 * stage.dim, 2 * stage.dim, NORMAL, vb.pp("reduction"))?,
         })
     }
 
@@ -328,11 +317,10 @@ impl SwinTransformer {
     pub fn new(cfg: &Config, vb: VarBuilder) -> Result<Self> {
         let layouts = cfg.stages()?;
         let (d, p) = (cfg.embed_dim, cfg.patch_size);
-        let in_dim = cfg.in_channels * p * p;
+        let in_dim = rules::patch_len(cfg.in_channels, p)?;
         let patch = vb.pp("patch_embed");
-        // The convolution keeps PyTorch's default, uniform within 1 / sqrt(fan in).
-        let bound = 1. / (in_dim as f64).sqrt();
-        let uniform = Init::Uniform { lo: -bound, up: bound };
+        // The published code leaves the convolution at PyTorch's default.
+        let uniform = pytorch_default(in_dim);
         let kernel = patch.get_with_hints((d, cfg.in_channels, p, p), "proj.weight", uniform)?;
         let total: usize = cfg.depths.iter().sum();
         let mut first = 0;
@@ -340,7 +328,7 @@ impl SwinTransformer {
         for (index, (&stage, &depth)) in layouts.iter().zip(&cfg.depths).enumerate() {
             let below = vb.pp("layers").pp(index);
             let blocks = (0..depth).map(|block| {
-                let drop_path = cfg.drop_path * (first + block) as f64 / (total.max(2) - 1) as f64;
+                let drop_path = rules::linear_drop_path(cfg.drop_path, first + block, total);
                 Block::new(cfg, stage, block, drop_path, below.pp("blocks").pp(block))
             });
             let blocks = blocks.collect::<Result<_>>()?;
@@ -370,7 +358,7 @@ impl SwinTransformer {
             mask_token: vb.get_with_hints((1, 1, d), "mask_token", NORMAL)?,
             stages,
             norm: layer_norm(width, cfg.norm_eps, vb.pp("norm"))?,
-            head: Linear::new(width, cfg.num_classes, head)?,
+            head: linear(width, cfg.num_classes, head)?,
         })
     }
 
@@ -410,8 +398,7 @@ impl MaskTokenModel for SwinTransformer {
                 tokens = merging.forward(&tokens)?;
             }
         }
-        let pooled = self.norm.forward(&tokens)?.mean(1)?;
-        self.head.forward(&pooled)
+        self.head.forward(&pool::mean(&self.norm.forward(&tokens)?, 1)?)
     }
 }
 
@@ -425,5 +412,66 @@ impl Forward for SwinTransformer {
 impl ModuleT for SwinTransformer {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
         self.forward_pass(xs, &mut Pass::without_key(train))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::Seed;
+    use crate::weights::Weights;
+    use candle_core::{DType, Device};
+
+    fn build(cfg: &Config) -> SwinTransformer {
+        SwinTransformer::new(cfg, Weights::seeded(Seed::new(0)).var_builder(DType::F32, &Device::Cpu)).unwrap()
+    }
+
+    fn small(image_size: (usize, usize), window_size: usize) -> Config {
+        Config {
+            image_size,
+            patch_size: 1,
+            embed_dim: 2,
+            depths: vec![2, 2],
+            num_heads: vec![1, 2],
+            window_size,
+            drop_path: 0.3,
+            ..Config::tiny(2)
+        }
+    }
+
+    /// Window, shift and whether there is a mask, of each block.
+    fn windows(cfg: &Config) -> Vec<(usize, usize, bool)> {
+        let blocks = build(cfg).stages.into_iter().flat_map(|(blocks, _)| blocks);
+        blocks
+            .map(|block| (block.stage.window, block.shift, block.mask.is_some()))
+            .collect()
+    }
+
+    #[test]
+    fn every_second_block_is_shifted_unless_a_side_is_one_window() {
+        assert_eq!(
+            windows(&small((8, 16), 4)),
+            [(4, 0, false), (4, 2, true), (4, 0, false), (4, 0, false)]
+        );
+        assert_eq!(
+            windows(&small((6, 12), 7)),
+            [(6, 0, false), (6, 0, false), (3, 0, false), (3, 0, false)]
+        );
+        assert_eq!(
+            windows(&small((12, 12), 3)),
+            [(3, 0, false), (3, 1, true), (3, 0, false), (3, 1, true)]
+        );
+    }
+
+    #[test]
+    fn drop_path_grows_over_the_blocks_of_all_stages() {
+        let stages = build(&small((8, 8), 4)).stages;
+        let rates = stages
+            .iter()
+            .flat_map(|(blocks, _)| blocks)
+            .map(|block| block.drop_path);
+        for (rate, expected) in rates.zip([0., 0.1, 0.2, 0.3]) {
+            assert!((rate - expected).abs() < 1e-12, "{rate} instead of {expected}");
+        }
     }
 }

@@ -3,7 +3,9 @@
 use candle_core::{Result, Tensor};
 use candle_nn::{Init, Module, ModuleT, VarBuilder};
 
-use super::naming::{Names, Qkv, CLIP, HUGGING_FACE, TIMM};
+use super::linear::{normal, pytorch_default, Linear};
+use super::vit_names::{Names, Qkv, CLIP, HUGGING_FACE, TIMM};
+use super::{pool, rules, Constructor};
 use crate::branch::{Forward, Pass, TokenModel};
 use crate::error::Error;
 use crate::grid::Grid;
@@ -40,9 +42,6 @@ pub enum Activation {
     QuickGelu,
 }
 
-/// Makes the configuration of one size for a number of classes.
-pub type Constructor = fn(usize) -> Config;
-
 /// What the head reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pool {
@@ -60,7 +59,7 @@ pub enum Pool {
 /// use masksub::models::vit::Config;
 /// let small = Config { drop_path: 0.05, ..Config::deit3_small(1000) };
 /// let digits = Config { embed_dim: 64, depth: 6, num_heads: 4, ..Config::deit3_tiny(10) }.with_input(8, 2, 1);
-/// assert_eq!(small.num_params(), 22_059_496);
+/// assert_eq!((small.embed_dim, small.depth, digits.image_size), (384, 12, (8, 8)));
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -226,7 +225,7 @@ impl Config {
     }
 
     /// The published sizes by name, with the constructor of each: what a `--model` flag offers.
-    pub const SIZES: [(&'static str, Constructor); 11] = [
+    pub const SIZES: [(&'static str, Constructor<Self>); 11] = [
         ("deit3-tiny", Self::deit3_tiny),
         ("deit3-small", Self::deit3_small),
         ("deit3-base", Self::deit3_base),
@@ -255,23 +254,11 @@ impl Config {
         Grid::new(self.image_size.0 / self.patch_size, self.image_size.1 / self.patch_size)
     }
 
-    /// How many numbers the model's parameters hold.
-    pub fn num_params(&self) -> usize {
-        let d = self.embed_dim;
-        let patch = d * self.in_channels * self.patch_size * self.patch_size + if self.patch_bias { d } else { 0 };
-        let positions = (self.grid().len() + usize::from(self.class_token_position)) * d;
-        let norm = 2 * d;
-        let scales = if self.layer_scale.is_some() { 2 * d } else { 0 };
-        let block = 2 * norm + 3 * (d * d + d) + (d * d + d) + scales + 2 * d * self.mlp_dim + self.mlp_dim + d;
-        let norms = norm * (1 + usize::from(self.pre_norm));
-        patch + d + positions + self.depth * block + norms + (d + 1) * self.num_classes
-    }
-
     /// The drop-path rate of block `index`.
     fn drop_path_at(&self, index: usize) -> f64 {
         match self.drop_path_schedule {
             DropPathSchedule::Constant => self.drop_path,
-            DropPathSchedule::Linear => self.drop_path * index as f64 / (self.depth.max(2) - 1) as f64,
+            DropPathSchedule::Linear => rules::linear_drop_path(self.drop_path, index, self.depth),
         }
     }
 
@@ -284,7 +271,7 @@ impl Config {
     }
 
     fn check(&self) -> crate::error::Result<()> {
-        let positive = [
+        rules::check_counts([
             ("patch_size", self.patch_size),
             ("in_channels", self.in_channels),
             ("num_classes", self.num_classes),
@@ -292,19 +279,17 @@ impl Config {
             ("depth", self.depth),
             ("num_heads", self.num_heads),
             ("mlp_dim", self.mlp_dim),
-        ];
-        if let Some((argument, value)) = positive.into_iter().find(|(_, value)| *value == 0) {
-            return Err(Error::invalid(argument, value, "at least 1"));
-        }
+            ("image_size", self.image_size.0),
+            ("image_size", self.image_size.1),
+        ])?;
+        rules::patch_len(self.in_channels, self.patch_size)?;
         if !self.embed_dim.is_multiple_of(self.num_heads) {
             let allowed = format!("a divisor of embed_dim, {}", self.embed_dim);
             return Err(Error::invalid("num_heads", self.num_heads, allowed));
         }
-        for (argument, rate) in [("dropout", self.dropout), ("drop_path", self.drop_path)] {
-            if !(0. ..1.).contains(&rate) {
-                return Err(Error::invalid(argument, rate, "at least 0 and below 1"));
-            }
-        }
+        rules::check_rate("dropout", self.dropout)?;
+        rules::check_rate("drop_path", self.drop_path)?;
+        ops::check_eps("norm_eps", self.norm_eps)?;
         let (height, width) = self.image_size;
         if !self.fits(height) || !self.fits(width) {
             let value = format!("{height} x {width}");
@@ -328,27 +313,8 @@ impl Config {
     }
 }
 
-/// An affine map of the last dimension.
-#[derive(Clone, Debug)]
-struct Linear {
-    weight: Tensor,
-    bias: Option<Tensor>,
-}
-
-impl Linear {
-    fn new(in_dim: usize, out_dim: usize, std: f64, vb: VarBuilder) -> Result<Self> {
-        // timm's truncated normal cuts at -2 and 2: at these deviations, the plain normal.
-        let init = Init::Randn { mean: 0., stdev: std };
-        Ok(Self {
-            weight: vb.get_with_hints((out_dim, in_dim), "weight", init)?,
-            bias: Some(vb.get_with_hints(out_dim, "bias", Init::Const(0.))?),
-        })
-    }
-
-    fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        ops::linear(xs, &self.weight, self.bias.as_ref())
-    }
-}
+const NORMAL: Init = normal(0.02);
+const ZERO: Init = Init::Const(0.);
 
 /// Query, key and value of all tokens, packed [B, N, 3 D].
 #[derive(Clone, Debug)]
@@ -394,7 +360,7 @@ struct Block {
 impl Block {
     fn new(cfg: &Config, index: usize, vb: VarBuilder) -> Result<Self> {
         let (d, names) = (cfg.embed_dim, cfg.names());
-        let linear = |name: &str, out_dim| Linear::new(d, out_dim, 0.02, vb.pp(name));
+        let linear = |in_dim, out_dim, name: &str| Linear::new(in_dim, out_dim, NORMAL, ZERO, vb.pp(name));
         let gamma = |name: &str| -> Result<_> {
             let scale = cfg.layer_scale;
             scale
@@ -402,17 +368,17 @@ impl Block {
                 .transpose()
         };
         let qkv = match names.qkv {
-            Qkv::Packed(name) => QkvProjection::Packed(linear(name, 3 * d)?),
-            Qkv::Apart([q, k, v]) => QkvProjection::Apart([linear(q, d)?, linear(k, d)?, linear(v, d)?]),
+            Qkv::Packed(name) => QkvProjection::Packed(linear(d, 3 * d, name)?),
+            Qkv::Apart([q, k, v]) => QkvProjection::Apart([linear(d, d, q)?, linear(d, d, k)?, linear(d, d, v)?]),
         };
         Ok(Self {
             norm1: layer_norm(d, cfg.norm_eps, vb.pp(names.norm1))?,
             qkv,
-            proj: linear(names.proj, d)?,
+            proj: linear(d, d, names.proj)?,
             gamma1: gamma(names.gamma1)?,
             norm2: layer_norm(d, cfg.norm_eps, vb.pp(names.norm2))?,
-            fc1: linear(names.fc1, cfg.mlp_dim)?,
-            fc2: Linear::new(cfg.mlp_dim, d, 0.02, vb.pp(names.fc2))?,
+            fc1: linear(d, cfg.mlp_dim, names.fc1)?,
+            fc2: linear(cfg.mlp_dim, d, names.fc2)?,
             gamma2: gamma(names.gamma2)?,
             num_heads: cfg.num_heads,
             activation: cfg.activation,
@@ -495,16 +461,18 @@ impl VisionTransformer {
     pub fn new(cfg: &Config, vb: VarBuilder) -> Result<Self> {
         cfg.check()?;
         let (d, p, names) = (cfg.embed_dim, cfg.patch_size, cfg.names());
-        let normal = Init::Randn { mean: 0., stdev: 0.02 };
-        // timm leaves the patch convolution at PyTorch's default, uniform within 1 / sqrt(fan in).
-        let bound = 1. / ((cfg.in_channels * p * p) as f64).sqrt();
-        let uniform = Init::Uniform { lo: -bound, up: bound };
-        let patch_init = if cfg.layout == Layout::Timm { uniform } else { normal };
+        // timm leaves the patch convolution at PyTorch's default.
+        let (patch_init, bias_init) = match cfg.layout {
+            Layout::Timm => {
+                let uniform = pytorch_default(rules::patch_len(cfg.in_channels, p)?);
+                (uniform, uniform)
+            }
+            Layout::HuggingFace | Layout::Clip => (NORMAL, ZERO),
+        };
         let patch = vb.pp(names.patch_embed);
-        let patch_bias = match (cfg.patch_bias, cfg.layout) {
-            (false, _) => None,
-            (true, Layout::Timm) => Some(patch.get_with_hints(d, "bias", uniform)?),
-            (true, _) => Some(patch.get_with_hints(d, "bias", Init::Const(0.))?),
+        let patch_bias = match cfg.patch_bias {
+            true => Some(patch.get_with_hints(d, "bias", bias_init)?),
+            false => None,
         };
         let positions = cfg.grid().len() + usize::from(cfg.class_token_position);
         let (cls_shape, pos_shape) = match names.batched_embeddings {
@@ -524,17 +492,17 @@ impl VisionTransformer {
             patch_weight: patch.get_with_hints((d, cfg.in_channels, p, p), "weight", patch_init)?,
             patch_bias,
             cls_token: vb
-                .get_with_hints(cls_shape, names.cls_token, normal)?
+                .get_with_hints(cls_shape, names.cls_token, NORMAL)?
                 .reshape((1, 1, d))?,
             pos_embed: vb
-                .get_with_hints(pos_shape, names.pos_embed, normal)?
+                .get_with_hints(pos_shape, names.pos_embed, NORMAL)?
                 .reshape((1, positions, d))?,
             pre_norm,
             blocks: (0..cfg.depth)
                 .map(|index| Block::new(cfg, index, blocks.pp(index)))
                 .collect::<Result<_>>()?,
             norm: layer_norm(d, cfg.norm_eps, vb.pp(norm))?,
-            head: Linear::new(d, cfg.num_classes, cfg.head_init_std, vb.pp(names.head))?,
+            head: Linear::new(d, cfg.num_classes, normal(cfg.head_init_std), ZERO, vb.pp(names.head))?,
             cfg: cfg.clone(),
         })
     }
@@ -574,8 +542,7 @@ impl TokenModel for VisionTransformer {
         1
     }
 
-    fn embed(&self, xs: &Tensor, keep: Option<&Mask>, pass: &mut Pass) -> Result<Tensor> {
-        let _ = pass;
+    fn embed(&self, xs: &Tensor, keep: Option<&Mask>, _: &mut Pass) -> Result<Tensor> {
         self.grid(xs)?;
         let (batch, d) = (xs.dim(0)?, self.cfg.embed_dim);
         let patches = ops::patchify(xs, self.cfg.patch_size)?;
@@ -616,7 +583,7 @@ impl TokenModel for VisionTransformer {
         }
         let pooled = match self.cfg.pool {
             Pool::ClassToken => tokens.narrow(1, 0, 1)?.squeeze(1)?,
-            Pool::Mean => tokens.narrow(1, 1, tokens.dim(1)? - 1)?.mean(1)?,
+            Pool::Mean => pool::mean(&tokens.narrow(1, 1, tokens.dim(1)? - 1)?, 1)?,
         };
         self.head.forward(&self.norm.forward(&pooled.contiguous()?)?)
     }

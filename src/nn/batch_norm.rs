@@ -56,16 +56,21 @@ impl BatchNorm {
 /// `running_mean`, `running_var`.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] for a negative `eps`, a `momentum` outside [0, 1], or a configuration without affine
+/// [`Error::InvalidArgument`] for an `eps` that is negative or not finite, a `momentum` outside [0, 1], or a configuration without affine
 /// parameters or without removal of the mean, which this layer does not offer; those of `vb`.
 pub fn batch_norm<C: Into<BatchNormConfig>>(num_features: usize, config: C, vb: VarBuilder) -> Result<BatchNorm> {
-    let config = config.into();
-    if config.eps.is_nan() || config.eps < 0. {
-        return Err(Error::invalid("eps", config.eps, "at least 0").into());
-    }
-    if !(0. ..=1.).contains(&config.momentum) {
-        return Err(Error::invalid("momentum", config.momentum, "within [0, 1]").into());
-    }
+    batch_norm_from(num_features, config.into(), 1., vb)
+}
+
+/// As [`batch_norm`], with a weight that is `weight` at first. (A residual branch may start at 0.)
+pub(crate) fn batch_norm_from(
+    num_features: usize,
+    config: BatchNormConfig,
+    weight: f64,
+    vb: VarBuilder,
+) -> Result<BatchNorm> {
+    ops::check_eps("eps", config.eps)?;
+    check_momentum("momentum", config.momentum)?;
     if !config.affine || !config.remove_mean {
         let value = format!("affine {}, remove_mean {}", config.affine, config.remove_mean);
         return Err(Error::invalid("config", value, "both true").into());
@@ -75,11 +80,19 @@ pub fn batch_norm<C: Into<BatchNormConfig>>(num_features: usize, config: C, vb: 
         // Variables of the builder's map are taken as they are: what training writes is what is saved.
         running_mean: Var::from_tensor(&get("running_mean", 0.)?)?,
         running_var: Var::from_tensor(&get("running_var", 1.)?)?,
-        weight: get("weight", 1.)?,
+        weight: get("weight", weight)?,
         bias: get("bias", 0.)?,
         eps: config.eps,
         momentum: config.momentum,
     })
+}
+
+/// An error unless `momentum` is a share.
+pub(crate) fn check_momentum(argument: &'static str, momentum: f64) -> crate::error::Result<()> {
+    match (0. ..=1.).contains(&momentum) {
+        true => Ok(()),
+        false => Err(Error::invalid(argument, momentum, "within [0, 1]")),
+    }
 }
 
 impl Forward for BatchNorm {

@@ -23,5 +23,6 @@ mod batch_norm;
 mod layer_norm;
 
 pub use batch_norm::{batch_norm, BatchNorm};
+pub(crate) use batch_norm::{batch_norm_from, check_momentum};
 pub use candle_nn::{BatchNormConfig, LayerNormConfig};
 pub use layer_norm::{layer_norm, layer_norm_no_bias, rms_norm, LayerNorm, RmsNorm};

@@ -111,18 +111,18 @@ impl Dims {
         if heads == 0 {
             return Err(Error::invalid("num_heads", heads, "at least 1"));
         }
-        if !packed.is_multiple_of(3 * heads) {
+        let Some(parts) = heads.checked_mul(3).filter(|parts| packed.is_multiple_of(*parts)) else {
             return Err(Error::shape(
                 "qkv",
                 qkv,
                 format!("[B, N, 3 D] with D a multiple of num_heads = {heads}"),
             ));
-        }
+        };
         Ok(Self {
             batch,
             tokens,
             heads,
-            head_width: packed / (3 * heads),
+            head_width: packed / parts,
         })
     }
 
@@ -518,6 +518,12 @@ mod tests {
         assert_eq!(
             message(&[2, 3, 15], 2),
             format!("qkv has shape [2, 3, 15], but must be {expected}")
+        );
+        // Three times as many heads would be 2 after an overflow.
+        let heads = usize::MAX / 3 + 1;
+        assert_eq!(
+            message(&[2, 3, 4], heads),
+            format!("qkv has shape [2, 3, 4], but must be [B, N, 3 D] with D a multiple of num_heads = {heads}")
         );
         assert_eq!(message(&[3, 15], 1), "qkv has shape [3, 15], but must be [B, N, 3 D]");
         assert_eq!(message(&[2, 3, 15], 0), "num_heads is 0, but must be at least 1");

@@ -42,7 +42,7 @@ pub struct BatchStatistics {
 ///
 /// # Errors
 ///
-/// If the shapes do not fit, `eps` is negative, the dtypes differ or are no floating-point ones, or there is only one
+/// If the shapes do not fit, `eps` is negative or not finite, the dtypes differ or are no floating-point ones, or there is only one
 /// value per channel: its variance would be 0, whatever the value. (PyTorch refuses it, too.)
 ///
 /// ```
@@ -119,7 +119,7 @@ pub fn batch_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resu
 ///
 /// # Errors
 ///
-/// If the shapes do not fit, `eps` is negative, or the dtypes differ or are no floating-point ones.
+/// If the shapes do not fit, `eps` is negative or not finite, or the dtypes differ or are no floating-point ones.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -175,9 +175,7 @@ fn check(xs: &Tensor, vectors: &[(&'static str, &Tensor)], eps: f64) -> crate::e
         kernel::check_vector(argument, tensor, *channels)?;
         kernel::check_same_dtype(argument, tensor, xs)?;
     }
-    if eps.is_nan() || eps < 0.0 {
-        return Err(Error::invalid("eps", eps, "at least 0"));
-    }
+    kernel::check_eps("eps", eps)?;
     Ok(Dims {
         batch: *batch,
         channels: *channels,
@@ -649,8 +647,14 @@ mod tests {
             message(&ok, &[3], &[1, 3], 0.0),
             "bias has shape [1, 3], but must be [3]"
         );
-        assert_eq!(message(&ok, &[3], &[3], -1.0), "eps is -1, but must be at least 0");
-        assert_eq!(message(&ok, &[3], &[3], f64::NAN), "eps is NaN, but must be at least 0");
+        assert_eq!(
+            message(&ok, &[3], &[3], -1.0),
+            "eps is -1, but must be at least 0 and finite"
+        );
+        assert_eq!(
+            message(&ok, &[3], &[3], f64::NAN),
+            "eps is NaN, but must be at least 0 and finite"
+        );
         assert_eq!(
             message(&[3], &[3], &[3], 0.0),
             "xs has shape [3], but must be [B, C, ..]"

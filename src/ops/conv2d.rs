@@ -7,13 +7,13 @@ use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::kernel::{self, Elements, Mat, MatMut, SharedMut, Write};
-use super::sliding::{zip_strided, Sliding};
+use super::sliding::{check_padding, zip_strided, Sliding};
 use crate::error::Error;
 
 /// y[b, o, i, j] = Σ x[b, c, i * stride + u - padding, j * stride + v - padding] weight[o, c, u, v], with zeros outside of
 /// the image.
 ///
-/// No bias, no groups and no dilation: a ResNet has a batch norm behind each convolution, and none of the others.
+/// No bias, no groups and no dilation: ResNet, for which this is, has a batch norm behind each convolution and neither groups nor dilation.
 ///
 /// # Arguments
 ///
@@ -85,6 +85,7 @@ fn check(xs: &Tensor, weight: &Tensor, stride: usize, padding: usize) -> crate::
     if channels != in_channels || xs.elem_count() == 0 {
         return Err(unfit());
     }
+    check_padding(batch.saturating_mul(channels), [height, width], padding)?;
     let axis = |side| Sliding::new(side, kernel, stride, padding).ok_or_else(unfit);
     let (rows, columns) = (axis(height)?, axis(width)?);
     let out = [out_channels, rows.out, columns.out];
@@ -598,6 +599,18 @@ mod tests {
             message(&[2, 3, 0, 5], &weight, 1, 1),
             "xs has shape [2, 3, 0, 5], but must be [B, 3, H, W], not empty"
         );
-        assert!(message(&xs, &weight, 1, usize::MAX / 2 + 1).starts_with("padding is "));
+        // The padded image is too large however few places a large stride leaves, or its side overflows.
+        for (stride, padding) in [
+            (1, 1 << 40),
+            (1 << 40, 1 << 40),
+            (1, usize::MAX / 2),
+            (usize::MAX, usize::MAX),
+        ] {
+            let error = message(&xs, &weight, stride, padding);
+            assert_eq!(
+                error,
+                format!("padding is {padding}, but must be so small that the padded image fits in memory")
+            );
+        }
     }
 }

@@ -172,6 +172,14 @@ pub(crate) fn check_vector(argument: &'static str, tensor: &Tensor, size: usize)
     Err(Error::shape(argument, tensor.dims(), format!("[{size}]")))
 }
 
+/// An error unless `eps`, which is added to a variance, leaves it one.
+pub(crate) fn check_eps(argument: &'static str, eps: f64) -> crate::error::Result<()> {
+    match eps >= 0.0 && eps.is_finite() {
+        true => Ok(()),
+        false => Err(Error::invalid(argument, eps, "at least 0 and finite")),
+    }
+}
+
 /// The elements of a contiguous `f32` argument of a custom op.
 pub(crate) fn elements<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     match (storage, layout.contiguous_offsets()) {
@@ -361,7 +369,9 @@ impl<'a> MatMut<'a> {
 
 /// Whether `rows` rows of `cols` elements, `row_stride` apart, lie within `len` elements.
 fn fits(len: usize, rows: usize, cols: usize, row_stride: usize) -> bool {
-    rows == 0 || cols == 0 || (rows - 1) * row_stride + cols <= len
+    // Also where there are no columns: rows are pointers into the slice then, too.
+    let end = || (rows - 1).checked_mul(row_stride)?.checked_add(cols);
+    rows == 0 || end().is_some_and(|end| end <= len)
 }
 
 /// A matrix whose rows are pieces of a larger one's, so that several threads can write next to each other.
@@ -450,5 +460,18 @@ pub(crate) fn matmul(out: &mut MatMut, write: Write, scale: f32, a: Mat, b: Mat,
             false,
             parallelism,
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fits;
+
+    #[test]
+    fn what_does_not_fit_is_seen_in_spite_of_overflows() {
+        assert!(fits(12, 3, 4, 4) && fits(11, 3, 3, 4) && fits(0, 0, 4, 4) && fits(4, 5, 0, 1));
+        assert!(!fits(10, 3, 3, 4) && !fits(3, 5, 0, 1));
+        // 2 * (usize::MAX / 2 + 1) is 0 after an overflow.
+        assert!(!fits(12, 3, 4, usize::MAX / 2 + 1) && !fits(12, 2, 4, usize::MAX));
     }
 }

@@ -24,11 +24,11 @@ use crate::error::Error;
 ///
 /// # PyTorch
 ///
-/// `torch.nn.functional.layer_norm(xs, `[D]`, weight, bias, eps)`
+/// `torch.nn.functional.layer_norm(xs, (D,), weight, bias, eps)`
 ///
 /// # Errors
 ///
-/// If the shapes do not fit, or the dtypes differ or are no floating-point ones.
+/// If the shapes do not fit, `eps` is negative or not finite, or the dtypes differ or are no floating-point ones.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -44,7 +44,7 @@ pub fn layer_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Resu
 
 /// [`layer_norm`] with or without a bias.
 pub(crate) fn layer_norm_with(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps: f64) -> Result<Tensor> {
-    check(xs, weight, bias)?;
+    check(xs, weight, bias, eps)?;
     if kernel::is_half(xs) {
         let tensors: Vec<_> = [xs, weight].into_iter().chain(bias).collect();
         return kernel::in_f32(&tensors, |t| layer_norm_with(&t[0], &t[1], t.get(2), eps));
@@ -61,8 +61,9 @@ pub(crate) fn layer_norm_with(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor
     }
 }
 
-fn check(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> crate::error::Result<()> {
+fn check(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps: f64) -> crate::error::Result<()> {
     kernel::check_float("xs", xs)?;
+    kernel::check_eps("eps", eps)?;
     let Some(&width) = xs.dims().last() else {
         return Err(Error::shape("xs", xs.dims(), "[.., D]"));
     };
@@ -315,5 +316,13 @@ mod tests {
             "bias has shape [1, 3], but must be [3]"
         );
         assert_eq!(message(&[], &[3], &[3]), "xs has shape [], but must be [.., D]");
+        for eps in [-0.5, f32::NAN, f32::INFINITY] {
+            let [xs, weight] = [random(&[2, 4], 0), random(&[4], 0)];
+            let error = layer_norm(&xs, &weight, &weight, eps).unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                format!("eps is {eps}, but must be at least 0 and finite")
+            );
+        }
     }
 }

@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, D};
 use rayon::prelude::*;
 
 use super::kernel::{self, Elements};
-use super::sliding::{zip_strided, Sliding};
+use super::sliding::{check_padding, zip_strided, Sliding};
 use crate::error::Error;
 
 /// y\[b, c, i, j\] = the largest of x\[b, c, i * stride + u - padding, j * stride + v - padding\] for u and v below `kernel`
@@ -82,6 +82,7 @@ fn check(xs: &Tensor, kernel: usize, stride: usize, padding: usize) -> crate::er
     if xs.elem_count() == 0 {
         return Err(unfit());
     }
+    check_padding(batch.saturating_mul(channels), [height, width], padding)?;
     let axis = |side| Sliding::new(side, kernel, stride, padding).ok_or_else(unfit);
     Ok(MaxPool2d {
         batch,
@@ -344,7 +345,10 @@ mod tests {
                 format!("xs has shape {xs:?}, but must be {expected}")
             );
         }
-        message(&xs, usize::MAX, 1, usize::MAX / 2 - 3);
+        for padding in [1 << 40, usize::MAX / 2 - 3] {
+            let error = message(&xs, usize::MAX, 1, padding);
+            assert!(error.starts_with(&format!("padding is {padding}, ")), "{error}");
+        }
         let integers = Tensor::zeros(&xs, DType::U8, &Device::Cpu).unwrap();
         assert!(max_pool2d(&integers, 2, 2, 0)
             .unwrap_err()

@@ -37,6 +37,7 @@ pub use batch_norm::{batch_norm, batch_norm_eval, BatchStatistics};
 pub use conv2d::conv2d;
 pub use gather_rows::gather_rows;
 pub use gelu::gelu;
+pub(crate) use kernel::{check_eps, in_f32, is_half};
 pub use layer_norm::layer_norm;
 pub(crate) use layer_norm::layer_norm_with;
 pub use linear::linear;

@@ -24,11 +24,11 @@ use crate::error::Error;
 ///
 /// # PyTorch
 ///
-/// `torch.nn.functional.rms_norm(xs, `[D]`, weight, eps)`
+/// `torch.nn.functional.rms_norm(xs, (D,), weight, eps)`
 ///
 /// # Errors
 ///
-/// If the shapes do not fit, or the dtypes differ or are no floating-point ones.
+/// If the shapes do not fit, `eps` is negative or not finite, or the dtypes differ or are no floating-point ones.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -44,7 +44,7 @@ pub fn rms_norm(xs: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
 
 /// [`rms_norm`] with `eps` in double precision.
 pub(crate) fn rms_norm_with(xs: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
-    check(xs, weight)?;
+    check(xs, weight, eps)?;
     if kernel::is_half(xs) {
         return kernel::in_f32(&[xs, weight], |t| rms_norm_with(&t[0], &t[1], eps));
     }
@@ -55,8 +55,9 @@ pub(crate) fn rms_norm_with(xs: &Tensor, weight: &Tensor, eps: f64) -> Result<Te
         .apply_op2(&weight.contiguous()?, RmsNorm { eps: eps as f32 })
 }
 
-fn check(xs: &Tensor, weight: &Tensor) -> crate::error::Result<()> {
+fn check(xs: &Tensor, weight: &Tensor, eps: f64) -> crate::error::Result<()> {
     kernel::check_float("xs", xs)?;
+    kernel::check_eps("eps", eps)?;
     let Some(&width) = xs.dims().last() else {
         return Err(Error::shape("xs", xs.dims(), "[.., D]"));
     };
@@ -194,5 +195,9 @@ mod tests {
         };
         assert_eq!(message(&[2, 3], &[4]), "weight has shape [4], but must be [3]");
         assert_eq!(message(&[], &[4]), "xs has shape [], but must be [.., D]");
+        for eps in [-1e-6, f32::NAN, f32::INFINITY] {
+            let error = rms_norm(&random(&[2, 4], 0), &random(&[4], 0), eps).unwrap_err();
+            assert!(error.to_string().starts_with("eps is "), "{error}");
+        }
     }
 }

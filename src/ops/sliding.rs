@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use crate::error::Error;
+
 /// One axis: where a window of `window` elements stands at each of `out` places, `stride` apart, of which the first is
 /// `padding` before the image.
 #[derive(Clone, Copy)]
@@ -14,10 +16,10 @@ pub(crate) struct Sliding {
 }
 
 impl Sliding {
-    /// `None` if the window is larger than the padded image. The stride must not be 0.
+    /// `None` if the window is larger than the padded image, or that is larger than a `usize` tells. The stride must not
+    /// be 0.
     pub(crate) fn new(side: usize, window: usize, stride: usize, padding: usize) -> Option<Self> {
-        let padded = side.saturating_add(padding.saturating_mul(2));
-        let out = padded.checked_sub(window)? / stride + 1;
+        let out = padded(side, padding)?.checked_sub(window)? / stride + 1;
         Some(Self {
             side,
             window,
@@ -44,6 +46,25 @@ impl Sliding {
         let end = end.clamp(first, self.out);
         let source = first.saturating_mul(self.stride).saturating_add(tap);
         (first..end, source.saturating_sub(self.padding))
+    }
+}
+
+fn padded(side: usize, padding: usize) -> Option<usize> {
+    padding.checked_mul(2)?.checked_add(side)
+}
+
+/// An error unless `planes` images of these sides, padded, could be in memory together. (A composition makes them.)
+pub(crate) fn check_padding(planes: usize, sides: [usize; 2], padding: usize) -> crate::error::Result<()> {
+    let count = sides
+        .into_iter()
+        .try_fold(planes, |count, side| count.checked_mul(padded(side, padding)?));
+    match count.is_some_and(|count| count <= isize::MAX as usize / size_of::<f64>()) {
+        true => Ok(()),
+        false => Err(Error::invalid(
+            "padding",
+            padding,
+            "so small that the padded image fits in memory",
+        )),
     }
 }
 

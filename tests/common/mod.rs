@@ -3,9 +3,14 @@
 #![allow(dead_code)] // Every test file is a crate of its own and uses a part of this.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Shape, Tensor};
+use candle_nn::var_builder::SimpleBackend;
+use candle_nn::{Init, VarBuilder};
+use masksub::models::resnet::{self, BlockKind};
+use masksub::models::swin;
 use masksub::models::vit::{Config, VisionTransformer};
 use masksub::{Params, Seed, Weights};
 use rand_distr::{Distribution, StandardNormal};
@@ -111,4 +116,84 @@ pub fn labels(batch: usize, classes: usize) -> Tensor {
 pub fn p_value(statistic: f64, freedom: usize) -> f64 {
     use statrs::distribution::{ChiSquared, ContinuousCDF};
     ChiSquared::new(freedom as f64).unwrap().sf(statistic)
+}
+
+/// A ResNet of five blocks.
+pub fn small_resnet(block: BlockKind) -> resnet::Config {
+    resnet::Config {
+        block,
+        depths: [1, 2, 1, 1],
+        channels: [4, 6, 8, 10],
+        stem_channels: 4,
+        zero_init_last: false,
+        ..resnet::Config::resnet18(5)
+    }
+}
+
+/// A Swin of two stages of two blocks on images of 32 x 64 pixels: 16 x 32 tokens, then 8 x 16, in windows of 4 x 4.
+pub fn small_swin() -> swin::Config {
+    swin::Config {
+        image_size: (32, 64),
+        patch_size: 2,
+        embed_dim: 8,
+        depths: vec![2, 2],
+        num_heads: vec![2, 4],
+        window_size: 4,
+        ..swin::Config::tiny(5)
+    }
+}
+
+/// Remembers the shapes of the tensors that a model asks for, without drawing them.
+struct Shapes(Arc<Mutex<BTreeMap<String, Vec<usize>>>>);
+
+impl SimpleBackend for Shapes {
+    fn get(&self, shape: Shape, name: &str, _: Init, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
+        self.0.lock().unwrap().insert(name.to_string(), shape.dims().to_vec());
+        Tensor::zeros(shape, dtype, device)
+    }
+    fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> candle_core::Result<Tensor> {
+        candle_core::bail!("{name} has no shape")
+    }
+    fn contains_tensor(&self, _: &str) -> bool {
+        false
+    }
+}
+
+/// The shapes of a model's tensors by name, running statistics too.
+pub fn shapes_of<M>(build: impl FnOnce(VarBuilder) -> candle_core::Result<M>) -> BTreeMap<String, Vec<usize>> {
+    let seen = Arc::new(Mutex::new(BTreeMap::new()));
+    build(VarBuilder::from_backend(
+        Box::new(Shapes(seen.clone())),
+        DType::F32,
+        CPU,
+    ))
+    .unwrap();
+    let shapes = seen.lock().unwrap().clone();
+    shapes
+}
+
+/// How many numbers the parameters of a model hold.
+pub fn count_params<M>(build: impl FnOnce(VarBuilder) -> candle_core::Result<M>) -> usize {
+    let shapes = shapes_of(build).into_iter();
+    let trained = shapes.filter(|(name, _)| !name.contains("running_"));
+    trained.map(|(_, shape)| shape.iter().product::<usize>()).sum()
+}
+
+/// Values for every tensor of a model, so that none is without effect: matrices and kernels that keep the size of what
+/// they are applied to, norms that are not the identity, variances above 0.
+pub fn random_values<M>(build: impl FnOnce(VarBuilder) -> candle_core::Result<M>) -> BTreeMap<String, Tensor> {
+    let value = |(name, shape): (String, Vec<usize>)| {
+        let spread = match shape[..] {
+            [_] => 0.3,
+            _ => (shape[1..].iter().product::<usize>() as f64).powf(-0.5),
+        };
+        let drawn = (randn(&shape[..], &name) * spread).unwrap();
+        let value = match name {
+            _ if name.ends_with("running_var") => (drawn.sqr().unwrap() + 0.5).unwrap(),
+            _ if shape.len() == 1 && name.ends_with("weight") => (drawn + 1.).unwrap(),
+            _ => drawn,
+        };
+        (name, value)
+    };
+    shapes_of(build).into_iter().map(value).collect()
 }

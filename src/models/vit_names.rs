@@ -1,6 +1,7 @@
 //! What each published form of the ViT calls its weights.
 
-/// The names of one form, each below the `VarBuilder` a model is made from. `{}`-free: block i is `blocks`.i.
+/// The names of one form. Those of a block's parts, `norm1` to `gamma2`, stand below `blocks` and the block's number; all
+/// others below the `VarBuilder` that the model is made from.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Names {
     pub patch_embed: &'static str,
