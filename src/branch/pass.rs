@@ -173,6 +173,20 @@ impl Pass {
         xs * Tensor::from_vec(factors, xs.shape(), xs.device())?.to_dtype(xs.dtype())?
     }
 
+    /// Whether the next `sites` places where a model would call [`dropout`](Self::dropout) with `rate` drop nothing; then
+    /// they count as passed, and the model may do without the calls.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] when `rate` is NaN or outside [0, 1).
+    pub fn dropout_is_off(&mut self, rate: f64, sites: u32) -> candle_core::Result<bool> {
+        let rate = check_rate("dropout", self.dropout.rate.unwrap_or(rate))?;
+        let off = !self.train || rate == 0.;
+        if off {
+            self.dropout.sites += sites;
+        }
+        Ok(off)
+    }
+
     /// Stochastic depth (arXiv 1603.09382): sets the whole residual branch `xs` [B, ...] of a sample to 0 with
     /// probability `rate` and scales it by 1 / (1 - rate) otherwise, as timm's `DropPath` does; in evaluation mode `xs`
     /// as it is.
@@ -180,27 +194,36 @@ impl Pass {
     /// # Errors
     /// As [`dropout`](Self::dropout).
     pub fn drop_path(&mut self, xs: &Tensor, rate: f64) -> candle_core::Result<Tensor> {
+        let batch = xs.dims().first().copied().unwrap_or(1);
+        let Some(factors) = self.drop_path_factors(batch, rate)? else {
+            return Ok(xs.clone());
+        };
+        let mut shape = vec![1; xs.rank()];
+        if let Some(first) = shape.first_mut() {
+            *first = batch;
+        }
+        let factors = Tensor::from_vec(factors, shape, xs.device())?.to_dtype(xs.dtype())?;
+        xs.broadcast_mul(&factors)
+    }
+
+    /// What [`drop_path`](Self::drop_path) would multiply each of `batch` samples with, 0 or 1 / (1 - rate), for
+    /// operations that do it themselves ([`ops::mlp_branch`](crate::ops::mlp_branch())); none where nothing is dropped.
+    ///
+    /// # Errors
+    /// As [`dropout`](Self::dropout).
+    pub fn drop_path_factors(&mut self, batch: usize, rate: f64) -> candle_core::Result<Option<Vec<f32>>> {
         let (rate, site) = self.drop_path.next(rate, "drop_path")?;
         if !self.train || rate == 0. {
-            return Ok(xs.clone());
+            return Ok(None);
         }
         let key = self.require_key("drop path")?;
         let purpose = Purpose::drop_path(self.stream, site);
-        let batch = xs.dim(0)?;
-        let factors: Vec<f32> = (0..batch)
-            .map(|sample| key.rng(sample, purpose).random::<u32>())
-            .map(|draw| {
-                if draw < threshold(rate) {
-                    0.
-                } else {
-                    1. / (1. - rate) as f32
-                }
-            })
-            .collect();
-        let mut shape = vec![1; xs.rank()];
-        shape[0] = batch;
-        let factors = Tensor::from_vec(factors, shape, xs.device())?.to_dtype(xs.dtype())?;
-        xs.broadcast_mul(&factors)
+        let factor = |draw: u32| match draw < threshold(rate) {
+            true => 0.,
+            false => 1. / (1. - rate) as f32,
+        };
+        let draws = (0..batch).map(|sample| key.rng(sample, purpose).random::<u32>());
+        Ok(Some(draws.map(factor).collect()))
     }
 
     /// Notes that a running average is to become `(1 - momentum) * running + momentum * batch`. It stays as it is until

@@ -11,26 +11,26 @@ pub(super) struct Linear {
     /// [O, I]
     pub(super) weight: Tensor,
     /// `[O]`
-    pub(super) bias: Option<Tensor>,
+    pub(super) bias: Tensor,
 }
 
 impl Linear {
     pub(super) fn new(in_dim: usize, out_dim: usize, weight: Init, bias: Init, vb: VarBuilder) -> Result<Self> {
         Ok(Self {
-            bias: Some(vb.get_with_hints(out_dim, "bias", bias)?),
-            ..Self::no_bias(in_dim, out_dim, weight, vb)?
-        })
-    }
-
-    pub(super) fn no_bias(in_dim: usize, out_dim: usize, weight: Init, vb: VarBuilder) -> Result<Self> {
-        Ok(Self {
             weight: vb.get_with_hints((out_dim, in_dim), "weight", weight)?,
-            bias: None,
+            bias: vb.get_with_hints(out_dim, "bias", bias)?,
         })
     }
 
     pub(super) fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        ops::linear(xs, &self.weight, self.bias.as_ref())
+        ops::linear(xs, &self.weight, Some(&self.bias))
+    }
+
+    pub(super) fn affine(&self) -> ops::Affine<'_> {
+        ops::Affine {
+            weight: &self.weight,
+            bias: &self.bias,
+        }
     }
 }
 

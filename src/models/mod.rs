@@ -1,6 +1,8 @@
 //! Vision models that can be trained, under the names their published checkpoints use.
 
 mod linear;
+mod mlp;
+mod norm;
 mod pool;
 pub mod resnet;
 mod rules;

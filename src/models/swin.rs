@@ -4,12 +4,13 @@ use candle_core::{Result, Tensor};
 use candle_nn::{Init, Module, ModuleT, VarBuilder};
 
 use super::linear::{normal, pytorch_default, Linear};
+use super::mlp::{Mlp, MlpNames, Rates};
 use super::{pool, rules, Constructor};
 use crate::branch::{Forward, MaskTokenModel, Pass};
 use crate::error::Error;
 use crate::grid::Grid;
 use crate::nn::{layer_norm, LayerNorm};
-use crate::ops;
+use crate::ops::{self, Activation};
 
 /// Whose names the weights have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -213,11 +214,8 @@ struct Block {
     qkv: Linear,
     table: Tensor,
     proj: Linear,
-    norm2: LayerNorm,
-    fc1: Linear,
-    fc2: Linear,
-    dropout: f64,
-    drop_path: f64,
+    mlp: Mlp,
+    rates: Rates,
 }
 
 impl Block {
@@ -229,6 +227,15 @@ impl Block {
             _ => Some(ops::shift_mask(stage.grid, stage.window, shift, vb.device())?),
         };
         let attn = vb.pp("attn");
+        let rates = Rates {
+            dropout: cfg.dropout,
+            drop_path,
+        };
+        let mlp_names = MlpNames {
+            norm: "norm2",
+            fc1: "mlp.fc1",
+            fc2: "mlp.fc2",
+        };
         Ok(Self {
             stage,
             shift,
@@ -237,19 +244,23 @@ impl Block {
             qkv: linear(d, 3 * d, attn.pp("qkv"))?,
             table: attn.get_with_hints((side * side, stage.num_heads), "relative_position_bias_table", NORMAL)?,
             proj: linear(d, d, attn.pp("proj"))?,
-            norm2: layer_norm(d, cfg.norm_eps, vb.pp("norm2"))?,
-            fc1: linear(d, hidden, vb.pp("mlp.fc1"))?,
-            fc2: linear(hidden, d, vb.pp("mlp.fc2"))?,
-            dropout: cfg.dropout,
-            drop_path,
+            mlp: Mlp::new(
+                [d, hidden],
+                cfg.norm_eps,
+                Activation::Gelu,
+                NORMAL,
+                mlp_names,
+                rates,
+                vb,
+            )?,
+            rates,
         })
     }
 
     fn forward(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
         let attention = self.attention(&self.norm1.forward(xs)?, pass)?;
-        let xs = (xs + pass.drop_path(&attention, self.drop_path)?)?;
-        let mlp = self.mlp(&self.norm2.forward(&xs)?, pass)?;
-        xs + pass.drop_path(&mlp, self.drop_path)?
+        let xs = (xs + pass.drop_path(&attention, self.rates.drop_path)?)?;
+        self.mlp.forward(&xs, pass)
     }
 
     fn attention(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
@@ -258,13 +269,8 @@ impl Block {
         let bias = ops::relative_position_bias(&self.table, window)?;
         let qkv = self.qkv.forward(&windows)?;
         let heads = ops::window_attention(&qkv, self.stage.num_heads, &bias, self.mask.as_ref())?;
-        let windows = pass.dropout(&self.proj.forward(&heads)?, self.dropout)?;
+        let windows = pass.dropout(&self.proj.forward(&heads)?, self.rates.dropout)?;
         ops::window_reverse(&windows, grid, window, self.shift)
-    }
-
-    fn mlp(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
-        let hidden = pass.dropout(&ops::gelu(&self.fc1.forward(xs)?)?, self.dropout)?;
-        pass.dropout(&self.fc2.forward(&hidden)?, self.dropout)
     }
 }
 
@@ -273,7 +279,8 @@ impl Block {
 struct Merging {
     grid: Grid,
     norm: LayerNorm,
-    reduction: Linear,
+    /// [2 D, 4 D]
+    reduction: Tensor,
 }
 
 impl Merging {
@@ -281,13 +288,13 @@ impl Merging {
         Ok(Self {
             grid: stage.grid,
             norm: layer_norm(4 * stage.dim, cfg.norm_eps, vb.pp("norm"))?,
-            reduction: Linear::no_bias(4 * stage.dim, 2 * stage.dim, NORMAL, vb.pp("reduction"))?,
+            reduction: vb.get_with_hints((2 * stage.dim, 4 * stage.dim), "reduction.weight", NORMAL)?,
         })
     }
 
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         let merged = ops::merge_neighbours(xs, self.grid)?;
-        self.reduction.forward(&self.norm.forward(&merged)?)
+        ops::linear(&self.norm.forward(&merged)?, &self.reduction, None)
     }
 }
 
@@ -352,7 +359,7 @@ impl SwinTransformer {
             cfg: cfg.clone(),
             patch: Linear {
                 weight: kernel.reshape((d, in_dim))?,
-                bias: Some(patch.get_with_hints(d, "proj.bias", uniform)?),
+                bias: patch.get_with_hints(d, "proj.bias", uniform)?,
             },
             patch_norm: layer_norm(d, cfg.norm_eps, patch.pp("norm"))?,
             mask_token: vb.get_with_hints((1, 1, d), "mask_token", NORMAL)?,
@@ -469,7 +476,7 @@ mod tests {
         let rates = stages
             .iter()
             .flat_map(|(blocks, _)| blocks)
-            .map(|block| block.drop_path);
+            .map(|block| block.rates.drop_path);
         for (rate, expected) in rates.zip([0., 0.1, 0.2, 0.3]) {
             assert!((rate - expected).abs() < 1e-12, "{rate} instead of {expected}");
         }

@@ -4,6 +4,8 @@ use candle_core::{Result, Tensor};
 use candle_nn::{Init, Module, ModuleT, VarBuilder};
 
 use super::linear::{normal, pytorch_default, Linear};
+use super::mlp::{Mlp, MlpNames, Rates};
+use super::norm::Norm;
 use super::vit_names::{Names, Qkv, CLIP, HUGGING_FACE, TIMM};
 use super::{pool, rules, Constructor};
 use crate::branch::{Forward, Pass, TokenModel};
@@ -11,7 +13,8 @@ use crate::error::Error;
 use crate::grid::Grid;
 use crate::mask::Mask;
 use crate::nn::{layer_norm, LayerNorm};
-use crate::ops;
+pub use crate::ops::Activation;
+use crate::ops::{self, AttentionBranch, Tokens};
 
 /// Whose weights a model has: names and shapes of its parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,15 +34,6 @@ pub enum DropPathSchedule {
     Constant,
     /// From 0 in the first block to the full rate in the last (everyone else).
     Linear,
-}
-
-/// The activation of the MLP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    /// x Φ(x), with the error function.
-    Gelu,
-    /// x sigmoid(1.702 x): OpenAI's CLIP.
-    QuickGelu,
 }
 
 /// What the head reads.
@@ -316,7 +310,7 @@ impl Config {
 const NORMAL: Init = normal(0.02);
 const ZERO: Init = Init::Const(0.);
 
-/// Query, key and value of all tokens, packed [B, N, 3 D].
+/// The projection to queries, keys and values.
 #[derive(Clone, Debug)]
 enum QkvProjection {
     Packed(Linear),
@@ -324,98 +318,107 @@ enum QkvProjection {
 }
 
 impl QkvProjection {
-    fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+    fn packed(&self) -> Result<Linear> {
         match self {
-            Self::Packed(packed) => packed.forward(xs),
+            Self::Packed(packed) => Ok(packed.clone()),
             // Small beside the product: the weights are put together, not the tokens.
-            Self::Apart([q, k, v]) => {
-                let weight = Tensor::cat(&[&q.weight, &k.weight, &v.weight], 0)?;
-                let bias = match (&q.bias, &k.bias, &v.bias) {
-                    (Some(q), Some(k), Some(v)) => Some(Tensor::cat(&[q, k, v], 0)?),
-                    _ => None,
-                };
-                ops::linear(xs, &weight, bias.as_ref())
-            }
+            Self::Apart([q, k, v]) => Ok(Linear {
+                weight: Tensor::cat(&[&q.weight, &k.weight, &v.weight], 0)?,
+                bias: Tensor::cat(&[&q.bias, &k.bias, &v.bias], 0)?,
+            }),
         }
     }
 }
 
-/// Attention and MLP, each a residual branch behind a layer norm, scaled and dropped.
+/// Self-attention: a residual branch behind a layer norm, scaled and dropped.
+#[derive(Clone, Debug)]
+struct Attention {
+    norm: Norm,
+    qkv: QkvProjection,
+    num_heads: usize,
+    proj: Linear,
+    gamma: Option<Tensor>,
+    rates: Rates,
+}
+
+impl Attention {
+    fn new(cfg: &Config, gamma: Option<Tensor>, rates: Rates, vb: VarBuilder) -> Result<Self> {
+        let (d, names) = (cfg.embed_dim, cfg.names());
+        let linear = |out_dim, name: &str| Linear::new(d, out_dim, NORMAL, ZERO, vb.pp(name));
+        let qkv = match names.qkv {
+            Qkv::Packed(name) => QkvProjection::Packed(linear(3 * d, name)?),
+            Qkv::Apart([q, k, v]) => QkvProjection::Apart([linear(d, q)?, linear(d, k)?, linear(d, v)?]),
+        };
+        Ok(Self {
+            norm: Norm::new(d, cfg.norm_eps, vb.pp(names.norm1))?,
+            qkv,
+            num_heads: cfg.num_heads,
+            proj: linear(d, names.proj)?,
+            gamma,
+            rates,
+        })
+    }
+
+    /// [B, N, D] to [B, N, D], or to [B, 1, D].
+    fn forward(&self, xs: &Tensor, tokens: Tokens, pass: &mut Pass) -> Result<Tensor> {
+        let qkv = self.qkv.packed()?;
+        if pass.dropout_is_off(self.rates.dropout, 1)? {
+            let branch = AttentionBranch {
+                norm: self.norm.affine(),
+                eps: self.norm.eps,
+                qkv: qkv.affine(),
+                num_heads: self.num_heads,
+                proj: self.proj.affine(),
+                gamma: self.gamma.as_ref(),
+            };
+            let factors = pass.drop_path_factors(xs.dim(0)?, self.rates.drop_path)?;
+            return ops::attention_branch(xs, &branch, tokens, factors.as_deref());
+        }
+        // Dropout draws for all tokens, whichever are asked for.
+        let heads = ops::attention(&qkv.forward(&self.norm.forward(xs)?)?, self.num_heads)?;
+        let ys = pass.dropout(&self.proj.forward(&heads)?, self.rates.dropout)?;
+        let factors = pass.drop_path_factors(xs.dim(0)?, self.rates.drop_path)?;
+        let ys = ops::add_branch(xs, ys, self.gamma.as_ref(), factors.as_deref())?;
+        match tokens {
+            Tokens::All => Ok(ys),
+            Tokens::First => ys.narrow(1, 0, 1)?.contiguous(),
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 struct Block {
-    norm1: LayerNorm,
-    qkv: QkvProjection,
-    proj: Linear,
-    gamma1: Option<Tensor>,
-    norm2: LayerNorm,
-    fc1: Linear,
-    fc2: Linear,
-    gamma2: Option<Tensor>,
-    num_heads: usize,
-    activation: Activation,
-    dropout: f64,
-    drop_path: f64,
+    attention: Attention,
+    mlp: Mlp,
 }
 
 impl Block {
     fn new(cfg: &Config, index: usize, vb: VarBuilder) -> Result<Self> {
         let (d, names) = (cfg.embed_dim, cfg.names());
-        let linear = |in_dim, out_dim, name: &str| Linear::new(in_dim, out_dim, NORMAL, ZERO, vb.pp(name));
-        let gamma = |name: &str| -> Result<_> {
-            let scale = cfg.layer_scale;
-            scale
-                .map(|init| vb.get_with_hints(d, name, Init::Const(init)))
-                .transpose()
+        let gamma = |name: &str| {
+            let init = cfg.layer_scale.map(Init::Const);
+            init.map(|init| vb.get_with_hints(d, name, init)).transpose()
         };
-        let qkv = match names.qkv {
-            Qkv::Packed(name) => QkvProjection::Packed(linear(d, 3 * d, name)?),
-            Qkv::Apart([q, k, v]) => QkvProjection::Apart([linear(d, d, q)?, linear(d, d, k)?, linear(d, d, v)?]),
-        };
-        Ok(Self {
-            norm1: layer_norm(d, cfg.norm_eps, vb.pp(names.norm1))?,
-            qkv,
-            proj: linear(d, d, names.proj)?,
-            gamma1: gamma(names.gamma1)?,
-            norm2: layer_norm(d, cfg.norm_eps, vb.pp(names.norm2))?,
-            fc1: linear(d, cfg.mlp_dim, names.fc1)?,
-            fc2: linear(cfg.mlp_dim, d, names.fc2)?,
-            gamma2: gamma(names.gamma2)?,
-            num_heads: cfg.num_heads,
-            activation: cfg.activation,
+        let rates = Rates {
             dropout: cfg.dropout,
             drop_path: cfg.drop_path_at(index),
+        };
+        let mlp_names = MlpNames {
+            norm: names.norm2,
+            fc1: names.fc1,
+            fc2: names.fc2,
+        };
+        let dims = [d, cfg.mlp_dim];
+        let mlp = Mlp::new(dims, cfg.norm_eps, cfg.activation, NORMAL, mlp_names, rates, vb.clone())?;
+        Ok(Self {
+            attention: Attention::new(cfg, gamma(names.gamma1)?, rates, vb.clone())?,
+            mlp: mlp.with_gamma(gamma(names.gamma2)?),
         })
     }
 
-    fn forward(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
-        let attention = self.attention(&self.norm1.forward(xs)?, pass)?;
-        let xs = self.add(xs, attention, self.gamma1.as_ref(), pass)?;
-        let mlp = self.mlp(&self.norm2.forward(&xs)?, pass)?;
-        self.add(&xs, mlp, self.gamma2.as_ref(), pass)
-    }
-
-    fn attention(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
-        let heads = ops::attention(&self.qkv.forward(xs)?, self.num_heads)?;
-        pass.dropout(&self.proj.forward(&heads)?, self.dropout)
-    }
-
-    fn mlp(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
-        let hidden = self.fc1.forward(xs)?;
-        let hidden = match self.activation {
-            Activation::Gelu => ops::gelu(&hidden)?,
-            Activation::QuickGelu => ops::quick_gelu(&hidden)?,
-        };
-        let hidden = pass.dropout(&hidden, self.dropout)?;
-        pass.dropout(&self.fc2.forward(&hidden)?, self.dropout)
-    }
-
-    /// xs + drop_path(gamma * branch).
-    fn add(&self, xs: &Tensor, branch: Tensor, gamma: Option<&Tensor>, pass: &mut Pass) -> Result<Tensor> {
-        let scaled = match gamma {
-            Some(gamma) => branch.broadcast_mul(gamma)?,
-            None => branch,
-        };
-        xs + pass.drop_path(&scaled, self.drop_path)?
+    fn forward(&self, xs: &Tensor, tokens: Tokens, pass: &mut Pass) -> Result<Tensor> {
+        let xs = self.attention.forward(xs, tokens, pass)?;
+        self.mlp.forward(&xs, pass)
     }
 }
 
@@ -578,8 +581,12 @@ impl TokenModel for VisionTransformer {
             }
         }
         let mut tokens = tokens.clone();
-        for block in &self.blocks {
-            tokens = block.forward(&tokens, pass)?;
+        for (i, block) in self.blocks.iter().enumerate() {
+            let read = match self.cfg.pool {
+                Pool::ClassToken if i + 1 == self.blocks.len() => Tokens::First,
+                _ => Tokens::All,
+            };
+            tokens = block.forward(&tokens, read, pass)?;
         }
         let pooled = match self.cfg.pool {
             Pool::ClassToken => tokens.narrow(1, 0, 1)?.squeeze(1)?,

@@ -7,22 +7,45 @@ use pulp::{Simd, WithSimd};
 
 use super::kernel::{self, Elements};
 
+/// The activation of an MLP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// [`gelu`](super::gelu()): x Φ(x).
+    Gelu,
+    /// [`quick_gelu`](super::quick_gelu()): x σ(1.702 x), of OpenAI's CLIP.
+    QuickGelu,
+}
+
+impl Activation {
+    /// The activation of every element of `xs`, of any shape.
+    ///
+    /// # Errors
+    /// If the dtype of `xs` is no floating-point one.
+    pub fn forward(self, xs: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Gelu => super::gelu(xs),
+            Self::QuickGelu => super::quick_gelu(xs),
+        }
+    }
+}
+
 /// A function of one element.
 ///
 /// The functions must be `#[inline(always)]`, so that they are compiled for the instruction set of their caller.
-pub(super) trait Activation: Send + Sync + 'static {
+pub(super) trait Pointwise: Send + Sync + 'static {
     const NAME: &'static str;
 
     fn value<S: Simd>(x: f32) -> f32;
 
-    fn derivative<S: Simd>(x: f32) -> f32;
+    /// The value and the derivative.
+    fn both<S: Simd>(x: f32) -> (f32, f32);
 
     /// The same function of candle's operations.
     fn composition(xs: &Tensor) -> Result<Tensor>;
 }
 
 /// The function applied to every element of `xs`.
-pub(super) fn apply<A: Activation>(xs: &Tensor) -> Result<Tensor> {
+pub(super) fn apply<A: Pointwise>(xs: &Tensor) -> Result<Tensor> {
     kernel::check_float("xs", xs)?;
     if kernel::is_half(xs) {
         return kernel::in_f32(&[xs], |t| apply::<A>(&t[0]));
@@ -41,7 +64,7 @@ struct Values<'a, A> {
     of: PhantomData<A>,
 }
 
-impl<A: Activation> WithSimd for Values<'_, A> {
+impl<A: Pointwise> WithSimd for Values<'_, A> {
     type Output = ();
 
     #[inline(always)]
@@ -60,18 +83,18 @@ struct Gradients<'a, A> {
     of: PhantomData<A>,
 }
 
-impl<A: Activation> WithSimd for Gradients<'_, A> {
+impl<A: Pointwise> WithSimd for Gradients<'_, A> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
         for ((dx, &x), &g) in self.dxs.iter_mut().zip(self.xs).zip(self.grads) {
-            *dx = g * A::derivative::<S>(x);
+            *dx = g * A::both::<S>(x).1;
         }
     }
 }
 
-impl<A: Activation> CustomOp1 for Op<A> {
+impl<A: Pointwise> CustomOp1 for Op<A> {
     fn name(&self) -> &'static str {
         A::NAME
     }
@@ -113,7 +136,7 @@ pub(super) mod testing {
     use rand::Rng as _;
 
     /// Puts an activation through everything it must withstand.
-    pub(crate) fn check_activation<A: Activation>() {
+    pub(crate) fn check_activation<A: Pointwise>() {
         let kernel = |args: &[Tensor]| apply::<A>(&args[0]);
         let reference = |args: &[Tensor]| A::composition(&args[0]);
         let mut rng = rng(5);

@@ -72,6 +72,7 @@ pub(super) fn composition_with(
         tokens,
         heads,
         head_width,
+        ..
     } = Dims::of(qkv.dims(), num_heads)?;
     if qkv.elem_count() == 0 {
         return qkv.narrow(2, 0, heads * head_width);
@@ -99,8 +100,10 @@ pub(super) fn composition_with(
 pub(super) struct Dims {
     pub(super) batch: usize,
     pub(super) tokens: usize,
+    /// How many tokens of each sample, from the first on, ask for a result.
+    pub(super) queries: usize,
     pub(super) heads: usize,
-    head_width: usize,
+    pub(super) head_width: usize,
 }
 
 impl Dims {
@@ -121,6 +124,7 @@ impl Dims {
         Ok(Self {
             batch,
             tokens,
+            queries: tokens,
             heads,
             head_width: packed / parts,
         })
@@ -137,19 +141,29 @@ impl Dims {
 
     /// Queries whose scores are held at a time: nearly equal blocks of at most [`QUERIES`].
     fn block(&self) -> usize {
-        self.tokens.div_ceil(self.tokens.div_ceil(QUERIES))
+        self.queries.div_ceil(self.queries.div_ceil(QUERIES))
     }
 
-    /// Where the first element of a head of one sample lies among `parts` packed parts (3 in `qkv`, 1 in the result).
-    fn start(&self, head: Head, parts: usize, part: usize) -> usize {
-        (head.sample * self.tokens * parts + part) * self.width() + head.index * self.head_width
+    /// Where token `token` of a head begins in part `part` of `qkv`: queries, keys, values.
+    fn packed_at(&self, head: Head, part: usize, token: usize) -> usize {
+        let row = head.sample * self.tokens + token;
+        (3 * row + part) * self.width() + head.index * self.head_width
     }
 
-    /// Rows `first..first + rows` of one part of a head.
-    fn mat<'a>(&self, data: &'a [f32], head: Head, parts: usize, part: usize, first: usize, rows: usize) -> Mat<'a> {
-        let stride = parts * self.width();
-        let start = self.start(head, parts, part) + first * stride;
-        Mat::rows(&data[start..], rows, self.head_width, stride)
+    /// Where query `query` of a head begins in the result.
+    fn result_at(&self, head: Head, query: usize) -> usize {
+        (head.sample * self.queries + query) * self.width() + head.index * self.head_width
+    }
+
+    /// Tokens `first..first + rows` of part `part` of a head, in `qkv`.
+    fn packed<'a>(&self, qkv: &'a [f32], head: Head, part: usize, first: usize, rows: usize) -> Mat<'a> {
+        let start = self.packed_at(head, part, first);
+        Mat::rows(&qkv[start..], rows, self.head_width, 3 * self.width())
+    }
+
+    /// Queries `first..first + rows` of a head, in the result.
+    fn result<'a>(&self, ys: &'a [f32], head: Head, first: usize, rows: usize) -> Mat<'a> {
+        Mat::rows(&ys[self.result_at(head, first)..], rows, self.head_width, self.width())
     }
 }
 
@@ -250,22 +264,22 @@ impl Heads {
                 Write::Add
             }
         };
-        let q = self.dims.mat(qkv, head, 3, 0, first, rows);
-        let k = self.dims.mat(qkv, head, 3, 1, 0, n);
+        let q = self.dims.packed(qkv, head, 0, first, rows);
+        let k = self.dims.packed(qkv, head, 1, 0, n);
         product(scores, n, write, self.dims.scale(), q, k.t());
     }
 
     fn forward_head(&self, qkv: &[f32], added: Option<Added>, head: Head, out: SharedMut, stats: &mut [[f32; 2]]) {
         let dims = self.dims;
         let n = dims.tokens;
-        let v = dims.mat(qkv, head, 3, 2, 0, n);
+        let v = dims.packed(qkv, head, 2, 0, n);
         kernel::with_scratch(dims.block() * n, |scores| {
             for (block, stats) in stats.chunks_mut(dims.block()).enumerate() {
                 let (first, rows) = (block * dims.block(), stats.len());
                 let scores = &mut scores[..rows * n];
                 self.scores(qkv, added, head, first, scores);
                 exp_rows(scores, n, stats);
-                let start = dims.start(head, 1, 0) + first * dims.width();
+                let start = dims.result_at(head, first);
                 // SAFETY: these rows and columns of the result belong to this head of this sample alone, and each head
                 // of each sample is computed by one thread.
                 let mut out = unsafe { out.columns(start, rows, dims.head_width, dims.width()) };
@@ -290,26 +304,24 @@ impl Heads {
         } = at;
         let dims = self.dims;
         let (n, d) = (dims.tokens, dims.head_width);
-        let stats = &stats[(head.sample * dims.heads + head.index) * n..][..n];
-        let part = |part, first, rows| dims.mat(qkv, head, 3, part, first, rows);
+        let stats = &stats[(head.sample * dims.heads + head.index) * dims.queries..][..dims.queries];
+        let part = |part, first, rows| dims.packed(qkv, head, part, first, rows);
         // SAFETY: these rows and columns belong to this head of this sample alone, which one thread computes, and the
         // results of the calls below are used one at a time.
-        let out = |part, first, rows| unsafe {
-            let stride = 3 * dims.width();
-            out.columns(dims.start(head, 3, part) + first * stride, rows, d, stride)
-        };
+        let out =
+            |part, first, rows| unsafe { out.columns(dims.packed_at(head, part, first), rows, d, 3 * dims.width()) };
         kernel::with_scratch(2 * dims.block() * n, |scratch| {
             let (scores, h) = scratch.split_at_mut(dims.block() * n);
             for (block, stats) in stats.chunks(dims.block()).enumerate() {
                 let (first, rows) = (block * dims.block(), stats.len());
                 let (scores, h) = (&mut scores[..rows * n], &mut h[..rows * n]);
                 let write = if block == 0 { Write::Replace } else { Write::Add };
-                let g = dims.mat(grads, head, 1, 0, first, rows);
+                let g = dims.result(grads, head, first, rows);
                 self.scores(qkv, added, head, first, scores);
                 product(h, n, Write::Replace, 1.0, g, part(2, 0, n).t());
                 let rows_of = scores.chunks_exact_mut(n).zip(h.chunks_exact_mut(n)).zip(stats);
                 for (row, ((scores, h), &stats)) in rows_of.enumerate() {
-                    let start = dims.start(head, 1, 0) + (first + row) * dims.width();
+                    let start = dims.result_at(head, first + row);
                     // Σ p h, over d numbers instead of N: p h = p (v g), and p v is the result.
                     let mean_h = dot(&ys[start..start + d], &grads[start..start + d]);
                     backward_row(scores, h, stats, mean_h);
@@ -329,14 +341,20 @@ impl Heads {
     }
 
     pub(super) fn forward(&self, qkv: &[f32], added: Option<Added>) -> (CpuStorage, Shape) {
+        let Dims { batch, queries, .. } = self.dims;
+        let mut ys = vec![0f32; batch * queries * self.dims.width()];
+        self.forward_into(qkv, added, &mut ys);
+        (CpuStorage::F32(ys), (batch, queries, self.dims.width()).into())
+    }
+
+    /// Writes the result [B, queries, D].
+    pub(super) fn forward_into(&self, qkv: &[f32], added: Option<Added>, ys: &mut [f32]) {
         let Dims {
-            batch, tokens, heads, ..
+            batch, queries, heads, ..
         } = self.dims;
-        let width = self.dims.width();
-        let mut ys = vec![0f32; batch * tokens * width];
-        let mut stats = vec![[0f32; 2]; batch * heads * tokens];
-        let out = SharedMut::new(&mut ys);
-        stats.par_chunks_mut(tokens).enumerate().for_each(|(i, stats)| {
+        let mut stats = vec![[0f32; 2]; batch * heads * queries];
+        let out = SharedMut::new(ys);
+        stats.par_chunks_mut(queries).enumerate().for_each(|(i, stats)| {
             let head = Head {
                 sample: i / heads,
                 index: i % heads,
@@ -345,11 +363,9 @@ impl Heads {
         });
         // An op is run once, when it is applied; were it run again, it would find the same numbers here.
         self.stats.get_or_init(|| stats);
-        (CpuStorage::F32(ys), (batch, tokens, width).into())
     }
 
-    /// The gradients of `qkv` and, if `with_bias`, of [`Added::bias`], which is added up over the samples in an order
-    /// that the shapes alone decide.
+    /// The gradients of `qkv` and, if `with_bias`, of [`Added::bias`].
     pub(super) fn backward(
         &self,
         qkv: &Tensor,
@@ -358,6 +374,24 @@ impl Heads {
         grad: &Tensor,
         with_bias: bool,
     ) -> Result<(Tensor, Vec<f32>)> {
+        let grad = grad.contiguous()?;
+        let (x, y, g) = (Elements::of(qkv)?, Elements::of(ys)?, Elements::of(&grad)?);
+        let mut dqkv = vec![0f32; x.len()];
+        let dbias = self.backward_into(&x, added, &y, &g, &mut dqkv, with_bias)?;
+        Ok((kernel::tensor(dqkv, qkv.dims())?, dbias))
+    }
+
+    /// Writes the gradient of `qkv`, that of the queries only for those that there are. Returns, if `with_bias`, that of
+    /// [`Added::bias`], which is added up over the samples in an order that the shapes alone decide.
+    pub(super) fn backward_into(
+        &self,
+        qkv: &[f32],
+        added: Option<Added>,
+        ys: &[f32],
+        grads: &[f32],
+        dqkv: &mut [f32],
+        with_bias: bool,
+    ) -> Result<Vec<f32>> {
         // Tasks among which a head's bias is summed up.
         const TASKS: usize = 64;
         let Some(stats) = self.stats.get() else {
@@ -366,17 +400,14 @@ impl Heads {
         let Dims {
             batch, tokens, heads, ..
         } = self.dims;
-        let grad = grad.contiguous()?;
-        let (x, y, g) = (Elements::of(qkv)?, Elements::of(ys)?, Elements::of(&grad)?);
         let at = Backward {
-            qkv: &x,
+            qkv,
             added,
-            ys: &y,
-            grads: &g,
+            ys,
+            grads,
             stats,
         };
-        let mut dqkv = vec![0f32; x.len()];
-        let out = SharedMut::new(&mut dqkv);
+        let out = SharedMut::new(dqkv);
         let (samples, area) = match with_bias {
             true => (batch.div_ceil(TASKS.div_ceil(heads)), tokens * tokens),
             false => (1, 0),
@@ -392,11 +423,10 @@ impl Heads {
                 self.backward_head(&at, Head { sample, index }, out, dscores.row(0));
             }
         });
-        let dbias = match with_bias {
+        Ok(match with_bias {
             true => kernel::add_rows(dbias, heads * area),
             false => dbias,
-        };
-        Ok((kernel::tensor(dqkv, qkv.dims())?, dbias))
+        })
     }
 }
 

@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor};
 use pulp::Simd;
 
-use super::activation::{self, Activation};
+use super::activation::{self, Pointwise};
 use super::{kernel, math};
 
 /// y = x Φ(x), with Φ(x) = (1 + erf(x/√2)) / 2 the standard normal distribution: the exact GELU.
@@ -46,7 +46,7 @@ pub fn composition(xs: &Tensor) -> Result<Tensor> {
 
 pub(super) struct Gelu;
 
-impl Activation for Gelu {
+impl Pointwise for Gelu {
     const NAME: &'static str = "gelu";
 
     #[inline(always)]
@@ -55,9 +55,9 @@ impl Activation for Gelu {
     }
 
     #[inline(always)]
-    fn derivative<S: Simd>(x: f32) -> f32 {
+    fn both<S: Simd>(x: f32) -> (f32, f32) {
         let (cdf, pdf) = math::normal::<S>(x);
-        kernel::fma::<S>(x, pdf, cdf)
+        (x * cdf, kernel::fma::<S>(x, pdf, cdf))
     }
 
     fn composition(xs: &Tensor) -> Result<Tensor> {

@@ -261,6 +261,25 @@ pub(crate) fn for_rows_summing(
     add_rows(partial, sums)
 }
 
+/// As [`for_rows_summing`], for two matrices whose rows have the same width.
+pub(crate) fn for_two_rows_summing(
+    outs: [&mut [f32]; 2],
+    width: usize,
+    sums: usize,
+    piece: impl Fn(usize, [&mut [f32]; 2], &mut [f32]) + Sync,
+) -> Vec<f32> {
+    let [a, b] = outs;
+    let rows = a.len() / width.max(1);
+    let share = rows_per_piece(width).max(rows.div_ceil(MOST_PARTIALS));
+    let mut partial = vec![0f32; rows.div_ceil(share).max(1) * sums];
+    a.par_chunks_mut(share * width)
+        .zip(b.par_chunks_mut(share * width))
+        .zip(partial.par_chunks_mut(sums))
+        .enumerate()
+        .for_each(|(i, ((a, b), partial))| piece(i * share, [a, b], partial));
+    add_rows(partial, sums)
+}
+
 /// Sums `piece(first_row, num_rows, share)` over consecutive pieces of `rows` rows, `width` long, in the rows' order.
 pub(crate) fn sum_over_rows(
     rows: usize,

@@ -102,7 +102,7 @@ fn moments(x: &[f32], eps: f32) -> (f32, f32) {
 }
 
 kernel::simd_fn! {
-    fn forward_rows<S>(xs: &[f32], weight: &[f32], bias: Option<&[f32]>, eps: f32, ys: &mut [f32]) -> () {
+    pub(super) fn forward_rows<S>(xs: &[f32], weight: &[f32], bias: Option<&[f32]>, eps: f32, ys: &mut [f32]) -> () {
         let width = weight.len();
         for (x, y) in xs.chunks_exact(width).zip(ys.chunks_exact_mut(width)) {
             let (mean, scale) = moments(x, eps);
@@ -123,8 +123,8 @@ kernel::simd_fn! {
 }
 
 kernel::simd_fn! {
-    /// Writes `dxs`; adds the rows' share to `sums`, which holds the gradient of the weight and then that of the bias.
-    fn backward_rows<S>(
+    /// Adds to `dxs`, and the rows' share to `sums`, which holds the gradient of the weight and then that of the bias.
+    pub(super) fn backward_rows<S>(
         xs: &[f32],
         weight: &[f32],
         grads: &[f32],
@@ -143,7 +143,7 @@ kernel::simd_fn! {
             for (((((dx, dw), db), &x), &g), &w) in terms {
                 let x = (x - mean) * scale;
                 // Not fused: where the mean is a single element it must cancel exactly.
-                *dx = scale * (g * w - mean_h - x * mean_hx);
+                *dx += scale * (g * w - mean_h - x * mean_hx);
                 *dw = kernel::fma::<S>(g, x, *dw);
                 *db += g;
             }

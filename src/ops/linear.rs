@@ -179,14 +179,14 @@ fn backward(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, grad: &Tensor) 
 }
 
 /// The sum of the rows of `xs`, each `width` long.
-fn sum_rows(xs: &[f32], width: usize) -> Vec<f32> {
+pub(super) fn sum_rows(xs: &[f32], width: usize) -> Vec<f32> {
     kernel::sum_over_rows(xs.len() / width, width, width, |first, rows, sum| {
         add_rows_to(&xs[first * width..][..rows * width], sum);
     })
 }
 
 kernel::simd_fn! {
-    fn add_rows_to<S>(xs: &[f32], sum: &mut [f32]) -> () {
+    pub(super) fn add_rows_to<S>(xs: &[f32], sum: &mut [f32]) -> () {
         for row in xs.chunks_exact(sum.len()) {
             for (s, x) in sum.iter_mut().zip(row) {
                 *s += x;

@@ -12,8 +12,11 @@
 
 mod activation;
 mod attention;
+mod attention_branch;
 mod batch_norm;
+mod buffer;
 mod conv2d;
+mod deliver;
 mod gather_rows;
 mod gelu;
 mod kernel;
@@ -21,8 +24,10 @@ mod layer_norm;
 mod linear;
 mod math;
 mod max_pool2d;
+mod mlp_branch;
 mod patchify;
 mod quick_gelu;
+mod residual;
 mod rms_norm;
 pub mod rotary_emb;
 mod sliding;
@@ -32,7 +37,9 @@ pub(crate) mod testing;
 mod window;
 mod window_attention;
 
+pub use activation::Activation;
 pub use attention::attention;
+pub use attention_branch::{attention_branch, AttentionBranch, Tokens};
 pub use batch_norm::{batch_norm, batch_norm_eval, BatchStatistics};
 pub use conv2d::conv2d;
 pub use gather_rows::gather_rows;
@@ -42,8 +49,11 @@ pub use layer_norm::layer_norm;
 pub(crate) use layer_norm::layer_norm_with;
 pub use linear::linear;
 pub use max_pool2d::max_pool2d;
+pub use mlp_branch::{mlp_branch, MlpBranch};
 pub use patchify::patchify;
 pub use quick_gelu::quick_gelu;
+pub(crate) use residual::add as add_branch;
+pub use residual::Affine;
 pub use rms_norm::rms_norm;
 pub(crate) use rms_norm::rms_norm_with;
 pub use softmax::{softmax, softmax_last_dim};
@@ -55,6 +65,7 @@ pub use window_attention::window_attention;
 #[doc(hidden)]
 pub mod reference {
     pub use super::attention::composition as attention;
+    pub use super::attention_branch::composition as attention_branch;
     pub use super::batch_norm::{composition as batch_norm, composition_eval as batch_norm_eval};
     pub use super::conv2d::composition as conv2d;
     pub use super::gather_rows::composition as gather_rows;
@@ -62,6 +73,7 @@ pub mod reference {
     pub use super::layer_norm::composition as layer_norm;
     pub use super::linear::composition as linear;
     pub use super::max_pool2d::composition as max_pool2d;
+    pub use super::mlp_branch::composition as mlp_branch;
     pub use super::patchify::composition as patchify;
     pub use super::quick_gelu::composition as quick_gelu;
     pub use super::rms_norm::composition as rms_norm;

@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor};
 use pulp::Simd;
 
-use super::activation::{self, Activation};
+use super::activation::{self, Pointwise};
 use super::{kernel, math};
 
 /// The slope at which x σ(slope x) comes closest to GELU (Hendrycks and Gimpel 2016, arXiv 1606.08415, section 2).
@@ -50,7 +50,7 @@ pub fn composition(xs: &Tensor) -> Result<Tensor> {
 
 pub(super) struct QuickGelu;
 
-impl Activation for QuickGelu {
+impl Pointwise for QuickGelu {
     const NAME: &'static str = "quick-gelu";
 
     #[inline(always)]
@@ -59,10 +59,10 @@ impl Activation for QuickGelu {
     }
 
     #[inline(always)]
-    fn derivative<S: Simd>(x: f32) -> f32 {
-        let x = SLOPE as f32 * x;
-        let s = math::sigmoid::<S>(x);
-        kernel::fma::<S>(x * s, 1.0 - s, s)
+    fn both<S: Simd>(x: f32) -> (f32, f32) {
+        let scaled = SLOPE as f32 * x;
+        let s = math::sigmoid::<S>(scaled);
+        (x * s, kernel::fma::<S>(scaled * s, 1.0 - s, s))
     }
 
     fn composition(xs: &Tensor) -> Result<Tensor> {

@@ -1,0 +1,83 @@
+//! The MLP of a transformer block: a residual branch behind a layer norm, scaled and dropped.
+
+use candle_core::{Result, Tensor};
+use candle_nn::{Init, VarBuilder};
+
+use super::linear::Linear;
+use super::norm::Norm;
+use crate::branch::Pass;
+use crate::ops::{self, Activation, MlpBranch};
+
+/// What a branch does in training beside its arithmetic.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rates {
+    pub(super) dropout: f64,
+    pub(super) drop_path: f64,
+}
+
+/// The layers' names below a block.
+pub(super) struct MlpNames<'a> {
+    pub(super) norm: &'a str,
+    pub(super) fc1: &'a str,
+    pub(super) fc2: &'a str,
+}
+
+/// x + drop_path(gamma * fc2(activation(fc1(norm(x))))), with dropout after either layer.
+#[derive(Clone, Debug)]
+pub(super) struct Mlp {
+    norm: Norm,
+    fc1: Linear,
+    activation: Activation,
+    fc2: Linear,
+    gamma: Option<Tensor>,
+    rates: Rates,
+}
+
+impl Mlp {
+    /// From `dim` to `hidden` elements and back, with initial weights from `init`.
+    pub(super) fn new(
+        [dim, hidden]: [usize; 2],
+        eps: f64,
+        activation: Activation,
+        init: Init,
+        names: MlpNames,
+        rates: Rates,
+        vb: VarBuilder,
+    ) -> Result<Self> {
+        let zero = Init::Const(0.);
+        Ok(Self {
+            norm: Norm::new(dim, eps, vb.pp(names.norm))?,
+            fc1: Linear::new(dim, hidden, init, zero, vb.pp(names.fc1))?,
+            activation,
+            fc2: Linear::new(hidden, dim, init, zero, vb.pp(names.fc2))?,
+            gamma: None,
+            rates,
+        })
+    }
+
+    /// With LayerScale.
+    pub(super) fn with_gamma(self, gamma: Option<Tensor>) -> Self {
+        Self { gamma, ..self }
+    }
+
+    /// [B, N, D] to [B, N, D].
+    pub(super) fn forward(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+        if pass.dropout_is_off(self.rates.dropout, 2)? {
+            let branch = MlpBranch {
+                norm: self.norm.affine(),
+                eps: self.norm.eps,
+                fc1: self.fc1.affine(),
+                activation: self.activation,
+                fc2: self.fc2.affine(),
+                gamma: self.gamma.as_ref(),
+            };
+            let factors = pass.drop_path_factors(xs.dim(0)?, self.rates.drop_path)?;
+            return ops::mlp_branch(xs, &branch, factors.as_deref());
+        }
+        let hidden = self.activation.forward(&self.fc1.forward(&self.norm.forward(xs)?)?)?;
+        let hidden = pass.dropout(&hidden, self.rates.dropout)?;
+        let ys = pass.dropout(&self.fc2.forward(&hidden)?, self.rates.dropout)?;
+        let factors = pass.drop_path_factors(xs.dim(0)?, self.rates.drop_path)?;
+        ops::add_branch(xs, ys, self.gamma.as_ref(), factors.as_deref())
+    }
+}

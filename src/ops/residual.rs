@@ -1,0 +1,383 @@
+//! What the residual branches of a transformer share: a layer norm in front; behind, a projection that is scaled, dropped
+//! and added to the branch's input.
+
+use std::borrow::Cow;
+
+use candle_core::{Result, Tensor};
+use gemm::Parallelism;
+use rayon::prelude::*;
+
+use super::buffer::Buffer;
+use super::deliver::Deliveries;
+use super::kernel::{self, Elements, Mat, MatMut, Write};
+use super::{layer_norm, linear};
+use crate::error::{Error, Result as OurResult};
+
+/// The parameters of an affine map: of a linear layer `weight` [O, I] and `bias` `[O]`, of a norm both `[D]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Affine<'a> {
+    /// The weight.
+    pub weight: &'a Tensor,
+    /// The bias.
+    pub bias: &'a Tensor,
+}
+
+impl Affine<'_> {
+    pub(super) fn linear(self, xs: &Tensor) -> Result<Tensor> {
+        linear::linear(xs, self.weight, Some(self.bias))
+    }
+
+    /// An error unless this is a linear layer from `inputs` to `outputs` elements of the dtype of `xs`.
+    pub(super) fn check(self, names: [&'static str; 2], outputs: usize, inputs: usize, xs: &Tensor) -> OurResult<()> {
+        kernel::check_same_dtype(names[0], self.weight, xs)?;
+        kernel::check_same_dtype(names[1], self.bias, xs)?;
+        if self.weight.dims() != [outputs, inputs] {
+            return Err(Error::shape(
+                names[0],
+                self.weight.dims(),
+                format!("[{outputs}, {inputs}]"),
+            ));
+        }
+        kernel::check_vector(names[1], self.bias, outputs)
+    }
+
+    pub(super) fn check_norm(self, width: usize, eps: f64, xs: &Tensor) -> OurResult<()> {
+        for (name, tensor) in [("norm.weight", self.weight), ("norm.bias", self.bias)] {
+            kernel::check_same_dtype(name, tensor, xs)?;
+            kernel::check_vector(name, tensor, width)?;
+        }
+        kernel::check_eps("eps", eps)
+    }
+}
+
+/// The first three pairs of weight and bias.
+pub(super) fn affines(params: &[Tensor]) -> [Affine<'_>; 3] {
+    [0, 2, 4].map(|i| Affine {
+        weight: &params[i],
+        bias: &params[i + 1],
+    })
+}
+
+/// B, N and D of `xs`, once it and the scales and factors on top of a branch fit.
+pub(super) fn check(xs: &Tensor, gamma: Option<&Tensor>, drop_path: Option<&[f32]>) -> OurResult<[usize; 3]> {
+    kernel::check_float("xs", xs)?;
+    let &[batch, tokens, width] = xs.dims() else {
+        return Err(Error::shape("xs", xs.dims(), "[B, N, D]"));
+    };
+    if let Some(gamma) = gamma {
+        kernel::check_same_dtype("gamma", gamma, xs)?;
+        kernel::check_vector("gamma", gamma, width)?;
+    }
+    match drop_path {
+        Some(factors) if factors.len() != batch => Err(Error::invalid(
+            "drop_path",
+            format!("{} factors", factors.len()),
+            format!("{batch}, one for each sample"),
+        )),
+        _ => Ok([batch, tokens, width]),
+    }
+}
+
+/// `xs + drop_path * gamma * branch` of candle's operations.
+pub(crate) fn add(xs: &Tensor, branch: Tensor, gamma: Option<&Tensor>, drop_path: Option<&[f32]>) -> Result<Tensor> {
+    let scaled = match gamma {
+        Some(gamma) => branch.broadcast_mul(gamma)?,
+        None => branch,
+    };
+    let dropped = match drop_path {
+        Some(factors) => {
+            let factors = Tensor::from_slice(factors, (factors.len(), 1, 1), xs.device())?;
+            scaled.broadcast_mul(&factors.to_dtype(xs.dtype())?)?
+        }
+        None => scaled,
+    };
+    xs + dropped
+}
+
+/// A layer norm of rows `width` long, which backwards is computed again from its input instead of kept.
+#[derive(Clone, Copy)]
+pub(super) struct Norm<'a> {
+    pub(super) weight: &'a [f32],
+    pub(super) bias: &'a [f32],
+    pub(super) eps: f32,
+}
+
+impl Norm<'_> {
+    pub(super) fn forward(self, xs: &[f32]) -> Buffer {
+        let width = self.weight.len();
+        let mut ys = Buffer::new(xs.len());
+        kernel::for_rows(&mut ys, width, |first, ys| {
+            let xs = &xs[first * width..][..ys.len()];
+            layer_norm::forward_rows(xs, self.weight, Some(self.bias), self.eps, ys);
+        });
+        ys
+    }
+
+    /// Adds the gradient of `xs` to `dxs`; returns those of weight and bias.
+    pub(super) fn backward(self, xs: &[f32], grads: &[f32], dxs: &mut [f32]) -> [Vec<f32>; 2] {
+        let width = self.weight.len();
+        let mut dweight = kernel::for_rows_summing(dxs, width, 2 * width, |first, dxs, sums| {
+            let rows = first * width..first * width + dxs.len();
+            layer_norm::backward_rows(&xs[rows.clone()], self.weight, &grads[rows], self.eps, dxs, sums);
+        });
+        let dbias = dweight.split_off(width);
+        [dweight, dbias]
+    }
+}
+
+/// A linear layer from I to D elements on top of a branch. LayerScale goes into its weight, γ W, and its bias, γ b: so it
+/// costs nothing for each token, and neither does its gradient, Σ over inputs of W dW' + b db', with dW' and db' those of
+/// the layer as it is scaled.
+#[derive(Clone, Copy)]
+pub(super) struct Projection<'a> {
+    /// [D, I]
+    pub(super) weight: &'a [f32],
+    pub(super) bias: &'a [f32],
+    pub(super) gamma: Option<&'a [f32]>,
+}
+
+/// Gradients of weight, bias and γ.
+pub(super) struct ProjectionGradients {
+    pub(super) weight: Vec<f32>,
+    pub(super) bias: Vec<f32>,
+    pub(super) gamma: Option<Vec<f32>>,
+}
+
+kernel::simd_fn! {
+    fn scale_into<S>(xs: &[f32], scale: f32, ys: &mut [f32]) -> () {
+        for (y, x) in ys.iter_mut().zip(xs) {
+            *y = x * scale;
+        }
+    }
+}
+
+kernel::simd_fn! {
+    fn add_into<S>(a: &[f32], b: &[f32], ys: &mut [f32]) -> () {
+        for ((y, a), b) in ys.iter_mut().zip(a).zip(b) {
+            *y = a + b;
+        }
+    }
+}
+
+kernel::simd_fn! {
+    /// y = x + factor * y
+    fn add_scaled<S>(xs: &[f32], factor: f32, ys: &mut [f32]) -> () {
+        for (y, x) in ys.iter_mut().zip(xs) {
+            *y = kernel::fma::<S>(*y, factor, *x);
+        }
+    }
+}
+
+kernel::simd_fn! {
+    /// Multiplies xs by `scale`; returns Σ xs ws, from before.
+    fn dot_and_scale<S>(xs: &mut [f32], ws: &[f32], scale: f32) -> f32 {
+        let sum = kernel::sum_by([&*xs, ws], |[x, w]| x * w);
+        for x in xs {
+            *x *= scale;
+        }
+        sum
+    }
+}
+
+/// Numbers as they are, or scaled.
+pub(super) enum Scaled<'a> {
+    As(&'a [f32]),
+    By(Buffer),
+}
+
+impl std::ops::Deref for Scaled<'_> {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match self {
+            Self::As(whole) => whole,
+            Self::By(buffer) => buffer,
+        }
+    }
+}
+
+impl<'a> Projection<'a> {
+    fn inputs(self) -> usize {
+        self.weight.len() / self.bias.len()
+    }
+
+    fn scaled_weight(self) -> Scaled<'a> {
+        let Some(gamma) = self.gamma else {
+            return Scaled::As(self.weight);
+        };
+        let inputs = self.inputs();
+        let mut scaled = Buffer::new(self.weight.len());
+        kernel::for_rows(&mut scaled, inputs, |first, rows| {
+            for (i, row) in (first..).zip(rows.chunks_exact_mut(inputs)) {
+                scale_into(&self.weight[i * inputs..][..inputs], gamma[i], row);
+            }
+        });
+        Scaled::By(scaled)
+    }
+
+    fn scaled_bias(self) -> Cow<'a, [f32]> {
+        match self.gamma {
+            None => Cow::Borrowed(self.bias),
+            Some(gamma) => gamma.iter().zip(self.bias).map(|(g, b)| g * b).collect(),
+        }
+    }
+
+    /// x + factor * (inner W'ᵀ + b'), where a sample's rows share the factor.
+    pub(super) fn add_to(self, xs: Rows, inner: &[f32], drop_path: Option<&[f32]>) -> Vec<f32> {
+        let (width, inputs) = (self.bias.len(), self.inputs());
+        let rows = inner.len() / inputs;
+        let bias = self.scaled_bias();
+        let mut ys = vec![0f32; rows * width];
+        kernel::for_rows(&mut ys, width, |first, ys| {
+            for (row, y) in (first..).zip(ys.chunks_exact_mut(width)) {
+                match drop_path {
+                    None => add_into(xs.row(row, width), &bias, y),
+                    Some(_) => y.copy_from_slice(&bias),
+                }
+            }
+        });
+        kernel::matmul(
+            &mut MatMut::rows(&mut ys, rows, width, width),
+            Write::Add,
+            1.,
+            Mat::rows(inner, rows, inputs, inputs),
+            Mat::rows(&self.scaled_weight(), width, inputs, inputs).t(),
+            Parallelism::Rayon(0),
+        );
+        if let Some(factors) = drop_path {
+            let per_sample = rows / factors.len();
+            kernel::for_rows(&mut ys, width, |first, ys| {
+                for (row, y) in (first..).zip(ys.chunks_exact_mut(width)) {
+                    add_scaled(xs.row(row, width), factors[row / per_sample], y);
+                }
+            });
+        }
+        ys
+    }
+
+    /// The gradient of `inner`, from `grads` that have drop path's factors in them.
+    pub(super) fn backward(self, grads: &[f32]) -> Buffer {
+        let (width, inputs) = (self.bias.len(), self.inputs());
+        let rows = grads.len() / width;
+        let mut dinner = Buffer::new(rows * inputs);
+        kernel::matmul(
+            &mut MatMut::rows(&mut dinner, rows, inputs, inputs),
+            Write::Replace,
+            1.,
+            Mat::rows(grads, rows, width, width),
+            Mat::rows(&self.scaled_weight(), width, inputs, inputs),
+            Parallelism::Rayon(0),
+        );
+        dinner
+    }
+
+    pub(super) fn gradients(self, grads: &[f32], inner: &[f32]) -> ProjectionGradients {
+        let (width, inputs) = (self.bias.len(), self.inputs());
+        let mut weight = vec![0f32; self.weight.len()];
+        let mut bias = linear::sum_rows(grads, width);
+        weight_gradient(&mut weight, grads, width, inner, inputs);
+        let gamma = self.gamma.map(|gamma| {
+            let mut dgamma = vec![0f32; width];
+            weight
+                .par_chunks_exact_mut(inputs)
+                .zip(&mut dgamma)
+                .zip(&mut bias)
+                .enumerate()
+                .for_each(|(i, ((row, dgamma), dbias))| {
+                    let of_weight = dot_and_scale(row, &self.weight[i * inputs..][..inputs], gamma[i]);
+                    *dgamma = of_weight + self.bias[i] * *dbias;
+                    *dbias *= gamma[i];
+                });
+            dgamma
+        });
+        ProjectionGradients { weight, bias, gamma }
+    }
+}
+
+/// `out` [O, I] = gᵀ x, of `grads` [R, O] and `xs` [R, I].
+pub(super) fn weight_gradient(out: &mut [f32], grads: &[f32], outputs: usize, xs: &[f32], inputs: usize) {
+    let rows = xs.len() / inputs;
+    kernel::matmul(
+        &mut MatMut::rows(out, outputs, inputs, inputs),
+        Write::Replace,
+        1.,
+        Mat::rows(grads, rows, outputs, outputs).t(),
+        Mat::rows(xs, rows, inputs, inputs),
+        Parallelism::Rayon(0),
+    );
+}
+
+/// Rows of a matrix: all of them, or the first of each sample.
+#[derive(Clone, Copy)]
+pub(super) struct Rows<'a> {
+    pub(super) data: &'a [f32],
+    /// From one row to the next, in rows.
+    pub(super) step: usize,
+}
+
+impl<'a> Rows<'a> {
+    fn row(self, row: usize, width: usize) -> &'a [f32] {
+        &self.data[row * self.step * width..][..width]
+    }
+}
+
+/// Gradients with drop path's factors in them.
+pub(super) fn dropped<'a>(grads: &'a [f32], width: usize, drop_path: Option<&[f32]>) -> Scaled<'a> {
+    let Some(factors) = drop_path else {
+        return Scaled::As(grads);
+    };
+    let per_sample = grads.len() / width / factors.len();
+    let mut scaled = Buffer::new(grads.len());
+    kernel::for_rows(&mut scaled, width, |first, rows| {
+        for (row, y) in (first..).zip(rows.chunks_exact_mut(width)) {
+            scale_into(&grads[row * width..][..width], factors[row / per_sample], y);
+        }
+    });
+    Scaled::By(scaled)
+}
+
+/// Calls `f` with the elements of a branch's parameters, which are a norm's weight and bias, those of the layer in the
+/// middle, those of the projection, and γ if there is one.
+pub(super) fn with_params<T>(
+    params: &Deliveries,
+    eps: f32,
+    f: impl FnOnce(Norm, [&[f32]; 2], Projection) -> T,
+) -> Result<T> {
+    let elements: Vec<_> = params.params().iter().map(Elements::of).collect::<Result<_>>()?;
+    let at = |i: usize| -> &[f32] { elements.get(i).map_or(&[], |elements| elements) };
+    let norm = Norm {
+        weight: at(0),
+        bias: at(1),
+        eps,
+    };
+    let projection = Projection {
+        weight: at(4),
+        bias: at(5),
+        gamma: (elements.len() > 6).then(|| at(6)),
+    };
+    Ok(f(norm, [at(2), at(3)], projection))
+}
+
+/// Leaves the gradients of a branch's parameters where they are asked for; returns those of its input and its ticket.
+pub(super) fn deliver(
+    params: &Deliveries,
+    ticket: &Tensor,
+    gradients: Vec<Option<Vec<f32>>>,
+    dx: Vec<f32>,
+    xs: &Tensor,
+) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    let dx = match xs.track_op() {
+        true => Some(kernel::tensor(dx, xs.dims())?),
+        false => None,
+    };
+    if !ticket.track_op() {
+        return Ok((dx, None));
+    }
+    let gradients = params
+        .params()
+        .iter()
+        .zip(gradients)
+        .map(|(param, gradient)| gradient.map(|data| kernel::tensor(data, param.dims())).transpose())
+        .collect::<Result<_>>()?;
+    Ok((dx, Some(params.deliver(gradients)?)))
+}
