@@ -66,5 +66,10 @@ pub mod reference {
     pub use super::quick_gelu::composition as quick_gelu;
     pub use super::rms_norm::composition as rms_norm;
     pub use super::softmax::composition as softmax;
+    pub use super::window::{
+        composition_bias as relative_position_bias, composition_mask as shift_mask,
+        composition_merge as merge_neighbours, composition_partition as window_partition,
+        composition_reverse as window_reverse,
+    };
     pub use super::window_attention::composition as window_attention;
 }
