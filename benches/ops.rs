@@ -11,6 +11,7 @@ use std::fmt;
 use candle_core::{Device, Result, Tensor, Var};
 use divan::Bencher;
 use masksub::ops::{self, reference};
+use masksub::Grid;
 
 fn main() {
     divan::main();
@@ -79,22 +80,22 @@ macro_rules! bench {
 
             #[divan::bench(args = $sizes, sample_count = 9, max_time = 1)]
             fn kernel_forward(bencher: Bencher, size: $size) {
-                forward(bencher, $inputs(size), |x| $kernel(x, size));
+                forward(bencher, $inputs(size), $kernel(size));
             }
 
             #[divan::bench(args = $sizes, sample_count = 9, max_time = 1)]
             fn composed_forward(bencher: Bencher, size: $size) {
-                forward(bencher, $inputs(size), |x| $composition(x, size));
+                forward(bencher, $inputs(size), $composition(size));
             }
 
             #[divan::bench(args = $sizes, sample_count = 9, max_time = 1)]
             fn kernel_training(bencher: Bencher, size: $size) {
-                training(bencher, $inputs(size), |x| $kernel(x, size));
+                training(bencher, $inputs(size), $kernel(size));
             }
 
             #[divan::bench(args = $sizes, sample_count = 9, max_time = 1)]
             fn composed_training(bencher: Bencher, size: $size) {
-                training(bencher, $inputs(size), |x| $composition(x, size));
+                training(bencher, $inputs(size), $composition(size));
             }
         }
     };
@@ -108,50 +109,50 @@ fn tokens(size: Size, width: usize) -> Var {
 bench!(
     linear,
     |s: Size| vec![tokens(s, s.width), var(&[4 * s.width, s.width]), var(&[4 * s.width])],
-    |x: &[Var], _| ops::linear(&x[0], &x[1], Some(&x[2])),
-    |x: &[Var], _| reference::linear(&x[0], &x[1], Some(&x[2]))
+    |_| |x: &[Var]| ops::linear(&x[0], &x[1], Some(&x[2])),
+    |_| |x: &[Var]| reference::linear(&x[0], &x[1], Some(&x[2]))
 );
 
 bench!(
     layer_norm,
     |s: Size| vec![tokens(s, s.width), var(&[s.width]), var(&[s.width])],
-    |x: &[Var], _| ops::layer_norm(&x[0], &x[1], &x[2], 1e-6),
-    |x: &[Var], _| reference::layer_norm(&x[0], &x[1], Some(&x[2]), 1e-6)
+    |_| |x: &[Var]| ops::layer_norm(&x[0], &x[1], &x[2], 1e-6),
+    |_| |x: &[Var]| reference::layer_norm(&x[0], &x[1], Some(&x[2]), 1e-6)
 );
 
 bench!(
     rms_norm,
     |s: Size| vec![tokens(s, s.width), var(&[s.width])],
-    |x: &[Var], _| ops::rms_norm(&x[0], &x[1], 1e-6),
-    |x: &[Var], _| reference::rms_norm(&x[0], &x[1], 1e-6)
+    |_| |x: &[Var]| ops::rms_norm(&x[0], &x[1], 1e-6),
+    |_| |x: &[Var]| reference::rms_norm(&x[0], &x[1], 1e-6)
 );
 
 bench!(
     softmax,
     |s: Size| vec![var(&[BATCH, s.heads, s.tokens, s.tokens])],
-    |x: &[Var], _| ops::softmax_last_dim(&x[0]),
-    |x: &[Var], _| reference::softmax(&x[0], candle_core::D::Minus1)
+    |_| |x: &[Var]| ops::softmax_last_dim(&x[0]),
+    |_| |x: &[Var]| reference::softmax(&x[0], candle_core::D::Minus1)
 );
 
 bench!(
     gelu,
     |s: Size| vec![tokens(s, 4 * s.width)],
-    |x: &[Var], _| ops::gelu(&x[0]),
-    |x: &[Var], _| reference::gelu(&x[0])
+    |_| |x: &[Var]| ops::gelu(&x[0]),
+    |_| |x: &[Var]| reference::gelu(&x[0])
 );
 
 bench!(
     quick_gelu,
     |s: Size| vec![tokens(s, 4 * s.width)],
-    |x: &[Var], _| ops::quick_gelu(&x[0]),
-    |x: &[Var], _| reference::quick_gelu(&x[0])
+    |_| |x: &[Var]| ops::quick_gelu(&x[0]),
+    |_| |x: &[Var]| reference::quick_gelu(&x[0])
 );
 
 bench!(
     attention,
     |s: Size| vec![tokens(s, 3 * s.width)],
-    |x: &[Var], s: Size| ops::attention(&x[0], s.heads),
-    |x: &[Var], s: Size| reference::attention(&x[0], s.heads)
+    |s: Size| move |x: &[Var]| ops::attention(&x[0], s.heads),
+    |s: Size| move |x: &[Var]| reference::attention(&x[0], s.heads)
 );
 
 /// The even positions, so half of them.
@@ -164,8 +165,14 @@ fn keep(size: Size) -> Vec<u32> {
 bench!(
     gather_rows,
     |s: Size| vec![tokens(s, s.width)],
-    |x: &[Var], s: Size| ops::gather_rows(&x[0], &keep(s), 1),
-    |x: &[Var], s: Size| reference::gather_rows(&x[0], &keep(s), 1)
+    |s: Size| {
+        let keep = keep(s);
+        move |x: &[Var]| ops::gather_rows(&x[0], &keep, 1)
+    },
+    |s: Size| {
+        let keep = keep(s);
+        move |x: &[Var]| reference::gather_rows(&x[0], &keep, 1)
+    }
 );
 
 /// A feature map of a ResNet.
@@ -194,22 +201,43 @@ impl Map {
     fn var(self) -> Var {
         var(&[BATCH, self.channels, self.side, self.side])
     }
+
+    /// Mean and variance of each channel.
+    fn statistics(self) -> (Tensor, Tensor) {
+        let mean = var(&[self.channels]).as_detached_tensor();
+        let variance = mean.sqr().unwrap();
+        (mean, variance)
+    }
 }
 
 bench!(
     batch_norm,
     MAPS: Map,
     |m: Map| vec![m.var(), var(&[m.channels]), var(&[m.channels])],
-    |x: &[Var], _| Ok(ops::batch_norm(&x[0], &x[1], &x[2], 1e-5)?.0),
-    |x: &[Var], _| Ok(reference::batch_norm(&x[0], &x[1], &x[2], 1e-5)?.0)
+    |_| |x: &[Var]| Ok(ops::batch_norm(&x[0], &x[1], &x[2], 1e-5)?.0),
+    |_| |x: &[Var]| Ok(reference::batch_norm(&x[0], &x[1], &x[2], 1e-5)?.0)
+);
+
+bench!(
+    batch_norm_eval,
+    MAPS: Map,
+    |m: Map| vec![m.var(), var(&[m.channels]), var(&[m.channels])],
+    |m: Map| {
+        let (mean, variance) = m.statistics();
+        move |x: &[Var]| ops::batch_norm_eval(&x[0], &mean, &variance, &x[1], &x[2], 1e-5)
+    },
+    |m: Map| {
+        let (mean, variance) = m.statistics();
+        move |x: &[Var]| reference::batch_norm_eval(&x[0], &mean, &variance, &x[1], &x[2], 1e-5)
+    }
 );
 
 bench!(
     patchify,
     IMAGE: Map,
     |m: Map| vec![m.var()],
-    |x: &[Var], _| ops::patchify(&x[0], 16),
-    |x: &[Var], _| reference::patchify(&x[0], 16)
+    |_| |x: &[Var]| ops::patchify(&x[0], 16),
+    |_| |x: &[Var]| reference::patchify(&x[0], 16)
 );
 
 /// A convolution of ResNet-50, with as much padding as keeps the size.
@@ -255,16 +283,16 @@ bench!(
     conv2d,
     CONVOLUTIONS: Convolution,
     |c: Convolution| vec![c.map.var(), var(&[c.out_channels, c.map.channels, c.kernel, c.kernel])],
-    |x: &[Var], c: Convolution| ops::conv2d(&x[0], &x[1], c.stride, c.kernel / 2),
-    |x: &[Var], c: Convolution| x[0].conv2d(&x[1], c.kernel / 2, c.stride, 1, 1)
+    |c: Convolution| move |x: &[Var]| ops::conv2d(&x[0], &x[1], c.stride, c.kernel / 2),
+    |c: Convolution| move |x: &[Var]| x[0].conv2d(&x[1], c.kernel / 2, c.stride, 1, 1)
 );
 
 bench!(
     max_pool2d,
     STEM: Map,
     |m: Map| vec![m.var()],
-    |x: &[Var], _| ops::max_pool2d(&x[0], 3, 2, 1),
-    |x: &[Var], _| reference::max_pool2d(&x[0], 3, 2, 1)
+    |_| |x: &[Var]| ops::max_pool2d(&x[0], 3, 2, 1),
+    |_| |x: &[Var]| reference::max_pool2d(&x[0], 3, 2, 1)
 );
 
 /// Attention within windows of 7 x 7 tokens in a stage of Swin-T, for 8 samples.
@@ -286,15 +314,81 @@ const fn windows(count: usize, heads: usize) -> Windows {
     Windows { count, heads }
 }
 
-fn hidden(windows: Windows) -> Tensor {
-    let side = 7 * windows.count.isqrt();
-    ops::shift_mask(masksub::Grid::new(side, side), 7, 3, &Device::Cpu).unwrap()
+/// The stages behind which tokens are merged.
+const MERGED: [Windows; 3] = [windows(64, 3), windows(16, 6), windows(4, 12)];
+
+impl Windows {
+    fn grid(self) -> Grid {
+        let side = 7 * self.count.isqrt();
+        Grid::new(side, side)
+    }
+
+    fn tokens(self) -> Var {
+        var(&[BATCH, self.grid().len(), 32 * self.heads])
+    }
+
+    fn hidden(self) -> Tensor {
+        ops::shift_mask(self.grid(), 7, 3, &Device::Cpu).unwrap()
+    }
 }
 
 bench!(
     window_attention,
     WINDOWS: Windows,
     |w: Windows| vec![var(&[BATCH * w.count, 49, 3 * 32 * w.heads]), var(&[w.heads, 49, 49])],
-    |x: &[Var], w: Windows| ops::window_attention(&x[0], w.heads, &x[1], Some(&hidden(w))),
-    |x: &[Var], w: Windows| reference::window_attention(&x[0], w.heads, &x[1], Some(&hidden(w)))
+    |w: Windows| {
+        let hidden = w.hidden();
+        move |x: &[Var]| ops::window_attention(&x[0], w.heads, &x[1], Some(&hidden))
+    },
+    |w: Windows| {
+        let hidden = w.hidden();
+        move |x: &[Var]| reference::window_attention(&x[0], w.heads, &x[1], Some(&hidden))
+    }
 );
+
+bench!(
+    window_partition,
+    WINDOWS: Windows,
+    |w: Windows| vec![w.tokens()],
+    |w: Windows| move |x: &[Var]| ops::window_partition(&x[0], w.grid(), 7, 3),
+    |w: Windows| move |x: &[Var]| reference::window_partition(&x[0], w.grid(), 7, 3)
+);
+
+bench!(
+    window_reverse,
+    WINDOWS: Windows,
+    |w: Windows| vec![var(&[BATCH * w.count, 49, 32 * w.heads])],
+    |w: Windows| move |x: &[Var]| ops::window_reverse(&x[0], w.grid(), 7, 3),
+    |w: Windows| move |x: &[Var]| reference::window_reverse(&x[0], w.grid(), 7, 3)
+);
+
+bench!(
+    merge_neighbours,
+    MERGED: Windows,
+    |w: Windows| vec![w.tokens()],
+    |w: Windows| move |x: &[Var]| ops::merge_neighbours(&x[0], w.grid()),
+    |w: Windows| move |x: &[Var]| reference::merge_neighbours(&x[0], w.grid())
+);
+
+bench!(
+    relative_position_bias,
+    WINDOWS: Windows,
+    |w: Windows| vec![var(&[169, w.heads])],
+    |_| |x: &[Var]| ops::relative_position_bias(&x[0], 7),
+    |_| |x: &[Var]| reference::relative_position_bias(&x[0], 7)
+);
+
+/// A constant: it has no training.
+mod shift_mask {
+    use super::*;
+
+    #[divan::bench(args = WINDOWS, sample_count = 9, max_time = 1)]
+    fn kernel_forward(bencher: Bencher, windows: Windows) {
+        bencher.bench_local(|| ops::shift_mask(windows.grid(), 7, 3, &Device::Cpu).unwrap());
+    }
+
+    #[divan::bench(args = WINDOWS, sample_count = 9, max_time = 1)]
+    fn composed_forward(bencher: Bencher, windows: Windows) {
+        bencher.bench_local(|| reference::shift_mask(windows.grid(), 7, 3, &Device::Cpu).unwrap());
+    }
+}

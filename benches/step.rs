@@ -9,13 +9,15 @@
 #[allow(unused_imports)]
 #[path = "../examples/support/device.rs"]
 mod device;
+#[path = "../examples/support/threads.rs"]
+mod threads;
 
 use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{bail, ensure, Context, Result};
 use candle_core::{DType, Device, Tensor};
-use clap::{Parser, ValueEnum};
+use clap::{value_parser, Parser, ValueEnum};
 use masksub::models::resnet::{self, ResNet};
 use masksub::models::swin::{self, SwinTransformer};
 use masksub::models::vit::{self, VisionTransformer};
@@ -39,8 +41,8 @@ struct Flags {
     #[arg(long, default_value_t = 0.5)]
     ratio: f64,
     /// Measured repetitions, after one that is not
-    #[arg(long, default_value_t = 5)]
-    iters: usize,
+    #[arg(long, default_value_t = 5, value_parser = value_parser!(u32).range(1..))]
+    iters: u32,
     /// Print one JSON object a line
     #[arg(long)]
     json: bool,
@@ -63,6 +65,7 @@ enum What {
 }
 
 fn main() -> Result<()> {
+    threads::leave_cores_to_rayon();
     let flags = Flags::parse();
     match flags.what {
         Some(what) => measure(what, &flags),
@@ -138,8 +141,8 @@ fn time<M: Forward, S: SubBranch<M>>(
     };
     let model = MaskSub::new(model, branch).with_weight(weight)?.with_params(params);
 
-    let mut seconds = Vec::with_capacity(flags.iters);
-    for step in 0..=flags.iters {
+    let mut seconds = Vec::with_capacity(flags.iters as usize);
+    for step in 0..=flags.iters as usize {
         let start = Instant::now();
         match what {
             What::Forward => drop(model.model().forward_pass(&images, &mut Pass::train(seed.at(step)))?),

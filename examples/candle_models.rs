@@ -4,13 +4,15 @@
 //!
 //! Found for every model: which parameters get a gradient, at a batch of several images and of one; whether the gradient
 //! is the slope of the loss; whether batch norm's statistics move; whether new weights reach a model that is built.
-//! What cannot be found by running, the cause in candle and the remedy, stands beside the model in `support/candle_zoo.rs`.
+//! What cannot be found by running, the cause in candle and the remedy, stands beside the model in `support/candle_zoo.rs`,
+//! and what is expected to be found, too: the exit code is 1 when something else is.
 
 #[path = "support/candle_zoo.rs"]
 mod candle_zoo;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::OnceLock;
 
@@ -27,7 +29,7 @@ const WORKERS: usize = 2;
 /// `backward` recurses along the graph, deeper than a thread's default stack allows.
 const STACK: usize = 64 << 20;
 
-fn main() -> std::io::Result<()> {
+fn main() -> std::io::Result<ExitCode> {
     // A panic is a finding like any other; its message goes into the row.
     std::panic::set_hook(Box::new(|_| {}));
     let zoo = zoo();
@@ -52,8 +54,10 @@ fn main() -> std::io::Result<()> {
 
     println!("| model | parameters | with a gradient | as found | cause in candle | what to do |");
     println!("|---|---:|---|---|---|---|");
+    let mut changed = Vec::new();
     for (entry, row) in zoo.iter().zip(rows) {
         let row = row.into_inner().unwrap_or_default();
+        changed.extend(difference(entry, &row));
         let cells = [
             entry.name,
             &row.parameters,
@@ -64,7 +68,26 @@ fn main() -> std::io::Result<()> {
         ];
         println!("| {} |", cells.map(|cell| cell.replace('|', "\\|")).join(" | "));
     }
-    Ok(())
+    for difference in &changed {
+        eprintln!("{difference}");
+    }
+    Ok(match changed.is_empty() {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    })
+}
+
+/// What of a row is not as its entry says.
+fn difference(entry: &Entry, row: &Row) -> Option<String> {
+    // Between pairs of asterisks.
+    let bold: Vec<&str> = row.finding.split("**").skip(1).step_by(2).collect();
+    let (gradients, found) = (&row.with_gradient, bold.join(", "));
+    (gradients != entry.with_gradient || found != entry.found).then(|| {
+        format!(
+            "{}: expected gradients for {:?} and {:?}, but found {gradients:?} and {found:?}",
+            entry.name, entry.with_gradient, entry.found
+        )
+    })
 }
 
 /// The cells that are found by running the model.

@@ -3,8 +3,8 @@
 //!     cargo run --release --example parity -- tests/fixtures/*.safetensors
 //!
 //! A line for each file tells the largest error of its main and sub logits, losses and gradients, where the error of a
-//! tensor is ||a - b|| / max(||b||, 1e-3): at most 1e-5, and 1e-4 for gradients. The exit code is 1 when a file fails and
-//! 2 when one cannot be read or is of an unknown kind.
+//! tensor is ||a - b|| / max(||b||, 1e-3): at most 1e-5, and 1e-4 for gradients; `-` stands where a file has nothing of the
+//! kind. The exit code is 1 when a file fails and 2 when one cannot be read or is of an unknown kind.
 
 #[path = "support/device.rs"]
 mod device;
@@ -32,25 +32,5 @@ struct Flags {
 
 fn main() -> ExitCode {
     let flags = Flags::parse();
-    let (mut failed, mut unreadable) = (false, false);
-    for file in &flags.files {
-        match parity::compare(file, &flags.device) {
-            Ok(report) => {
-                println!("{report}");
-                if flags.verbose {
-                    print!("{}", report.verbose());
-                }
-                failed |= !report.is_ok();
-            }
-            Err(error) => {
-                eprintln!("{}: {error:#}", file.display());
-                unreadable = true;
-            }
-        }
-    }
-    match (unreadable, failed) {
-        (true, _) => ExitCode::from(2),
-        (false, true) => ExitCode::from(1),
-        (false, false) => ExitCode::SUCCESS,
-    }
+    ExitCode::from(parity::run(&flags.files, &flags.device, flags.verbose))
 }

@@ -10,8 +10,7 @@ use candle_core::{Device, Tensor};
 
 /// Compares a fixture by name: one that is not there fails.
 fn check(name: &str) {
-    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
-    let report = parity::compare(&fixtures.join(name).with_extension("safetensors"), &Device::Cpu).unwrap();
+    let report = parity::compare(&fixture(&format!("{name}.safetensors")), &Device::Cpu).unwrap();
     println!("{report}");
     assert!(report.is_ok(), "{report}\n{}", report.verbose());
 }
@@ -120,4 +119,125 @@ fn an_unreadable_file_is_refused() {
     safetensors::serialize_to_file([("input", &tensor)], None, &plain).unwrap();
     let message = refusal(&plain);
     assert!(message.contains("config"), "{message}");
+}
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+/// A copy of a fixture in which something was changed.
+fn changed(name: &str, directory: &Path, change: impl FnOnce(&mut HashMap<String, Tensor>)) -> PathBuf {
+    let bytes = std::fs::read(fixture(name)).unwrap();
+    let (_, metadata) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+    let mut tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu).unwrap();
+    change(&mut tensors);
+    let path = directory.join(name);
+    safetensors::serialize_to_file(&tensors, metadata.metadata().clone(), &path).unwrap();
+    path
+}
+
+/// Runs the example on one file: its report and its exit code.
+fn run(path: &Path) -> (parity::Report, u8) {
+    let report = parity::compare(path, &Device::Cpu).unwrap();
+    (report, parity::run(&[path.into()], &Device::Cpu, false))
+}
+
+#[test]
+fn a_changed_value_fails_in_its_group() {
+    use parity::Group::{Grad, Loss, Main, Sub};
+    let directory = tempfile::tempdir().unwrap();
+    for (file, tensor, group) in [
+        ("resnet_basic.safetensors", "logits_eval", Main),
+        ("resnet_basic.safetensors", "logits_main", Main),
+        ("resnet_basic.safetensors", "after/bn1.running_mean", Main),
+        ("resnet_basic.safetensors", "logits_sub", Sub),
+        ("resnet_basic.safetensors", "ce/loss_main", Loss),
+        ("resnet_basic.safetensors", "bce/loss_sub", Loss),
+        ("resnet_basic.safetensors", "ce/grad/conv1.weight", Grad),
+        ("swin.safetensors", "bce/grad/mask_token", Grad),
+        ("losses.safetensors", "main/bce_soft/value", Main),
+        ("losses.safetensors", "sub/kl_T2/grad", Grad),
+    ] {
+        // Ten times the tolerance of gradients, the larger one.
+        let path = changed(file, directory.path(), |tensors| {
+            let value = tensors
+                .get_mut(tensor)
+                .unwrap_or_else(|| panic!("{file} has no {tensor}"));
+            *value = (&*value * (1. + 1e-3)).unwrap();
+        });
+        let (report, code) = run(&path);
+        assert_eq!(code, 1, "{tensor}: {report}");
+        assert!(report.to_string().ends_with(" FAIL"), "{report}");
+        for (other, _) in parity::Group::ALL {
+            let error = report.largest(other).unwrap_or(0.);
+            assert_eq!(error > 5e-4, other == group, "{tensor}: {report}");
+        }
+    }
+}
+
+#[test]
+fn what_is_not_the_same_thing_fails_with_the_reason() {
+    let directory = tempfile::tempdir().unwrap();
+    let fails = |change: &dyn Fn(&mut HashMap<String, Tensor>), reason: &str| {
+        let (report, code) = run(&changed("resnet_basic.safetensors", directory.path(), change));
+        let line = report.to_string();
+        assert!(
+            code == 1 && line.contains(" FAIL: ") && line.contains(reason),
+            "{reason}: {line}"
+        );
+    };
+    let gradient = "ce/grad/fc.bias";
+    fails(
+        &|tensors| drop(tensors.remove(gradient)),
+        "no gradient of fc.bias is recorded below ce/grad/",
+    );
+    fails(
+        &|tensors| drop(tensors.insert("ce/grad/fc.scale".into(), tensors[gradient].clone())),
+        "there is no parameter fc.scale",
+    );
+    fails(
+        &|tensors| drop(tensors.insert("w/fc.scale".into(), tensors[gradient].clone())),
+        "the model does not know the weights [\"fc.scale\"]",
+    );
+    fails(
+        &|tensors| drop(tensors.remove("w/fc.bias")),
+        "weight fc.bias is missing",
+    );
+    fails(
+        &|tensors| drop(tensors.insert("after/fc.running_mean".into(), tensors[gradient].clone())),
+        "there is no running statistic fc.running_mean",
+    );
+    // As many numbers in another order.
+    let turn = |tensors: &mut HashMap<String, Tensor>| {
+        let logits = tensors.get_mut("logits_sub").unwrap();
+        *logits = logits.t().unwrap().contiguous().unwrap();
+    };
+    fails(&turn, "logits_sub has shape ");
+}
+
+#[test]
+fn a_resnet_needs_its_running_statistics() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = changed("resnet_basic.safetensors", directory.path(), |tensors| {
+        tensors.retain(|name, _| !name.starts_with("after/"));
+    });
+    let message = refusal(&path);
+    assert!(message.contains("after/") && message.contains("running_"), "{message}");
+    assert_eq!(
+        parity::run(&[path, fixture("losses.safetensors")], &Device::Cpu, false),
+        2
+    );
+}
+
+#[test]
+fn a_group_without_values_says_so() {
+    let (report, code) = run(&fixture("losses.safetensors"));
+    assert_eq!(code, 0);
+    assert!(report.largest(parity::Group::Loss).is_some());
+    let empty = parity::Report {
+        name: "empty".into(),
+        errors: vec![(parity::Group::Main, "logits".into(), 0.)],
+        failures: vec![],
+    };
+    assert_eq!(empty.to_string(), "empty main=0.0e0 sub=- loss=- grad=- ok");
 }

@@ -26,6 +26,10 @@ pub struct Entry {
     pub part: &'static str,
     /// Mean of the norms' weights at the start. Where batch norm does not normalise, activations can outgrow f32.
     pub norm_weight: f64,
+    /// How many of the parameters get a gradient, as the table has it.
+    pub with_gradient: &'static str,
+    /// What stands out, as the table has it in bold; README sums these up.
+    pub found: &'static str,
     pub cause: &'static str,
     pub remedy: &'static str,
 }
@@ -39,6 +43,8 @@ const PLAIN: Entry = Entry {
     absent: |_| false,
     part: "",
     norm_weight: 1.,
+    with_gradient: "",
+    found: "",
     cause: "",
     remedy: "",
 };
@@ -87,6 +93,8 @@ fn transformers() -> Vec<Entry> {
                 let vit = vit::Model::new(&cfg, 10, vb)?;
                 model(func(move |xs| vit.forward(xs)))
             },
+            with_gradient: "24 of 40, 2 of 40 at 1",
+            found: "severed, severed",
             cause: NORM_SOFTMAX,
             remedy: OUR_VIT,
             ..PLAIN
@@ -95,6 +103,8 @@ fn transformers() -> Vec<Entry> {
             name: "beit, 2 layers",
             image: 384,
             build: |vb| model(beit::BeitVisionTransformer::new(vb, 2, 32, 2)?),
+            with_gradient: "2 of 37 at 1",
+            found: "batch of 1 only, severed",
             cause: NORM_BATCH,
             remedy: OWN_COPY_BATCH,
             ..PLAIN
@@ -103,6 +113,8 @@ fn transformers() -> Vec<Entry> {
             name: "dinov2, 2 layers",
             image: 518,
             build: |vb| model(dinov2::DinoVisionTransformer::new(vb, 2, 32, 2)?),
+            with_gradient: "2 of 36 at 1",
+            found: "batch of 1 only, severed",
             cause: NORM_BATCH,
             remedy: OWN_COPY_BATCH,
             ..PLAIN
@@ -111,6 +123,8 @@ fn transformers() -> Vec<Entry> {
             name: "dinov2reg4, 2 layers",
             image: 518,
             build: |vb| model(dinov2reg4::DinoVisionTransformer::new(vb, 2, 32, 2)?),
+            with_gradient: "2 of 37 at 1",
+            found: "batch of 1 only, severed",
             cause: NORM_BATCH,
             remedy: OWN_COPY_BATCH,
             ..PLAIN
@@ -119,6 +133,8 @@ fn transformers() -> Vec<Entry> {
             name: "eva2, 2 layers",
             image: 448,
             build: |vb| model(eva2::EVA2VisionTransformer::new(vb, 2, 64, 1)?),
+            with_gradient: "2 of 47 at 1",
+            found: "batch of 1 only, severed",
             cause: NORM_BATCH,
             remedy: OWN_COPY_BATCH,
             ..PLAIN
@@ -134,6 +150,8 @@ fn transformers() -> Vec<Entry> {
                 )?)
             },
             absent: |name| name.starts_with("blocks.0.proj."),
+            with_gradient: "2 of 61 at 1",
+            found: "batch of 1 only, severed",
             cause: "`LayerNorm` (contiguous input) has no backward; attention is written for one image",
             remedy: OWN_COPY_BATCH,
             ..PLAIN
@@ -142,6 +160,8 @@ fn transformers() -> Vec<Entry> {
             name: "segformer, classifier",
             image: 64,
             build: |vb| model(segformer::ImageClassificationModel::new(&segformer_config()?, 10, vb)?),
+            with_gradient: "86 of 110",
+            found: "severed",
             cause: NORM_SOFTMAX,
             remedy: OWN_COPY,
             ..PLAIN
@@ -150,6 +170,8 @@ fn transformers() -> Vec<Entry> {
             name: "segformer, segmentation",
             image: 64,
             build: |vb| model(segformer::SemanticSegmentationModel::new(&segformer_config()?, 10, vb)?),
+            with_gradient: "96 of 120",
+            found: "severed, batch norm frozen",
             cause: "the same, and the source passes `train = false` to `BatchNorm`",
             remedy: OWN_COPY,
             ..PLAIN
@@ -175,6 +197,8 @@ fn transformers() -> Vec<Entry> {
                     vb,
                 )?)
             },
+            with_gradient: "25 of 37 at 1",
+            found: "batch of 1 only, severed",
             cause: "`LayerNorm`, `softmax_last_dim` and its own `add3` have no backward; positions are not broadcast",
             remedy: OWN_COPY_BATCH,
             ..PLAIN
@@ -188,6 +212,8 @@ fn transformers() -> Vec<Entry> {
                 let cfg = DepthAnythingV2Config::new([8; 4], 32, 8, false, false, vec![0, 1, 2, 3], 518, 37);
                 model(DepthAnythingV2::new(Arc::new(dino), cfg, vb)?)
             },
+            with_gradient: "–",
+            found: "fails, fails",
             cause: "`upsample_nearest2d` has a backward for integer factors only, here 296 becomes 518; dinov2",
             remedy: "own copy with another interpolation, on an own copy of dinov2",
             ..PLAIN
@@ -220,6 +246,8 @@ fn image_towers() -> Vec<Entry> {
                 };
                 model(clip::vision_model::ClipVisionTransformer::new(vb, &cfg)?)
             },
+            with_gradient: "26 of 38, 0 of 38 at 1",
+            found: "severed, severed, part is no variable",
             cause: CLIP,
             remedy: OUR_VIT,
             ..PLAIN
@@ -238,6 +266,8 @@ fn image_towers() -> Vec<Entry> {
                 };
                 model(chinese_clip::vision_model::ChineseClipVisionTransformer::new(vb, &cfg)?)
             },
+            with_gradient: "26 of 38, 0 of 38 at 1",
+            found: "severed, severed, part is no variable",
             cause: CLIP,
             remedy: OUR_VIT,
             ..PLAIN
@@ -251,6 +281,8 @@ fn image_towers() -> Vec<Entry> {
                 );
                 model(siglip::VisionModel::new(&cfg, true, vb)?)
             },
+            with_gradient: "8 of 48",
+            found: "severed",
             cause: NORM_SOFTMAX,
             remedy: OWN_COPY,
             ..PLAIN
@@ -276,6 +308,8 @@ fn image_towers() -> Vec<Entry> {
                 model(func(move |xs| xs.apply(blip.vision_model())))
             },
             part: "vision_model.",
+            with_gradient: "0 of 30",
+            found: "severed",
             cause: NORM_SOFTMAX,
             remedy: OWN_COPY,
             ..PLAIN
@@ -289,6 +323,8 @@ fn image_towers() -> Vec<Entry> {
                 );
                 model(pixtral::vision_model::Model::new(&cfg, vb)?)
             },
+            with_gradient: "12 of 20",
+            found: "severed",
             cause: "`RmsNorm` (contiguous input), `rope` and `softmax_last_dim` have no backward",
             remedy: OWN_COPY,
             ..PLAIN
@@ -306,6 +342,8 @@ fn hybrids() -> Vec<Entry> {
                 use segment_anything::tiny_vit::TinyViT;
                 model(TinyViT::new(&[4, 8, 16], &[1; 3], &[1; 3], &[7; 3], 0, vb)?)
             },
+            with_gradient: "65 of 71",
+            found: "severed, batch norm frozen, updates are lost in part",
             cause:
                 "`LayerNorm`, `softmax_last_dim` have no backward; `BatchNorm` gets `train = false`; attention biases \
                     are gathered by the constructor",
@@ -318,6 +356,8 @@ fn hybrids() -> Vec<Entry> {
             batches: &[2],
             build: |vb| model(efficientvit::efficientvit(&efficientvit::Config::m0(), 10, vb)?),
             norm_weight: 0.4,
+            with_gradient: "348 of 348",
+            found: "batch norm frozen",
             cause: FROZEN,
             remedy: OWN_TRAIN,
             ..PLAIN
@@ -328,6 +368,8 @@ fn hybrids() -> Vec<Entry> {
             batches: &[2],
             build: |vb| model(fastvit::fastvit(&fastvit_config(false), 10, vb)?),
             absent: |name| fastvit_lacks(name) || name.contains(".proj.0.se.") || name.contains(".pos_emb."),
+            with_gradient: "138 of 138",
+            found: "batch norm frozen, updates are lost in part",
             cause: FUSED,
             remedy: OWN_BRANCHES,
             ..PLAIN
@@ -338,6 +380,8 @@ fn hybrids() -> Vec<Entry> {
             batches: &[2],
             build: |vb| model(fastvit::fastvit(&fastvit_config(true), 10, vb)?),
             absent: |name| fastvit_lacks(name) || name.contains(".pos_emb.") && !name.starts_with("stages.3"),
+            with_gradient: "147 of 147",
+            found: "batch norm frozen, updates are lost in part",
             cause: FUSED,
             remedy: OWN_BRANCHES,
             ..PLAIN
@@ -372,6 +416,8 @@ fn convolutional() -> Vec<Entry> {
         Entry {
             name: "convnext atto",
             build: |vb| model(convnext::convnext(&convnext::Config::atto(), 10, vb)?),
+            with_gradient: "2 of 152",
+            found: "severed",
             cause: NORM,
             remedy: OWN_COPY,
             ..PLAIN
@@ -381,6 +427,8 @@ fn convolutional() -> Vec<Entry> {
             image: 16,
             batches: &[2],
             build: |vb| model(efficientnet::EfficientNet::new(vb, efficientnet::MBConvConfig::b0(), 10)?),
+            with_gradient: "213 of 213",
+            found: "batch norm frozen",
             cause: FROZEN,
             remedy: OWN_TRAIN,
             ..PLAIN
@@ -395,6 +443,8 @@ fn convolutional() -> Vec<Entry> {
                 let blocks = ["2.1", "2.2", "2.3", "2.4", "3.2", "3.3", "3.4", "3.5"];
                 blocks.into_iter().any(start) || name.starts_with("blocks.2.5.dw_mid") || name.contains("layer_scale")
             },
+            with_gradient: "140 of 140",
+            found: "batch norm frozen",
             cause: FROZEN,
             remedy: OWN_TRAIN,
             ..PLAIN
@@ -404,6 +454,8 @@ fn convolutional() -> Vec<Entry> {
             batches: &[2],
             build: |vb| model(mobileone::mobileone(&mobileone::Config::s0(), 10, vb)?),
             absent: |name| name.contains(".attn."),
+            with_gradient: "643 of 643",
+            found: "batch norm frozen, updates are lost in part",
             cause: FUSED,
             remedy: OWN_BRANCHES,
             ..PLAIN
@@ -412,6 +464,8 @@ fn convolutional() -> Vec<Entry> {
             name: "repvgg a0",
             batches: &[2],
             build: |vb| model(repvgg::repvgg(&repvgg::Config::a0(), 10, vb)?),
+            with_gradient: "168 of 168",
+            found: "batch norm frozen, updates are lost in part",
             cause: FUSED,
             remedy: OWN_BRANCHES,
             ..PLAIN
@@ -419,6 +473,8 @@ fn convolutional() -> Vec<Entry> {
         Entry {
             name: "resnet18",
             build: |vb| model(resnet::resnet18(10, vb)?),
+            with_gradient: "–",
+            found: "fails, batch norm frozen",
             cause: "`max_pool2d` has a backward where kernel = stride only; the source passes `train = false` to `BatchNorm`",
             remedy: "`masksub::models::resnet`, same weights and names",
             ..PLAIN
@@ -434,15 +490,20 @@ fn convolutional() -> Vec<Entry> {
                     _ => vgg.forward_t(xs, train),
                 }))
             },
+            with_gradient: "26 of 26 at 1",
+            found: "batch of 1 only, wrong gradient",
             cause: "written for one image; the backward of `max_pool2d` divides by the window's size: 4, five times",
             remedy: "own copy with `masksub::ops::max_pool2d`",
             ..PLAIN
         },
         Entry {
             name: "convmixer 1024, 20 blocks",
+            // The smallest of its sizes on a single patch: candle runs a convolution for each of 20 x 1024 channels.
             image: 14,
             batches: &[1],
             build: |vb| model(convmixer::c1024_20(10, vb)?),
+            with_gradient: "166 of 166 at 1",
+            found: "batch norm frozen",
             cause: FROZEN,
             remedy: OWN_TRAIN,
             ..PLAIN

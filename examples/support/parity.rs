@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{anyhow, bail, ensure, Context, Result};
 use candle_core::{backprop::GradStore, DType, Device, Tensor, Var};
@@ -30,7 +30,7 @@ pub enum Group {
 }
 
 impl Group {
-    const ALL: [(Self, &'static str); 4] = [
+    pub const ALL: [(Self, &'static str); 4] = [
         (Self::Main, "main"),
         (Self::Sub, "sub"),
         (Self::Loss, "loss"),
@@ -49,21 +49,22 @@ impl Group {
 pub struct Report {
     pub name: String,
     pub errors: Vec<(Group, String, f64)>,
+    /// What could not be compared because it is not the same thing: a sentence each.
+    pub failures: Vec<String>,
 }
 
 impl Report {
-    /// The largest error of a group; NaN where one is NaN.
-    pub fn largest(&self, group: Group) -> f64 {
+    /// The largest error of a group, NaN where one is NaN; `None` if nothing of it was compared.
+    pub fn largest(&self, group: Group) -> Option<f64> {
         let of_group = self.errors.iter().filter(|(g, _, _)| *g == group);
-        of_group.fold(
-            0.,
-            |max, (_, _, error)| if *error > max || error.is_nan() { *error } else { max },
-        )
+        let larger = |max: f64, error: f64| if error > max || error.is_nan() { error } else { max };
+        of_group.map(|(_, _, error)| *error).reduce(larger)
     }
 
-    /// Whether every error is within its tolerance. NaN is not.
+    /// Whether everything could be compared and every error is within its tolerance. NaN is not.
     pub fn is_ok(&self) -> bool {
-        !self.errors.is_empty() && self.errors.iter().all(|(group, _, error)| *error <= group.tolerance())
+        let within = |(group, _, error): &(Group, String, f64)| *error <= group.tolerance();
+        self.failures.is_empty() && !self.errors.is_empty() && self.errors.iter().all(within)
     }
 
     /// Every tensor's error, a line each.
@@ -77,13 +78,13 @@ impl Report {
 
     fn compare(&mut self, group: Group, tensor: impl Into<String>, ours: &Tensor, theirs: &Tensor) -> Result<()> {
         let tensor = tensor.into();
+        if ours.dims() != theirs.dims() {
+            let (ours, theirs) = (ours.dims(), theirs.dims());
+            self.failures
+                .push(format!("{tensor} has shape {ours:?} here, {theirs:?} recorded"));
+            return Ok(());
+        }
         let (ours, theirs) = (to_host(ours)?, to_host(theirs)?);
-        ensure!(
-            ours.len() == theirs.len(),
-            "{tensor}: {} numbers here, {} recorded",
-            ours.len(),
-            theirs.len()
-        );
         let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
         let difference = norm(&mut ours.iter().zip(&theirs).map(|(a, b)| a - b));
         let size = norm(&mut theirs.iter().copied());
@@ -96,28 +97,66 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.name)?;
         for (group, name) in Group::ALL {
-            write!(f, " {name}={:.1e}", self.largest(group))?;
+            match self.largest(group) {
+                Some(error) => write!(f, " {name}={error:.1e}")?,
+                None => write!(f, " {name}=-")?,
+            }
         }
-        write!(f, " {}", if self.is_ok() { "ok" } else { "FAIL" })
+        match (self.is_ok(), self.failures.is_empty()) {
+            (true, _) => write!(f, " ok"),
+            (false, true) => write!(f, " FAIL"),
+            (false, false) => write!(f, " FAIL: {}", self.failures.join("; ")),
+        }
     }
+}
+
+/// Compares files, prints a line for each, and returns the exit code: 1 when a file fails, 2 when one cannot be read or
+/// is of an unknown kind.
+pub fn run(files: &[PathBuf], device: &Device, verbose: bool) -> u8 {
+    let mut code = 0;
+    for file in files {
+        match compare(file, device) {
+            Ok(report) => {
+                println!("{report}");
+                if verbose {
+                    print!("{}", report.verbose());
+                }
+                code = code.max(u8::from(!report.is_ok()));
+            }
+            Err(error) => {
+                eprintln!("{}: {error:#}", file.display());
+                code = 2;
+            }
+        }
+    }
+    code
 }
 
 /// Reads a file of recorded values and runs the crate on the same weights, inputs and masks.
 ///
 /// # Errors
-/// When the file cannot be read, or its kind is not known here.
+/// When the file cannot be read, or its kind is not known here. An error of the crate is a failure of the report: what was
+/// recorded did not fail.
 pub fn compare(path: &Path, device: &Device) -> Result<Report> {
     let file = Recorded::open(path, device)?;
-    let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let mut report = Report { name, errors: vec![] };
-    match (file.text("kind")?, file.config["model"].as_str()) {
-        ("losses", _) => losses(&file, &mut report)?,
+    let mut report = Report {
+        name: path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+        errors: vec![],
+        failures: vec![],
+    };
+    let compared = match (file.text("kind")?, file.config["model"].as_str()) {
+        ("losses", _) => losses(&file, &mut report),
         ("model", Some("deit3" | "mae_finetune" | "hf_vit" | "clip_vision" | "resnet" | "swin")) => {
-            model(&file, &mut report)?
+            model(&file, &mut report)
         }
-        ("trajectory", Some("deit3")) => trajectory(&file, &mut report)?,
+        ("trajectory", Some("deit3")) => trajectory(&file, &mut report),
         ("model" | "trajectory", Some(model)) => bail!("this release has no model of kind {model}"),
         (kind, _) => bail!("this release cannot compare files of kind {kind}"),
+    };
+    if let Err(error) = compared {
+        let error = error.downcast::<candle_core::Error>().map(masksub::Error::from);
+        let error = error.or_else(|other| other.downcast::<masksub::Error>())?;
+        report.failures.push(error.to_string());
     }
     Ok(report)
 }
@@ -146,6 +185,11 @@ impl Recorded {
         self.tensors
             .get(name)
             .with_context(|| format!("it has no tensor {name}"))
+    }
+
+    /// A single number. (They are recorded with the shape \[1\].)
+    fn number_at(&self, name: &str) -> Result<Tensor> {
+        Ok(self.get(name)?.reshape(())?)
     }
 
     /// All tensors below `prefix`, by the rest of their name.
@@ -322,7 +366,10 @@ fn compare_model<M: Clone, S: SubBranch<M> + Clone>(
     let left_over = weights.left_over();
     // Swin's attention masks are buffers that follow from the sizes.
     let unknown: Vec<_> = left_over.iter().filter(|name| !name.ends_with(".attn_mask")).collect();
-    ensure!(unknown.is_empty(), "weights that the model does not know: {unknown:?}");
+    if !unknown.is_empty() {
+        let failure = format!("the model does not know the weights {unknown:?}");
+        report.failures.push(failure);
+    }
     let params = Params::from_varmap(weights.varmap());
     let (input, key) = (file.get("input")?, Seed::new(0).at(0));
     let model = MaskSub::new(model, branch).with_params(params.clone());
@@ -333,16 +380,13 @@ fn compare_model<M: Clone, S: SubBranch<M> + Clone>(
     report.compare(Group::Main, "logits_main", &pair.main, file.get("logits_main")?)?;
     report.compare(Group::Sub, "logits_sub", &pair.sub, file.get("logits_sub")?)?;
     pair.accept()?;
-    for (name, theirs) in file.below("after/") {
-        let data = weights
-            .varmap()
-            .data()
-            .lock()
-            .map_err(|_| anyhow!("a thread panicked"))?;
-        let ours = data
-            .get(name)
-            .with_context(|| format!("there is no running statistic {name}"))?;
-        report.compare(Group::Main, format!("after/{name}"), ours, theirs)?;
+    let statistics = statistics(weights)?;
+    for (name, ours) in &statistics {
+        let name = format!("after/{name}");
+        report.compare(Group::Main, &name, ours, file.get(&name)?)?;
+    }
+    for (name, _) in file.below("after/").filter(|(name, _)| !statistics.contains_key(*name)) {
+        report.failures.push(format!("there is no running statistic {name}"));
     }
 
     for (kind, criterion, sub_loss) in [
@@ -359,7 +403,7 @@ fn compare_model<M: Clone, S: SubBranch<M> + Clone>(
         let sub_loss = step.sub_loss.ok_or_else(|| anyhow!("no sub loss"))?;
         for (name, value) in [("loss_main", step.main_loss), ("loss_sub", sub_loss)] {
             let name = format!("{kind}/{name}");
-            report.compare(Group::Loss, &name, &scalar(value)?, file.get(&name)?)?;
+            report.compare(Group::Loss, &name, &scalar(value)?, &file.number_at(&name)?)?;
         }
         compare_grads(file, &format!("{kind}/grad/"), &step.grads, &params, report)?;
     }
@@ -367,21 +411,33 @@ fn compare_model<M: Clone, S: SubBranch<M> + Clone>(
 }
 
 fn compare_grads(file: &Recorded, prefix: &str, grads: &GradStore, params: &Params, report: &mut Report) -> Result<()> {
-    let recorded: Vec<_> = file.below(prefix).collect();
-    ensure!(
-        recorded.len() == params.len(),
-        "{} gradients recorded below {prefix}, but {} parameters here",
-        recorded.len(),
-        params.len()
-    );
-    for (name, theirs) in recorded {
-        let var = params
-            .get(name)
-            .with_context(|| format!("there is no parameter {name}"))?;
-        let ours = grads.get(var).with_context(|| format!("{name} has no gradient"))?;
-        report.compare(Group::Grad, format!("{prefix}{name}"), ours, theirs)?;
+    for (name, theirs) in file.below(prefix) {
+        match params.get(name).map(|var| grads.get(var)) {
+            Some(Some(ours)) => report.compare(Group::Grad, format!("{prefix}{name}"), ours, theirs)?,
+            Some(None) => report.failures.push(format!("{name} has no gradient")),
+            None => report.failures.push(format!("there is no parameter {name}")),
+        }
+    }
+    let recorded = |name: &str| file.tensors.contains_key(&format!("{prefix}{name}"));
+    for (name, _) in params.iter().filter(|(name, _)| !recorded(name)) {
+        report
+            .failures
+            .push(format!("no gradient of {name} is recorded below {prefix}"));
     }
     Ok(())
+}
+
+/// The running statistics of a model, by name.
+fn statistics(weights: &Weights) -> Result<BTreeMap<String, Tensor>> {
+    let data = weights
+        .varmap()
+        .data()
+        .lock()
+        .map_err(|_| anyhow!("a thread panicked"))?;
+    let running = data.iter().filter(|(name, _)| name.contains("running_"));
+    Ok(running
+        .map(|(name, var)| (name.clone(), var.as_tensor().clone()))
+        .collect())
 }
 
 fn trajectory(file: &Recorded, report: &mut Report) -> Result<()> {
@@ -413,11 +469,8 @@ fn trajectory(file: &Recorded, report: &mut Report) -> Result<()> {
         report.compare(Group::Loss, format!("step{step}/loss"), &scalar(ours / 2.)?, &theirs)?;
     }
     // How far each weight went: what all gradients together did.
-    for (name, last) in file.below("final/") {
-        let start = file.get(&format!("w/{name}"))?;
-        let var = params
-            .get(name)
-            .with_context(|| format!("there is no parameter {name}"))?;
+    for (name, var) in params.iter() {
+        let (start, last) = (file.get(&format!("w/{name}"))?, file.get(&format!("final/{name}"))?);
         report.compare(
             Group::Grad,
             format!("final/{name}"),
@@ -430,8 +483,7 @@ fn trajectory(file: &Recorded, report: &mut Report) -> Result<()> {
 
 fn losses(file: &Recorded, report: &mut Report) -> Result<()> {
     let mut seen = 0;
-    for (name, theirs) in file.tensors.iter().filter(|(name, _)| name.ends_with("/value")) {
-        let name = name.trim_end_matches("/value");
+    for name in file.tensors.keys().filter_map(|name| name.strip_suffix("/value")) {
         // Which logits, which loss, against what: all in the name.
         let (inputs, loss) = name.split_once('/').context("a loss without a section")?;
         let (inputs, group, prefix) = match inputs {
@@ -475,7 +527,12 @@ fn losses(file: &Recorded, report: &mut Report) -> Result<()> {
                 .with_temperature(temperature)?
                 .forward(&logits, target("main")?)?
         };
-        report.compare(group, format!("{name}/value"), &value, theirs)?;
+        report.compare(
+            group,
+            format!("{name}/value"),
+            &value,
+            &file.number_at(&format!("{name}/value"))?,
+        )?;
         let grads = value.backward()?;
         let ours = grads.get(&logits).with_context(|| format!("{name} has no gradient"))?;
         report.compare(

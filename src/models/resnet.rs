@@ -250,6 +250,26 @@ impl Block {
 ///
 /// It is a [`ModuleT`] like any candle model and a [`Forward`] model for [`PatchDrop`](crate::PatchDrop). Names are
 /// timm's and torchvision's, which candle-transformers' ResNet has, too.
+///
+/// Images [B, C, H, W] of any size become logits [B, classes]. `forward_t` refuses, as [`Error::Shape`], images of other
+/// channels, an empty batch, and to train on a single image whose last map is one pixel; and as
+/// [`Error::DrawsWithoutKey`] to train with a drop path above 0, which needs a [`Pass`] with a key.
+///
+/// `forward_t(xs, true)` writes the running statistics at once, as candle's batch norm does.
+/// [`MaskSub`](crate::MaskSub) writes them when a step is accepted.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use candle_nn::ModuleT;
+/// use masksub::models::resnet::{Config, ResNet};
+/// use masksub::{Seed, Weights};
+/// let cfg = Config { depths: [1; 4], channels: [4, 8, 16, 32], stem_channels: 4, ..Config::resnet18(10) };
+/// let weights = Weights::seeded(Seed::new(0));
+/// let resnet = ResNet::new(&cfg, weights.var_builder(DType::F32, &Device::Cpu))?;
+/// let images = Tensor::zeros((2, 3, 64, 48), DType::F32, &Device::Cpu)?;
+/// assert_eq!(resnet.forward_t(&images, false)?.dims(), [2, 10]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct ResNet {
     stem: ConvNorm,

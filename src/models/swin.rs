@@ -304,6 +304,31 @@ impl Merging {
 /// model for the other branches. The published checkpoints have no `mask_token`:
 /// [`Weights::from_safetensors_or_seed`](crate::Weights::from_safetensors_or_seed) draws one. Plain training does not use
 /// it: exempt it with [`Params::allow_missing`](crate::Params::allow_missing).
+///
+/// Images [B, C, H, W] become logits [B, classes]. `forward_t` refuses, as [`Error::Shape`], images that are not of the
+/// configured size and channels, and an empty batch; and as [`Error::DrawsWithoutKey`] to train with a dropout or drop
+/// path above 0, which need a [`Pass`] with a key.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use candle_nn::ModuleT;
+/// use masksub::models::swin::{Config, SwinTransformer};
+/// use masksub::{Seed, Weights};
+/// let cfg = Config {
+///     image_size: (32, 64),
+///     patch_size: 2,
+///     embed_dim: 8,
+///     depths: vec![2, 2],
+///     num_heads: vec![2, 4],
+///     window_size: 4,
+///     ..Config::tiny(10)
+/// };
+/// let weights = Weights::seeded(Seed::new(0));
+/// let swin = SwinTransformer::new(&cfg, weights.var_builder(DType::F32, &Device::Cpu))?;
+/// let images = Tensor::zeros((2, 3, 32, 64), DType::F32, &Device::Cpu)?;
+/// assert_eq!(swin.forward_t(&images, false)?.dims(), [2, 10]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct SwinTransformer {
     cfg: Config,

@@ -428,6 +428,10 @@ impl Block {
 /// It is a [`ModuleT`] like any candle model, a [`TokenModel`] for [`DropToken`](crate::DropToken), and a [`Forward`]
 /// model for the other branches.
 ///
+/// Images [B, C, H, W] become logits [B, classes]. `forward_t` refuses, as [`Error::Shape`], images that are not of the
+/// configured size and channels, and an empty batch; and as [`Error::DrawsWithoutKey`] to train with a dropout or drop
+/// path above 0, which need a [`Pass`] with a key.
+///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
 /// use candle_nn::ModuleT;

@@ -1,9 +1,7 @@
-//! Layer normalisation, with and without the mean's removal.
+//! Layer normalisation, with or without the mean's removal.
 
 use candle_core::{Module, Result, Tensor};
-use candle_nn::{Init, VarBuilder};
-
-use candle_nn::LayerNormConfig;
+use candle_nn::{Init, LayerNormConfig, VarBuilder};
 
 use crate::ops;
 
@@ -126,76 +124,19 @@ pub fn layer_norm_no_bias(size: usize, eps: f64, vb: VarBuilder) -> Result<Layer
     layer_norm(size, config, vb)
 }
 
-/// Root-mean-square normalisation over the last dimension, [.., D] to [.., D]: [`candle_nn::RmsNorm`] with a backward.
-///
-/// See [`rms_norm`](ops::rms_norm()) for the formula. PyTorch's `torch.nn.RMSNorm(D, eps)`.
-#[derive(Clone, Debug)]
-pub struct RmsNorm(LayerNorm);
-
-impl RmsNorm {
-    /// With a `weight` of shape `[D]`.
-    pub fn new(weight: Tensor, eps: f64) -> Self {
-        Self(LayerNorm::rms_norm(weight, eps))
-    }
-
-    /// The same as a [`LayerNorm`] that does not remove the mean.
-    pub fn into_inner(self) -> LayerNorm {
-        self.0
-    }
-
-    /// The weight, `[D]`.
-    pub fn weight(&self) -> &Tensor {
-        self.0.weight()
-    }
-
-    /// What is added to the mean square.
-    pub fn eps(&self) -> f64 {
-        self.0.eps()
-    }
-
-    /// The same as `forward`, under the name of candle-nn's method that has a backward.
-    ///
-    /// # Errors
-    ///
-    /// If the last dimension of `xs` is not the weight's.
-    pub fn forward_diff(&self, xs: &Tensor) -> Result<Tensor> {
-        self.0.forward(xs)
-    }
-}
-
-impl Module for RmsNorm {
-    fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        self.0.forward(xs)
-    }
-}
-
-/// An [`RmsNorm`] whose parameter is `weight` (or `gamma`) of `vb`, of shape `[size]`. A new one is 1.
-///
-/// # Errors
-///
-/// If `vb` lacks the weight or has it in another shape.
-pub fn rms_norm(size: usize, eps: f64, vb: VarBuilder) -> Result<RmsNorm> {
-    let config = LayerNormConfig {
-        eps,
-        remove_mean: false,
-        affine: false,
-    };
-    layer_norm(size, config, vb).map(RmsNorm)
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::ops::testing::{random, relative};
     use candle_core::{DType, Device, Var};
     use candle_nn::VarMap;
 
-    fn single(shape: &[usize], seed: u64) -> Tensor {
+    pub(in crate::nn) fn single(shape: &[usize], seed: u64) -> Tensor {
         random(shape, seed).to_dtype(DType::F32).unwrap()
     }
 
     /// Every one of `vars` gets a gradient from a module applied to a contiguous input, which candle-nn's do not give.
-    fn assert_trains(module: &impl Module, vars: &[&Var]) {
+    pub(in crate::nn) fn assert_trains(module: &impl Module, vars: &[&Var]) {
         let xs = Var::from_tensor(&single(&[2, 3, 6], 9)).unwrap();
         let loss = (module.forward(&xs).unwrap() * single(&[2, 3, 6], 10))
             .unwrap()
@@ -208,7 +149,7 @@ mod tests {
         }
     }
 
-    fn assert_equal(ours: &impl Module, candles: &impl Module) {
+    pub(in crate::nn) fn assert_equal(ours: &impl Module, candles: &impl Module) {
         let xs = single(&[2, 3, 6], 9);
         // candle's fused kernel in one case, its composition in the other.
         for xs in [xs.clone(), xs.transpose(0, 1).unwrap()] {
@@ -234,15 +175,6 @@ mod tests {
         let ours = LayerNorm::rms_norm(w(), 1e-3);
         assert_trains(&ours, &[&weight]);
         assert_equal(&ours, &candle_nn::LayerNorm::rms_norm(w(), 1e-3));
-        let ours = RmsNorm::new(w(), 1e-3);
-        assert_trains(&ours, &[&weight]);
-        assert_equal(&ours, &candle_nn::RmsNorm::new(w(), 1e-3));
-        assert_equal(&ours.clone().into_inner(), &ours);
-        let xs = single(&[2, 6], 3);
-        assert_eq!(
-            relative(&ours.forward_diff(&xs).unwrap(), &ours.forward(&xs).unwrap()),
-            0.0
-        );
     }
 
     #[test]
@@ -284,18 +216,14 @@ mod tests {
         }
         let ours = layer_norm_no_bias(6, 1e-4, vb.pp("no_bias")).unwrap();
         assert!(ours.bias().is_none() && ours.remove_mean() && ours.eps() == 1e-4);
-        let ours = rms_norm(6, 1e-4, vb.pp("rms")).unwrap();
-        assert_eq!((ours.weight().dims(), ours.eps()), (&[6][..], 1e-4));
-        assert_equal(&ours, &candle_nn::rms_norm(6, 1e-4, vb.pp("rms")).unwrap());
     }
 
     #[test]
     fn older_names_are_found() {
         let tensors = [("gamma", single(&[6], 0)), ("beta", single(&[6], 1))].map(|(k, v)| (k.to_string(), v));
         let vb = VarBuilder::from_tensors(tensors.into(), DType::F32, &Device::Cpu);
-        let norm = layer_norm(6, 1e-5, vb.clone()).unwrap();
+        let norm = layer_norm(6, 1e-5, vb).unwrap();
         assert_eq!(relative(norm.weight(), &single(&[6], 0)), 0.0);
         assert_eq!(relative(norm.bias().unwrap(), &single(&[6], 1)), 0.0);
-        assert_eq!(relative(rms_norm(6, 1e-5, vb).unwrap().weight(), &single(&[6], 0)), 0.0);
     }
 }

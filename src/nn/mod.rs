@@ -1,10 +1,13 @@
-//! The layers of candle-nn whose gradients stop, in a form that can be trained.
+//! Normalisation layers for models that are trained.
 //!
 //! candle-nn's [`LayerNorm`](candle_nn::LayerNorm) and [`RmsNorm`](candle_nn::RmsNorm) call kernels that have no
 //! backward. Nothing fails: the loss falls, but these layers and everything before them on that path learn nothing. The
-//! layers here have the same constructors, accessors and weight names; a model is repaired by changing
+//! two here have the same constructors, accessors and weight names; a model is repaired by changing
 //! `use candle_nn::{layer_norm, LayerNorm, ..}` to `use masksub::nn::{layer_norm, LayerNorm, ..}`. (The functions with the
 //! same defect are in [`crate::ops`].)
+//!
+//! [`BatchNorm`] is a layer of its own: it takes candle-nn's configuration and weight names, but leaves its running
+//! statistics alone until a step is accepted.
 //!
 //! ```
 //! use candle_core::{DType, Device, Module, Tensor};
@@ -21,8 +24,10 @@
 
 mod batch_norm;
 mod layer_norm;
+mod rms_norm;
 
 pub use batch_norm::{batch_norm, BatchNorm};
 pub(crate) use batch_norm::{batch_norm_from, check_momentum};
 pub use candle_nn::{BatchNormConfig, LayerNormConfig};
-pub use layer_norm::{layer_norm, layer_norm_no_bias, rms_norm, LayerNorm, RmsNorm};
+pub use layer_norm::{layer_norm, layer_norm_no_bias, LayerNorm};
+pub use rms_norm::{rms_norm, RmsNorm};

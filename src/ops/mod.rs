@@ -1,8 +1,8 @@
 //! Differentiable operations for training vision models.
 //!
-//! Each has one public function. On the CPU in `f32` it runs a kernel with a forward and a backward of its own, compiled
-//! for several instruction sets and dispatched at run time; everywhere else it is composed of candle's operations. In
-//! `bf16` and `f16` normalisations, softmax and activations are computed in `f32` and rounded once at the end.
+//! On the CPU in `f32` they run kernels with a forward and a backward of their own, compiled for several instruction sets
+//! and dispatched at run time; everywhere else they are composed of candle's operations. In `bf16` and `f16`
+//! normalisations, softmax and activations are computed in `f32` and rounded once at the end.
 //!
 //! Of those that candle-nn also has, [`layer_norm`](layer_norm()), [`rms_norm`](rms_norm()), [`softmax_last_dim`] and
 //! [`rotary_emb`] stop gradients there, silently: a model that uses them trains only a part of its weights. The functions
@@ -78,5 +78,10 @@ pub mod reference {
     pub use super::quick_gelu::composition as quick_gelu;
     pub use super::rms_norm::composition as rms_norm;
     pub use super::softmax::composition as softmax;
+    pub use super::window::{
+        composition_bias as relative_position_bias, composition_mask as shift_mask,
+        composition_merge as merge_neighbours, composition_partition as window_partition,
+        composition_reverse as window_reverse,
+    };
     pub use super::window_attention::composition as window_attention;
 }

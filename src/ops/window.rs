@@ -1,7 +1,7 @@
 //! Windows of a grid of tokens (Liu et al. 2021, arXiv 2103.14030): their order, and what their positions are to each
 //! other.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
 use crate::error::Error;
 use crate::grid::Grid;
@@ -187,6 +187,10 @@ pub fn relative_position_bias(table: &Tensor, window: usize) -> Result<Tensor> {
             return Err(Error::shape("table", table.dims(), expected).into());
         }
     };
+    if super::is_half(table) {
+        // A row of the table is that of up to N pairs, whose gradients are added.
+        return super::in_f32(&[table], |table| relative_position_bias(&table[0], window));
+    }
     let positions = window * window;
     let index: Vec<u32> = (0..positions * positions)
         .map(|pair| {
@@ -259,6 +263,83 @@ pub fn shift_mask(grid: Grid, window: usize, shift: usize, device: &Device) -> R
     Tensor::from_vec(mask, (grid.len() / positions, positions, positions), device)
 }
 
+/// `xs` rolled up by `shift` along `dim`.
+fn roll(xs: &Tensor, shift: usize, dim: usize) -> Result<Tensor> {
+    let side = xs.dim(dim)?;
+    match shift % side {
+        0 => Ok(xs.clone()),
+        shift => Tensor::cat(&[xs.narrow(dim, shift, side - shift)?, xs.narrow(dim, 0, shift)?], dim),
+    }
+}
+
+/// [`window_partition`] of candle's operations.
+pub fn composition_partition(tokens: &Tensor, grid: Grid, window: usize, shift: usize) -> Result<Tensor> {
+    let (b, _, d) = tokens.dims3()?;
+    let (rows, columns) = (grid.height / window, grid.width / window);
+    let tokens = tokens.reshape((b, grid.height, grid.width, d))?;
+    roll(&roll(&tokens, shift, 1)?, shift, 2)?
+        .reshape((b, rows, window, columns, window, d))?
+        .permute((0, 1, 3, 2, 4, 5))?
+        .reshape((b * rows * columns, window * window, d))
+}
+
+/// [`window_reverse`] of candle's operations.
+pub fn composition_reverse(windows: &Tensor, grid: Grid, window: usize, shift: usize) -> Result<Tensor> {
+    let (count, _, d) = windows.dims3()?;
+    let (rows, columns) = (grid.height / window, grid.width / window);
+    let b = count / (rows * columns);
+    let tokens = windows
+        .reshape((b, rows, columns, window, window, d))?
+        .permute((0, 1, 3, 2, 4, 5))?
+        .reshape((b, grid.height, grid.width, d))?;
+    let back = |side: usize| side - shift % side;
+    roll(&roll(&tokens, back(grid.height), 1)?, back(grid.width), 2)?.reshape((b, grid.len(), d))
+}
+
+/// [`merge_neighbours`] of candle's operations.
+pub fn composition_merge(tokens: &Tensor, grid: Grid) -> Result<Tensor> {
+    let (b, _, d) = tokens.dims3()?;
+    // [B, row, down, column, right, D]
+    tokens
+        .reshape((b, grid.height / 2, 2, grid.width / 2, 2, d))?
+        .permute((0, 1, 3, 4, 2, 5))?
+        .reshape((b, grid.len() / 4, 4 * d))
+}
+
+/// [`relative_position_bias`] of candle's operations: with the table upside down, a query sees a window of it.
+pub fn composition_bias(table: &Tensor, window: usize) -> Result<Tensor> {
+    let (side, heads) = (2 * window - 1, table.dim(1)?);
+    let flipped = table.reshape((side, side, heads))?.flip(&[0, 1])?;
+    let of_query = |query: usize| -> Result<Tensor> {
+        let (row, column) = (query / window, query % window);
+        let seen = flipped.narrow(0, window - 1 - row, window)?;
+        let seen = seen.narrow(1, window - 1 - column, window)?;
+        seen.reshape((1, window * window, heads))
+    };
+    let queries = (0..window * window).map(of_query).collect::<Result<Vec<_>>>()?;
+    Tensor::cat(&queries, 0)?.permute((2, 0, 1))?.contiguous()
+}
+
+/// [`shift_mask`] of candle's operations, as in the published code: the regions of the rolled grid are numbered, and two
+/// positions of a window see each other if they have the same number.
+pub fn composition_mask(grid: Grid, window: usize, shift: usize, device: &Device) -> Result<Tensor> {
+    let starts = |side: usize| [0, side - window, side - shift, side];
+    let mut regions = vec![0f32; grid.len()];
+    let mut number = 0.;
+    for rows in starts(grid.height).windows(2) {
+        for columns in starts(grid.width).windows(2) {
+            for row in rows[0]..rows[1] {
+                regions[row * grid.width..][columns[0]..columns[1]].fill(number);
+            }
+            number += 1.;
+        }
+    }
+    let regions = Tensor::from_vec(regions, (1, grid.len(), 1), device)?;
+    let regions = composition_partition(&regions, grid, window, 0)?;
+    let differ = regions.broadcast_sub(&regions.transpose(1, 2)?)?.ne(0f32)?;
+    differ.to_dtype(DType::F32)?.affine(-100., 0.)
+}
+
 /// For each row of the partitioned sequence, which row of the grid it is.
 fn partition_order(grid: Grid, window: usize, shift: usize) -> crate::error::Result<Vec<u32>> {
     check_window(window)?;
@@ -329,47 +410,6 @@ mod tests {
     use super::*;
     use crate::ops::testing::{check, check_derivative, random};
 
-    /// `xs` rolled up by `shift` along `dim`.
-    fn roll(xs: &Tensor, shift: usize, dim: usize) -> Result<Tensor> {
-        let side = xs.dim(dim)?;
-        match shift % side {
-            0 => Ok(xs.clone()),
-            shift => Tensor::cat(&[xs.narrow(dim, shift, side - shift)?, xs.narrow(dim, 0, shift)?], dim),
-        }
-    }
-
-    /// [`window_partition`] as in PyTorch, of reshapes.
-    fn partition(xs: &Tensor, grid: Grid, window: usize, shift: usize) -> Result<Tensor> {
-        let (b, _, d) = xs.dims3()?;
-        let (rows, columns) = (grid.height / window, grid.width / window);
-        let xs = xs.reshape((b, grid.height, grid.width, d))?;
-        roll(&roll(&xs, shift, 1)?, shift, 2)?
-            .reshape((b, rows, window, columns, window, d))?
-            .permute((0, 1, 3, 2, 4, 5))?
-            .reshape((b * rows * columns, window * window, d))
-    }
-
-    /// [`window_reverse`] likewise.
-    fn reverse(xs: &Tensor, grid: Grid, window: usize, shift: usize) -> Result<Tensor> {
-        let d = xs.dim(2)?;
-        let (rows, columns) = (grid.height / window, grid.width / window);
-        let b = xs.dim(0)? / (rows * columns);
-        let xs = xs
-            .reshape((b, rows, columns, window, window, d))?
-            .permute((0, 1, 3, 2, 4, 5))?
-            .reshape((b, grid.height, grid.width, d))?;
-        let back = |side: usize| side - shift % side;
-        roll(&roll(&xs, back(grid.height), 1)?, back(grid.width), 2)?.reshape((b, grid.len(), d))
-    }
-
-    fn merge(xs: &Tensor, grid: Grid) -> Result<Tensor> {
-        let (b, _, d) = xs.dims3()?;
-        // [B, row, down, column, right, D]
-        xs.reshape((b, grid.height / 2, 2, grid.width / 2, 2, d))?
-            .permute((0, 1, 3, 4, 2, 5))?
-            .reshape((b, grid.len() / 4, 4 * d))
-    }
-
     #[test]
     fn equal_their_compositions() {
         let cases = [
@@ -383,13 +423,13 @@ mod tests {
             let grid = Grid::new(height, width);
             check(
                 &|args| window_partition(&args[0], grid, window, shift),
-                &|args| partition(&args[0], grid, window, shift),
+                &|args| composition_partition(&args[0], grid, window, shift),
                 &[&[2, grid.len(), 5]],
                 seed,
             );
             check(
                 &|args| window_reverse(&args[0], grid, window, shift),
-                &|args| reverse(&args[0], grid, window, shift),
+                &|args| composition_reverse(&args[0], grid, window, shift),
                 &[&[3 * grid.len() / (window * window), window * window, 5]],
                 seed,
             );
@@ -398,11 +438,33 @@ mod tests {
             let grid = Grid::new(height, width);
             check(
                 &|args| merge_neighbours(&args[0], grid),
-                &|args| merge(&args[0], grid),
+                &|args| composition_merge(&args[0], grid),
                 &[&[2, grid.len(), 3]],
                 seed,
             );
         }
+        for (seed, window) in (0..).zip([1, 2, 3, 14]) {
+            check(
+                &|args| relative_position_bias(&args[0], window),
+                &|args| composition_bias(&args[0], window),
+                &[&[(2 * window - 1) * (2 * window - 1), 3]],
+                seed,
+            );
+        }
+        for ((height, width), window, shift) in [((4, 6), 2, 1), ((9, 6), 3, 2), ((14, 7), 7, 3), ((4, 4), 2, 0)] {
+            let [ours, composed] = [shift_mask, composition_mask]
+                .map(|mask| mask(Grid::new(height, width), window, shift, &Device::Cpu).unwrap());
+            assert_eq!(ours.to_vec3::<f32>().unwrap(), composed.to_vec3::<f32>().unwrap());
+        }
+    }
+
+    #[test]
+    fn compositions_have_the_right_derivative() {
+        let grid = Grid::new(4, 6);
+        check_derivative(&|args| composition_partition(&args[0], grid, 2, 1), &[&[2, 24, 2]], 0);
+        check_derivative(&|args| composition_reverse(&args[0], grid, 2, 1), &[&[12, 4, 2]], 1);
+        check_derivative(&|args| composition_merge(&args[0], grid), &[&[2, 24, 2]], 2);
+        check_derivative(&|args| composition_bias(&args[0], 3), &[&[25, 2]], 3);
     }
 
     #[test]
@@ -432,7 +494,6 @@ mod tests {
                 assert_eq!(bias[query][key], table[5 * rows + columns][head]);
             }
         }
-        check_derivative(&|args| relative_position_bias(&args[0], 2), &[&[9, 2]], 0);
     }
 
     /// Two positions of a window see each other if they are as far apart in the image as in the window.
