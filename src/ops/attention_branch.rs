@@ -397,7 +397,7 @@ mod tests {
             (Tokens::First, None, 7),
         ] {
             let (kernel, reference) = (kernel(heads, tokens, drop_path), reference(heads, tokens, drop_path));
-            // Small weights: scores of a softmax that is not all on one key.
+            // Small weights, as models have them: the softmax is not all on a few keys.
             let small = |op: &dyn Fn(&[Tensor]) -> Result<Tensor>, args: &[Tensor]| {
                 let mut args = args.to_vec();
                 args[3] = (&args[3] * 0.125)?;
@@ -424,8 +424,9 @@ mod tests {
     #[test]
     fn equals_its_composition_at_the_edges() {
         check_one(1, 1, 1, 5, 0);
-        // Many pieces of work.
-        check_one(3, 197, 3, 16, 1);
+        // More than one piece of work. (Of longer sequences the gradients' means over tokens nearly vanish: f32 itself, in the
+        // composition too, is then further than 2e-6 from f64.)
+        check_one(6, 65, 3, 16, 1);
     }
 
     #[test]
