@@ -94,3 +94,83 @@ impl CustomOp2 for Ticket {
         Ok((Some(gradient), rest.track_op().then(|| number.clone())))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{CustomOp1, DType, Var};
+
+    /// Its gradient by parameter i is i, for each of three elements.
+    struct Weighted(Deliveries);
+
+    impl CustomOp1 for Weighted {
+        fn name(&self) -> &'static str {
+            "weighted"
+        }
+
+        fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+            Ok((CpuStorage::F32(vec![0.]), ().into()))
+        }
+
+        fn bwd(&self, ticket: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+            let grad = grad.to_scalar::<f32>()?;
+            let gradients = (0..self.0.params().len())
+                .map(|i| match self.0.wanted(i) {
+                    true => Ok(Some(Tensor::new(&[i as f32 * grad; 3], &Device::Cpu)?)),
+                    false => Ok(None),
+                })
+                .collect::<Result<_>>()?;
+            assert!(ticket.track_op());
+            self.0.deliver(gradients).map(Some)
+        }
+    }
+
+    fn var() -> Var {
+        Var::zeros(3, DType::F32, &Device::Cpu).unwrap()
+    }
+
+    fn gradient(loss: &Tensor, var: &Var) -> Option<Vec<f32>> {
+        let grads = loss.backward().unwrap();
+        grads.get(var).map(|grad| grad.to_vec1().unwrap())
+    }
+
+    #[test]
+    fn each_parameter_gets_its_own_and_nothing_waits_after_it() {
+        let vars = [var(), var(), var()];
+        let frozen = vars[1].as_detached_tensor();
+        let params = [vars[0].as_tensor(), &frozen, vars[2].as_tensor()];
+        let (ticket, deliveries) = Deliveries::new(&params).unwrap();
+        let counter = deliveries.counter.clone();
+        let loss = ticket.apply_op1(Weighted(deliveries)).unwrap().affine(7., 0.).unwrap();
+        for _ in 0..2 {
+            assert_eq!(gradient(&loss, &vars[0]), Some(vec![0.; 3]));
+            assert_eq!(gradient(&loss, &vars[1]), None);
+            assert_eq!(gradient(&loss, &vars[2]), Some(vec![14.; 3]));
+            assert!(lock(&counter).waiting.is_empty());
+        }
+    }
+
+    #[test]
+    fn without_trained_parameters_there_is_no_ticket_to_track() {
+        let frozen = var().as_detached_tensor();
+        assert!(!Deliveries::new(&[&frozen]).unwrap().0.track_op());
+    }
+
+    #[test]
+    fn backward_passes_at_the_same_time_do_not_mix() {
+        let (a, b) = (var(), var());
+        let (ticket, deliveries) = Deliveries::new(&[a.as_tensor(), b.as_tensor()]).unwrap();
+        let ys = ticket.apply_op1(Weighted(deliveries)).unwrap();
+        std::thread::scope(|scope| {
+            for scale in 1..=4u8 {
+                let loss = ys.affine(f64::from(scale), 0.).unwrap();
+                let b = &b;
+                scope.spawn(move || {
+                    for _ in 0..200 {
+                        assert_eq!(gradient(&loss, b), Some(vec![f32::from(scale); 3]));
+                    }
+                });
+            }
+        });
+    }
+}
