@@ -110,8 +110,9 @@ impl Config {
             ("embed_dim", self.embed_dim),
             ("window_size", self.window_size),
             ("mlp_ratio", self.mlp_ratio),
-            ("image_size", self.image_size.0),
-            ("image_size", self.image_size.1),
+            // A side of 0 is refused below, together with what would fit.
+            ("image_size", self.image_size.0.max(1)),
+            ("image_size", self.image_size.1.max(1)),
         ])?;
         rules::check_counts(self.depths.iter().map(|&depth| ("depths", depth)))?;
         rules::patch_len(self.in_channels, self.patch_size)?;
@@ -128,7 +129,8 @@ impl Config {
         ops::check_eps("norm_eps", self.norm_eps)?;
         let (height, width) = self.image_size;
         let size = format!("{height} x {width}");
-        if !height.is_multiple_of(self.patch_size) || !width.is_multiple_of(self.patch_size) {
+        let fits = |side: usize| side > 0 && side.is_multiple_of(self.patch_size);
+        if !fits(height) || !fits(width) {
             let allowed = format!("multiples of the patch, {} pixels", self.patch_size);
             return Err(Error::invalid("image_size", size, allowed));
         }

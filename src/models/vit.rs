@@ -273,8 +273,9 @@ impl Config {
             ("depth", self.depth),
             ("num_heads", self.num_heads),
             ("mlp_dim", self.mlp_dim),
-            ("image_size", self.image_size.0),
-            ("image_size", self.image_size.1),
+            // A side of 0 is refused below, together with what would fit.
+            ("image_size", self.image_size.0.max(1)),
+            ("image_size", self.image_size.1.max(1)),
         ])?;
         rules::patch_len(self.in_channels, self.patch_size)?;
         if !self.embed_dim.is_multiple_of(self.num_heads) {
