@@ -1,9 +1,12 @@
 //! Gradients: the checked backward pass, merging, clipping, and the audit.
 
+use std::collections::HashSet;
+
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, TensorId, D};
 
 use crate::error::{Error, Result};
+use crate::ops;
 use crate::params::Params;
 
 /// The gradients of `loss` with respect to `params`, each of which must have one.
@@ -41,24 +44,47 @@ pub(crate) fn check_loss(loss: &Tensor, branch: &'static str) -> Result<f64> {
 /// Gradients of the trained variables, or of all variables where it is not known which are trained. candle's store also
 /// holds those of inputs that are not variables; they are dropped.
 pub(crate) fn raw_backward(loss: &Tensor, branch: &'static str, params: Option<&Params>) -> Result<GradStore> {
-    let all = loss.backward().map_err(|error| explain(error, branch))?;
+    let (store, aside) = ops::aside(|| loss.backward());
+    let store = store.map_err(|error| explain(error, branch))?;
+    let trained: HashSet<TensorId> = match params {
+        Some(params) => params.iter().map(|(_, var)| var.id()).collect(),
+        None => {
+            let nodes = loss.sorted_nodes();
+            nodes
+                .iter()
+                .filter(|node| node.is_variable())
+                .map(|node| node.id())
+                .collect()
+        }
+    };
     let mut grads = GradStore::default();
-    let mut keep = |id: TensorId| {
-        if let Some(grad) = all.get_id(id) {
+    for &id in &trained {
+        if let Some(grad) = store.get_id(id) {
             // candle computes the gradient of a convolution's kernel, say, from the layer's input: attached, it would
             // keep this half's activations while the other half makes its own.
             grads.insert_id(id, grad.detach());
         }
-    };
-    match params {
-        Some(params) => params.iter().for_each(|(_, var)| keep(var.id())),
-        None => loss
-            .sorted_nodes()
-            .iter()
-            .filter(|node| node.is_variable())
-            .for_each(|node| keep(node.id())),
     }
+    add_into(&mut grads, aside.into_iter().filter(|(id, _)| trained.contains(id)))?;
     Ok(grads)
+}
+
+/// Adds gradients, in the memory of those in `grads`, which are nobody else's.
+pub(crate) fn add_into(grads: &mut GradStore, others: impl IntoIterator<Item = (TensorId, Tensor)>) -> Result<()> {
+    for (id, other) in others {
+        let sum = match grads.get_id(id) {
+            Some(grad) => ops::accumulate(grad.clone(), &other)?,
+            None => other,
+        };
+        grads.insert_id(id, sum);
+    }
+    Ok(())
+}
+
+/// The gradients of a store, each of which is then nobody else's.
+pub(crate) fn into_gradients(grads: GradStore) -> Vec<(TensorId, Tensor)> {
+    let ids = grads.get_ids();
+    ids.filter_map(|&id| Some((id, grads.get_id(id)?.clone()))).collect()
 }
 
 pub(crate) fn check_missing(grads: &GradStore, params: &Params) -> Result<()> {

@@ -197,7 +197,9 @@ impl<M, S: SubBranch<M>> MaskSub<M, S> {
             let loss = self.sub_loss.forward(&sub_logits, &step.main_logits)?;
             step.sub_loss = Some(grad::check_loss(&loss, "sub")?);
             step.mask = mask;
-            grad::merge(&mut grads, grad::raw_backward(&(loss * self.weight)?, "sub", params)?)?;
+            let of_sub = grad::raw_backward(&(loss * self.weight)?, "sub", params)?;
+            // Not `grad::merge`, which leaves a user's tensors as they are and needs memory for the sum.
+            grad::add_into(&mut grads, grad::into_gradients(of_sub))?;
             passes.push(sub_pass);
         }
         if let Some(params) = params {

@@ -4,12 +4,43 @@
 //! small operation that turns it into a ticket, a single number that is handed on from one parameter to the next and at
 //! last to the operation proper. Backwards, that one computes all gradients at once, leaves them at the counter under a
 //! fresh number, and gives the number as the ticket's gradient; one after the other the parameters' operations then ask
-//! for theirs. So every gradient arrives in candle's `GradStore` as any other does, and none is copied.
+//! for theirs. So every gradient arrives in candle's `GradStore` as any other does.
+//!
+//! There candle adds it to zeros: three passes over as many numbers as the model has. Who calls backward and can take
+//! gradients without that asks for them [`aside`].
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use candle_core::{CpuStorage, CustomOp2, Device, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp2, Device, Layout, Result, Shape, Tensor, TensorId};
+
+thread_local! {
+    /// Gradients that this thread's backward is to lay aside, if it is.
+    static ASIDE: RefCell<Option<Gradients>> = const { RefCell::new(None) };
+}
+
+/// Gradients of variables, in the order in which they were computed; a variable may have several, to be added.
+type Gradients = Vec<(TensorId, Tensor)>;
+
+/// Calls `backward`, and returns beside its result the gradients of variables which, instead of going into candle's
+/// store, were laid aside.
+pub(crate) fn aside<T>(backward: impl FnOnce() -> T) -> (T, Vec<(TensorId, Tensor)>) {
+    let outer = ASIDE.replace(Some(vec![]));
+    let result = backward();
+    (result, ASIDE.replace(outer).unwrap_or_default())
+}
+
+/// Lays a gradient aside, or gives it back where none are to be.
+fn lay_aside(param: &Tensor, gradient: Tensor) -> Option<Tensor> {
+    ASIDE.with_borrow_mut(|aside| match aside {
+        Some(aside) if param.is_variable() => {
+            aside.push((param.id(), gradient));
+            None
+        }
+        _ => Some(gradient),
+    })
+}
 
 /// Where gradients wait, under the number of the backward that has computed them: of two backward passes through the
 /// same graph, be it at the same time, each finds its own.
@@ -80,7 +111,13 @@ impl CustomOp2 for Ticket {
         Ok((CpuStorage::F32(vec![0.]), ().into()))
     }
 
-    fn bwd(&self, _: &Tensor, rest: &Tensor, _: &Tensor, number: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn bwd(
+        &self,
+        param: &Tensor,
+        rest: &Tensor,
+        _: &Tensor,
+        number: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let key = number.to_scalar::<f32>()? as u32;
         let mut counter = lock(&self.counter);
         let gradient = counter.waiting.get_mut(&key).and_then(|all| all[self.index].take());
@@ -91,7 +128,7 @@ impl CustomOp2 for Ticket {
         if !rest.track_op() {
             counter.waiting.remove(&key);
         }
-        Ok((Some(gradient), rest.track_op().then(|| number.clone())))
+        Ok((lay_aside(param, gradient), rest.track_op().then(|| number.clone())))
     }
 }
 
@@ -148,6 +185,22 @@ mod tests {
             assert_eq!(gradient(&loss, &vars[2]), Some(vec![14.; 3]));
             assert!(lock(&counter).waiting.is_empty());
         }
+    }
+
+    #[test]
+    fn gradients_are_laid_aside_where_that_is_asked_for() {
+        let (a, b) = (var(), var());
+        let computed = b.affine(1., 0.).unwrap();
+        let (ticket, deliveries) = Deliveries::new(&[&computed, a.as_tensor()]).unwrap();
+        let loss = ticket.apply_op1(Weighted(deliveries)).unwrap();
+        let (grads, aside) = aside(|| loss.backward().unwrap());
+        // What is no variable must go on through candle's backward.
+        assert!(grads.get(&a).is_none() && grads.get(&b).is_some());
+        assert_eq!(aside.len(), 1);
+        assert_eq!(aside[0].0, a.id());
+        assert_eq!(aside[0].1.to_vec1::<f32>().unwrap(), [1.; 3]);
+        // And as ever after that.
+        assert_eq!(gradient(&loss, &a), Some(vec![1.; 3]));
     }
 
     #[test]

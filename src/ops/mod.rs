@@ -10,6 +10,7 @@
 //!
 //! The same input gives the same bits, whatever the number of threads.
 
+mod accumulate;
 mod activation;
 mod attention;
 mod attention_branch;
@@ -37,11 +38,13 @@ pub(crate) mod testing;
 mod window;
 mod window_attention;
 
+pub(crate) use accumulate::accumulate;
 pub use activation::Activation;
 pub use attention::attention;
 pub use attention_branch::{attention_branch, AttentionBranch, Tokens};
 pub use batch_norm::{batch_norm, batch_norm_eval, BatchStatistics};
 pub use conv2d::conv2d;
+pub(crate) use deliver::aside;
 pub use gather_rows::gather_rows;
 pub use gelu::gelu;
 pub(crate) use kernel::{check_eps, in_f32, is_half};

@@ -1,0 +1,93 @@
+//! Adding up gradients.
+
+use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor};
+
+use super::kernel;
+
+/// `sum + more`, in the memory of `sum` where that is on the CPU: for a `sum` that is nobody else's.
+pub(crate) fn accumulate(sum: Tensor, more: &Tensor) -> Result<Tensor> {
+    let whole = sum.is_contiguous() && more.is_contiguous() && sum.dims() == more.dims();
+    if !whole || !kernel::on_cpu_f32(&[&sum, more]) {
+        return sum + more;
+    }
+    sum.inplace_op2(more, &Accumulate)?;
+    Ok(sum)
+}
+
+struct Accumulate;
+
+kernel::simd_fn! {
+    fn add<S>(sums: &mut [f32], xs: &[f32]) -> () {
+        for (sum, x) in sums.iter_mut().zip(xs) {
+            *sum += x;
+        }
+    }
+}
+
+impl InplaceOp2 for Accumulate {
+    fn name(&self) -> &'static str {
+        "accumulate"
+    }
+
+    fn cpu_fwd(&self, s1: &mut CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<()> {
+        let more = kernel::elements(s2, l2)?;
+        let (CpuStorage::F32(data), Some((start, end))) = (s1, l1.contiguous_offsets()) else {
+            candle_core::bail!("gradients are added up in place only where they are contiguous f32");
+        };
+        kernel::for_rows(&mut data[start..end], 1, |first, sums| add(sums, &more[first..]));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::random;
+    use candle_core::DType;
+
+    #[test]
+    fn is_addition() {
+        for (dtype, shape) in [
+            (DType::F32, vec![3, 70, 190]),
+            (DType::F32, vec![]),
+            (DType::F32, vec![0, 2]),
+            (DType::F64, vec![4, 5]),
+            (DType::BF16, vec![4, 5]),
+        ] {
+            let [a, b] = [1, 2].map(|seed| random(&shape, seed).to_dtype(dtype).unwrap());
+            let expected = (&a + &b).unwrap();
+            let sum = accumulate(a.copy().unwrap(), &b).unwrap();
+            let bits = |t: &Tensor| {
+                t.to_dtype(DType::F64)
+                    .unwrap()
+                    .flatten_all()
+                    .unwrap()
+                    .to_vec1::<f64>()
+                    .unwrap()
+            };
+            assert_eq!(bits(&sum), bits(&expected), "{dtype:?} {shape:?}");
+        }
+    }
+
+    #[test]
+    fn of_a_part_leaves_the_rest() {
+        let whole = random(&[3, 4], 1).to_dtype(DType::F32).unwrap();
+        let before = whole.to_vec2::<f32>().unwrap();
+        let row = whole.get(1).unwrap();
+        let strided = random(&[4, 2], 2)
+            .to_dtype(DType::F32)
+            .unwrap()
+            .narrow(1, 0, 1)
+            .unwrap();
+        accumulate(row, &strided.squeeze(1).unwrap().contiguous().unwrap()).unwrap();
+        let after = whole.to_vec2::<f32>().unwrap();
+        assert_eq!((&after[0], &after[2]), (&before[0], &before[2]));
+        assert_ne!(after[1], before[1]);
+        // Not contiguous: a new tensor, as any addition.
+        let sum = accumulate(whole.t().unwrap(), &whole.t().unwrap()).unwrap();
+        assert_eq!(
+            sum.to_vec2::<f32>().unwrap(),
+            (whole.t().unwrap() * 2.).unwrap().to_vec2::<f32>().unwrap()
+        );
+    }
+}
