@@ -6,7 +6,7 @@ use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, TensorId, D};
 
 use crate::error::{Error, Result};
-use crate::ops;
+use crate::ops::{self, Gradients};
 use crate::params::Params;
 
 /// The gradients of `loss` with respect to `params`, each of which must have one.
@@ -20,7 +20,7 @@ use crate::params::Params;
 pub fn backward(loss: &Tensor, params: &Params) -> Result<GradStore> {
     params.check_not_empty()?;
     check_loss(loss, "main")?;
-    let grads = raw_backward(loss, "main", Some(params))?;
+    let grads = into_store(raw_backward(loss, "main", Some(params), Gradients::new())?);
     check_missing(&grads, params)?;
     Ok(grads)
 }
@@ -41,50 +41,42 @@ pub(crate) fn check_loss(loss: &Tensor, branch: &'static str) -> Result<f64> {
     Ok(value)
 }
 
-/// Gradients of the trained variables, or of all variables where it is not known which are trained. candle's store also
-/// holds those of inputs that are not variables; they are dropped.
-pub(crate) fn raw_backward(loss: &Tensor, branch: &'static str, params: Option<&Params>) -> Result<GradStore> {
-    let (store, aside) = ops::aside(|| loss.backward());
+/// Adds to `earlier` the gradients of the trained variables, or of all variables where it is not known which are trained.
+/// candle's store also holds those of inputs that are not variables; they are dropped.
+pub(crate) fn raw_backward(
+    loss: &Tensor,
+    branch: &'static str,
+    params: Option<&Params>,
+    earlier: Gradients,
+) -> Result<Gradients> {
+    let (store, mut gradients) = ops::aside(earlier, || loss.backward());
     let store = store.map_err(|error| explain(error, branch))?;
     let trained: HashSet<TensorId> = match params {
         Some(params) => params.iter().map(|(_, var)| var.id()).collect(),
         None => {
             let nodes = loss.sorted_nodes();
-            nodes
-                .iter()
-                .filter(|node| node.is_variable())
-                .map(|node| node.id())
-                .collect()
+            let variables = nodes.iter().filter(|node| node.is_variable()).map(|node| node.id());
+            variables.chain(gradients.keys().copied()).collect()
         }
     };
-    let mut grads = GradStore::default();
+    gradients.retain(|id, _| trained.contains(id));
     for &id in &trained {
-        if let Some(grad) = store.get_id(id) {
+        if let Some(gradient) = store.get_id(id) {
             // candle computes the gradient of a convolution's kernel, say, from the layer's input: attached, it would
             // keep this half's activations while the other half makes its own.
-            grads.insert_id(id, grad.detach());
+            ops::add_to(&mut gradients, id, gradient.detach())?;
         }
     }
-    add_into(&mut grads, aside.into_iter().filter(|(id, _)| trained.contains(id)))?;
-    Ok(grads)
+    Ok(gradients)
 }
 
-/// Adds gradients, in the memory of those in `grads`, which are nobody else's.
-pub(crate) fn add_into(grads: &mut GradStore, others: impl IntoIterator<Item = (TensorId, Tensor)>) -> Result<()> {
-    for (id, other) in others {
-        let sum = match grads.get_id(id) {
-            Some(grad) => ops::accumulate(grad.clone(), &other)?,
-            None => other,
-        };
-        grads.insert_id(id, sum);
+/// Gradients as candle has them.
+pub(crate) fn into_store(gradients: Gradients) -> GradStore {
+    let mut store = GradStore::default();
+    for (id, gradient) in gradients {
+        store.insert_id(id, gradient);
     }
-    Ok(())
-}
-
-/// The gradients of a store, each of which is then nobody else's.
-pub(crate) fn into_gradients(grads: GradStore) -> Vec<(TensorId, Tensor)> {
-    let ids = grads.get_ids();
-    ids.filter_map(|&id| Some((id, grads.get_id(id)?.clone()))).collect()
+    store
 }
 
 pub(crate) fn check_missing(grads: &GradStore, params: &Params) -> Result<()> {

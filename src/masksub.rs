@@ -10,6 +10,7 @@ use crate::grad;
 use crate::key::StepKey;
 use crate::loss::SubModelLoss;
 use crate::mask::Mask;
+use crate::ops::Gradients;
 use crate::params::Params;
 
 /// A model `M` trained with a sub-branch `S` of itself (MaskSub, Heo et al., CVPR 2025, arXiv 2306.11339).
@@ -174,10 +175,10 @@ impl<M, S: SubBranch<M>> MaskSub<M, S> {
         let logits = self.branch.main(&self.model, xs, &mut main_pass)?;
         let loss = main_loss(&logits)?;
         let main_value = grad::check_loss(&loss, "main")?;
-        let mut grads = match self.weight {
+        let mut gradients = match self.weight {
             // All weight on the sub-branch: the main branch is only its target.
-            1. => GradStore::default(),
-            w => grad::raw_backward(&(&loss * (1. - w))?, "main", params)?,
+            1. => Gradients::new(),
+            w => grad::raw_backward(&(&loss * (1. - w))?, "main", params, Gradients::new())?,
         };
         let main_logits = logits.detach();
         // The graph of the main half, and with it its activations, ends here.
@@ -197,11 +198,10 @@ impl<M, S: SubBranch<M>> MaskSub<M, S> {
             let loss = self.sub_loss.forward(&sub_logits, &step.main_logits)?;
             step.sub_loss = Some(grad::check_loss(&loss, "sub")?);
             step.mask = mask;
-            let of_sub = grad::raw_backward(&(loss * self.weight)?, "sub", params)?;
-            // Not `grad::merge`, which leaves a user's tensors as they are and needs memory for the sum.
-            grad::add_into(&mut grads, grad::into_gradients(of_sub))?;
+            gradients = grad::raw_backward(&(loss * self.weight)?, "sub", params, gradients)?;
             passes.push(sub_pass);
         }
+        let grads = grad::into_store(gradients);
         if let Some(params) = params {
             grad::check_missing(&grads, params)?;
         }

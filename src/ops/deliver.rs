@@ -15,31 +15,43 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use candle_core::{CpuStorage, CustomOp2, Device, Layout, Result, Shape, Tensor, TensorId};
 
+use super::accumulate::accumulate;
+
 thread_local! {
-    /// Gradients that this thread's backward is to lay aside, if it is.
+    /// Where this thread's backward is to lay gradients aside, if it is.
     static ASIDE: RefCell<Option<Gradients>> = const { RefCell::new(None) };
 }
 
-/// Gradients of variables, in the order in which they were computed; a variable may have several, to be added.
-type Gradients = Vec<(TensorId, Tensor)>;
+/// Gradients of variables, which nobody else has.
+pub(crate) type Gradients = HashMap<TensorId, Tensor>;
 
-/// Calls `backward`, and returns beside its result the gradients of variables which, instead of going into candle's
-/// store, were laid aside.
-pub(crate) fn aside<T>(backward: impl FnOnce() -> T) -> (T, Vec<(TensorId, Tensor)>) {
-    let outer = ASIDE.replace(Some(vec![]));
+/// Calls `backward` so that gradients of variables are added to `gradients`, in their memory, as soon as they are there,
+/// instead of going into candle's store; returns both.
+pub(crate) fn aside<T>(gradients: Gradients, backward: impl FnOnce() -> T) -> (T, Gradients) {
+    let outer = ASIDE.replace(Some(gradients));
     let result = backward();
     (result, ASIDE.replace(outer).unwrap_or_default())
 }
 
 /// Lays a gradient aside, or gives it back where none are to be.
-fn lay_aside(param: &Tensor, gradient: Tensor) -> Option<Tensor> {
+fn lay_aside(param: &Tensor, gradient: Tensor) -> Result<Option<Tensor>> {
     ASIDE.with_borrow_mut(|aside| match aside {
         Some(aside) if param.is_variable() => {
-            aside.push((param.id(), gradient));
-            None
+            add_to(aside, param.id(), gradient)?;
+            Ok(None)
         }
-        _ => Some(gradient),
+        _ => Ok(Some(gradient)),
     })
+}
+
+/// Adds a gradient that nobody else has.
+pub(crate) fn add_to(gradients: &mut Gradients, id: TensorId, gradient: Tensor) -> Result<()> {
+    let sum = match gradients.remove(&id) {
+        Some(earlier) => accumulate(earlier, &gradient)?,
+        None => gradient,
+    };
+    gradients.insert(id, sum);
+    Ok(())
 }
 
 /// Where gradients wait, under the number of the backward that has computed them: of two backward passes through the
@@ -128,7 +140,7 @@ impl CustomOp2 for Ticket {
         if !rest.track_op() {
             counter.waiting.remove(&key);
         }
-        Ok((lay_aside(param, gradient), rest.track_op().then(|| number.clone())))
+        Ok((lay_aside(param, gradient)?, rest.track_op().then(|| number.clone())))
     }
 }
 
@@ -193,12 +205,14 @@ mod tests {
         let computed = b.affine(1., 0.).unwrap();
         let (ticket, deliveries) = Deliveries::new(&[&computed, a.as_tensor()]).unwrap();
         let loss = ticket.apply_op1(Weighted(deliveries)).unwrap();
-        let (grads, aside) = aside(|| loss.backward().unwrap());
+        let (grads, laid) = aside(Gradients::new(), || loss.backward().unwrap());
         // What is no variable must go on through candle's backward.
         assert!(grads.get(&a).is_none() && grads.get(&b).is_some());
-        assert_eq!(aside.len(), 1);
-        assert_eq!(aside[0].0, a.id());
-        assert_eq!(aside[0].1.to_vec1::<f32>().unwrap(), [1.; 3]);
+        assert_eq!(laid.len(), 1);
+        assert_eq!(laid[&a.id()].to_vec1::<f32>().unwrap(), [1.; 3]);
+        // On top of what is there.
+        let (_, laid) = aside(laid, || loss.backward().unwrap());
+        assert_eq!(laid[&a.id()].to_vec1::<f32>().unwrap(), [2.; 3]);
         // And as ever after that.
         assert_eq!(gradient(&loss, &a), Some(vec![1.; 3]));
     }

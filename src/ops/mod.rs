@@ -38,13 +38,12 @@ pub(crate) mod testing;
 mod window;
 mod window_attention;
 
-pub(crate) use accumulate::accumulate;
 pub use activation::Activation;
 pub use attention::attention;
 pub use attention_branch::{attention_branch, AttentionBranch, Tokens};
 pub use batch_norm::{batch_norm, batch_norm_eval, BatchStatistics};
 pub use conv2d::conv2d;
-pub(crate) use deliver::aside;
+pub(crate) use deliver::{add_to, aside, Gradients};
 pub use gather_rows::gather_rows;
 pub use gelu::gelu;
 pub(crate) use kernel::{check_eps, in_f32, is_half};
