@@ -1225,3 +1225,48 @@ fn plain_is_public() {
         [1, 768]
     );
 }
+
+/// A branch's parameters' gradients take another way than candle's. Here they meet others of the same variables: of the
+/// same branch run twice, of one parameter in two places of it, and of an operation of candle's.
+#[test]
+fn gradients_of_branches_meet_others() {
+    use masksub::ops::{mlp_branch, Activation, Affine, MlpBranch};
+    let var = |name: &str, shape: &[usize]| Var::from_tensor(&randn(shape, name)).unwrap();
+    let (norm, wide) = (var("norm", &[8]), var("wide", &[16]));
+    let (fc1, fc2) = (var("fc1", &[16, 8]), var("fc2", &[8, 16]));
+    let branch = MlpBranch {
+        norm: Affine {
+            weight: &norm,
+            bias: &norm,
+        },
+        eps: 1e-6,
+        fc1: Affine {
+            weight: &fc1,
+            bias: &wide,
+        },
+        activation: Activation::Gelu,
+        fc2: Affine {
+            weight: &fc2,
+            bias: &norm,
+        },
+        gamma: Some(&norm),
+    };
+    let once = mlp_branch(&randn((2, 3, 8), "xs"), &branch, None).unwrap();
+    let twice = mlp_branch(&once, &branch, Some(&[2., 0.5])).unwrap();
+    let decay = (fc1.sqr().unwrap().sum_all().unwrap() + norm.sqr().unwrap().sum_all().unwrap()).unwrap();
+    let loss = (twice.sqr().unwrap().mean_all().unwrap() + decay).unwrap();
+
+    let vars = [("norm", norm), ("wide", wide), ("fc1", fc1), ("fc2", fc2)];
+    let plain = loss.backward().unwrap();
+    let params = Params::new(vars.iter().map(|(name, var)| (name.to_string(), var.clone())));
+    let ours = masksub::grad::backward(&loss, &params).unwrap();
+    for (name, var) in &vars {
+        let [ours, plain] = [&ours, &plain].map(|grads| numbers(grads.get(var).unwrap()));
+        let largest = plain.iter().fold(0f64, |most, x| most.max(x.abs()));
+        let apart = ours.iter().zip(&plain).map(|(a, b)| (a - b).abs()).fold(0., f64::max);
+        assert!(apart < 1e-5 * largest, "{name}: {apart:e} of {largest:e}");
+    }
+    // What was not asked for stays out.
+    let some = masksub::grad::backward(&loss, &params.clone().filter(|name| name == "fc2")).unwrap();
+    assert!(some.get(&vars[3].1).is_some() && some.get(&vars[2].1).is_none());
+}

@@ -39,8 +39,11 @@ impl<G: MaskGenerator, M: TokenModel + ?Sized> SubBranch<M> for DropToken<G> {
         // A model that forgets to drop would train, at full price, on nothing hidden.
         let sequence = model.num_prefix_tokens() + mask.num_keep();
         if tokens.rank() != 3 || tokens.dims()[..2] != [mask.batch(), sequence] {
-            let expected = format!("[{}, {sequence}, D] under this mask", mask.batch());
-            return Err(Error::shape("what TokenModel::embed returned", tokens.dims(), expected).into());
+            let expected = format!(
+                "[{}, {sequence}, D] as TokenModel::embed returns it under this mask",
+                mask.batch()
+            );
+            return Err(Error::shape("tokens", tokens.dims(), expected).into());
         }
         Ok((model.classify(&tokens, pass)?, Some(mask)))
     }

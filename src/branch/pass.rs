@@ -173,12 +173,12 @@ impl Pass {
         xs * Tensor::from_vec(factors, xs.shape(), xs.device())?.to_dtype(xs.dtype())?
     }
 
-    /// Whether the next `sites` places where a model would call [`dropout`](Self::dropout) with `rate` drop nothing; then
-    /// they count as passed, and the model may do without the calls.
+    /// Passes the next `sites` places where a model would call [`dropout`](Self::dropout) with `rate`, if nothing is dropped
+    /// there; returns whether it has.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] when `rate` is NaN or outside [0, 1).
-    pub fn dropout_is_off(&mut self, rate: f64, sites: u32) -> candle_core::Result<bool> {
+    pub(crate) fn skip_dropout(&mut self, rate: f64, sites: u32) -> candle_core::Result<bool> {
         let rate = check_rate("dropout", self.dropout.rate.unwrap_or(rate))?;
         let off = !self.train || rate == 0.;
         if off {
@@ -327,6 +327,26 @@ mod tests {
         assert_eq!(main, draw(&mut Pass::train(key)));
         let second_half = draw(&mut Pass::train(key.with_first_sample(1)));
         assert_eq!(second_half.0[0], main.0[1]);
+    }
+
+    #[test]
+    fn sites_count_and_draw_the_same_by_either_way() {
+        let key = Seed::new(3).at(1);
+        let (mut called, mut skipped) = (Pass::train(key), Pass::train(key));
+        for _ in 0..2 {
+            called.dropout(&ones(2, 64), 0.).unwrap();
+        }
+        assert!(skipped.skip_dropout(0., 2).unwrap());
+        assert!(!skipped.skip_dropout(0.5, 2).unwrap());
+        let draw = |pass: &mut Pass| pass.dropout(&ones(2, 64), 0.5).unwrap().to_vec2::<f32>().unwrap();
+        assert_eq!(draw(&mut called), draw(&mut skipped));
+        assert_eq!((called.dropout_sites(), skipped.dropout_sites()), (3, 3));
+        assert!(Pass::eval().skip_dropout(0.5, 1).unwrap());
+
+        let factors = Pass::train(key).drop_path_factors(50, 0.5).unwrap().unwrap();
+        let dropped = Pass::train(key).drop_path(&ones(50, 1), 0.5).unwrap();
+        assert_eq!(dropped.flatten_all().unwrap().to_vec1::<f32>().unwrap(), factors);
+        assert_eq!(Pass::eval().drop_path_factors(50, 0.5).unwrap(), None);
     }
 
     #[test]

@@ -62,7 +62,7 @@ impl Mlp {
 
     /// [B, N, D] to [B, N, D].
     pub(super) fn forward(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
-        if pass.dropout_is_off(self.rates.dropout, 2)? {
+        if pass.skip_dropout(self.rates.dropout, 2)? {
             let branch = MlpBranch {
                 norm: self.norm.affine(),
                 eps: self.norm.eps,

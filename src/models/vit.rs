@@ -363,7 +363,7 @@ impl Attention {
     /// [B, N, D] to [B, N, D], or to [B, 1, D].
     fn forward(&self, xs: &Tensor, tokens: Tokens, pass: &mut Pass) -> Result<Tensor> {
         let qkv = self.qkv.packed()?;
-        if pass.dropout_is_off(self.rates.dropout, 1)? {
+        if pass.skip_dropout(self.rates.dropout, 1)? {
             let branch = AttentionBranch {
                 norm: self.norm.affine(),
                 eps: self.norm.eps,
@@ -375,15 +375,15 @@ impl Attention {
             let factors = pass.drop_path_factors(xs.dim(0)?, self.rates.drop_path)?;
             return ops::attention_branch(xs, &branch, tokens, factors.as_deref());
         }
-        // Dropout draws for all tokens, whichever are asked for.
         let heads = ops::attention(&qkv.forward(&self.norm.forward(xs)?)?, self.num_heads)?;
+        // Dropout draws token by token: the same for the first, whether others follow or not.
+        let (xs, heads) = match tokens {
+            Tokens::All => (xs.clone(), heads),
+            Tokens::First => (xs.narrow(1, 0, 1)?, heads.narrow(1, 0, 1)?.contiguous()?),
+        };
         let ys = pass.dropout(&self.proj.forward(&heads)?, self.rates.dropout)?;
         let factors = pass.drop_path_factors(xs.dim(0)?, self.rates.drop_path)?;
-        let ys = ops::add_branch(xs, ys, self.gamma.as_ref(), factors.as_deref())?;
-        match tokens {
-            Tokens::All => Ok(ys),
-            Tokens::First => ys.narrow(1, 0, 1)?.contiguous(),
-        }
+        ops::add_branch(&xs, ys, self.gamma.as_ref(), factors.as_deref())
     }
 }
 

@@ -13,6 +13,7 @@ use super::kernel::{self, Elements, Mat, MatMut, Write};
 use super::layer_norm::layer_norm_with;
 use super::linear;
 use super::residual::{self, Affine, Rows};
+use crate::error::Error;
 
 /// The parameters of [`attention_branch`].
 #[derive(Clone, Copy, Debug)]
@@ -109,6 +110,10 @@ pub fn attention_branch(
     branch.norm.check_norm(width, branch.eps, xs)?;
     branch.qkv.check(["qkv.weight", "qkv.bias"], 3 * width, width, xs)?;
     branch.proj.check(["proj.weight", "proj.bias"], width, width, xs)?;
+    if branch.num_heads == 0 || !width.is_multiple_of(branch.num_heads) {
+        let allowed = format!("a divisor of D = {width}");
+        return Err(Error::invalid("num_heads", branch.num_heads, allowed).into());
+    }
     let dims = Dims::of(&[batch, length, 3 * width], branch.num_heads)?;
     let (norm, qkv, proj) = (branch.norm, branch.qkv, branch.proj);
     let params = [norm.weight, norm.bias, qkv.weight, qkv.bias, proj.weight, proj.bias];
@@ -163,7 +168,8 @@ struct Op {
 }
 
 struct Kept {
-    /// [B, N, 3 D], with queries of the first tokens only where no others are computed.
+    /// [B, N, 3 D]. Where the first tokens alone are computed, the others' queries are whatever was left in the memory, and
+    /// nobody reads them: not the heads, and not the products and sums, which go by [`Op::parts`].
     qkv: Buffer,
     /// What the heads gave, [B, queries, D].
     heads: Buffer,
@@ -286,7 +292,7 @@ impl CustomOp2 for Op {
             let step = tokens / queries;
             let ys = proj.add_to(Rows { data: xs, step }, &heads, self.drop_path.as_deref());
             if self.keep {
-                // Run once; were it run again, the same numbers would be there.
+                // An operation is run once, when it is applied.
                 self.kept.get_or_init(|| Kept { qkv, heads });
             }
             ys
@@ -458,6 +464,6 @@ mod tests {
             "proj.bias has shape [5], but must be [4]"
         );
         let many = message(3, &|_| {});
-        assert!(many.contains("num_heads = 3"), "{many}");
+        assert_eq!(many, "num_heads is 3, but must be a divisor of D = 4");
     }
 }

@@ -1,7 +1,7 @@
 //! Memory that operations use again and again: what a forward keeps for its backward, and what either needs in passing.
 //!
-//! Fresh memory costs a page fault for every 4 KiB of it, a third of the time of a step that allocates everything anew.
-//! What a step has given back is what the next one takes, so no more is ever held than was once in use at the same time.
+//! Fresh memory costs a page fault for every 4 KiB of it. What a step has given back is what the next one takes. It stays
+//! with the process: about as much as was once in use at the same time, for a short request may take a long piece.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, MutexGuard};
@@ -11,6 +11,22 @@ static FREE: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());
 fn free() -> MutexGuard<'static, Vec<Vec<f32>>> {
     // A thread that panicked while holding the lock leaves a list that is still whole.
     FREE.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// The shortest piece of at least `len` numbers. Where there is none, moves the longest to `evicted`, until as much is gone
+/// as is about to be allocated.
+fn take(free: &mut Vec<Vec<f32>>, len: usize, evicted: &mut Vec<Vec<f32>>) -> Option<Vec<f32>> {
+    let fitting = (0..free.len()).filter(|&i| free[i].len() >= len);
+    if let Some(shortest) = fitting.min_by_key(|&i| free[i].len()) {
+        return Some(free.swap_remove(shortest));
+    }
+    let mut gone = 0;
+    while gone < len {
+        let longest = (0..free.len()).max_by_key(|&i| free[i].len())?;
+        gone += free[longest].len();
+        evicted.push(free.swap_remove(longest));
+    }
+    None
 }
 
 /// Numbers in memory that is given back when they are dropped.
@@ -23,19 +39,10 @@ pub(super) struct Buffer {
 impl Buffer {
     /// `len` numbers, whatever was left in them.
     pub(super) fn new(len: usize) -> Self {
-        let reused = {
-            let mut free = free();
-            let fitting = (0..free.len()).filter(|&i| free[i].len() >= len);
-            match fitting.min_by_key(|&i| free[i].len()) {
-                Some(smallest) => Some(free.swap_remove(smallest)),
-                None => {
-                    // One that is too small makes room for the new one.
-                    let largest = (0..free.len()).max_by_key(|&i| free[i].len());
-                    largest.map(|i| free.swap_remove(i));
-                    None
-                }
-            }
-        };
+        // Pieces that are too short make room for a new one; they are let go once the lock is.
+        let mut too_short = Vec::new();
+        let reused = take(&mut free(), len, &mut too_short);
+        drop(too_short);
         let data = reused.unwrap_or_else(|| vec![0.; len]);
         Self { data, len }
     }
@@ -58,5 +65,42 @@ impl DerefMut for Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         free().push(std::mem::take(&mut self.data));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lengths(pieces: &[Vec<f32>]) -> Vec<usize> {
+        let mut lengths: Vec<_> = pieces.iter().map(Vec::len).collect();
+        lengths.sort_unstable();
+        lengths
+    }
+
+    #[test]
+    fn the_shortest_piece_that_is_long_enough_is_taken() {
+        let mut free = vec![vec![0.; 9], vec![0.; 5], vec![0.; 3], vec![0.; 6]];
+        let mut evicted = vec![];
+        assert_eq!(take(&mut free, 4, &mut evicted).map(|piece| piece.len()), Some(5));
+        assert_eq!((lengths(&free), evicted.len()), (vec![3, 6, 9], 0));
+    }
+
+    #[test]
+    fn pieces_that_are_too_short_make_room() {
+        let mut free = vec![vec![0.; 3]; 5];
+        let mut evicted = vec![];
+        assert_eq!(take(&mut free, 7, &mut evicted), None);
+        assert_eq!((lengths(&free), lengths(&evicted)), (vec![3, 3], vec![3, 3, 3]));
+        assert_eq!(take(&mut free, 100, &mut evicted), None);
+        assert_eq!((free.len(), evicted.len()), (0, 5));
+    }
+
+    #[test]
+    fn a_buffer_has_its_length_and_may_be_empty() {
+        let mut buffer = Buffer::new(5);
+        buffer.fill(1.);
+        assert_eq!(buffer.iter().sum::<f32>(), 5.);
+        assert_eq!(Buffer::new(0).len(), 0);
     }
 }

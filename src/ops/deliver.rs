@@ -10,7 +10,7 @@
 //! gradients without that asks for them [`aside`].
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use candle_core::{CpuStorage, CustomOp2, Device, Layout, Result, Shape, Tensor, TensorId};
@@ -19,29 +19,55 @@ use super::accumulate::accumulate;
 
 thread_local! {
     /// Where this thread's backward is to lay gradients aside, if it is.
-    static ASIDE: RefCell<Option<Gradients>> = const { RefCell::new(None) };
+    static ASIDE: RefCell<Option<Aside>> = const { RefCell::new(None) };
 }
 
 /// Gradients of variables, which nobody else has.
 pub(crate) type Gradients = HashMap<TensorId, Tensor>;
 
-/// Calls `backward` so that gradients of variables are added to `gradients`, in their memory, as soon as they are there,
-/// instead of going into candle's store; returns both.
-pub(crate) fn aside<T>(gradients: Gradients, backward: impl FnOnce() -> T) -> (T, Gradients) {
-    let outer = ASIDE.replace(Some(gradients));
-    let result = backward();
-    (result, ASIDE.replace(outer).unwrap_or_default())
+struct Aside {
+    /// The graph whose backward this is. A thread that waits for others may be given another step to do meanwhile.
+    nodes: HashSet<TensorId>,
+    gradients: Gradients,
 }
 
-/// Lays a gradient aside, or gives it back where none are to be.
-fn lay_aside(param: &Tensor, gradient: Tensor) -> Result<Option<Tensor>> {
-    ASIDE.with_borrow_mut(|aside| match aside {
-        Some(aside) if param.is_variable() => {
-            add_to(aside, param.id(), gradient)?;
-            Ok(None)
-        }
-        _ => Ok(Some(gradient)),
-    })
+/// Puts back, also when a backward panics, what was there before it.
+struct Restore(Option<Aside>);
+
+impl Drop for Restore {
+    fn drop(&mut self) {
+        ASIDE.set(self.0.take());
+    }
+}
+
+/// Calls `backward`, which goes through the graph of `loss`, so that gradients of variables are added to `gradients`, in
+/// their memory, as soon as they are there, instead of going into candle's store; returns both.
+pub(crate) fn aside<T>(loss: &Tensor, gradients: Gradients, backward: impl FnOnce() -> T) -> (T, Gradients) {
+    let nodes = loss.sorted_nodes().iter().map(|node| node.id()).collect();
+    let restore = Restore(ASIDE.replace(Some(Aside { nodes, gradients })));
+    let result = backward();
+    let gradients = ASIDE.take().map(|aside| aside.gradients);
+    drop(restore);
+    (result, gradients.unwrap_or_default())
+}
+
+/// Lays the gradient that `node` has of `param` aside, or gives it back where none are to be.
+fn lay_aside(param: &Tensor, node: &Tensor, gradient: Tensor) -> Result<Option<Tensor>> {
+    let id = param.id();
+    let asked = ASIDE.with_borrow(|aside| aside.as_ref().is_some_and(|aside| aside.nodes.contains(&node.id())));
+    if !asked || !param.is_variable() {
+        return Ok(Some(gradient));
+    }
+    let with_aside = |f: &mut dyn FnMut(&mut Gradients) -> Option<Tensor>| {
+        ASIDE.with_borrow_mut(|aside| aside.as_mut().and_then(|aside| f(&mut aside.gradients)))
+    };
+    // Nothing is borrowed during the sum, for which other threads may be waited for.
+    let sum = match with_aside(&mut |gradients| gradients.remove(&id)) {
+        Some(earlier) => accumulate(earlier, &gradient)?,
+        None => gradient,
+    };
+    with_aside(&mut |gradients| gradients.insert(id, sum.clone()));
+    Ok(None)
 }
 
 /// Adds a gradient that nobody else has.
@@ -60,8 +86,12 @@ pub(crate) fn add_to(gradients: &mut Gradients, id: TensorId, gradient: Tensor) 
 struct Counter {
     /// Numbers given out. A ticket is an `f32`, which counts exactly to 2^24.
     last: u32,
-    waiting: HashMap<u32, Vec<Option<Tensor>>>,
+    waiting: HashMap<u32, HashMap<usize, Tensor>>,
 }
+
+/// Backward passes through the same graph whose gradients may wait at the same time. What is left of others was never
+/// asked for: their passes failed, or candle's does not visit a parameter (one that is rounded, say).
+const MOST_WAITING: u32 = 64;
 
 /// The parameters of an operation, and where it leaves their gradients.
 pub(super) struct Deliveries {
@@ -92,13 +122,23 @@ impl Deliveries {
         self.params.get(index).is_some_and(Tensor::track_op)
     }
 
-    /// Leaves the gradients of a backward, in the order of the parameters, and returns the gradient of the ticket. One
-    /// that nobody waits for may be `None`.
+    /// Leaves the gradients of a backward, in the order of the parameters, and returns the gradient of the ticket. Those
+    /// that nobody waits for are dropped.
     pub(super) fn deliver(&self, gradients: Vec<Option<Tensor>>) -> Result<Tensor> {
+        let wanted = gradients
+            .into_iter()
+            .enumerate()
+            .filter(|&(index, _)| self.wanted(index));
+        let wanted = wanted
+            .filter_map(|(index, gradient)| Some((index, gradient?)))
+            .collect();
         let mut counter = lock(&self.counter);
         counter.last = (counter.last + 1) % (1 << 24);
         let number = counter.last;
-        counter.waiting.insert(number, gradients);
+        counter
+            .waiting
+            .retain(|&earlier, _| number.wrapping_sub(earlier) < MOST_WAITING);
+        counter.waiting.insert(number, wanted);
         Tensor::new(number as f32, &Device::Cpu)
     }
 }
@@ -127,20 +167,26 @@ impl CustomOp2 for Ticket {
         &self,
         param: &Tensor,
         rest: &Tensor,
-        _: &Tensor,
+        node: &Tensor,
         number: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let key = number.to_scalar::<f32>()? as u32;
-        let mut counter = lock(&self.counter);
-        let gradient = counter.waiting.get_mut(&key).and_then(|all| all[self.index].take());
-        let Some(gradient) = gradient else {
+        let Some(gradient) = self.collect(number.to_scalar::<f32>()? as u32) else {
             candle_core::bail!("a gradient of one of masksub's operations was asked for before it was computed");
         };
-        // The first parameter is the last to ask.
-        if !rest.track_op() {
-            counter.waiting.remove(&key);
+        let rest = rest.track_op().then(|| number.clone());
+        Ok((lay_aside(param, node, gradient)?, rest))
+    }
+}
+
+impl Ticket {
+    fn collect(&self, number: u32) -> Option<Tensor> {
+        let mut counter = lock(&self.counter);
+        let waiting = counter.waiting.get_mut(&number)?;
+        let gradient = waiting.remove(&self.index);
+        if waiting.is_empty() {
+            counter.waiting.remove(&number);
         }
-        Ok((lay_aside(param, gradient)?, rest.track_op().then(|| number.clone())))
+        gradient
     }
 }
 
@@ -205,16 +251,77 @@ mod tests {
         let computed = b.affine(1., 0.).unwrap();
         let (ticket, deliveries) = Deliveries::new(&[&computed, a.as_tensor()]).unwrap();
         let loss = ticket.apply_op1(Weighted(deliveries)).unwrap();
-        let (grads, laid) = aside(Gradients::new(), || loss.backward().unwrap());
+        let (grads, laid) = aside(&loss, Gradients::new(), || loss.backward().unwrap());
         // What is no variable must go on through candle's backward.
         assert!(grads.get(&a).is_none() && grads.get(&b).is_some());
         assert_eq!(laid.len(), 1);
         assert_eq!(laid[&a.id()].to_vec1::<f32>().unwrap(), [1.; 3]);
         // On top of what is there.
-        let (_, laid) = aside(laid, || loss.backward().unwrap());
+        let (_, laid) = aside(&loss, laid, || loss.backward().unwrap());
         assert_eq!(laid[&a.id()].to_vec1::<f32>().unwrap(), [2.; 3]);
-        // And as ever after that.
+        // Another graph's backward in the midst of this one keeps its own, and so does what comes after a panic.
+        let (ticket, deliveries) = Deliveries::new(&[b.as_tensor(), a.as_tensor()]).unwrap();
+        let other = ticket.apply_op1(Weighted(deliveries)).unwrap();
+        let (nested, laid) = aside(&loss, Gradients::new(), || gradient(&other, &a));
+        assert_eq!((nested, laid.len()), (Some(vec![1.; 3]), 0));
+        let panicking = || aside(&loss, Gradients::new(), || -> () { panic!("in a backward") });
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(panicking)).is_err());
         assert_eq!(gradient(&loss, &a), Some(vec![1.; 3]));
+    }
+
+    /// A thread of rayon's that waits for others takes up whatever there is to do.
+    #[test]
+    fn steps_within_steps_do_not_mix() {
+        use rayon::prelude::*;
+        let many = 1 << 18;
+        let step = |i: usize| {
+            let var = Var::zeros(many, DType::F32, &Device::Cpu).unwrap();
+            let params = [var.as_tensor(), var.as_tensor()];
+            let (ticket, deliveries) = Deliveries::new(&params).unwrap();
+            let loss = ticket.apply_op1(Many(deliveries, many)).unwrap();
+            let sum = |grad: &Tensor| grad.sum_all().unwrap().to_scalar::<f32>().unwrap();
+            let expected = 2. * many as f32;
+            match i % 2 {
+                0 => {
+                    let (_, laid) = aside(&loss, Gradients::new(), || loss.backward().unwrap());
+                    assert_eq!(sum(&laid[&var.id()]), expected);
+                }
+                _ => assert_eq!(sum(loss.backward().unwrap().get(&var).unwrap()), expected),
+            }
+        };
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+        pool.install(|| (0..64).into_par_iter().for_each(step));
+    }
+
+    /// Its gradient by each of two parameters is as many ones.
+    struct Many(Deliveries, usize);
+
+    impl CustomOp1 for Many {
+        fn name(&self) -> &'static str {
+            "many"
+        }
+
+        fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+            Ok((CpuStorage::F32(vec![0.]), ().into()))
+        }
+
+        fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor) -> Result<Option<Tensor>> {
+            let ones = || Tensor::ones(self.1, DType::F32, &Device::Cpu)?.copy().map(Some);
+            self.0.deliver(vec![ones()?, ones()?]).map(Some)
+        }
+    }
+
+    #[test]
+    fn a_parameter_that_candle_does_not_visit_leaves_nothing_for_long() {
+        let (a, b) = (var(), var());
+        let rounded = a.round().unwrap();
+        let (ticket, deliveries) = Deliveries::new(&[&rounded, b.as_tensor()]).unwrap();
+        let counter = deliveries.counter.clone();
+        let loss = ticket.apply_op1(Weighted(deliveries)).unwrap();
+        for _ in 0..3 * MOST_WAITING {
+            assert_eq!(gradient(&loss, &b), Some(vec![1.; 3]));
+        }
+        assert!(lock(&counter).waiting.len() <= MOST_WAITING as usize);
     }
 
     #[test]

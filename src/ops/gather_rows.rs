@@ -90,7 +90,7 @@ impl GatherRows {
             ));
         }
         if let Some(index) = keep.iter().find(|&&index| index as usize >= positions) {
-            return Err(Error::invalid("keep index", index, format!("below L = {positions}")));
+            return Err(Error::invalid("keep", index, format!("below L = {positions}")));
         }
         Ok(Self {
             batch,
@@ -230,10 +230,7 @@ mod tests {
         let message = |shape: &[usize], keep: &[u32], prefix| {
             gather_rows(&random(shape, 0), keep, prefix).unwrap_err().to_string()
         };
-        assert_eq!(
-            message(&[2, 5, 3], &[0, 4], 1),
-            "keep index is 4, but must be below L = 4"
-        );
+        assert_eq!(message(&[2, 5, 3], &[0, 4], 1), "keep is 4, but must be below L = 4");
         assert_eq!(
             message(&[2, 5, 3], &[0, 1, 2], 1),
             "keep is 3 indices, but must be as many indices for each of 2 samples"

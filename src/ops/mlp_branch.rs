@@ -88,7 +88,7 @@ impl<'a> MlpBranch<'a> {
 pub fn mlp_branch(xs: &Tensor, branch: &MlpBranch, drop_path: Option<&[f32]>) -> Result<Tensor> {
     let [batch, tokens, width] = residual::check(xs, branch.gamma, drop_path)?;
     branch.norm.check_norm(width, branch.eps, xs)?;
-    let hidden = branch.fc1.bias.elem_count();
+    let hidden = branch.fc1.weight.dims().first().copied().unwrap_or_default();
     branch.fc1.check(["fc1.weight", "fc1.bias"], hidden, width, xs)?;
     branch.fc2.check(["fc2.weight", "fc2.bias"], width, hidden, xs)?;
     let (norm, fc1, fc2) = (branch.norm, branch.fc1, branch.fc2);
@@ -258,7 +258,7 @@ impl CustomOp2 for Op {
             );
             let active = self.activate(&h, bias);
             if self.keep {
-                // Run once; were it run again, the same numbers would be there.
+                // An operation is run once, when it is applied.
                 self.kept.get_or_init(|| h);
             }
             fc2.add_to(Rows { data: xs, step: 1 }, &active, self.drop_path.as_deref())
@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn a_forward_alone_keeps_nothing_and_gives_the_same() {
+    fn frozen_and_trained_parameters_give_the_same() {
         let args: Vec<_> = shapes(2, 5, 8, 16).iter().map(|shape| random(shape, 3)).collect();
         let args: Vec<_> = args
             .iter()
