@@ -10,7 +10,7 @@ use std::fmt;
 
 use candle_core::{Device, Result, Tensor, Var};
 use divan::Bencher;
-use masksub::ops::{self, reference};
+use masksub::ops::{self, reference, Activation, Affine, AttentionBranch, MlpBranch, Tokens};
 use masksub::Grid;
 
 fn main() {
@@ -153,6 +153,67 @@ bench!(
     |s: Size| vec![tokens(s, 3 * s.width)],
     |s: Size| move |x: &[Var]| ops::attention(&x[0], s.heads),
     |s: Size| move |x: &[Var]| reference::attention(&x[0], s.heads)
+);
+
+/// Tokens and the parameters of a branch: norm, the layer in the middle, the projection, γ.
+fn branch(size: Size, middle: usize, inner: usize) -> Vec<Var> {
+    let d = size.width;
+    let shapes: [&[usize]; 7] = [&[d], &[d], &[middle, d], &[middle], &[d, inner], &[d], &[d]];
+    let params = shapes.into_iter().map(var);
+    std::iter::once(tokens(size, d)).chain(params).collect()
+}
+
+fn affines(x: &[Var]) -> [Affine<'_>; 3] {
+    [1, 3, 5].map(|i| Affine {
+        weight: &x[i],
+        bias: &x[i + 1],
+    })
+}
+
+fn of_attention(x: &[Var], num_heads: usize) -> AttentionBranch<'_> {
+    let [norm, qkv, proj] = affines(x);
+    let (eps, gamma) = (1e-6, Some(x[7].as_tensor()));
+    AttentionBranch {
+        norm,
+        eps,
+        qkv,
+        num_heads,
+        proj,
+        gamma,
+    }
+}
+
+bench!(
+    attention_branch,
+    |s: Size| branch(s, 3 * s.width, s.width),
+    |s: Size| move |x: &[Var]| ops::attention_branch(&x[0], &of_attention(x, s.heads), Tokens::All, None),
+    |s: Size| move |x: &[Var]| reference::attention_branch(&x[0], &of_attention(x, s.heads), Tokens::All, None)
+);
+
+bench!(
+    attention_branch_of_the_first_token,
+    |s: Size| branch(s, 3 * s.width, s.width),
+    |s: Size| move |x: &[Var]| ops::attention_branch(&x[0], &of_attention(x, s.heads), Tokens::First, None),
+    |s: Size| move |x: &[Var]| reference::attention_branch(&x[0], &of_attention(x, s.heads), Tokens::First, None)
+);
+
+fn of_mlp(x: &[Var]) -> MlpBranch<'_> {
+    let [norm, fc1, fc2] = affines(x);
+    MlpBranch {
+        norm,
+        eps: 1e-6,
+        fc1,
+        activation: Activation::Gelu,
+        fc2,
+        gamma: Some(x[7].as_tensor()),
+    }
+}
+
+bench!(
+    mlp_branch,
+    |s: Size| branch(s, 4 * s.width, 4 * s.width),
+    |_| |x: &[Var]| ops::mlp_branch(&x[0], &of_mlp(x), None),
+    |_| |x: &[Var]| reference::mlp_branch(&x[0], &of_mlp(x), None)
 );
 
 /// The even positions, so half of them.
