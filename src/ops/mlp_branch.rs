@@ -1,11 +1,11 @@
 //! The MLP of a transformer block (Vaswani et al. 2017, arXiv 1706.03762) as one operation, from norm to residual sum.
 
+use std::marker::PhantomData;
 use std::sync::OnceLock;
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use gemm::Parallelism;
 use pulp::{Simd, WithSimd};
-use std::marker::PhantomData;
 
 use super::activation::{Activation, Pointwise};
 use super::buffer::Buffer;
