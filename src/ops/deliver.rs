@@ -10,8 +10,9 @@
 //! gradients without that asks for them [`aside`].
 
 use std::cell::RefCell;
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::{self, ThreadId};
 
 use candle_core::{CpuStorage, CustomOp2, Device, Layout, Result, Shape, Tensor, TensorId};
 
@@ -86,12 +87,22 @@ pub(crate) fn add_to(gradients: &mut Gradients, id: TensorId, gradient: Tensor) 
 struct Counter {
     /// Numbers given out. A ticket is an `f32`, which counts exactly to 2^24.
     last: u32,
-    waiting: HashMap<u32, HashMap<usize, Tensor>>,
+    /// The oldest first.
+    waiting: VecDeque<Waiting>,
 }
 
-/// Backward passes through the same graph whose gradients may wait at the same time. What is left of others was never
-/// asked for: their passes failed, or candle's does not visit a parameter (one that is rounded, say).
-const MOST_WAITING: u32 = 64;
+/// The gradients of one backward, by the parameters' indices.
+struct Waiting {
+    number: u32,
+    /// A backward is one thread's from beginning to end.
+    thread: ThreadId,
+    gradients: HashMap<usize, Tensor>,
+}
+
+/// Backward passes of one thread through the same graph whose gradients may wait at the same time. What is left of
+/// others was never asked for: their passes failed, or candle's does not visit a parameter (one that is rounded, say).
+/// How many passes other threads make meanwhile does not matter: this one's may have to wait for the processor.
+const MOST_WAITING: usize = 64;
 
 /// The parameters of an operation, and where it leaves their gradients.
 pub(super) struct Deliveries {
@@ -132,14 +143,38 @@ impl Deliveries {
         let wanted = wanted
             .filter_map(|(index, gradient)| Some((index, gradient?)))
             .collect();
-        let mut counter = lock(&self.counter);
-        counter.last = (counter.last + 1) % (1 << 24);
-        let number = counter.last;
-        counter
-            .waiting
-            .retain(|&earlier, _| number.wrapping_sub(earlier) < MOST_WAITING);
-        counter.waiting.insert(number, wanted);
-        Tensor::new(number as f32, &Device::Cpu)
+        Tensor::new(lock(&self.counter).keep(wanted) as f32, &Device::Cpu)
+    }
+}
+
+impl Counter {
+    /// Keeps the gradients of a backward until they are asked for; returns its number.
+    fn keep(&mut self, gradients: HashMap<usize, Tensor>) -> u32 {
+        self.last = (self.last + 1) % (1 << 24);
+        let thread = thread::current().id();
+        let mut of_thread = (0..self.waiting.len()).filter(|&i| self.waiting[i].thread == thread);
+        if let (Some(oldest), true) = (of_thread.next(), of_thread.count() + 1 >= MOST_WAITING) {
+            self.waiting.remove(oldest);
+        }
+        let number = self.last;
+        // Left there by a pass of 2^24 passes ago.
+        self.waiting.retain(|earlier| earlier.number != number);
+        self.waiting.push_back(Waiting {
+            number,
+            thread,
+            gradients,
+        });
+        number
+    }
+
+    fn take(&mut self, number: u32, index: usize) -> Option<Tensor> {
+        let place = self.waiting.iter().position(|waiting| waiting.number == number)?;
+        let gradients = &mut self.waiting.get_mut(place)?.gradients;
+        let gradient = gradients.remove(&index);
+        if gradients.is_empty() {
+            self.waiting.remove(place);
+        }
+        gradient
     }
 }
 
@@ -170,23 +205,11 @@ impl CustomOp2 for Ticket {
         node: &Tensor,
         number: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let Some(gradient) = self.collect(number.to_scalar::<f32>()? as u32) else {
+        let Some(gradient) = lock(&self.counter).take(number.to_scalar::<f32>()? as u32, self.index) else {
             candle_core::bail!("a gradient of one of masksub's operations was asked for before it was computed");
         };
         let rest = rest.track_op().then(|| number.clone());
         Ok((lay_aside(param, node, gradient)?, rest))
-    }
-}
-
-impl Ticket {
-    fn collect(&self, number: u32) -> Option<Tensor> {
-        let mut counter = lock(&self.counter);
-        let waiting = counter.waiting.get_mut(&number)?;
-        let gradient = waiting.remove(&self.index);
-        if waiting.is_empty() {
-            counter.waiting.remove(&number);
-        }
-        gradient
     }
 }
 
@@ -321,7 +344,30 @@ mod tests {
         for _ in 0..3 * MOST_WAITING {
             assert_eq!(gradient(&loss, &b), Some(vec![1.; 3]));
         }
-        assert!(lock(&counter).waiting.len() <= MOST_WAITING as usize);
+        assert!(lock(&counter).waiting.len() <= MOST_WAITING);
+    }
+
+    #[test]
+    fn a_pass_may_wait_for_as_many_of_other_threads_as_there_are() {
+        let (a, b) = (var(), var());
+        let rounded = a.round().unwrap();
+        let (ticket, deliveries) = Deliveries::new(&[&rounded, b.as_tensor()]).unwrap();
+        let counter = deliveries.counter.clone();
+        let held = Tensor::new(5f32, &Device::Cpu).unwrap();
+        let number = lock(&counter).keep(HashMap::from([(1, held)]));
+        let loss = ticket.apply_op1(Weighted(deliveries)).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                // Each leaves something that nobody asks for.
+                for _ in 0..3 * MOST_WAITING {
+                    assert_eq!(gradient(&loss, &b), Some(vec![1.; 3]));
+                }
+            });
+        });
+        let held = lock(&counter)
+            .take(number, 1)
+            .map(|held| held.to_scalar::<f32>().unwrap());
+        assert_eq!(held, Some(5.));
     }
 
     #[test]
