@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Device, Tensor, TensorId, D};
+use candle_core::{DType, Device, Tensor, TensorId};
 
 use crate::error::{Error, Result};
 use crate::ops::{self, Gradients};
@@ -132,17 +132,10 @@ pub fn clip_grad_norm(grads: &mut GradStore, params: &Params, max_norm: f64) -> 
     if max_norm.is_nan() || max_norm <= 0. {
         return Err(Error::invalid("max_norm", max_norm, "above 0"));
     }
-    let mut total = 0.;
-    for (name, var) in params.iter() {
-        if let Some(grad) = grads.get_id(var.id()) {
-            let square = sum_of_squares(grad)?;
-            if !square.is_finite() {
-                return Err(Error::NonFiniteGradient { name: name.to_string() });
-            }
-            total += square;
-        }
-    }
-    let norm = total.sqrt();
+    let trained = params
+        .iter()
+        .filter_map(|(name, var)| Some((name, grads.get_id(var.id())?)));
+    let norm = global_norm(trained)?;
     // PyTorch's small term, so that clipped gradients agree with its own.
     let factor = max_norm / (norm + 1e-6);
     if factor < 1. {
@@ -156,24 +149,20 @@ pub fn clip_grad_norm(grads: &mut GradStore, params: &Params, max_norm: f64) -> 
     Ok(norm)
 }
 
-/// Sums rows on the device and the rows' sums in f64 here: no long sum is left in single precision.
-fn sum_of_squares(grad: &Tensor) -> Result<f64> {
-    let sum = |grad: Tensor| -> Result<f64> {
-        let rows = match grad.rank() {
-            0 => grad.sqr()?.reshape(1)?,
-            _ => grad.sqr()?.sum(D::Minus1)?,
-        };
-        Ok(on_host(&rows)?.iter().sum())
-    };
-    let square = match grad.dtype() {
-        DType::F64 => return sum(grad.clone()),
-        _ => sum(grad.to_dtype(DType::F32)?)?,
-    };
-    // Squares that f32 does not hold, too large or too small: once more, on the host, where f64 is to be had.
-    match (1e-30..1e38).contains(&square) {
-        true => Ok(square),
-        false => sum(grad.to_device(&Device::Cpu)?.to_dtype(DType::F64)?),
+/// The 2-norm of all gradients together.
+///
+/// # Errors
+/// [`Error::NonFiniteGradient`] when a gradient is infinite or NaN.
+pub(crate) fn global_norm<'a>(grads: impl IntoIterator<Item = (&'a str, &'a Tensor)>) -> Result<f64> {
+    let mut total = 0.;
+    for (name, grad) in grads {
+        let square = ops::sum_of_squares(grad)?;
+        if !square.is_finite() {
+            return Err(Error::NonFiniteGradient { name: name.to_string() });
+        }
+        total += square;
     }
+    Ok(total.sqrt())
 }
 
 /// All elements, as f64. First to the host, then wider: Metal has no f64.

@@ -80,6 +80,7 @@ pub mod models;
 pub mod nn;
 pub mod ops;
 mod params;
+pub mod train;
 mod weights;
 
 pub use branch::{

@@ -61,6 +61,11 @@ fn resnet_of_bottlenecks() {
 }
 
 #[test]
+fn optimizers() {
+    check("optim");
+}
+
+#[test]
 fn swin() {
     check("swin");
 }
@@ -87,7 +92,6 @@ fn unknown_kinds_are_refused_by_name() {
     for (config, name) in [
         (r#"{"kind": "model", "model": "beit"}"#, "beit"),
         (r#"{"kind": "trajectory", "model": "swin"}"#, "swin"),
-        (r#"{"kind": "optim"}"#, "optim"),
         (r#"{"kind": "checkpoint", "layout": "timm"}"#, "checkpoint"),
         (r#"{"kind": "augment"}"#, "augment"),
     ] {
@@ -105,6 +109,8 @@ fn an_incomplete_file_is_refused_by_what_it_lacks() {
     assert!(message.contains("kind"), "{message}");
     // No losses recorded is no agreement.
     refusal(&recorded(directory.path(), r#"{"kind": "losses"}"#));
+    let message = refusal(&recorded(directory.path(), r#"{"kind": "optim"}"#));
+    assert!(message.contains("adamw"), "{message}");
 }
 
 #[test]

@@ -16,6 +16,9 @@ use masksub::{
 };
 use serde_json::Value;
 
+#[path = "parity/optim.rs"]
+mod optim;
+
 /// Largest error of values (logits, losses), and of gradients.
 const VALUE_TOLERANCE: f64 = 1e-5;
 const GRAD_TOLERANCE: f64 = 1e-4;
@@ -150,6 +153,7 @@ pub fn compare(path: &Path, device: &Device) -> Result<Report> {
             model(&file, &mut report)
         }
         ("trajectory", Some("deit3")) => trajectory(&file, &mut report),
+        ("optim", _) => optim::compare(&file, &mut report),
         ("model" | "trajectory", Some(model)) => bail!("this release has no model of kind {model}"),
         (kind, _) => bail!("this release cannot compare files of kind {kind}"),
     };

@@ -40,3 +40,21 @@ pub(super) fn check_rate(argument: &'static str, rate: f64) -> Result<()> {
 pub(super) fn linear_drop_path(last: f64, block: usize, blocks: usize) -> f64 {
     last * block as f64 / (blocks.max(2) - 1) as f64
 }
+
+/// What follows `part`, a whole number of a weight's path elements, in its `name`, whatever comes before.
+pub(super) fn below<'a>(name: &'a str, part: &str) -> Option<&'a str> {
+    name.match_indices(part).find_map(|(start, _)| {
+        let (before, after) = (&name[..start], &name[start + part.len()..]);
+        let whole = before.is_empty() || before.ends_with('.');
+        match after.strip_prefix('.') {
+            Some(below) if whole => Some(below),
+            None if whole && after.is_empty() => Some(""),
+            _ => None,
+        }
+    })
+}
+
+/// The number that a path begins with.
+pub(super) fn leading_number(path: &str) -> Option<usize> {
+    path.split('.').next()?.parse().ok()
+}

@@ -99,6 +99,34 @@ impl Config {
         ("swin-base", Self::base),
     ];
 
+    /// n, the number of blocks in all stages.
+    pub fn num_blocks(&self) -> usize {
+        self.depths.iter().sum()
+    }
+
+    /// The layer that a weight belongs to, by its name, for
+    /// [`ParamGroups::with_layer_decay`](crate::train::optim::ParamGroups::with_layer_decay): 0 for the embeddings and the
+    /// mask token, 1 to n for the blocks of all stages, and n + 1 for the last norm and the head. A merging layer counts
+    /// as the block before it (as in SimMIM's fine-tuning).
+    pub fn layer_of(&self, name: &str) -> usize {
+        let before = |stage: usize| self.depths.iter().take(stage).sum::<usize>();
+        let Some(below) = rules::below(name, "layers") else {
+            let first = ["patch_embed", "mask_token"];
+            return match first.iter().any(|part| rules::below(name, part).is_some()) {
+                true => 0,
+                false => self.num_blocks() + 1,
+            };
+        };
+        let stage = rules::leading_number(below).unwrap_or(self.depths.len());
+        let block = rules::below(below, "blocks").and_then(rules::leading_number);
+        match (block, self.layout) {
+            (Some(block), _) => before(stage) + block + 1,
+            // Merging stands at the end of a stage, in timm's names at the start of the next.
+            (None, Layout::Microsoft) => before(stage + 1),
+            (None, Layout::Timm) => before(stage),
+        }
+    }
+
     /// The layout of each stage's tokens, and the window it uses: the whole side where that is smaller.
     fn stages(&self) -> crate::error::Result<Vec<Stage>> {
         // Of more, the first would need images of 2^16 tokens a side.
@@ -356,7 +384,7 @@ impl SwinTransformer {
         // The published code leaves the convolution at PyTorch's default.
         let uniform = pytorch_default(in_dim);
         let kernel = patch.get_with_hints((d, cfg.in_channels, p, p), "proj.weight", uniform)?;
-        let total: usize = cfg.depths.iter().sum();
+        let total = cfg.num_blocks();
         let mut first = 0;
         let mut stages = Vec::with_capacity(layouts.len());
         for (index, (&stage, &depth)) in layouts.iter().zip(&cfg.depths).enumerate() {

@@ -243,6 +243,19 @@ impl Config {
         }
     }
 
+    /// The layer that a weight belongs to, by its name, for
+    /// [`ParamGroups::with_layer_decay`](crate::train::optim::ParamGroups::with_layer_decay): 0 for the embeddings, 1 to
+    /// `depth` for the blocks, and `depth` + 1 for the last norm and the head (as in MAE's and BEiT's fine-tuning).
+    ///
+    /// ```
+    /// let cfg = masksub::models::vit::Config::mae_base(10);
+    /// let layers = ["cls_token", "blocks.0.norm1.weight", "blocks.11.mlp.fc2.bias", "head.weight"];
+    /// assert_eq!(layers.map(|name| cfg.layer_of(name)), [0, 1, 12, 13]);
+    /// ```
+    pub fn layer_of(&self, name: &str) -> usize {
+        self.names().layer_of(name, self.depth)
+    }
+
     /// Positions of an image of the configured size.
     fn grid(&self) -> Grid {
         Grid::new(self.image_size.0 / self.patch_size, self.image_size.1 / self.patch_size)

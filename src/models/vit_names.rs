@@ -1,5 +1,7 @@
 //! What each published form of the ViT calls its weights.
 
+use super::rules;
+
 /// The names of one form. Those of a block's parts, `norm1` to `gamma2`, stand below `blocks` and the block's number; all
 /// others below the `VarBuilder` that the model is made from.
 #[derive(Clone, Copy, Debug)]
@@ -93,3 +95,18 @@ pub(super) const CLIP: Names = Names {
     batched_embeddings: false,
     ..TIMM
 };
+
+impl Names {
+    /// Of n = `depth` blocks, the number of the one that weight `name` belongs to, from 1; 0 for embeddings, n + 1 for
+    /// what follows the blocks.
+    pub fn layer_of(&self, name: &str, depth: usize) -> usize {
+        let first = [self.patch_embed, self.cls_token, self.pos_embed, self.pre_norm];
+        if let Some(below) = rules::below(name, self.blocks) {
+            return rules::leading_number(below).map_or(depth + 1, |block| block + 1);
+        }
+        match first.iter().any(|part| rules::below(name, part).is_some()) {
+            true => 0,
+            false => depth + 1,
+        }
+    }
+}

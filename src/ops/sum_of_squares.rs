@@ -1,0 +1,103 @@
+//! The square of a norm.
+
+use candle_core::{DType, Device, Result, Tensor, D};
+use rayon::prelude::*;
+
+use super::kernel::{self, Elements, LANES};
+
+/// The sum of the squares of all elements, in f64, whatever the dtype. No gradient flows through it.
+pub(crate) fn sum_of_squares(tensor: &Tensor) -> Result<f64> {
+    if !kernel::on_cpu_f32(&[tensor]) {
+        return composition(tensor);
+    }
+    const PIECE: usize = 64 * 1024;
+    let tensor = tensor.contiguous()?;
+    let elements = Elements::of(&tensor)?;
+    let elements: &[f32] = &elements;
+    if elements.len() <= PIECE {
+        return Ok(sum(elements));
+    }
+    // Collected, since the order in which rayon adds depends on the number of threads.
+    let sums: Vec<f64> = elements.par_chunks(PIECE).map(sum).collect();
+    Ok(sums.iter().sum())
+}
+
+kernel::simd_fn! {
+    fn sum<S>(xs: &[f32]) -> f64 {
+        let mut acc = [0f64; LANES];
+        let (whole, rest) = xs.as_chunks::<LANES>();
+        for chunk in whole {
+            for (acc, &x) in acc.iter_mut().zip(chunk) {
+                *acc += f64::from(x) * f64::from(x);
+            }
+        }
+        for (acc, &x) in acc.iter_mut().zip(rest) {
+            *acc += f64::from(x) * f64::from(x);
+        }
+        acc.iter().sum()
+    }
+}
+
+/// Sums rows on the device and the rows' sums in f64 here: no long sum is left in single precision.
+pub(crate) fn composition(tensor: &Tensor) -> Result<f64> {
+    let sum = |tensor: Tensor| -> Result<f64> {
+        let rows = match tensor.rank() {
+            0 => tensor.sqr()?.reshape(1)?,
+            _ => tensor.sqr()?.sum(D::Minus1)?,
+        };
+        // First to the host, then wider: Metal has no f64.
+        let rows = rows.to_device(&Device::Cpu)?.to_dtype(DType::F64)?;
+        Ok(rows.flatten_all()?.to_vec1::<f64>()?.iter().sum())
+    };
+    let tensor = tensor.detach();
+    let square = match tensor.dtype() {
+        DType::F64 => return sum(tensor),
+        _ => sum(tensor.to_dtype(DType::F32)?)?,
+    };
+    // Squares that f32 does not hold, too large or too small: once more, on the host, where f64 is to be had.
+    match (1e-30..1e38).contains(&square) {
+        true => Ok(square),
+        false => sum(tensor.to_device(&Device::Cpu)?.to_dtype(DType::F64)?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::random;
+
+    #[test]
+    fn equals_its_composition_and_the_definition() {
+        for (shape, scale) in [
+            (vec![3, 211, 331], 1.),
+            (vec![7], 1e25),
+            (vec![5, 3], 1e-25),
+            (vec![], 1.),
+            (vec![0, 4], 1.),
+        ] {
+            let wide = (random(&shape, 3) * scale).unwrap();
+            let tensor = wide.to_dtype(DType::F32).unwrap();
+            let exact = tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap();
+            let exact: f64 = exact.to_vec1::<f64>().unwrap().iter().map(|x| x * x).sum();
+            let close = |value: f64, tolerance: f64| (value - exact).abs() <= tolerance * exact;
+            assert!(close(sum_of_squares(&tensor).unwrap(), 1e-12), "{shape:?}");
+            assert!(close(composition(&tensor).unwrap(), 1e-6), "{shape:?}");
+            if shape.len() > 1 {
+                let strided = tensor.t().unwrap();
+                assert!(close(sum_of_squares(&strided).unwrap(), 1e-12), "{shape:?}");
+            }
+            let half = tensor.to_dtype(DType::BF16).unwrap();
+            assert!(close(sum_of_squares(&half).unwrap(), 1e-2), "{shape:?}");
+        }
+    }
+
+    #[test]
+    fn does_not_depend_on_the_number_of_threads() {
+        let tensor = random(&[1 << 20], 1).to_dtype(DType::F32).unwrap();
+        let sums = [1, 3].map(|threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| sum_of_squares(&tensor).unwrap().to_bits())
+        });
+        assert_eq!(sums[0], sums[1]);
+    }
+}

@@ -1,0 +1,4 @@
+//! The pieces of a training recipe: optimizers, schedules, averaging, mixing, accumulation. There is no loop: a trainer
+//! owns its own and takes what it needs.
+
+pub mod optim;

@@ -1,0 +1,148 @@
+//! AdamW.
+
+use candle_core::Tensor;
+
+use super::optimizer::private::{At, Update};
+use super::optimizer::{check, pieces, Rule};
+use crate::error::Result;
+use crate::ops::kernel::{self, fma};
+
+/// AdamW (Loshchilov and Hutter, arXiv 1711.05101): Adam with weight decay apart from the gradient. `torch.optim.AdamW`.
+///
+/// With m and v the moments of the gradient g, at update t:
+///
+/// ```text
+/// w -= lr weight_decay w
+/// m += (1 - beta1) (g - m),  v = beta2 v + (1 - beta2) g²
+/// w -= lr / (1 - beta1^t) m / (sqrt(v / (1 - beta2^t)) + eps)
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct AdamWConfig {
+    /// Learning rate; 1e-3.
+    pub lr: f64,
+    /// Decay of the first moment, within [0, 1); 0.9.
+    pub beta1: f64,
+    /// Decay of the second moment, within [0, 1); 0.999.
+    pub beta2: f64,
+    /// What is added to the root of the second moment; 1e-8.
+    pub eps: f64,
+    /// Weight decay, a multiple of the learning rate; 0.01.
+    pub weight_decay: f64,
+}
+
+impl Default for AdamWConfig {
+    fn default() -> Self {
+        Self {
+            lr: 1e-3,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.01,
+        }
+    }
+}
+
+impl Rule for AdamWConfig {}
+
+/// The factors of an update, in single precision.
+#[derive(Clone, Copy)]
+struct Factors {
+    keep: f32,
+    grad_scale: f32,
+    beta1_rest: f32,
+    beta2: f32,
+    beta2_rest: f32,
+    root_scale: f32,
+    eps: f32,
+    step_size: f32,
+}
+
+kernel::simd_fn! {
+    fn update<S>(f: Factors, weights: &mut [f32], grads: &[f32], m: &mut [f32], v: &mut [f32]) -> () {
+        for (((w, &g), m), v) in weights.iter_mut().zip(grads).zip(m).zip(v) {
+            let g = g * f.grad_scale;
+            *m = fma::<S>(g - *m, f.beta1_rest, *m);
+            *v = fma::<S>(g * g, f.beta2_rest, *v * f.beta2);
+            let root = fma::<S>(v.sqrt(), f.root_scale, f.eps);
+            *w = fma::<S>(-f.step_size, *m / root, *w * f.keep);
+        }
+    }
+}
+
+impl Update for AdamWConfig {
+    fn lr(&self) -> f64 {
+        self.lr
+    }
+
+    fn set_lr(&mut self, lr: f64) {
+        self.lr = lr
+    }
+
+    fn weight_decay(&self) -> f64 {
+        self.weight_decay
+    }
+
+    fn check(&self) -> Result<()> {
+        check_moments(self.beta1, self.beta2, self.eps)?;
+        check_rates(self.lr, self.weight_decay)
+    }
+
+    fn buffers(&self) -> &'static [&'static str] {
+        &["exp_avg", "exp_avg_sq"]
+    }
+
+    fn update(&self, at: &At, weights: &mut [f32], grads: &[f32], buffers: &mut [&mut [f32]]) {
+        let [m, v] = buffers else { return };
+        let factors = Factors {
+            keep: (1. - at.lr * at.weight_decay) as f32,
+            grad_scale: at.grad_scale as f32,
+            beta1_rest: (1. - self.beta1) as f32,
+            beta2: self.beta2 as f32,
+            beta2_rest: (1. - self.beta2) as f32,
+            root_scale: (1. / bias_correction(self.beta2, at.step).sqrt()) as f32,
+            eps: self.eps as f32,
+            step_size: (at.lr / bias_correction(self.beta1, at.step)) as f32,
+        };
+        pieces(weights, grads, [m, v], &|weights, grads, [m, v]| {
+            update(factors, weights, grads, m, v);
+            [0.; 2]
+        });
+    }
+
+    fn compose(&self, at: &At, weights: &Tensor, grad: &Tensor, buffers: &[Tensor]) -> Result<(Tensor, Vec<Tensor>)> {
+        let [m, v] = buffers else {
+            return Ok((weights.clone(), buffers.to_vec()));
+        };
+        let grad = (grad * at.grad_scale)?;
+        let m = ((m * self.beta1)? + (&grad * (1. - self.beta1))?)?;
+        let v = ((v * self.beta2)? + (grad.sqr()? * (1. - self.beta2))?)?;
+        let root = ((&v / bias_correction(self.beta2, at.step))?.sqrt()? + self.eps)?;
+        let step = ((&m / root)? * (at.lr / bias_correction(self.beta1, at.step)))?;
+        let weights = ((weights * (1. - at.lr * at.weight_decay))? - step)?;
+        Ok((weights, vec![m, v]))
+    }
+}
+
+/// 1 - beta^t: what a moment that started at 0 is short of.
+pub(super) fn bias_correction(beta: f64, step: u64) -> f64 {
+    1. - beta.powf(step as f64)
+}
+
+pub(super) fn check_moments(beta1: f64, beta2: f64, eps: f64) -> Result<()> {
+    for (argument, beta) in [("beta1", beta1), ("beta2", beta2)] {
+        check(argument, beta, (0. ..1.).contains(&beta), "at least 0 and below 1")?;
+    }
+    check("eps", eps, (0. ..f64::INFINITY).contains(&eps), "at least 0 and finite")
+}
+
+pub(super) fn check_rates(lr: f64, weight_decay: f64) -> Result<()> {
+    for (argument, rate) in [("lr", lr), ("weight_decay", weight_decay)] {
+        check(
+            argument,
+            rate,
+            (0. ..f64::INFINITY).contains(&rate),
+            "at least 0 and finite",
+        )?;
+    }
+    Ok(())
+}

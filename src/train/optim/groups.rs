@@ -1,0 +1,111 @@
+//! Which parameters decay, and at what share of the learning rate each is trained.
+
+use candle_core::Var;
+
+use crate::error::{Error, Result};
+use crate::params::Params;
+
+/// The parameters of an optimizer, each with its share of the learning rate and of the weight decay. What PyTorch calls
+/// parameter groups; here every parameter is one, so that rules by name can be combined.
+///
+/// Frozen parameters are those that [`Params::filter`] leaves out, or whose learning-rate scale is 0.
+#[derive(Clone, Debug)]
+pub struct ParamGroups(pub(super) Vec<Group>);
+
+#[derive(Clone, Debug)]
+pub(super) struct Group {
+    pub name: String,
+    pub var: Var,
+    pub lr_scale: f64,
+    pub decays: bool,
+}
+
+impl ParamGroups {
+    /// All of `params`, with weight decay and the whole learning rate.
+    pub fn new(params: &Params) -> Self {
+        Self::named(params.iter().map(|(name, var)| (name.to_string(), var.clone())))
+    }
+
+    pub(super) fn named(vars: impl IntoIterator<Item = (String, Var)>) -> Self {
+        let group = |(name, var)| Group {
+            name,
+            var,
+            lr_scale: 1.,
+            decays: true,
+        };
+        Self(vars.into_iter().map(group).collect())
+    }
+
+    /// No weight decay where `exempt(name, var)` says so; see
+    /// [`usually_without_decay`](Self::usually_without_decay).
+    pub fn without_decay(mut self, exempt: impl Fn(&str, &Var) -> bool) -> Self {
+        for group in &mut self.0 {
+            group.decays &= !exempt(&group.name, &group.var);
+        }
+        self
+    }
+
+    /// What the paper's recipes exempt from weight decay: biases and all other parameters of one dimension (norms,
+    /// LayerScale), class tokens, position embeddings, mask tokens, and relative position bias tables.
+    pub fn usually_without_decay(name: &str, var: &Var) -> bool {
+        // As timm, Hugging Face, OpenCLIP and Microsoft's Swin call them.
+        const NAMES: [&str; 12] = [
+            "bias",
+            "cls_token",
+            "class_token",
+            "class_embedding",
+            "dist_token",
+            "reg_token",
+            "mask_token",
+            "pos_embed",
+            "position_embeddings",
+            "position_embedding",
+            "positional_embedding",
+            "relative_position_bias_table",
+        ];
+        var.rank() <= 1 || name.split('.').any(|part| NAMES.contains(&part))
+    }
+
+    /// Multiplies the learning rate of each parameter by `scale(name)`, on top of earlier scales.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] when a scale is negative, infinite or NaN.
+    pub fn with_lr_scale(mut self, scale: impl Fn(&str) -> f64) -> Result<Self> {
+        for group in &mut self.0 {
+            let scale = scale(&group.name);
+            if !(0. ..f64::INFINITY).contains(&scale) {
+                let value = format!("{scale} for {}", group.name);
+                return Err(Error::invalid("scale", value, "at least 0 and finite"));
+            }
+            group.lr_scale *= scale;
+        }
+        Ok(self)
+    }
+
+    /// Layer-wise learning-rate decay, as fine-tuning recipes have it (ELECTRA, arXiv 2003.10555; BEiT, MAE): a parameter
+    /// of layer i of n is trained at decay^(n + 1 - i) of the learning rate. `layer_of(name)` is 0 for the embeddings,
+    /// 1 to `num_layers` for the blocks, and n + 1 for what follows them: `layer_of` of
+    /// [`vit::Config`](crate::models::vit::Config::layer_of) and
+    /// [`swin::Config`](crate::models::swin::Config::layer_of) say so.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] when `decay` is not in (0, 1] or a layer is beyond n + 1.
+    pub fn with_layer_decay(self, decay: f64, num_layers: usize, layer_of: impl Fn(&str) -> usize) -> Result<Self> {
+        if !(decay > 0. && decay <= 1.) {
+            return Err(Error::invalid("decay", decay, "above 0 and at most 1"));
+        }
+        let beyond = |group: &&Group| layer_of(&group.name) > num_layers + 1;
+        if let Some(group) = self.0.iter().find(beyond) {
+            let value = format!("{} for {}", layer_of(&group.name), group.name);
+            return Err(Error::invalid("layer_of", value, format!("at most {}", num_layers + 1)));
+        }
+        self.with_lr_scale(|name| decay.powi((num_layers + 1 - layer_of(name)) as i32))
+    }
+
+    /// For each parameter its name, its share of the learning rate, and whether it decays.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, f64, bool)> {
+        self.0
+            .iter()
+            .map(|group| (group.name.as_str(), group.lr_scale, group.decays))
+    }
+}

@@ -1,0 +1,187 @@
+//! LAMB.
+
+use candle_core::Tensor;
+
+use super::adamw::{bias_correction, check_moments, check_rates};
+use super::optimizer::private::{At, Update};
+use super::optimizer::{check, pieces, Rule};
+use crate::error::Result;
+use crate::ops::kernel::{self, fma};
+
+/// LAMB (You et al., arXiv 1904.00962) as timm has it and DeiT-III and ResNet's RSB recipes use it: gradients are first
+/// scaled down to a global norm, moments are corrected for their start, and where weight decay applies the step is as
+/// long as the weights are, times the learning rate.
+///
+/// With m and v the moments of the scaled gradient g, at update t:
+///
+/// ```text
+/// m = beta1 m + (1 - beta1) g,  v = beta2 v + (1 - beta2) g²
+/// u = m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps) + weight_decay w
+/// w -= lr u ||w|| / ||u||   where weight decay applies and neither norm is 0, else
+/// w -= lr u
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct LambConfig {
+    /// Learning rate; 1e-3.
+    pub lr: f64,
+    /// Decay of the first moment, within [0, 1); 0.9.
+    pub beta1: f64,
+    /// Decay of the second moment, within [0, 1); 0.999.
+    pub beta2: f64,
+    /// What is added to the root of the second moment; 1e-6.
+    pub eps: f64,
+    /// Weight decay, added to the update; 0.01.
+    pub weight_decay: f64,
+    /// The global norm that gradients are scaled down to; 1. None leaves them as they are.
+    pub max_grad_norm: Option<f64>,
+}
+
+impl Default for LambConfig {
+    fn default() -> Self {
+        Self {
+            lr: 1e-3,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-6,
+            weight_decay: 0.01,
+            max_grad_norm: Some(1.),
+        }
+    }
+}
+
+impl Rule for LambConfig {}
+
+/// The factors of an update, in single precision.
+#[derive(Clone, Copy)]
+struct Factors {
+    grad_scale: f32,
+    beta1: f32,
+    beta1_rest: f32,
+    beta2: f32,
+    beta2_rest: f32,
+    m_scale: f32,
+    root_scale: f32,
+    eps: f32,
+    weight_decay: f32,
+}
+
+impl Factors {
+    /// The update before the trust ratio.
+    #[inline(always)]
+    fn direction<S: pulp::Simd>(self, w: f32, m: f32, v: f32) -> f32 {
+        let root = fma::<S>(v.sqrt(), self.root_scale, self.eps);
+        fma::<S>(w, self.weight_decay, m * self.m_scale / root)
+    }
+}
+
+kernel::simd_fn! {
+    fn update_moments<S>(f: Factors, grads: &[f32], m: &mut [f32], v: &mut [f32]) -> () {
+        for ((&g, m), v) in grads.iter().zip(m).zip(v) {
+            let g = g * f.grad_scale;
+            *m = fma::<S>(*m, f.beta1, g * f.beta1_rest);
+            *v = fma::<S>(g * g, f.beta2_rest, *v * f.beta2);
+        }
+    }
+}
+
+kernel::simd_fn! {
+    /// The squared norms of the weights and of the direction.
+    fn squares<S>(f: Factors, weights: &[f32], m: &[f32], v: &[f32]) -> [f64; 2] {
+        let direction = |[w, m, v]: [f32; 3]| {
+            let u = f.direction::<S>(w, m, v);
+            u * u
+        };
+        [kernel::sum_by([weights], |[w]| w * w), kernel::sum_by([weights, m, v], direction)].map(f64::from)
+    }
+}
+
+kernel::simd_fn! {
+    fn apply<S>(f: Factors, lr: f32, weights: &mut [f32], m: &[f32], v: &[f32]) -> () {
+        for ((w, &m), &v) in weights.iter_mut().zip(m).zip(v) {
+            *w = fma::<S>(-lr, f.direction::<S>(*w, m, v), *w);
+        }
+    }
+}
+
+/// ||w|| / ||u||, and 1 where that means nothing.
+fn trust_ratio([weights, direction]: [f64; 2]) -> f64 {
+    match weights > 0. && direction > 0. {
+        true => (weights / direction).sqrt(),
+        false => 1.,
+    }
+}
+
+impl Update for LambConfig {
+    fn lr(&self) -> f64 {
+        self.lr
+    }
+
+    fn set_lr(&mut self, lr: f64) {
+        self.lr = lr
+    }
+
+    fn weight_decay(&self) -> f64 {
+        self.weight_decay
+    }
+
+    fn check(&self) -> Result<()> {
+        check_moments(self.beta1, self.beta2, self.eps)?;
+        if let Some(max) = self.max_grad_norm {
+            check("max_grad_norm", max, max > 0., "above 0")?;
+        }
+        check_rates(self.lr, self.weight_decay)
+    }
+
+    fn buffers(&self) -> &'static [&'static str] {
+        &["exp_avg", "exp_avg_sq"]
+    }
+
+    fn max_grad_norm(&self) -> Option<f64> {
+        self.max_grad_norm
+    }
+
+    fn update(&self, at: &At, weights: &mut [f32], grads: &[f32], buffers: &mut [&mut [f32]]) {
+        let [m, v] = buffers else { return };
+        let factors = Factors {
+            grad_scale: at.grad_scale as f32,
+            beta1: self.beta1 as f32,
+            beta1_rest: (1. - self.beta1) as f32,
+            beta2: self.beta2 as f32,
+            beta2_rest: (1. - self.beta2) as f32,
+            m_scale: (1. / bias_correction(self.beta1, at.step)) as f32,
+            root_scale: (1. / bias_correction(self.beta2, at.step).sqrt()) as f32,
+            eps: self.eps as f32,
+            weight_decay: at.weight_decay as f32,
+        };
+        let norms = pieces(weights, grads, [m, v], &|weights, grads, [m, v]| {
+            update_moments(factors, grads, m, v);
+            match at.weight_decay > 0. {
+                true => squares(factors, weights, m, v),
+                false => [0.; 2],
+            }
+        });
+        let lr = (at.lr * trust_ratio(norms)) as f32;
+        pieces(weights, grads, [m, v], &|weights, _, [m, v]| {
+            apply(factors, lr, weights, m, v);
+            [0.; 2]
+        });
+    }
+
+    fn compose(&self, at: &At, weights: &Tensor, grad: &Tensor, buffers: &[Tensor]) -> Result<(Tensor, Vec<Tensor>)> {
+        let [m, v] = buffers else {
+            return Ok((weights.clone(), buffers.to_vec()));
+        };
+        let grad = (grad * at.grad_scale)?;
+        let m = ((m * self.beta1)? + (&grad * (1. - self.beta1))?)?;
+        let v = ((v * self.beta2)? + (grad.sqr()? * (1. - self.beta2))?)?;
+        let root = ((&v / bias_correction(self.beta2, at.step))?.sqrt()? + self.eps)?;
+        let direction = ((&m / bias_correction(self.beta1, at.step))? / root)?;
+        let direction = (direction + (weights * at.weight_decay)?)?;
+        let mut lr = at.lr;
+        if at.weight_decay > 0. {
+            let square = |tensor: &Tensor| crate::ops::sum_of_squares(tensor);
+            lr *= trust_ratio([square(weights)?, square(&direction)?]);
+        }
+        Ok(((weights - (direction * lr)?)?, vec![m, v]))
+    }
+}

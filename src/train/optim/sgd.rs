@@ -1,0 +1,116 @@
+//! SGD with momentum.
+
+use candle_core::Tensor;
+
+use super::adamw::check_rates;
+use super::optimizer::private::{At, Update};
+use super::optimizer::{check, pieces, Rule};
+use crate::error::Result;
+use crate::ops::kernel::{self, fma};
+
+/// Stochastic gradient descent with momentum, Nesterov's on request, and weight decay added to the gradient.
+/// `torch.optim.SGD`.
+///
+/// ```text
+/// d = g + weight_decay w
+/// b = momentum b + d
+/// w -= lr (d + momentum b)   with Nesterov's, else
+/// w -= lr b
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct SgdConfig {
+    /// Learning rate; 0.1.
+    pub lr: f64,
+    /// Momentum, within [0, 1); 0.9.
+    pub momentum: f64,
+    /// Whether momentum is Nesterov's; true.
+    pub nesterov: bool,
+    /// Weight decay, added to the gradient; 0.
+    pub weight_decay: f64,
+}
+
+impl Default for SgdConfig {
+    fn default() -> Self {
+        Self {
+            lr: 0.1,
+            momentum: 0.9,
+            nesterov: true,
+            weight_decay: 0.,
+        }
+    }
+}
+
+impl Rule for SgdConfig {}
+
+#[derive(Clone, Copy)]
+struct Factors {
+    lr: f32,
+    momentum: f32,
+    nesterov: bool,
+    weight_decay: f32,
+    grad_scale: f32,
+}
+
+kernel::simd_fn! {
+    fn update<S>(f: Factors, weights: &mut [f32], grads: &[f32], buffer: &mut [f32]) -> () {
+        // Of the direction d + momentum b, or b alone.
+        let (of_d, of_b) = if f.nesterov { (1., f.momentum) } else { (0., 1.) };
+        for ((w, &g), b) in weights.iter_mut().zip(grads).zip(buffer) {
+            let d = fma::<S>(*w, f.weight_decay, g * f.grad_scale);
+            *b = fma::<S>(*b, f.momentum, d);
+            *w = fma::<S>(-f.lr, fma::<S>(*b, of_b, d * of_d), *w);
+        }
+    }
+}
+
+impl Update for SgdConfig {
+    fn lr(&self) -> f64 {
+        self.lr
+    }
+
+    fn set_lr(&mut self, lr: f64) {
+        self.lr = lr
+    }
+
+    fn weight_decay(&self) -> f64 {
+        self.weight_decay
+    }
+
+    fn check(&self) -> Result<()> {
+        let within = (0. ..1.).contains(&self.momentum);
+        check("momentum", self.momentum, within, "at least 0 and below 1")?;
+        check_rates(self.lr, self.weight_decay)
+    }
+
+    fn buffers(&self) -> &'static [&'static str] {
+        &["momentum_buffer"]
+    }
+
+    fn update(&self, at: &At, weights: &mut [f32], grads: &[f32], buffers: &mut [&mut [f32]]) {
+        let [buffer] = buffers else { return };
+        let factors = Factors {
+            lr: at.lr as f32,
+            momentum: self.momentum as f32,
+            nesterov: self.nesterov,
+            weight_decay: at.weight_decay as f32,
+            grad_scale: at.grad_scale as f32,
+        };
+        pieces(weights, grads, [buffer], &|weights, grads, [buffer]| {
+            update(factors, weights, grads, buffer);
+            [0.; 2]
+        });
+    }
+
+    fn compose(&self, at: &At, weights: &Tensor, grad: &Tensor, buffers: &[Tensor]) -> Result<(Tensor, Vec<Tensor>)> {
+        let [buffer] = buffers else {
+            return Ok((weights.clone(), buffers.to_vec()));
+        };
+        let d = ((grad * at.grad_scale)? + (weights * at.weight_decay)?)?;
+        let buffer = ((buffer * self.momentum)? + &d)?;
+        let direction = match self.nesterov {
+            true => (d + (&buffer * self.momentum)?)?,
+            false => buffer.clone(),
+        };
+        Ok(((weights - (direction * at.lr)?)?, vec![buffer]))
+    }
+}
