@@ -88,6 +88,8 @@ impl Purpose {
     /// The noise that fills hidden pixels.
     pub const FILL: Self = Self::of(3, 0);
     const NAMED: Self = Self::of(4, 0);
+    /// How the images of a batch are mixed.
+    pub const MIX: Self = Self::of(5, 0);
 
     /// A purpose of your own, for generators and models outside this crate.
     pub const fn custom(index: u32) -> Self {

@@ -1,0 +1,76 @@
+//! Moving a tensor towards another one, in place.
+
+use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor};
+
+use super::kernel;
+
+/// `start + (end - start) weight`, in the memory of `start` where that is f32 on the CPU: for a `start` that is nobody
+/// else's. `torch.lerp`. No gradient flows through it.
+pub(crate) fn lerp(start: Tensor, end: &Tensor, weight: f64) -> Result<Tensor> {
+    let whole = start.is_contiguous() && end.is_contiguous() && start.dims() == end.dims();
+    if !whole || !kernel::on_cpu_f32(&[&start, end]) || kernel::shares_memory(&start, end)? {
+        let (start, end) = (start.detach(), end.detach().to_dtype(start.dtype())?);
+        return &start + ((end - &start)? * weight)?;
+    }
+    start.inplace_op2(end, &Lerp(weight as f32))?;
+    Ok(start)
+}
+
+struct Lerp(f32);
+
+kernel::simd_fn! {
+    fn move_towards<S>(starts: &mut [f32], ends: &[f32], weight: f32) -> () {
+        for (start, &end) in starts.iter_mut().zip(ends) {
+            *start = kernel::fma::<S>(end - *start, weight, *start);
+        }
+    }
+}
+
+impl InplaceOp2 for Lerp {
+    fn name(&self) -> &'static str {
+        "lerp"
+    }
+
+    fn cpu_fwd(&self, s1: &mut CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<()> {
+        let ends = kernel::elements(s2, l2)?;
+        let (CpuStorage::F32(data), Some((start, end))) = (s1, l1.contiguous_offsets()) else {
+            candle_core::bail!("lerp is done in place only where tensors are contiguous f32");
+        };
+        kernel::for_rows(&mut data[start..end], 1, |first, starts| {
+            move_towards(starts, &ends[first..], self.0)
+        });
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::random;
+    use candle_core::DType;
+
+    #[test]
+    fn is_its_formula_in_every_dtype() {
+        for (dtype, tolerance) in [(DType::F32, 1e-6), (DType::F64, 1e-15), (DType::BF16, 2e-2)] {
+            for shape in [vec![3, 70, 190], vec![], vec![0, 2]] {
+                let [a, b] = [1, 2].map(|seed| random(&shape, seed));
+                let cast = |t: &Tensor| t.to_dtype(dtype).unwrap();
+                let moved = lerp(cast(&a).copy().unwrap(), &cast(&b), 0.3).unwrap();
+                let numbers = |t: &Tensor| {
+                    let wide = t.to_dtype(DType::F64).unwrap();
+                    wide.flatten_all().unwrap().to_vec1::<f64>().unwrap()
+                };
+                for ((a, b), moved) in numbers(&cast(&a)).iter().zip(numbers(&cast(&b))).zip(numbers(&moved)) {
+                    assert!((moved - (0.7 * a + 0.3 * b)).abs() < tolerance * (1. + a.abs() + b.abs()));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn towards_itself_it_stays() {
+        let tensor = random(&[4, 3], 1).to_dtype(DType::F32).unwrap();
+        let moved = lerp(tensor.clone(), &tensor, 0.5).unwrap();
+        assert_eq!(moved.to_vec2::<f32>().unwrap(), tensor.to_vec2::<f32>().unwrap());
+    }
+}

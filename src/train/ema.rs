@@ -1,0 +1,191 @@
+//! A moving average of the weights.
+
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Device, Tensor, Var};
+use candle_nn::VarMap;
+
+use crate::error::{Error, Result};
+use crate::ops;
+use crate::params;
+
+/// An exponential moving average of a model's weights, to be evaluated in their place: a = decay a + (1 - decay) w after
+/// each step, starting from the weights at hand. timm's `ModelEma`.
+///
+/// Running statistics are averaged like weights, as timm does.
+///
+/// ```
+/// use candle_core::{DType, Device};
+/// use candle_nn::Module;
+/// use masksub::{train::ema::Ema, Seed, Weights};
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let weights = Weights::seeded(Seed::new(0));
+/// let layer = candle_nn::linear(4, 2, weights.var_builder(DType::F32, &Device::Cpu))?;
+/// let mut ema = Ema::of(weights.varmap(), 0.9998)?;
+/// // ... after each step of the optimizer:
+/// ema.update()?;
+/// // ... and to evaluate:
+/// let images = candle_core::Tensor::ones((1, 4), DType::F32, &Device::Cpu)?;
+/// let logits = ema.averaged(|| layer.forward(&images))??;
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+pub struct Ema {
+    decay: f64,
+    warmup: bool,
+    updates: u64,
+    entries: Vec<Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    name: String,
+    var: Var,
+    /// In f32 where the weights are of half precision: at .9998 their own would not move.
+    average: Tensor,
+}
+
+const UPDATES: &str = "updates";
+
+impl Ema {
+    /// The average of all variables that `varmap` has now, running statistics among them.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] when `decay` is not within [0, 1).
+    pub fn of(varmap: &VarMap, decay: f64) -> Result<Self> {
+        let vars: BTreeMap<String, Var> = params::lock(varmap).clone().into_iter().collect();
+        Self::new(vars, decay)
+    }
+
+    /// The average of the variables in `vars` that are floats; names are for [`state`](Self::state).
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] when `decay` is not within [0, 1).
+    pub fn new(vars: impl IntoIterator<Item = (String, Var)>, decay: f64) -> Result<Self> {
+        if !(0. ..1.).contains(&decay) {
+            return Err(Error::invalid("decay", decay, "at least 0 and below 1"));
+        }
+        let floats = vars.into_iter().filter(|(_, var)| var.dtype().is_float());
+        let entry = |(name, var): (String, Var)| {
+            let average = match ops::is_half(&var) {
+                true => var.as_detached_tensor().to_dtype(DType::F32)?,
+                false => var.as_detached_tensor().copy()?,
+            };
+            Ok(Entry { name, var, average })
+        };
+        Ok(Self {
+            decay,
+            warmup: false,
+            updates: 0,
+            entries: floats.map(entry).collect::<Result<_>>()?,
+        })
+    }
+
+    /// Begins with a smaller decay, 1 - (1 + t)^(-2/3) at update t from 0 until it reaches the full one: the first
+    /// weights, which have learnt nothing, are soon forgotten. timm's `ModelEmaV3` with `use_warmup`.
+    pub fn with_warmup(self) -> Self {
+        Self { warmup: true, ..self }
+    }
+
+    /// The decay of the next update.
+    pub fn decay(&self) -> f64 {
+        match self.warmup {
+            true => self.decay.min(1. - (1. + self.updates as f64).powf(-2. / 3.)),
+            false => self.decay,
+        }
+    }
+
+    /// Takes the weights as they are now into the average: to be called after each step of the optimizer.
+    ///
+    /// # Errors
+    /// When the weights cannot be read.
+    pub fn update(&mut self) -> Result<()> {
+        let share = 1. - self.decay();
+        for entry in &mut self.entries {
+            let weights = entry.var.as_detached_tensor().to_dtype(entry.average.dtype())?;
+            entry.average = ops::lerp(entry.average.clone(), &weights, share)?;
+        }
+        self.updates += 1;
+        Ok(())
+    }
+
+    /// Runs `f` with the averages in the place of the model's weights, which are back afterwards, also when it panics.
+    ///
+    /// # Errors
+    /// When the weights cannot be exchanged.
+    pub fn averaged<T>(&mut self, f: impl FnOnce() -> T) -> Result<T> {
+        /// Weights to be put back.
+        struct Restore(Vec<(Var, Tensor)>);
+        impl Drop for Restore {
+            fn drop(&mut self) {
+                for (var, weights) in self.0.drain(..) {
+                    // The variable had this very shape and dtype.
+                    let _ = var.set(&weights);
+                }
+            }
+        }
+        let mut restore = Restore(Vec::with_capacity(self.entries.len()));
+        for entry in &self.entries {
+            let weights = entry.var.as_detached_tensor().copy()?;
+            restore.0.push((entry.var.clone(), weights));
+            entry.var.set(&entry.average.to_dtype(entry.var.dtype())?)?;
+        }
+        Ok(f())
+    }
+
+    /// The averages by name, and under `updates` how many there were.
+    ///
+    /// # Errors
+    /// When a tensor cannot be read.
+    pub fn state(&self) -> Result<BTreeMap<String, Tensor>> {
+        let mut state = BTreeMap::from([(UPDATES.to_string(), Tensor::new(self.updates as i64, &Device::Cpu)?)]);
+        for entry in &self.entries {
+            // A copy: the next update writes into the original.
+            state.insert(entry.name.clone(), entry.average.to_device(&Device::Cpu)?.copy()?);
+        }
+        Ok(state)
+    }
+
+    /// Takes over what [`state`](Self::state) gave, of the same model.
+    ///
+    /// # Errors
+    /// [`Error::MissingWeight`], [`Error::MisshapenWeight`] or [`Error::UnusedWeight`], naming the tensor; the averages are
+    /// as they were then.
+    pub fn load_state(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()> {
+        const SOURCE: &str = "the state of the moving average";
+        let find = |path: &str, dims: &[usize]| match state.get(path) {
+            None => Err(Error::MissingWeight {
+                path: path.into(),
+                file: SOURCE.into(),
+            }),
+            Some(tensor) if tensor.dims() != dims => Err(Error::MisshapenWeight {
+                path: path.into(),
+                got: tensor.dims().to_vec(),
+                expected: dims.to_vec(),
+                source_name: SOURCE.into(),
+            }),
+            Some(tensor) => Ok(tensor),
+        };
+        let updates = find(UPDATES, &[])?.to_dtype(DType::I64)?.to_scalar::<i64>()?;
+        let average = |entry: &Entry| {
+            let tensor = find(&entry.name, entry.average.dims())?;
+            let tensor = tensor.to_dtype(entry.average.dtype())?;
+            Ok(tensor.to_device(entry.average.device())?.copy()?)
+        };
+        let averages: Vec<Tensor> = self.entries.iter().map(average).collect::<Result<_>>()?;
+        let known = |path: &str| path == UPDATES || self.entries.iter().any(|entry| entry.name == path);
+        let mut unknown = state.keys().filter(|path| !known(path));
+        if let Some(path) = unknown.next() {
+            return Err(Error::UnusedWeight {
+                path: path.clone(),
+                others: unknown.count(),
+                file: SOURCE.into(),
+            });
+        }
+        self.updates = updates as u64;
+        for (entry, average) in self.entries.iter_mut().zip(averages) {
+            entry.average = average;
+        }
+        Ok(())
+    }
+}
