@@ -113,14 +113,22 @@ impl Weights {
         &self.0.varmap
     }
 
+    /// The variables made so far by name, running statistics among them: what a checkpoint keeps, and
+    /// [`from_tensors`](Self::from_tensors) takes. They share the variables' memory.
+    pub fn state(&self) -> BTreeMap<String, Tensor> {
+        let vars = params::lock(&self.0.varmap);
+        let tensors = vars.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor()));
+        tensors.collect()
+    }
+
     /// Names of the weights that were drawn from the seed, sorted: with a file, what it lacks.
     pub fn drawn(&self) -> Vec<String> {
-        self.state().drawn.iter().cloned().collect()
+        self.lock().drawn.iter().cloned().collect()
     }
 
     /// Names of the tensors in the file that no model has asked for, sorted.
     pub fn left_over(&self) -> Vec<String> {
-        self.state().left_over.keys().cloned().collect()
+        self.lock().left_over.keys().cloned().collect()
     }
 
     /// Makes sure, once the model is made, that it and the file have the same weights: that none was drawn but those that
@@ -134,7 +142,7 @@ impl Weights {
     /// [`Error::MissingWeight`] or [`Error::UnusedWeight`], which name the first.
     pub fn check_exact(&self, may_be_drawn: impl Fn(&str) -> bool) -> Result<()> {
         let Some(file) = &self.0.file else { return Ok(()) };
-        let state = self.state();
+        let state = self.lock();
         if let Some(path) = state.drawn.iter().find(|name| !may_be_drawn(name)) {
             let (path, file) = (path.clone(), file.clone());
             return Err(Error::MissingWeight { path, file });
@@ -150,7 +158,7 @@ impl Weights {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, State> {
         // A thread that panicked while holding the lock leaves lists that are still whole.
         self.0.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
@@ -187,7 +195,7 @@ impl Weights {
             }
             return Ok(shared);
         }
-        let mut state = self.state();
+        let mut state = self.lock();
         let value = match (state.left_over.get(name), self.0.seed, &shape) {
             (Some(tensor), _, _) => {
                 fits(tensor.shape(), self.0.file.as_deref().unwrap_or_default())?;
@@ -242,7 +250,7 @@ impl SimpleBackend for Weights {
     }
 
     fn contains_tensor(&self, name: &str) -> bool {
-        self.lookup(name).is_some() || self.state().left_over.contains_key(name)
+        self.lookup(name).is_some() || self.lock().left_over.contains_key(name)
     }
 }
 

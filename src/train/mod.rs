@@ -2,6 +2,7 @@
 //! owns its own and takes what it needs.
 
 pub mod accumulate;
+pub mod checkpoint;
 pub mod ema;
 pub mod mix;
 pub mod optim;
