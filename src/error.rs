@@ -147,15 +147,15 @@ pub enum Error {
         source_name: String,
     },
 
-    /// A weight of the file that the model does not have.
-    #[error("weight {path} of {file} is not in the model, and {others} more are not")]
-    UnusedWeight {
-        /// The weight's path, the first in sorted order.
-        path: String,
-        /// How many others there are.
-        others: usize,
+    /// A model and a file that have not the same weights.
+    #[error("the model and {file} have not the same weights: {}", differences(.missing, .left_over))]
+    WeightsDiffer {
         /// The file.
         file: String,
+        /// The model's names of the weights that the file does not have, sorted.
+        missing: Vec<String>,
+        /// The file's names of what the model does not have, sorted.
+        left_over: Vec<String>,
     },
 
     /// A file that could not be read or written.
@@ -208,6 +208,29 @@ impl Error {
 impl std::fmt::Debug for Error {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{self}")
+    }
+}
+
+/// What a file lacks and what is left over of it, in one clause.
+fn differences(missing: &[String], left_over: &[String]) -> String {
+    let clauses = [
+        ("the file does not have", missing),
+        ("the model does not have", left_over),
+    ];
+    let clauses = clauses.iter().filter(|(_, names)| !names.is_empty());
+    let clauses: Vec<_> = clauses
+        .map(|(what, names)| format!("{what} {}", listed(names)))
+        .collect();
+    clauses.join("; ")
+}
+
+/// Names in a sentence: all of a few, of many the first ones.
+fn listed(names: &[String]) -> String {
+    const MOST: usize = 12;
+    let first = names.iter().take(MOST).cloned().collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(MOST) {
+        0 => first,
+        others => format!("{first} and {others} more"),
     }
 }
 

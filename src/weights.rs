@@ -40,18 +40,65 @@ struct Inner {
     state: Mutex<State>,
 }
 
-#[derive(Default)]
 struct State {
-    /// What the file has and no model has asked for yet.
-    left_over: BTreeMap<String, Tensor>,
+    source: Box<dyn Source>,
     drawn: BTreeSet<String>,
+}
+
+/// Where the values come from that are not drawn.
+pub(crate) trait Source: Send {
+    /// The value of a weight, in `shape` where one is asked for and the source can give it; `None` where it has none.
+    fn find(&mut self, name: &str, shape: Option<&Shape>) -> Result<Option<Tensor>>;
+
+    /// Whether there is a value of that name.
+    fn has(&self, name: &str) -> bool;
+
+    /// The variable that `find` gave the value for is there: a run would keep two of each.
+    fn taken(&mut self, name: &str);
+
+    /// Names of what was not taken, sorted.
+    fn left_over(&self) -> Vec<String>;
+
+    /// Whether a weight may be drawn without the user's leave.
+    fn may_lack(&self, name: &str) -> bool;
+
+    /// Whether one of `left_over` may stay there without the user's leave.
+    fn may_leave(&self, name: &str) -> bool;
+
+    /// What was done to the values, a line each.
+    fn notes(&self) -> Vec<String>;
+}
+
+/// Tensors in memory, under the model's own names.
+impl Source for BTreeMap<String, Tensor> {
+    fn find(&mut self, name: &str, _: Option<&Shape>) -> Result<Option<Tensor>> {
+        Ok(self.get(name).cloned())
+    }
+    fn has(&self, name: &str) -> bool {
+        self.contains_key(name)
+    }
+    fn taken(&mut self, name: &str) {
+        self.remove(name);
+    }
+    fn left_over(&self) -> Vec<String> {
+        self.keys().cloned().collect()
+    }
+    fn may_lack(&self, _: &str) -> bool {
+        false
+    }
+    fn may_leave(&self, name: &str) -> bool {
+        is_buffer(name)
+    }
+    fn notes(&self) -> Vec<String> {
+        vec![]
+    }
 }
 
 impl Weights {
     /// Initial values drawn as the model's hints say, from the seed and each weight's name: neither the order in which
     /// a model asks nor other weights change them.
     pub fn seeded(seed: Seed) -> Self {
-        Self::build(None, Some(seed))
+        Self::build(None, Box::new(BTreeMap::new()), Some(seed))
     }
 
     /// Values from a safetensors file. A weight that the file does not have is an [`Error::MissingWeight`], one of
@@ -76,7 +123,13 @@ impl Weights {
     /// Values from tensors at hand, such as another model's state; otherwise like
     /// [`from_safetensors`](Self::from_safetensors).
     pub fn from_tensors(tensors: impl IntoIterator<Item = (String, Tensor)>) -> Self {
-        Self::build(Some(("the given tensors".into(), tensors.into_iter().collect())), None)
+        let tensors: BTreeMap<_, _> = tensors.into_iter().collect();
+        Self::build(Some("the given tensors".into()), Box::new(tensors), None)
+    }
+
+    /// Values from a source of another kind, called `file`, and drawn from `seed` where it lacks them.
+    pub(crate) fn from_source(file: String, source: Box<dyn Source>, seed: Seed) -> Self {
+        Self::build(Some(file), source, Some(seed))
     }
 
     fn open(path: &Path, seed: Option<Seed>) -> Result<Self> {
@@ -85,13 +138,13 @@ impl Weights {
             path: name.clone(),
             message: Error::from(error).to_string(),
         })?;
-        Ok(Self::build(Some((name, tensors.into_iter().collect())), seed))
+        let tensors: BTreeMap<_, _> = tensors.into_iter().collect();
+        Ok(Self::build(Some(name), Box::new(tensors), seed))
     }
 
-    fn build(file: Option<(String, BTreeMap<String, Tensor>)>, seed: Option<Seed>) -> Self {
-        let (file, left_over) = file.unzip();
+    fn build(file: Option<String>, source: Box<dyn Source>, seed: Option<Seed>) -> Self {
         let state = State {
-            left_over: left_over.unwrap_or_default(),
+            source,
             drawn: BTreeSet::new(),
         };
         Self(Arc::new(Inner {
@@ -128,32 +181,54 @@ impl Weights {
 
     /// Names of the tensors in the file that no model has asked for, sorted.
     pub fn left_over(&self) -> Vec<String> {
-        self.lock().left_over.keys().cloned().collect()
+        self.lock().source.left_over()
     }
 
-    /// Makes sure, once the model is made, that it and the file have the same weights: that none was drawn but those that
-    /// `may_be_drawn` says, and that the file has no others. Without this a deeper model's checkpoint fills a shallower
-    /// one in silence.
+    /// What was done to a file's values beside copying them, a line each, once the model is made: which weights were drawn
+    /// for lack of them, and what is left over. Empty for weights from a seed alone.
+    pub fn notes(&self) -> Vec<String> {
+        if self.0.file.is_none() {
+            return vec![];
+        }
+        let state = self.lock();
+        let mut notes = state.source.notes();
+        let drawn = state.drawn.iter().filter(|name| !state.source.may_lack(name));
+        let left_over = state.source.left_over().into_iter();
+        let left_over = left_over.filter(|name| !state.source.may_leave(name));
+        for (what, names) in [
+            ("missing, so drawn", drawn.cloned().collect::<Vec<_>>()),
+            ("left over", left_over.collect()),
+        ] {
+            if !names.is_empty() {
+                notes.push(format!("{what}: {}", names.join(", ")));
+            }
+        }
+        notes
+    }
+
+    /// Makes sure, once the model is made, that it and the file have the same weights: that none was drawn, and that the
+    /// file has no others, but those that `may_differ` says. It gets the model's name of what was drawn, and the file's of
+    /// what is left over. Without this a deeper model's checkpoint fills a shallower one in silence.
     ///
     /// What PyTorch modules save beside their weights and can be computed is passed over: `num_batches_tracked`,
     /// `relative_position_index` and `attn_mask`.
     ///
     /// # Errors
-    /// [`Error::MissingWeight`] or [`Error::UnusedWeight`], which name the first.
-    pub fn check_exact(&self, may_be_drawn: impl Fn(&str) -> bool) -> Result<()> {
+    /// [`Error::WeightsDiffer`], which lists them.
+    pub fn check_exact(&self, may_differ: impl Fn(&str) -> bool) -> Result<()> {
         let Some(file) = &self.0.file else { return Ok(()) };
         let state = self.lock();
-        if let Some(path) = state.drawn.iter().find(|name| !may_be_drawn(name)) {
-            let (path, file) = (path.clone(), file.clone());
-            return Err(Error::MissingWeight { path, file });
-        }
-        let mut unused = state.left_over.keys().filter(|name| !is_buffer(name));
-        match unused.next() {
-            None => Ok(()),
-            Some(path) => Err(Error::UnusedWeight {
-                path: path.clone(),
-                others: unused.count(),
+        let missing = state.drawn.iter();
+        let missing = missing.filter(|name| !state.source.may_lack(name) && !may_differ(name));
+        let left_over = state.source.left_over().into_iter();
+        let left_over = left_over.filter(|name| !state.source.may_leave(name) && !may_differ(name));
+        let (missing, left_over): (Vec<_>, Vec<_>) = (missing.cloned().collect(), left_over.collect());
+        match missing.is_empty() && left_over.is_empty() {
+            true => Ok(()),
+            false => Err(Error::WeightsDiffer {
                 file: file.clone(),
+                missing,
+                left_over,
             }),
         }
     }
@@ -196,7 +271,9 @@ impl Weights {
             return Ok(shared);
         }
         let mut state = self.lock();
-        let value = match (state.left_over.get(name), self.0.seed, &shape) {
+        let found = state.source.find(name, shape.as_ref())?;
+        let is_drawn = found.is_none();
+        let value = match (found, self.0.seed, &shape) {
             (Some(tensor), _, _) => {
                 fits(tensor.shape(), self.0.file.as_deref().unwrap_or_default())?;
                 tensor.to_dtype(dtype)?.to_device(device)?
@@ -212,9 +289,9 @@ impl Weights {
         // Detached, it is copied: a variable of the caller's would be taken as it is.
         let var = Var::from_tensor(&value.detach())?;
         let tensor = var.as_tensor().clone();
-        // The file's tensor goes when its variable is there: a run would keep two of each.
-        if state.left_over.remove(name).is_none() {
-            state.drawn.insert(name.to_string());
+        match is_drawn {
+            true => drop(state.drawn.insert(name.to_string())),
+            false => state.source.taken(name),
         }
         params::lock(&self.0.varmap).insert(name.to_string(), var);
         Ok(tensor)
@@ -223,7 +300,7 @@ impl Weights {
 
 /// Whether a tensor is one that PyTorch modules save though it can be computed: batch norm's count of steps (torch), the
 /// indices and masks of windows (Swin).
-fn is_buffer(name: &str) -> bool {
+pub(crate) fn is_buffer(name: &str) -> bool {
     let last = name.rsplit('.').next();
     matches!(
         last,
@@ -250,7 +327,7 @@ impl SimpleBackend for Weights {
     }
 
     fn contains_tensor(&self, name: &str) -> bool {
-        self.lookup(name).is_some() || self.lock().left_over.contains_key(name)
+        self.lookup(name).is_some() || self.lock().source.has(name)
     }
 }
 

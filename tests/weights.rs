@@ -404,10 +404,13 @@ mod exactly_those_of_the_file {
     fn a_shallower_model_is_told() {
         let error = check(&["head.weight"], None).unwrap_err();
         assert!(
-            matches!(&error, Error::UnusedWeight { path, others: 1, .. } if path == "layer1.weight"),
+            matches!(&error, Error::WeightsDiffer { missing, left_over, .. }
+                if missing.is_empty() && left_over[..] == ["layer1.weight", "layer2.weight"]),
             "{error}"
         );
-        assert!(error.to_string().contains("weights.safetensors"), "{error}");
+        for part in ["weights.safetensors", "layer1.weight, layer2.weight"] {
+            assert!(error.to_string().contains(part), "{error}");
+        }
     }
 
     #[test]
@@ -421,7 +424,39 @@ mod exactly_those_of_the_file {
         ];
         let error = check(&names, Some(Seed::new(0))).unwrap_err();
         assert!(
-            matches!(&error, Error::MissingWeight { path, .. } if path == "layer3.weight"),
+            matches!(&error, Error::WeightsDiffer { missing, left_over, .. }
+                if missing[..] == ["layer3.weight", "layer4.weight"] && left_over.is_empty()),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn but_for_what_may_differ_both_ways() {
+        let stored = Stored::new(&[("w", randn(2, "w")), ("old.weight", randn(2, "old"))]);
+        let weights = Weights::from_safetensors_or_seed(&stored.path, Seed::new(0)).unwrap();
+        let vb = weights.var_builder(DType::F32, &CPU);
+        for name in ["w", "new.weight"] {
+            vb.get_with_hints(2, name, NORMAL).unwrap();
+        }
+        assert_eq!(
+            weights.notes(),
+            ["missing, so drawn: new.weight", "left over: old.weight"]
+        );
+        weights.check_exact(|name| name.ends_with(".weight")).unwrap();
+        let error = weights
+            .check_exact(|name| name == "old.weight")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("the file does not have new.weight") && !error.contains("old"),
+            "{error}"
+        );
+        let error = weights
+            .check_exact(|name| name == "new.weight")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("the model does not have old.weight") && !error.contains("new"),
             "{error}"
         );
     }
@@ -431,6 +466,7 @@ mod exactly_those_of_the_file {
         let (weights, vb) = seeded(0);
         vb.get_with_hints(2, "w", NORMAL).unwrap();
         weights.check_exact(|_| false).unwrap();
+        assert!(weights.notes().is_empty());
     }
 }
 

@@ -149,7 +149,7 @@ impl Ema {
     /// Takes over what [`state`](Self::state) gave, of the same model.
     ///
     /// # Errors
-    /// [`Error::MissingWeight`], [`Error::MisshapenWeight`] or [`Error::UnusedWeight`], naming the tensor; the averages are
+    /// [`Error::MissingWeight`], [`Error::MisshapenWeight`] or [`Error::WeightsDiffer`], naming the tensor; the averages are
     /// as they were then.
     pub fn load_state(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()> {
         const SOURCE: &str = "the state of the moving average";
@@ -174,12 +174,12 @@ impl Ema {
         };
         let averages: Vec<Tensor> = self.entries.iter().map(average).collect::<Result<_>>()?;
         let known = |path: &str| path == UPDATES || self.entries.iter().any(|entry| entry.name == path);
-        let mut unknown = state.keys().filter(|path| !known(path));
-        if let Some(path) = unknown.next() {
-            return Err(Error::UnusedWeight {
-                path: path.clone(),
-                others: unknown.count(),
+        let left_over: Vec<String> = state.keys().filter(|path| !known(path)).cloned().collect();
+        if !left_over.is_empty() {
+            return Err(Error::WeightsDiffer {
                 file: SOURCE.into(),
+                missing: vec![],
+                left_over,
             });
         }
         self.updates = updates as u64;

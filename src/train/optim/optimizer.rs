@@ -214,7 +214,7 @@ impl<R: Rule> GroupOptimizer<R> {
     /// Takes over what [`state`](Self::state) gave, of an optimizer with the same rule and parameters.
     ///
     /// # Errors
-    /// [`Error::MissingWeight`], [`Error::MisshapenWeight`], [`Error::DType`] or [`Error::UnusedWeight`], naming the
+    /// [`Error::MissingWeight`], [`Error::MisshapenWeight`], [`Error::DType`] or [`Error::WeightsDiffer`], naming the
     /// tensor. The state is as it was then.
     pub fn load_state(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()> {
         const SOURCE: &str = "the optimizer's state";
@@ -254,11 +254,12 @@ impl<R: Rule> GroupOptimizer<R> {
                 .collect::<Result<_>>()?;
             new.push((steps as u64, tensors));
         }
-        if let Some(path) = state.keys().find(|path| !used.contains(*path)) {
-            return Err(Error::UnusedWeight {
-                path: path.clone(),
-                others: state.len() - used.len() - 1,
+        let left_over: Vec<String> = state.keys().filter(|path| !used.contains(*path)).cloned().collect();
+        if !left_over.is_empty() {
+            return Err(Error::WeightsDiffer {
                 file: SOURCE.into(),
+                missing: vec![],
+                left_over,
             });
         }
         for (slot, (steps, mut tensors)) in self.slots.iter_mut().zip(new) {
