@@ -158,6 +158,45 @@ pub enum Error {
         left_over: Vec<String>,
     },
 
+    /// A PyTorch file that holds code, or an object that code would make, where tensors should be. It is refused: nothing
+    /// of it was imported or executed.
+    #[error(
+        "{path} holds code where weights should be: {what}. Nothing of it was executed; in PyTorch, save the model's \
+         state_dict() instead"
+    )]
+    CodeInCheckpoint {
+        /// The file.
+        path: String,
+        /// What was found.
+        what: String,
+    },
+
+    /// A checkpoint of no layout that is known here.
+    #[error("{path} is of no known layout ({known}): its weights are called {}", listed(.names))]
+    UnknownLayout {
+        /// The file.
+        path: String,
+        /// What its weights are called, sorted.
+        names: Vec<String>,
+        /// The layouts that are known.
+        known: String,
+    },
+
+    /// A checkpoint of another architecture than the model's.
+    #[error("{path} holds the weights of a {family} (layout {layout}), but the model asks for {weight}, a weight of a {other}")]
+    OtherArchitecture {
+        /// The file.
+        path: String,
+        /// Its architecture.
+        family: &'static str,
+        /// Its layout.
+        layout: &'static str,
+        /// What the model asked for.
+        weight: String,
+        /// The architecture that has such a weight.
+        other: &'static str,
+    },
+
     /// A file that could not be read or written.
     #[error("{path}: {message}")]
     File {
@@ -225,9 +264,14 @@ fn differences(missing: &[String], left_over: &[String]) -> String {
 }
 
 /// Names in a sentence: all of a few, of many the first ones.
-fn listed(names: &[String]) -> String {
+pub(crate) fn listed(names: &[impl AsRef<str>]) -> String {
     const MOST: usize = 12;
-    let first = names.iter().take(MOST).cloned().collect::<Vec<_>>().join(", ");
+    let first = names
+        .iter()
+        .take(MOST)
+        .map(AsRef::as_ref)
+        .collect::<Vec<_>>()
+        .join(", ");
     match names.len().saturating_sub(MOST) {
         0 => first,
         others => format!("{first} and {others} more"),

@@ -53,7 +53,8 @@
 //!   the losses ([`Criterion`], [`SubModelLoss`]), [`Params`] and [`grad`].
 //! * **Models and layers that can be trained**: [`models`], [`nn`], [`ops`]. candle's fused layer norm, RMS norm, softmax
 //!   and rotary embeddings cut gradients without a word; those in [`nn`] and [`ops`] have the same names and shapes.
-//! * **Weights**: [`Weights`], a `VarBuilder` source of trainable variables, from a seed or a file.
+//! * **Weights**: [`Weights`], a `VarBuilder` source of trainable variables, from a seed or a file; [`pretrained`], for the
+//!   checkpoints of timm, facebookresearch, Hugging Face, OpenCLIP, Microsoft and torchvision.
 //!
 //! # Randomness
 //!
@@ -80,6 +81,7 @@ pub mod models;
 pub mod nn;
 pub mod ops;
 mod params;
+pub mod pretrained;
 pub mod train;
 mod weights;
 

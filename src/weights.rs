@@ -184,8 +184,9 @@ impl Weights {
         self.lock().source.left_over()
     }
 
-    /// What was done to a file's values beside copying them, a line each, once the model is made: which weights were drawn
-    /// for lack of them, and what is left over. Empty for weights from a seed alone.
+    /// What was done to a file's values beside copying them, a line each, once the model is made: of a peer's checkpoint
+    /// ([`pretrained`](crate::pretrained)) which it is and what was resized, replaced or left out; of any file which weights
+    /// were drawn for lack of them, and what is left over. Empty for weights from a seed alone.
     pub fn notes(&self) -> Vec<String> {
         if self.0.file.is_none() {
             return vec![];
@@ -211,7 +212,7 @@ impl Weights {
     /// what is left over. Without this a deeper model's checkpoint fills a shallower one in silence.
     ///
     /// What PyTorch modules save beside their weights and can be computed is passed over: `num_batches_tracked`,
-    /// `relative_position_index` and `attn_mask`.
+    /// `relative_position_index` and `attn_mask`; and of a peer's checkpoint what [`pretrained`](crate::pretrained) says.
     ///
     /// # Errors
     /// [`Error::WeightsDiffer`], which lists them.

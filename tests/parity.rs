@@ -70,6 +70,28 @@ fn swin() {
     check("swin");
 }
 
+#[test]
+fn checkpoints_of_peers() {
+    let names = [
+        "facebook_deit3",
+        "hf_clip",
+        "hf_vit",
+        "mae_finetuned",
+        "mae_pretrained",
+        "microsoft_swin",
+        "open_clip",
+        "openai_clip",
+        "resnet",
+        "timm_clip",
+        "timm_deit3",
+        "timm_swin",
+        "timm_vit",
+    ];
+    for name in names {
+        check(&format!("checkpoints/{name}.expect"));
+    }
+}
+
 /// A file of recorded values with this configuration and nothing recorded.
 fn recorded(directory: &Path, config: &str) -> PathBuf {
     let path = directory.join("recorded.safetensors");
@@ -92,7 +114,6 @@ fn unknown_kinds_are_refused_by_name() {
     for (config, name) in [
         (r#"{"kind": "model", "model": "beit"}"#, "beit"),
         (r#"{"kind": "trajectory", "model": "swin"}"#, "swin"),
-        (r#"{"kind": "checkpoint", "layout": "timm"}"#, "checkpoint"),
         (r#"{"kind": "augment"}"#, "augment"),
     ] {
         let message = refusal(&recorded(directory.path(), config));
@@ -221,6 +242,62 @@ fn what_is_not_the_same_thing_fails_with_the_reason() {
     fails(&turn, "logits_sub has shape ");
 }
 
+/// A copy of a checkpoint's recorded values in which something was changed, beside the checkpoint.
+fn changed_checkpoint(name: &str, directory: &Path, change: impl FnOnce(&mut HashMap<String, Tensor>)) -> PathBuf {
+    std::fs::create_dir_all(directory.join("checkpoints")).unwrap();
+    for ending in ["pth", "safetensors"] {
+        let file = format!("checkpoints/{name}.{ending}");
+        if fixture(&file).exists() {
+            std::fs::copy(fixture(&file), directory.join(&file)).unwrap();
+        }
+    }
+    changed(&format!("checkpoints/{name}.expect.safetensors"), directory, change)
+}
+
+#[test]
+fn a_checkpoint_that_is_not_what_was_recorded_fails() {
+    let directory = tempfile::tempdir().unwrap();
+    for (name, tensor) in [
+        ("timm_swin", "logits_eval"),
+        ("timm_swin", "logits_resized"),
+        ("hf_clip", "fresh/head.weight"),
+        ("mae_pretrained", "fresh/fc_norm.weight"),
+    ] {
+        let path = changed_checkpoint(name, directory.path(), |tensors| {
+            let value = tensors.get_mut(tensor).unwrap();
+            *value = (&*value * (1. + 1e-3)).unwrap();
+        });
+        let (report, code) = run(&path);
+        assert!(code == 1 && report.failures.is_empty(), "{tensor}: {report}");
+        assert!(
+            report.largest(parity::Group::Main).unwrap() > 1e-4,
+            "{tensor}: {report}"
+        );
+    }
+    // The checkpoint of another layout.
+    let path = changed_checkpoint("timm_deit3", directory.path(), |_| ());
+    let at = |name: &str| directory.path().join(format!("checkpoints/{name}.safetensors"));
+    std::fs::copy(fixture("checkpoints/timm_vit.safetensors"), at("timm_deit3")).unwrap();
+    let (report, code) = run(&path);
+    let line = report.to_string();
+    assert!(
+        code == 1 && line.contains("recognised as timm-vit, but recorded as timm-deit3"),
+        "{line}"
+    );
+    // A weight that is lacking and was not recorded.
+    let path = changed_checkpoint("hf_clip", directory.path(), |tensors| {
+        tensors.remove("fresh/head.bias").unwrap();
+    });
+    assert!(refusal(&path).contains("head.bias"));
+    // And no checkpoint at all.
+    std::fs::remove_file(at("hf_clip")).unwrap();
+    let (report, code) = run(&path);
+    assert!(
+        code == 1 && report.to_string().contains("hf_clip.safetensors"),
+        "{report}"
+    );
+}
+
 #[test]
 fn a_resnet_needs_its_running_statistics() {
     let directory = tempfile::tempdir().unwrap();
@@ -244,6 +321,7 @@ fn a_group_without_values_says_so() {
         name: "empty".into(),
         errors: vec![(parity::Group::Main, "logits".into(), 0.)],
         failures: vec![],
+        notes: vec![],
     };
     assert_eq!(empty.to_string(), "empty main=0.0e0 sub=- loss=- grad=- ok");
 }

@@ -16,6 +16,8 @@ use masksub::{
 };
 use serde_json::Value;
 
+#[path = "parity/checkpoint.rs"]
+mod checkpoint;
 #[path = "parity/optim.rs"]
 mod optim;
 
@@ -54,6 +56,8 @@ pub struct Report {
     pub errors: Vec<(Group, String, f64)>,
     /// What could not be compared because it is not the same thing: a sentence each.
     pub failures: Vec<String>,
+    /// What was done to the weights of a checkpoint: a line each.
+    pub notes: Vec<String>,
 }
 
 impl Report {
@@ -70,13 +74,14 @@ impl Report {
         self.failures.is_empty() && !self.errors.is_empty() && self.errors.iter().all(within)
     }
 
-    /// Every tensor's error, a line each.
+    /// Every tensor's error and every note, a line each.
     pub fn verbose(&self) -> String {
         let line = |(group, tensor, error): &(Group, String, f64)| {
             let mark = if *error <= group.tolerance() { "" } else { "  <-" };
             format!("    {error:9.2e}  {tensor}{mark}\n")
         };
-        self.errors.iter().map(line).collect()
+        let notes = self.notes.iter().map(|note| format!("    {note}\n"));
+        self.errors.iter().map(line).chain(notes).collect()
     }
 
     fn compare(&mut self, group: Group, tensor: impl Into<String>, ours: &Tensor, theirs: &Tensor) -> Result<()> {
@@ -146,12 +151,14 @@ pub fn compare(path: &Path, device: &Device) -> Result<Report> {
         name: path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
         errors: vec![],
         failures: vec![],
+        notes: vec![],
     };
     let compared = match (file.text("kind")?, file.config["model"].as_str()) {
         ("losses", _) => losses(&file, &mut report),
         ("model", Some("deit3" | "mae_finetune" | "hf_vit" | "clip_vision" | "resnet" | "swin")) => {
             model(&file, &mut report)
         }
+        ("checkpoint", _) => checkpoint::compare(path, &file, &mut report),
         ("trajectory", Some("deit3")) => trajectory(&file, &mut report),
         ("optim", _) => optim::compare(&file, &mut report),
         ("model" | "trajectory", Some(model)) => bail!("this release has no model of kind {model}"),
@@ -252,7 +259,6 @@ impl Recorded {
             stem_channels: self.count("stem_channels")?,
             in_channels: self.count("in_channels")?,
             norm_eps: self.number("norm_eps")?,
-            norm_momentum: self.number("bn_momentum")?,
             ..resnet::Config::resnet18(self.count("num_classes")?)
         })
     }
@@ -338,7 +344,11 @@ fn model(file: &Recorded, report: &mut Report) -> Result<()> {
     let vb = weights.var_builder(DType::F32, device);
     match file.text("model")? {
         "resnet" => {
-            let model = ResNet::new(&file.resnet_config()?, vb)?;
+            let cfg = resnet::Config {
+                norm_momentum: file.number("bn_momentum")?,
+                ..file.resnet_config()?
+            };
+            let model = ResNet::new(&cfg, vb)?;
             let block = file.count("mask_patch_size")?;
             let side = file.count("image_size")? / block;
             let visible = file.get("visible_indices")?.to_dtype(DType::U32)?.to_vec2::<u32>()?;

@@ -5,7 +5,7 @@ use super::rules;
 /// The names of one form. Those of a block's parts, `norm1` to `gamma2`, stand below `blocks` and the block's number; all
 /// others below the `VarBuilder` that the model is made from.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Names {
+pub(crate) struct Names {
     pub patch_embed: &'static str,
     pub cls_token: &'static str,
     pub pos_embed: &'static str,
@@ -29,13 +29,13 @@ pub(super) struct Names {
 
 /// Query, key and value: one packed projection, or three.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Qkv {
+pub(crate) enum Qkv {
     Packed(&'static str),
     Apart([&'static str; 3]),
 }
 
 /// timm and facebookresearch (DeiT-III, MAE).
-pub(super) const TIMM: Names = Names {
+pub(crate) const TIMM: Names = Names {
     patch_embed: "patch_embed.proj",
     cls_token: "cls_token",
     pos_embed: "pos_embed",
@@ -56,7 +56,7 @@ pub(super) const TIMM: Names = Names {
 };
 
 /// Hugging Face's `ViTForImageClassification`, and with it candle-transformers' ViT.
-pub(super) const HUGGING_FACE: Names = Names {
+pub(crate) const HUGGING_FACE: Names = Names {
     patch_embed: "vit.embeddings.patch_embeddings.projection",
     cls_token: "vit.embeddings.cls_token",
     pos_embed: "vit.embeddings.position_embeddings",
@@ -77,7 +77,7 @@ pub(super) const HUGGING_FACE: Names = Names {
 };
 
 /// Hugging Face's CLIP vision tower, as FT-CLIP fine-tunes it, with a classifier head.
-pub(super) const CLIP: Names = Names {
+pub(crate) const CLIP: Names = Names {
     patch_embed: "clip.vision_model.embeddings.patch_embedding",
     cls_token: "clip.vision_model.embeddings.class_embedding",
     pos_embed: "clip.vision_model.embeddings.position_embedding.weight",

@@ -1,0 +1,290 @@
+//! A checkpoint's file: which tensors it holds and where, each read when it is asked for.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use safetensors::tensor::Metadata;
+
+use super::pth;
+use crate::error::{Error, Result};
+
+/// Longest header of a safetensors file, in bytes: the limit of the safetensors crate.
+const MOST_HEADER_BYTES: u64 = 100_000_000;
+
+/// Where a tensor lies in a file.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Stored {
+    pub(super) dtype: DType,
+    pub(super) shape: Vec<usize>,
+    /// How many elements lie between neighbours, in each dimension.
+    pub(super) strides: Vec<usize>,
+    /// Of the first element, in bytes from the start of the file.
+    pub(super) start: u64,
+}
+
+impl Stored {
+    /// The strides of a tensor whose elements lie in order.
+    pub(super) fn contiguous_strides(shape: &[usize]) -> Vec<usize> {
+        let mut strides = vec![1; shape.len()];
+        let mut stride = 1usize;
+        for (to, size) in strides.iter_mut().zip(shape).rev() {
+            *to = stride;
+            stride = stride.saturating_mul(*size);
+        }
+        strides
+    }
+
+    pub(super) fn elem_count(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// How many elements lie from the first to the last, both counted.
+    fn span(&self) -> usize {
+        match self.elem_count() {
+            0 => 0,
+            _ => {
+                1 + self
+                    .shape
+                    .iter()
+                    .zip(&self.strides)
+                    .map(|(n, s)| (n - 1) * s)
+                    .sum::<usize>()
+            }
+        }
+    }
+
+    /// What no file can mean is a sentence; otherwise the bytes that the tensor takes, from the start of the first to the
+    /// end of the last element, can be counted.
+    pub(super) fn check(&self, name: &str, available: u64) -> std::result::Result<(), String> {
+        let wide = |n: usize| n as u128;
+        let elements = self
+            .shape
+            .iter()
+            .try_fold(1u128, |count, n| count.checked_mul(wide((*n).max(1))));
+        let reach = self
+            .shape
+            .iter()
+            .zip(&self.strides)
+            .try_fold(0u128, |reach, (n, stride)| {
+                wide(n.saturating_sub(1)).checked_mul(wide(*stride))?.checked_add(reach)
+            });
+        let size = wide(self.dtype.size_in_bytes());
+        match (elements, reach) {
+            (Some(elements), _) if self.shape.contains(&0) && elements <= available.into() => Ok(()),
+            // No more elements than lie there: a stride of 0 would make a giant of a small file, and so would sides that a
+            // side of 0 makes nothing of.
+            (Some(elements), Some(reach)) if elements <= reach + 1 && (reach + 1) * size <= available.into() => Ok(()),
+            _ => Err(format!(
+                "tensor {name} of shape {:?} does not lie within the file's {available} bytes for it",
+                self.shape
+            )),
+        }
+    }
+}
+
+/// A file of tensors. Nothing of it is in memory but names and sizes.
+pub(super) struct Checkpoint {
+    /// As the user gave it.
+    pub(super) path: String,
+    file: File,
+    pub(super) tensors: BTreeMap<String, Stored>,
+    /// The key that the tensors lie below, in a file that has others.
+    pub(super) key: Option<String>,
+    /// What lies beside them: keys of the file.
+    pub(super) beside: Vec<String>,
+}
+
+/// What a reader of one format gives.
+pub(super) struct Contents {
+    pub(super) tensors: BTreeMap<String, Stored>,
+    pub(super) key: Option<String>,
+    pub(super) beside: Vec<String>,
+}
+
+impl Checkpoint {
+    /// Opens a safetensors or a PyTorch file. Its first bytes say which it is: the endings of names differ (`.pth`, `.pt`,
+    /// `.bin`).
+    ///
+    /// # Errors
+    /// [`Error::File`] for one that cannot be read, is cut off, or is neither; [`Error::CodeInCheckpoint`].
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let name = path.display().to_string();
+        let fail = |message: String| Error::File {
+            path: name.clone(),
+            message,
+        };
+        let io = |error: std::io::Error| fail(error.to_string());
+        let mut file = File::open(path).map_err(io)?;
+        let metadata = file.metadata().map_err(io)?;
+        if metadata.is_dir() {
+            return Err(fail("it is a directory: give the file of the weights".into()));
+        }
+        let len = metadata.len();
+        let mut first = vec![];
+        file.by_ref().take(16).read_to_end(&mut first).map_err(io)?;
+        file.seek(SeekFrom::Start(0)).map_err(io)?;
+        let contents = match first[..] {
+            [] => Err(fail("it is empty".into())),
+            // A safetensors file starts with the length of its header, which may be any byte.
+            [_, _, _, _, 0, 0, 0, 0, b'{', ..] => read_safetensors(&file, len).map_err(fail),
+            [b'P', b'K', ..] => pth::read_zip(&name, &file, len),
+            [0x80, ..] => pth::read_legacy(&name, &file, len),
+            _ => Err(fail("it is neither a safetensors nor a PyTorch file".into())),
+        }?;
+        let Contents { tensors, key, beside } = contents;
+        if tensors.is_empty() {
+            return Err(fail("it holds no tensor".into()));
+        }
+        Ok(Self {
+            path: name,
+            file,
+            tensors,
+            key,
+            beside,
+        })
+    }
+
+    /// A tensor as the file has it, on the CPU.
+    ///
+    /// # Errors
+    /// [`Error::File`] when the file cannot be read any more.
+    pub(super) fn read(&self, stored: &Stored) -> Result<Tensor> {
+        let fail = |error: std::io::Error| Error::File {
+            path: self.path.clone(),
+            message: error.to_string(),
+        };
+        let size = stored.dtype.size_in_bytes();
+        let mut bytes = vec![0; stored.span() * size];
+        let mut file = &self.file;
+        file.seek(SeekFrom::Start(stored.start)).map_err(fail)?;
+        file.read_exact(&mut bytes).map_err(fail)?;
+        if stored.strides != Stored::contiguous_strides(&stored.shape) {
+            bytes = in_order(&bytes, stored);
+        }
+        Ok(Tensor::from_raw_buffer(
+            &bytes,
+            stored.dtype,
+            &stored.shape,
+            &Device::Cpu,
+        )?)
+    }
+}
+
+/// The elements of a strided tensor one after the other.
+fn in_order(bytes: &[u8], stored: &Stored) -> Vec<u8> {
+    let mut starts = vec![0];
+    for (n, stride) in stored.shape.iter().zip(&stored.strides) {
+        starts = starts
+            .iter()
+            .flat_map(|start| (0..*n).map(move |i| start + i * stride))
+            .collect();
+    }
+    let size = stored.dtype.size_in_bytes();
+    let elements = starts
+        .iter()
+        .filter_map(|start| bytes.get(start * size..(start + 1) * size));
+    elements.flatten().copied().collect()
+}
+
+/// The header alone. The error is a sentence.
+fn read_safetensors(mut file: &File, len: u64) -> std::result::Result<Contents, String> {
+    let io = |error: std::io::Error| error.to_string();
+    let mut header_len = [0; 8];
+    file.read_exact(&mut header_len).map_err(io)?;
+    let header_len = u64::from_le_bytes(header_len);
+    if header_len > MOST_HEADER_BYTES {
+        return Err(format!(
+            "its header of {header_len} bytes is longer than {MOST_HEADER_BYTES}"
+        ));
+    }
+    let mut header = vec![];
+    file.take(header_len).read_to_end(&mut header).map_err(io)?;
+    if (header.len() as u64) < header_len {
+        return Err("it is cut off: its header is longer than the file".into());
+    }
+    let metadata: Metadata =
+        serde_json::from_slice(&header).map_err(|error| format!("its header is damaged: {error}"))?;
+    let data = 8 + header_len;
+    let expected = data.saturating_add(metadata.data_len() as u64);
+    if expected != len {
+        return Err(format!(
+            "it has {len} bytes where its header announces {expected}: it is cut off or damaged"
+        ));
+    }
+    let mut tensors = BTreeMap::new();
+    for (name, info) in metadata.tensors() {
+        // candle knows some types by name alone, and gives them no size.
+        let dtype = DType::try_from(info.dtype)
+            .ok()
+            .filter(|dtype| dtype.size_in_bytes() > 0);
+        let dtype =
+            dtype.ok_or_else(|| format!("tensor {name} has elements of {:?}, which is not read here", info.dtype))?;
+        let (first, last) = info.data_offsets;
+        let stored = Stored {
+            dtype,
+            strides: Stored::contiguous_strides(&info.shape),
+            shape: info.shape.clone(),
+            start: data + first as u64,
+        };
+        stored.check(&name, (last - first) as u64)?;
+        tensors.insert(name, stored);
+    }
+    Ok(Contents {
+        tensors,
+        key: None,
+        beside: vec![],
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stored(shape: &[usize], strides: &[usize]) -> Stored {
+        Stored {
+            dtype: DType::F32,
+            shape: shape.to_vec(),
+            strides: strides.to_vec(),
+            start: 0,
+        }
+    }
+
+    #[test]
+    fn a_strided_tensor_is_put_in_order() {
+        let cases: [(&[usize], &[usize], &[f32]); 4] = [
+            // Transposed, a column, every other, none.
+            (&[2, 3], &[1, 2], &[0., 2., 4., 1., 3., 5.]),
+            (&[3], &[2], &[0., 2., 4.]),
+            (&[2, 1, 2], &[4, 9, 1], &[0., 1., 4., 5.]),
+            (&[0, 3], &[3, 1], &[]),
+        ];
+        for (shape, strides, expected) in cases {
+            let stored = stored(shape, strides);
+            let bytes: Vec<u8> = (0..stored.span()).flat_map(|i| (i as f32).to_le_bytes()).collect();
+            let expected: Vec<u8> = expected.iter().flat_map(|value| value.to_le_bytes()).collect();
+            assert_eq!(in_order(&bytes, &stored), expected, "{shape:?} {strides:?}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_lie_in_the_file_is_refused() {
+        stored(&[2, 3], &[3, 1]).check("w", 24).unwrap();
+        stored(&[], &[]).check("w", 4).unwrap();
+        stored(&[0, 3], &[3, 1]).check("w", 24).unwrap();
+        for (shape, strides, available) in [
+            (vec![2, 3], vec![3, 1], 23),
+            (vec![2, 3], vec![4, 1], 24),
+            // As many as one likes, all the same.
+            (vec![1 << 40], vec![0], 24),
+            (vec![usize::MAX, usize::MAX], vec![usize::MAX, usize::MAX], u64::MAX),
+            (vec![usize::MAX, 2], vec![2, 1], u64::MAX),
+            (vec![0, 1 << 40], vec![1, 1], 24),
+        ] {
+            let message = stored(&shape, &strides).check("w", available).unwrap_err();
+            assert!(message.contains("tensor w of shape"), "{message}");
+        }
+    }
+}

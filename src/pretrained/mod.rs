@@ -1,0 +1,153 @@
+//! Checkpoints of other projects, loaded into the crate's models.
+//!
+//! [`Pretrained::open`] reads a `.safetensors` file or what `torch.save` wrote (`.pth`, `.pt`, `.bin`), recognises from the
+//! names and shapes of its tensors whose it is, and gives [`Weights`]: the source of trainable variables that a model is
+//! made from.
+//!
+//! ```
+//! use candle_core::{DType, Device};
+//! use masksub::models::vit::{Config, VisionTransformer};
+//! use masksub::pretrained::{Layout, Pretrained};
+//! use masksub::Seed;
+//! # use std::collections::HashMap;
+//! # let cfg = Config { embed_dim: 8, depth: 1, num_heads: 2, mlp_dim: 16, ..Config::mae_base(1000) }.with_input(32, 8, 3);
+//! # let directory = std::env::temp_dir().join(format!("masksub-doc-{}", std::process::id()));
+//! # std::fs::create_dir_all(&directory)?;
+//! # let path = directory.join("mae_finetuned_vit_base.safetensors");
+//! # let saved = masksub::Weights::seeded(Seed::new(1));
+//! # VisionTransformer::new(&cfg, saved.var_builder(DType::F32, &Device::Cpu))?;
+//! # saved.varmap().save(&path)?;
+//!
+//! let pretrained = Pretrained::open(&path)?;
+//! assert_eq!(pretrained.layout(), Layout::MaeFinetuned);
+//!
+//! // The published size, for ten classes and images of 48 pixels.
+//! # let published = cfg;
+//! # let base = |classes| Config { num_classes: classes, ..published };
+//! let cfg = Config { image_size: (48, 48), ..base(10) };
+//! let weights = pretrained.weights(Seed::new(0));
+//! let vit = VisionTransformer::new(&cfg, weights.var_builder(DType::F32, &Device::Cpu))?;
+//!
+//! // What was done, and whether anything is missing or left over.
+//! assert_eq!(weights.notes(), [
+//!     "layout mae-finetuned, 20 tensors",
+//!     "pos_embed: 4 x 4 -> 6 x 6 positions, bicubic",
+//!     "head: 1000 -> 10 classes, drawn anew",
+//! ]);
+//! weights.check_exact(|_| false)?;
+//! # std::fs::remove_dir_all(&directory)?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! A checkpoint fits every model of its architecture, whatever names that has: an OpenCLIP tower fills a
+//! [`vit::Layout::Clip`](crate::models::vit::Layout::Clip) as well as a
+//! [`vit::Layout::Timm`](crate::models::vit::Layout::Timm).
+//!
+//! Where shapes differ, a model still gets
+//! - position embeddings and Swin's tables of relative positions, resized by bicubic interpolation as PyTorch's
+//!   `interpolate(mode="bicubic", align_corners=False, antialias=False)` does it; the class token's position stays as it
+//!   is;
+//! - a head for another number of classes, drawn from the seed as the configuration says.
+//!
+//! Any other shape is an [`Error::MisshapenWeight`], and a model of another architecture an [`Error::OtherArchitecture`].
+//!
+//! [`Weights::check_exact`] passes over what belongs to a layout and not to a classifier (the decoder and the final norm of
+//! MAE's pre-training, CLIP's text tower and projections, a pooler, buffers), and over what a layout never has (a head after
+//! pre-training, MAE's `fc_norm`, our Swin's `mask_token`). [`Weights::notes`] has a line for each.
+//!
+//! What a file cannot tell is up to the configuration: the number of heads, the activation (OpenAI's CLIP has the quick
+//! GELU), what norms add to the variance.
+//!
+//! A pickle can hold code. It is read as data: nothing is imported or called, and a file that holds code where weights
+//! should be is an [`Error::CodeInCheckpoint`]. Tensors are read when a model asks for them, so that a file never lies in
+//! memory as a whole.
+
+mod file;
+mod layout;
+mod names;
+mod pickle;
+mod pth;
+mod resize;
+mod source;
+
+use std::path::Path;
+
+pub use layout::Layout;
+
+use crate::error::{Error, Result};
+use crate::grid::Grid;
+use crate::key::Seed;
+use crate::weights::Weights;
+use file::Checkpoint;
+use source::PeerSource;
+
+/// A checkpoint of another project, recognised: see the [module](self).
+pub struct Pretrained {
+    checkpoint: Checkpoint,
+    layout: Layout,
+    grid: Option<Grid>,
+}
+
+impl Pretrained {
+    /// Opens a checkpoint, and recognises its layout. Its weights may lie below `model` or `state_dict`, and have `module.`
+    /// before their names. Which format it is, its first bytes tell.
+    ///
+    /// # Errors
+    /// [`Error::File`] for a file that cannot be read, is cut off, or is neither a safetensors nor a PyTorch file;
+    /// [`Error::CodeInCheckpoint`] for one that holds code; [`Error::UnknownLayout`] for weights of no known layout.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let checkpoint = Checkpoint::open(path.as_ref())?;
+        match Layout::recognise(&checkpoint.tensors, checkpoint.key.as_deref()) {
+            Some(layout) => Ok(Self {
+                checkpoint,
+                layout,
+                grid: None,
+            }),
+            None => Err(Error::UnknownLayout {
+                path: checkpoint.path,
+                names: checkpoint.tensors.into_keys().collect(),
+                known: Layout::ALL.map(Layout::name).join(", "),
+            }),
+        }
+    }
+
+    /// Whose names and shapes the checkpoint has.
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// The grid of the model's positions, where it is not square: position embeddings do not tell it. Those of the
+    /// checkpoint are always taken for a square.
+    pub fn with_grid(self, grid: Grid) -> Self {
+        Self {
+            grid: Some(grid),
+            ..self
+        }
+    }
+
+    /// The weights, and what is drawn from `seed` for want of them. Once the model is made, [`Weights::notes`] tells what
+    /// was done, and [`Weights::check_exact`] fails where something is missing or left over.
+    ///
+    /// The builder's errors are [`Error::MisshapenWeight`], [`Error::OtherArchitecture`], [`Error::File`], and
+    /// [`Error::InvalidArgument`] for a grid that does not have the model's positions, or is not known.
+    pub fn weights(self, seed: Seed) -> Weights {
+        let path = self.checkpoint.path.clone();
+        let source = PeerSource::new(self.checkpoint, self.layout, self.grid);
+        Weights::from_source(path, Box::new(source), seed)
+    }
+}
+
+impl std::fmt::Debug for Pretrained {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pretrained")
+            .field("path", &self.checkpoint.path)
+            .field("layout", &self.layout)
+            .finish()
+    }
+}
+
+/// The side of a square of that many positions.
+fn square(count: usize) -> Option<usize> {
+    let side = count.isqrt();
+    (side > 0 && side * side == count).then_some(side)
+}

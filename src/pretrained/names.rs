@@ -1,0 +1,210 @@
+//! One name for each weight, whatever a checkpoint or a model calls it; and what a checkpoint may leave over.
+
+use super::layout::Layout;
+use crate::models::vit_names::{Names, Qkv, CLIP, HUGGING_FACE, TIMM};
+use crate::weights::is_buffer;
+
+/// The names of OpenCLIP's and OpenAI's vision tower. Their packed projection is a bare parameter, `in_proj_weight`.
+const OPEN_CLIP: Names = Names {
+    patch_embed: "visual.conv1",
+    cls_token: "visual.class_embedding",
+    pos_embed: "visual.positional_embedding",
+    pre_norm: "visual.ln_pre",
+    blocks: "visual.transformer.resblocks",
+    norm1: "ln_1",
+    qkv: Qkv::Packed("attn.in_proj"),
+    proj: "attn.out_proj",
+    norm2: "ln_2",
+    fc1: "mlp.c_fc",
+    fc2: "mlp.c_proj",
+    norm: "visual.ln_post",
+    ..TIMM
+};
+
+const FORMS: [&Names; 4] = [&TIMM, &HUGGING_FACE, &CLIP, &OPEN_CLIP];
+/// What whole models have before the names of towers that are saved alone.
+const PREFIXES: [&str; 3] = ["", "vit.", "clip."];
+/// timm's LayerScale is a module of its own.
+const SPELLINGS: [(&str, &str); 3] = [
+    (".attn.in_proj_", ".attn.in_proj."),
+    (".ls1.gamma", ".gamma_1"),
+    (".ls2.gamma", ".gamma_2"),
+];
+
+/// Key of the position embedding.
+pub(super) const POS_EMBED: &str = "pos_embed";
+/// Last part of the keys of Swin's relative positions.
+pub(super) const POSITION_TABLE: &str = ".relative_position_bias_table";
+/// What the keys of the head start with.
+pub(super) const HEAD: &str = "head.";
+/// Query, key and value, packed and apart, in their order.
+pub(super) const QKV: &str = ".attn.qkv.";
+pub(super) const APART: [&str; 3] = [".attn.q.", ".attn.k.", ".attn.v."];
+
+/// An architecture. Within it, checkpoint and model may have different names for the same weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Family {
+    Vit,
+    Swin,
+    ResNet,
+}
+
+impl Family {
+    const ALL: [Self; 3] = [Self::Vit, Self::Swin, Self::ResNet];
+
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Vit => "ViT",
+            Self::Swin => "Swin",
+            Self::ResNet => "ResNet",
+        }
+    }
+
+    /// The one name of a weight: timm's in a ViT, with `attn.q`, `attn.k` and `attn.v` where they are apart. `None` for
+    /// what such a model does not have.
+    pub(super) fn key(self, name: &str, shape: Option<&[usize]>) -> Option<String> {
+        match self {
+            Self::Vit => {
+                let spelled = SPELLINGS
+                    .iter()
+                    .fold(name.to_string(), |name, (from, to)| name.replace(from, to));
+                let whole = PREFIXES.map(|prefix| format!("{prefix}{spelled}"));
+                let mut keys = whole.iter().flat_map(|name| FORMS.map(|form| timm_name(form, name)));
+                keys.find_map(|key| key)
+            }
+            Self::Swin => {
+                let (module, leaf) = name.rsplit_once('.').unwrap_or(("", name));
+                if let Some((stage, merging)) = module.strip_prefix("layers.").and_then(|rest| rest.split_once('.')) {
+                    stage.parse::<usize>().ok()?;
+                    // timm counts the merging to the next stage. Its width tells which one it is.
+                    let Some(part) = merging.strip_prefix("downsample.") else {
+                        return Some(name.to_string());
+                    };
+                    return Some(format!("downsample.{}.{part}.{leaf}", shape?.last()?));
+                }
+                match module {
+                    "head" | "head.fc" => Some(format!("{HEAD}{leaf}")),
+                    "norm" | "patch_embed.proj" | "patch_embed.norm" => Some(name.to_string()),
+                    _ => (name == "mask_token").then(|| name.to_string()),
+                }
+            }
+            Self::ResNet => {
+                let (module, leaf) = name.rsplit_once('.')?;
+                let stages = ["layer1.", "layer2.", "layer3.", "layer4."];
+                match module {
+                    "fc" => Some(format!("{HEAD}{leaf}")),
+                    "conv1" | "bn1" => Some(name.to_string()),
+                    _ => stages
+                        .iter()
+                        .any(|stage| module.starts_with(stage))
+                        .then(|| name.to_string()),
+                }
+            }
+        }
+    }
+
+    /// The other architecture that a weight belongs to, where that is beyond doubt: it is one of its blocks.
+    pub(super) fn other(self, name: &str, shape: Option<&[usize]>) -> Option<Self> {
+        let of_block = |key: String| {
+            ["blocks.", "layers.", "layer1."]
+                .iter()
+                .any(|start| key.starts_with(start))
+        };
+        let mut others = Self::ALL.into_iter().filter(|family| *family != self);
+        others.find(|family| family.key(name, shape).is_some_and(of_block))
+    }
+}
+
+/// Pairs of a form's name and timm's.
+type Pairs<'a> = [(&'a str, &'static str)];
+
+fn find(pairs: &Pairs, own: &str) -> Option<&'static str> {
+    pairs.iter().find(|(name, _)| *name == own).map(|(_, timm)| *timm)
+}
+
+/// timm's name of what `form` calls `name`.
+fn timm_name(form: &Names, name: &str) -> Option<String> {
+    let embeddings = [(form.cls_token, TIMM.cls_token), (form.pos_embed, TIMM.pos_embed)];
+    if let Some(timm) = find(&embeddings, name) {
+        return Some(timm.to_string());
+    }
+    let below = name.strip_prefix(form.blocks).and_then(|rest| rest.strip_prefix('.'));
+    if let Some((index, part)) = below.and_then(|rest| rest.split_once('.')) {
+        index.parse::<usize>().ok()?;
+        let scales = [(form.gamma1, TIMM.gamma1), (form.gamma2, TIMM.gamma2)];
+        if let Some(timm) = find(&scales, part) {
+            return Some(format!("{}.{index}.{timm}", TIMM.blocks));
+        }
+        let (module, leaf) = part.rsplit_once('.')?;
+        let mut modules = vec![
+            (form.norm1, TIMM.norm1),
+            (form.proj, TIMM.proj),
+            (form.norm2, TIMM.norm2),
+            (form.fc1, TIMM.fc1),
+            (form.fc2, TIMM.fc2),
+        ];
+        match form.qkv {
+            Qkv::Packed(name) => modules.push((name, "attn.qkv")),
+            Qkv::Apart(names) => modules.extend(names.into_iter().zip(["attn.q", "attn.k", "attn.v"])),
+        }
+        return find(&modules, module).map(|timm| format!("{}.{index}.{timm}.{leaf}", TIMM.blocks));
+    }
+    let (module, leaf) = name.rsplit_once('.')?;
+    let modules = [
+        (form.patch_embed, TIMM.patch_embed),
+        (form.pre_norm, TIMM.pre_norm),
+        (form.norm, TIMM.norm),
+        (form.fc_norm, TIMM.fc_norm),
+        (form.head, TIMM.head),
+    ];
+    find(&modules, module).map(|timm| format!("{timm}.{leaf}"))
+}
+
+/// What a classifier does not have of a tensor that belongs to the layout: for a line that says so. `None` for a tensor
+/// that nobody knows.
+pub(super) fn known_leftover(layout: Layout, name: &str) -> Option<&'static str> {
+    let starts = |starts: &[&str]| starts.iter().any(|start| name.starts_with(start));
+    if is_buffer(name) || name.ends_with("position_ids") {
+        return Some("buffers that follow from the configuration");
+    }
+    match layout {
+        Layout::MaePretrained if starts(&["decoder_", "mask_token"]) => Some("the decoder"),
+        Layout::MaePretrained if starts(&["norm."]) => Some("the norm that mean pooling replaces by fc_norm"),
+        Layout::HfVit if starts(&["vit.pooler.", "pooler."]) => Some("the pooler"),
+        Layout::HfVit if name == "vit.embeddings.mask_token" || name == "embeddings.mask_token" => {
+            Some("the mask token of pre-training")
+        }
+        Layout::HfClip if starts(&["text_model.", "text_projection."]) => Some("the text tower"),
+        Layout::HfClip if starts(&["visual_projection.", "logit_scale"]) => Some("the projection to the text tower"),
+        Layout::OpenClip if starts(&["visual.proj", "logit_scale", "logit_bias"]) => {
+            Some("the projection to the text tower")
+        }
+        Layout::OpenClip
+            if starts(&[
+                "transformer.",
+                "token_embedding.",
+                "positional_embedding",
+                "ln_final.",
+                "text_projection",
+                "text.",
+                "input_resolution",
+                "context_length",
+                "vocab_size",
+            ]) =>
+        {
+            Some("the text tower")
+        }
+        _ => None,
+    }
+}
+
+/// Whether the weight of this key is one that checkpoints of the layout do not have: it is drawn, and a line says so. Heads
+/// are new in every fine-tuning.
+pub(super) fn known_missing(layout: Layout, key: &str) -> bool {
+    match layout {
+        _ if key.starts_with(HEAD) => true,
+        Layout::MaePretrained => key.starts_with("fc_norm."),
+        Layout::TimmSwin | Layout::MicrosoftSwin => key == "mask_token",
+        _ => false,
+    }
+}

@@ -1,0 +1,329 @@
+//! The weights of a peer's checkpoint as a model asks for them: under its own names, in its own shapes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use candle_core::{Shape, Tensor};
+
+use super::file::{Checkpoint, Stored};
+use super::layout::Layout;
+use super::names::{known_leftover, known_missing, APART, HEAD, POSITION_TABLE, POS_EMBED, QKV};
+use super::{resize, square};
+use crate::error::{listed, Error, Result};
+use crate::grid::Grid;
+use crate::weights::Source;
+
+/// A checkpoint, and what was done with it so far.
+pub(super) struct PeerSource {
+    checkpoint: Checkpoint,
+    layout: Layout,
+    /// The positions of the model's images, where the user said.
+    grid: Option<Grid>,
+    /// The file's name of each weight.
+    names: BTreeMap<String, String>,
+    /// What was taken, by the file's names.
+    taken: BTreeSet<String>,
+    /// What `find` gave last: its weight, and the file's names of it.
+    given: Option<(String, Vec<String>)>,
+    /// What was drawn though the file might have had it, by keys.
+    drawn: BTreeSet<String>,
+    /// Classes of the head that was replaced, before and after.
+    head: Option<(usize, usize)>,
+    positions: Option<(Grid, Grid)>,
+    /// How many tables of relative positions were resized from one side to another.
+    tables: BTreeMap<(usize, usize), usize>,
+}
+
+/// A weight put together from tensors of the file: one of them, a part of it, or three.
+enum Found<'a> {
+    Whole(&'a Stored),
+    /// The first, second or third part of a packed projection.
+    Third(&'a Stored, usize),
+    Packed([&'a Stored; 3]),
+}
+
+impl Found<'_> {
+    /// The shape, without reading.
+    fn shape(&self) -> Vec<usize> {
+        match self {
+            Self::Whole(stored) => stored.shape.clone(),
+            Self::Third(stored, _) => {
+                let mut shape = stored.shape.clone();
+                if let Some(rows) = shape.first_mut().filter(|rows| rows.is_multiple_of(3)) {
+                    *rows /= 3;
+                }
+                shape
+            }
+            Self::Packed([first, others @ ..]) => {
+                let mut shape = first.shape.clone();
+                // Parts of different shapes cannot be packed: `read` tells.
+                if let Some(rows) = shape.first_mut() {
+                    *rows += others.iter().filter_map(|other| other.shape.first()).sum::<usize>();
+                }
+                shape
+            }
+        }
+    }
+
+    fn read(&self, checkpoint: &Checkpoint) -> Result<Tensor> {
+        match self {
+            Self::Whole(stored) => checkpoint.read(stored),
+            Self::Third(stored, part) => {
+                let tensor = checkpoint.read(stored)?;
+                let rows = tensor.dim(0)? / 3;
+                Ok(tensor.narrow(0, part * rows, rows)?)
+            }
+            Self::Packed(parts) => {
+                let parts = parts
+                    .iter()
+                    .map(|stored| checkpoint.read(stored))
+                    .collect::<Result<Vec<_>>>()?;
+                Ok(Tensor::cat(&parts, 0)?)
+            }
+        }
+    }
+}
+
+impl PeerSource {
+    pub(super) fn new(checkpoint: Checkpoint, layout: Layout, grid: Option<Grid>) -> Self {
+        let mut names = BTreeMap::new();
+        for (name, stored) in &checkpoint.tensors {
+            if let Some(key) = layout.family().key(name, Some(&stored.shape)) {
+                // A second tensor for the same weight stays behind, and is told as left over.
+                names.entry(key).or_insert_with(|| name.clone());
+            }
+        }
+        Self {
+            checkpoint,
+            layout,
+            grid,
+            names,
+            taken: BTreeSet::new(),
+            given: None,
+            drawn: BTreeSet::new(),
+            head: None,
+            positions: None,
+            tables: BTreeMap::new(),
+        }
+    }
+
+    fn key(&self, name: &str, shape: Option<&[usize]>) -> Option<String> {
+        self.layout.family().key(name, shape)
+    }
+
+    /// What the file has for a key, and its names of that.
+    fn found(&self, key: &str) -> Option<(Found<'_>, Vec<String>)> {
+        let stored = |key: &str| {
+            let name = self.names.get(key)?;
+            Some((self.checkpoint.tensors.get(name)?, name.clone()))
+        };
+        if let Some((whole, name)) = stored(key) {
+            return Some((Found::Whole(whole), vec![name]));
+        }
+        if key.contains(QKV) {
+            let [q, k, v] = APART.map(|part| stored(&key.replace(QKV, part)));
+            let ((q, q_name), (k, k_name), (v, v_name)) = (q?, k?, v?);
+            return Some((Found::Packed([q, k, v]), vec![q_name, k_name, v_name]));
+        }
+        let part = APART.iter().position(|part| key.contains(part))?;
+        let (packed, name) = stored(&key.replace(APART.get(part)?, QKV))?;
+        Some((Found::Third(packed, part), vec![name]))
+    }
+
+    /// The grids of the file's and of the model's positions, where they differ and both are known.
+    fn positions(&self, from: &[usize], to: &[usize]) -> Result<Option<(Grid, Grid)>> {
+        let ([.., n, d], [.., m, to_d]) = (from, to) else {
+            return Ok(None);
+        };
+        // A position of its own for the class token leaves a square.
+        let class = usize::from(*n > 1 && square(n - 1).is_some());
+        let (Some(side), true) = (square(n - class), d == to_d && *m > class) else {
+            return Ok(None);
+        };
+        let wanted = m - class;
+        let to = match (self.grid, square(wanted)) {
+            (Some(grid), _) if grid.len() == wanted => grid,
+            (Some(grid), _) => {
+                let allowed = format!("of the {wanted} positions that the model has");
+                return Err(Error::invalid("grid", grid, allowed));
+            }
+            (None, Some(side)) => Grid::new(side, side),
+            // As many as in the file, however they lie.
+            (None, None) if n == m => return Ok(None),
+            // A model of the other sort would have a square.
+            (None, None) if square(m + class - 1).is_some() => return Ok(None),
+            (None, None) => {
+                let allowed = format!(
+                    "said by Pretrained::with_grid: the model's {wanted} positions are no square, so that {} of {} cannot \
+                     be resized to them",
+                    POS_EMBED, self.checkpoint.path
+                );
+                return Err(Error::invalid("grid", "not known", allowed));
+            }
+        };
+        let from = Grid::new(side, side);
+        Ok((from != to).then_some((from, to)))
+    }
+
+    /// The weight in the shape asked for, or `None` where the head is to be drawn anew.
+    fn fitted(&mut self, name: &str, key: &str, shape: &[usize]) -> Result<Option<(Tensor, Vec<String>)>> {
+        let Some((found, names)) = self.found(key) else {
+            return Ok(None);
+        };
+        let got = found.shape();
+        let misshapen = || Error::MisshapenWeight {
+            path: name.to_string(),
+            got: got.clone(),
+            expected: shape.to_vec(),
+            source_name: format!("{} (as {})", self.checkpoint.path, names.join(", ")),
+        };
+        if key == POS_EMBED {
+            if let Some((from, to)) = self.positions(&got, shape)? {
+                let resized = resize_positions(&found.read(&self.checkpoint)?, from, to)?.reshape(shape)?;
+                self.positions = Some((from, to));
+                return Ok(Some((resized, names)));
+            }
+        }
+        // [1, 1, D] and `[D]` are the same to those who write them.
+        let filled = |shape: &[usize]| shape.iter().copied().skip_while(|n| *n == 1).collect::<Vec<_>>();
+        if filled(&got) == filled(shape) {
+            return Ok(Some((found.read(&self.checkpoint)?.reshape(shape)?, names)));
+        }
+        match (&got[..], shape) {
+            ([offsets, heads], [to_offsets, to_heads]) if key.ends_with(POSITION_TABLE) && heads == to_heads => {
+                let (Some(side), Some(to_side)) = (square(*offsets), square(*to_offsets)) else {
+                    return Err(misshapen());
+                };
+                let table = found.read(&self.checkpoint)?.reshape((side, side, *heads))?;
+                let resized = resize::bicubic(&table, Grid::new(to_side, to_side))?.reshape(shape)?;
+                *self.tables.entry((side, to_side)).or_default() += 1;
+                Ok(Some((resized, names)))
+            }
+            ([classes, dim @ ..], [to_classes, to_dim @ ..]) if key.starts_with(HEAD) && dim == to_dim => {
+                self.head = Some((*classes, *to_classes));
+                self.taken.extend(names);
+                Ok(None)
+            }
+            _ => Err(misshapen()),
+        }
+    }
+}
+
+/// Positions [.., N, D] of one grid for another one; what stands before them, of the class token, stays as it is.
+fn resize_positions(values: &Tensor, from: Grid, to: Grid) -> Result<Tensor> {
+    let dim = values.dims().last().copied().unwrap_or(1);
+    let values = values.reshape(((), dim))?;
+    let prefix = values.dim(0)? - from.len();
+    let grid = values
+        .narrow(0, prefix, from.len())?
+        .reshape((from.height, from.width, dim))?;
+    let resized = resize::bicubic(&grid, to)?.reshape((to.len(), dim))?;
+    let prefix = values.narrow(0, 0, prefix)?.to_dtype(resized.dtype())?;
+    Ok(Tensor::cat(&[&prefix, &resized], 0)?)
+}
+
+impl Source for PeerSource {
+    fn find(&mut self, name: &str, shape: Option<&Shape>) -> Result<Option<Tensor>> {
+        let shape = shape.map(Shape::dims);
+        let Some(key) = self.key(name, shape) else {
+            return match self.layout.family().other(name, shape) {
+                None => Ok(None),
+                Some(other) => Err(Error::OtherArchitecture {
+                    path: self.checkpoint.path.clone(),
+                    family: self.layout.family().name(),
+                    layout: self.layout.name(),
+                    weight: name.to_string(),
+                    other: other.name(),
+                }),
+            };
+        };
+        let found = match (shape, self.found(&key)) {
+            (Some(shape), _) => self.fitted(name, &key, shape)?,
+            (None, Some((found, names))) => Some((found.read(&self.checkpoint)?, names)),
+            (None, None) => None,
+        };
+        Ok(match found {
+            Some((tensor, names)) => {
+                self.given = Some((name.to_string(), names));
+                Some(tensor)
+            }
+            None => {
+                self.drawn.insert(key);
+                None
+            }
+        })
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.key(name, None).is_some_and(|key| self.found(&key).is_some())
+    }
+
+    fn taken(&mut self, name: &str) {
+        if let Some((_, names)) = self.given.take().filter(|(given, _)| given == name) {
+            self.taken.extend(names);
+        }
+    }
+
+    fn left_over(&self) -> Vec<String> {
+        let names = self.checkpoint.tensors.keys();
+        names.filter(|name| !self.taken.contains(*name)).cloned().collect()
+    }
+
+    fn may_lack(&self, name: &str) -> bool {
+        self.key(name, None).is_some_and(|key| known_missing(self.layout, &key))
+    }
+
+    fn may_leave(&self, name: &str) -> bool {
+        known_leftover(self.layout, name).is_some()
+    }
+
+    fn notes(&self) -> Vec<String> {
+        let below = self.checkpoint.key.as_ref();
+        let below = below.map(|key| format!(", below `{key}`")).unwrap_or_default();
+        let mut notes = vec![format!(
+            "layout {}, {} tensors{below}",
+            self.layout,
+            self.checkpoint.tensors.len()
+        )];
+        if let Some((from, to)) = self.positions {
+            notes.push(format!("{POS_EMBED}: {from} -> {to} positions, bicubic"));
+        }
+        for ((from, to), count) in &self.tables {
+            let (table, tables) = (
+                POSITION_TABLE.trim_start_matches('.'),
+                if *count == 1 { "table" } else { "tables" },
+            );
+            notes.push(format!(
+                "{table}: {from} x {from} -> {to} x {to} offsets, bicubic, {count} {tables}"
+            ));
+        }
+        if let Some((from, to)) = self.head {
+            notes.push(format!("head: {from} -> {to} classes, drawn anew"));
+        }
+        let known = |key: &&String| known_missing(self.layout, key) && !(self.head.is_some() && key.starts_with(HEAD));
+        let drawn: Vec<_> = self.drawn.iter().filter(known).map(String::as_str).collect();
+        if !drawn.is_empty() {
+            notes.push(format!(
+                "not in a checkpoint of {}, so drawn: {}",
+                self.layout,
+                drawn.join(", ")
+            ));
+        }
+        let mut groups = BTreeMap::<_, usize>::new();
+        for name in self.left_over() {
+            if let Some(group) = known_leftover(self.layout, &name) {
+                *groups.entry(group).or_default() += 1;
+            }
+        }
+        for (group, count) in groups {
+            let tensors = if count == 1 { "tensor" } else { "tensors" };
+            notes.push(format!("left out: {group}, {count} {tensors}"));
+        }
+        if !self.checkpoint.beside.is_empty() {
+            notes.push(format!(
+                "left out: {}, beside the weights",
+                listed(&self.checkpoint.beside)
+            ));
+        }
+        notes
+    }
+}
