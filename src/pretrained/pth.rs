@@ -56,12 +56,12 @@ pub(super) fn read_zip(path: &str, file: &File, len: u64) -> Result<Contents> {
     let path = Path(path);
     let damaged = |error: zip::result::ZipError| path.fail(format!("it is cut off, or no zip archive: {error}"));
     let mut archive = ZipArchive::new(BufReader::new(file)).map_err(damaged)?;
-    let mut entries = HashMap::new();
+    let (mut entries, mut compressed) = (HashMap::new(), None);
     for index in 0..archive.len() {
         let entry = archive.by_index_raw(index).map_err(damaged)?;
         let name = entry.name().map_err(damaged)?.into_owned();
         if entry.compression() != CompressionMethod::Stored || entry.encrypted() {
-            return Err(path.fail(format!("{name} is compressed in it, which torch.save never does")));
+            compressed = Some(name.clone());
         }
         if let Some(start) = entry.data_start() {
             // What it announces, and no more than there is.
@@ -77,6 +77,9 @@ pub(super) fn read_zip(path: &str, file: &File, len: u64) -> Result<Contents> {
         .ok_or_else(|| path.fail("it is a zip archive, but not one of torch.save"))?;
     if entries.keys().any(|name| name.starts_with(&format!("{folder}code/"))) {
         return Err(path.code("it is a TorchScript archive"));
+    }
+    if let Some(name) = compressed {
+        return Err(path.fail(format!("{name} is compressed in it, which torch.save never does")));
     }
     let read = |name: &str, most: u64| -> Result<Option<Vec<u8>>> {
         let Some(entry) = entries.get(&format!("{folder}{name}")) else {

@@ -302,11 +302,7 @@ impl Source for PeerSource {
         let known = |key: &&String| known_missing(self.layout, key) && !(self.head.is_some() && key.starts_with(HEAD));
         let drawn: Vec<_> = self.drawn.iter().filter(known).map(String::as_str).collect();
         if !drawn.is_empty() {
-            notes.push(format!(
-                "not in a checkpoint of {}, so drawn: {}",
-                self.layout,
-                drawn.join(", ")
-            ));
+            notes.push(format!("not in the file, so drawn: {}", drawn.join(", ")));
         }
         let mut groups = BTreeMap::<_, usize>::new();
         for name in self.left_over() {
