@@ -151,14 +151,29 @@ fn files_that_are_cut_off_are_refused() {
         let lengths = (0..whole.len()).filter(|len| len % 61 == 0 || *len < 64 || whole.len() - len < 64);
         for len in lengths {
             fs::write(&path, &whole[..len]).unwrap();
-            match load(&path).map(drop) {
+            match Pretrained::open(&path).map(drop) {
                 Err(Error::File { path: named, .. }) => assert_eq!(named, path.display().to_string()),
                 Err(error) => panic!("{name} cut to {len} of {}: {error}", whole.len()),
-                // The numbers are whole: what is cut off of a legacy file is nothing.
-                Ok(()) => panic!("{name} cut to {len} of {} was read", whole.len()),
+                Ok(()) => panic!("{name} cut to {len} of {} was opened", whole.len()),
             }
         }
     }
+}
+
+#[test]
+fn files_that_announce_something_else_are_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("model");
+    let mut longer = fs::read(fixture("weights.safetensors")).unwrap();
+    longer.push(0);
+    fs::write(&path, longer).unwrap();
+    assert!(refusal(&path).contains("its header announces"));
+    // The entry `byteorder` of the archive.
+    let mut other = fs::read(fixture("training_run.pth")).unwrap();
+    let at = other.windows(6).position(|bytes| bytes == b"little").unwrap();
+    other[at..at + 6].copy_from_slice(b"big   ");
+    fs::write(&path, other).unwrap();
+    assert!(refusal(&path).contains("big-endian"));
 }
 
 // Nothing but an error, or other numbers: no panic, and no memory beyond the file's size.

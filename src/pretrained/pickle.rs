@@ -507,7 +507,7 @@ mod tests {
             (b"K", "too soon"),
             (b".", "not there"),
             (b"t.", "not there"),
-            (b"K\x01(0.", "not there"),
+            (b"K\x01(0N.", "not there"),
             (b"h\x07.", "never stored"),
             (b"X\xff\xff\xff\xffshort", "too soon"),
             (b"\x8d\xff\xff\xff\xff\xff\xff\xff\xffshort", "too soon"),
