@@ -1,6 +1,7 @@
 //! What the examples share and what is not about the crate: flags, data sets, progress, output.
 #![allow(dead_code)] // each example uses its own part
 
+pub mod augment;
 pub mod curves;
 pub mod data;
 pub mod device;

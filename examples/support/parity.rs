@@ -1,5 +1,8 @@
 //! Compares the crate with values recorded from other implementations.
 
+#[path = "parity/augment.rs"]
+mod augment;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -51,9 +54,12 @@ impl Group {
 }
 
 /// The errors of one file, tensor by tensor.
+#[derive(Default)]
 pub struct Report {
     pub name: String,
     pub errors: Vec<(Group, String, f64)>,
+    /// Images, which have tolerances of their own.
+    pub images: Vec<augment::Case>,
     /// What could not be compared because it is not the same thing: a sentence each.
     pub failures: Vec<String>,
     /// What was done to the weights of a checkpoint: a line each.
@@ -71,7 +77,9 @@ impl Report {
     /// Whether everything could be compared and every error is within its tolerance. NaN is not.
     pub fn is_ok(&self) -> bool {
         let within = |(group, _, error): &(Group, String, f64)| *error <= group.tolerance();
-        self.failures.is_empty() && !self.errors.is_empty() && self.errors.iter().all(within)
+        let compared = !self.errors.is_empty() || !self.images.is_empty();
+        let close = self.errors.iter().all(within) && self.images.iter().all(augment::Case::is_ok);
+        self.failures.is_empty() && compared && close
     }
 
     /// Every tensor's error and every note, a line each.
@@ -81,7 +89,8 @@ impl Report {
             format!("    {error:9.2e}  {tensor}{mark}\n")
         };
         let notes = self.notes.iter().map(|note| format!("    {note}\n"));
-        self.errors.iter().map(line).chain(notes).collect()
+        let images = self.images.iter().map(|case| format!("    {case}\n"));
+        self.errors.iter().map(line).chain(images).chain(notes).collect()
     }
 
     fn compare(&mut self, group: Group, tensor: impl Into<String>, ours: &Tensor, theirs: &Tensor) -> Result<()> {
@@ -104,6 +113,19 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.name)?;
+        if !self.images.is_empty() {
+            let wrong: Vec<&str> = self
+                .images
+                .iter()
+                .filter(|c| !c.is_ok())
+                .map(|c| c.name.as_str())
+                .collect();
+            write!(f, " images={}", self.images.len())?;
+            match wrong.is_empty() {
+                true => return write!(f, " ok"),
+                false => return write!(f, " FAIL: {}", wrong.join(", ")),
+            }
+        }
         for (group, name) in Group::ALL {
             match self.largest(group) {
                 Some(error) => write!(f, " {name}={error:.1e}")?,
@@ -149,9 +171,7 @@ pub fn compare(path: &Path, device: &Device) -> Result<Report> {
     let file = Recorded::open(path, device)?;
     let mut report = Report {
         name: path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
-        errors: vec![],
-        failures: vec![],
-        notes: vec![],
+        ..Default::default()
     };
     let compared = match (file.text("kind")?, file.config["model"].as_str()) {
         ("losses", _) => losses(&file, &mut report),
@@ -161,6 +181,9 @@ pub fn compare(path: &Path, device: &Device) -> Result<Report> {
         ("checkpoint", _) => checkpoint::compare(path, &file, &mut report),
         ("trajectory", Some("deit3")) => trajectory(&file, &mut report),
         ("optim", _) => optim::compare(&file, &mut report),
+        ("augment", _) => {
+            augment::compare(&file.config, |name| file.get(name)).map(|cases| report.images = cases)
+        }
         ("model" | "trajectory", Some(model)) => bail!("this release has no model of kind {model}"),
         (kind, _) => bail!("this release cannot compare files of kind {kind}"),
     };
