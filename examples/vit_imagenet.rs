@@ -93,7 +93,7 @@ where
 
     // Everything else is what it would be without MaskSub.
     let criterion = Criterion::cross_entropy();
-    let total_steps = flags.epochs * data.train_len().div_ceil(flags.batch_size);
+    let total_steps = flags.epochs * data.epoch_len().div_ceil(flags.batch_size);
     let schedule = CosineSchedule {
         peak: flags.lr,
         warmup_steps: flags.warmup_steps,
@@ -111,7 +111,7 @@ where
     let mut record = Recorder::start(out, title, total_steps, &params)?;
     let mut t = 0;
     for epoch in 0..flags.epochs {
-        for batch in data.train_batches(flags.seed, epoch, flags.batch_size) {
+        for batch in record.timed(data.train_batches(flags.seed, epoch, flags.batch_size)) {
             let Batch { images, labels } = batch?;
             let step = model.backward(&images, seed.at(t), |logits| criterion.forward(logits, &labels))?;
 

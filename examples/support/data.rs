@@ -22,9 +22,14 @@ pub trait Dataset {
 
     fn train_len(&self) -> usize;
 
+    /// How many images `train_batches` shows, some of them more than once with repeated augmentation.
+    fn epoch_len(&self) -> usize {
+        self.train_len()
+    }
+
     fn test_len(&self) -> usize;
 
-    /// Every training image once, in an order that `(seed, epoch)` decides. The last batch may be smaller, and the one
+    /// Every training image once (see `epoch_len`), in an order that `(seed, epoch)` decides. The last batch may be smaller, and the one
     /// before it by one: see [`training_batches`].
     fn train_batches(&self, seed: u64, epoch: usize, batch_size: usize) -> Batches<'_>;
 
@@ -44,12 +49,23 @@ pub enum Purpose {
     Split,
     Subset,
     Order,
-    Augment,
+    Crop,
+    Flip,
+    AutoAugment,
+    Jitter,
+    Erase,
 }
 
 /// A generator that depends on nothing but its key, so that threads and earlier draws change nothing.
 pub fn rng(seed: u64, epoch: usize, index: usize, purpose: Purpose) -> KeyedRng {
     let purpose = masksub::Purpose::custom(purpose as u32);
+    Seed::new(seed).at(epoch).rng(index, purpose)
+}
+
+/// The same for an image that an epoch shows several times. The first is what [`rng`] gives.
+pub fn repeat_rng(seed: u64, epoch: usize, index: usize, repeat: usize, purpose: Purpose) -> KeyedRng {
+    const PURPOSES: u32 = 1 << 8;
+    let purpose = masksub::Purpose::custom(purpose as u32 + PURPOSES * repeat as u32);
     Seed::new(seed).at(epoch).rng(index, purpose)
 }
 
@@ -64,14 +80,34 @@ pub fn permutation(n: usize, rng: &mut impl Rng) -> Vec<usize> {
 
 /// `order` in batches for training. The last may be smaller, but is not a single image where another could spare one:
 /// batch norm of one image whose map is a single pixel has no variance to divide by.
-pub fn training_batches(order: &[usize], batch_size: usize) -> Vec<Vec<usize>> {
-    let mut batches: Vec<Vec<usize>> = order.chunks(batch_size).map(<[usize]>::to_vec).collect();
+pub fn training_batches<T: Copy>(order: &[T], batch_size: usize) -> Vec<Vec<T>> {
+    let mut batches: Vec<Vec<T>> = order.chunks(batch_size).map(<[T]>::to_vec).collect();
     if let [.., before, last] = &mut batches[..] {
         if last.len() == 1 && before.len() > 2 {
             last.splice(0..0, before.pop());
         }
     }
     batches
+}
+
+/// How many images an epoch of `images` shows when each it shows appears `repeats` times: as many as ever, but in whole
+/// 256s, as DeiT's sampler for repeated augmentation rounds (which here leaves fewer than that alone).
+pub fn repeated_len(images: usize, repeats: usize) -> usize {
+    const WHOLE: usize = 256;
+    match repeats {
+        ..=1 => images,
+        _ if images < WHOLE => images,
+        _ => images / WHOLE * WHOLE,
+    }
+}
+
+/// `order` with each index `repeats` times in a row, numbered, as far as the epoch goes. E. Hoffer et al., "Augment your
+/// batch", 2020; DeiT (arXiv 2012.12877) shows a third of the images three times.
+pub fn repeated(order: &[usize], repeats: usize) -> Vec<(usize, usize)> {
+    let each = order
+        .iter()
+        .flat_map(|&index| (0..repeats.max(1)).map(move |repeat| (index, repeat)));
+    each.take(repeated_len(order.len(), repeats)).collect()
 }
 
 /// `n` of the numbers below `pool`, drawn by `seed`, sorted.
@@ -112,6 +148,29 @@ mod tests {
         ] {
             assert_ne!(first, other);
         }
+        // No repeat draws what another purpose does.
+        let repeat = |repeat, purpose| permutation(50, &mut repeat_rng(1, 2, 3, repeat, purpose));
+        assert_eq!(repeat(0, Purpose::Order), first);
+        for purpose in [Purpose::Split, Purpose::Order, Purpose::Crop, Purpose::Erase] {
+            assert!((1..4).all(|n| repeat(n, purpose) != first && repeat(n, purpose) != repeat(n + 1, purpose)));
+        }
+    }
+
+    // The sampler's rule, worked by hand: 600 images give 512 places, of which 170 images take three and one takes two.
+    #[test]
+    fn repeated_augmentation_shows_a_third_of_the_images_three_times() {
+        let order = permutation(600, &mut rng(1, 2, 0, Purpose::Order));
+        let shown = repeated(&order, 3);
+        assert_eq!(shown.len(), 512);
+        for (i, &(index, repeat)) in shown.iter().enumerate() {
+            assert_eq!((index, repeat), (order[i / 3], i % 3));
+        }
+        assert_eq!(repeated(&order, 1), order.iter().map(|&i| (i, 0)).collect::<Vec<_>>());
+        assert_eq!(repeated(&[7, 3, 9, 4], 3), [(7, 0), (7, 1), (7, 2), (3, 0)]);
+        assert_eq!(
+            [0, 255, 256, 511, 512, 1_281_167].map(|n| repeated_len(n, 3)),
+            [0, 255, 256, 256, 512, 1_281_024]
+        );
     }
 
     // Each of the 6 orders of 3 numbers: 1000 expected, standard deviation 29.

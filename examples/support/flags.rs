@@ -4,8 +4,8 @@ use super::data::Dataset;
 use super::device;
 use super::digits::{self, Digits};
 use super::image_tree::{ImageTree, Unreadable};
+use super::input_flags::InputFlags;
 use super::network::{self, Input, Network};
-use super::transform::{Augment, Transform};
 use anyhow::Result;
 use candle_core::Device;
 use clap::{Parser, ValueEnum};
@@ -35,11 +35,6 @@ pub struct Flags {
     /// What to do about an image in --data that cannot be decoded
     #[arg(long, value_enum, default_value = "error", help_heading = "Data")]
     pub unreadable: Unreadable,
-
-    /// How images in --data are varied in training. Default: resized-crop where --image-size is at least 64, shift
-    /// below that, since most of a small picture's crops no longer show what it is of. The digits are not varied
-    #[arg(long, value_enum, help_heading = "Data")]
-    pub augment: Option<Augment>,
 
     /// The network. `digits`: a ViT of width 64, 6 blocks, 4 heads, LayerScale 0.1; `digits-resnet`, `digits-swin`: small
     /// ones for the digits. These take one channel, with --data all others take three. Default: digits, with --data
@@ -123,6 +118,9 @@ pub struct Flags {
     /// Output directory; must be empty or not exist yet. Default: the first out/run-N that does not exist
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     pub out: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub input: InputFlags,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -173,36 +171,26 @@ impl Flags {
     /// The digits, or the images in `--data`.
     pub fn dataset(&self) -> Result<Box<dyn Dataset>> {
         let network = self.network(1)?; // only its input matters here
-        let Input { image_size, channels } = network.input();
         let Some(root) = &self.data else {
             let train_size = self.train_size.unwrap_or(digits::POOL);
+            let Input { image_size, .. } = network.input();
             let digits = Digits::load(train_size, self.seed, image_size / digits::SIDE, &self.device)?;
             return Ok(Box::new(digits));
         };
-        let transform = Transform {
-            image_size,
-            channels,
-            normalization: network.normalization(),
-            crop_share: network.crop_share(),
-            augment: self.augment.unwrap_or(match image_size {
-                ..64 => Augment::Shift,
-                _ => Augment::ResizedCrop,
-            }),
-        };
         let tree = ImageTree::open(
             root,
-            transform,
+            self.input.transform(&network),
             self.unreadable,
             self.train_size,
             self.seed,
-            0,
+            self.input.workers.unwrap_or(0),
             &self.device,
         )?;
         Ok(Box::new(tree))
     }
 }
 
-fn number(text: &str, allowed: &str, fits: impl Fn(f64) -> bool) -> Result<f64, String> {
+pub fn number(text: &str, allowed: &str, fits: impl Fn(f64) -> bool) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(value) if fits(value) => Ok(value),
         _ => Err(format!("must be {allowed}")),
@@ -215,7 +203,7 @@ fn share(text: &str) -> Result<f64, String> {
     })
 }
 
-fn weight(text: &str) -> Result<f64, String> {
+pub fn weight(text: &str) -> Result<f64, String> {
     number(text, "a number from 0 to 1", |v| (0. ..=1.).contains(&v))
 }
 
@@ -234,7 +222,7 @@ fn whole(text: &str, allowed: std::ops::RangeInclusive<usize>, words: &str) -> R
     }
 }
 
-fn at_least_1(text: &str) -> Result<usize, String> {
+pub fn at_least_1(text: &str) -> Result<usize, String> {
     whole(text, 1..=u32::MAX as usize, "that is at least 1")
 }
 
@@ -360,6 +348,16 @@ mod tests {
             ("--branch", &["masked"], "mask-only"),
             ("--sub-loss", &["mse"], "soft-ce"),
             ("--model", &["resnet51"], "deit3-small"),
+            ("--augment", &["crop"], "simple-crop"),
+            ("--flip", &["1.5", "-1"], "from 0 to 1"),
+            ("--auto-augment", &["autoaugment"], "rand-augment"),
+            ("--magnitude", &["11", "-1", "nan"], "from 0 to 10"),
+            ("--color-jitter", &["1.1"], "from 0 to 1"),
+            ("--random-erasing", &["2"], "from 0 to 1"),
+            ("--repeated-augment", &["0"], "at least 1"),
+            ("--interpolation", &["nearest"], "bicubic"),
+            ("--crop-pct", &["0", "1.1"], "above 0 and at most 1"),
+            ("--workers", &["0"], "at least 1"),
         ] {
             for value in values {
                 let error = parse(&format!("{flag}={value}")).unwrap_err();

@@ -1,6 +1,9 @@
 //! A directory of images as ImageNet's is laid out: `train/CLASS/*` and `val/CLASS/*`, JPEG, PNG or WebP.
 
-use super::data::{permutation, rng, subset, training_batches, Batch, Batches, Dataset, Purpose};
+use super::data::{
+    permutation, repeated, repeated_len, rng, subset, training_batches, Batch, Batches, Dataset, Purpose,
+};
+use super::file_list::FileList;
 use super::prefetch::Prefetch;
 use super::transform::{Draw, Transform};
 use candle_core::{Device, Tensor};
@@ -57,7 +60,28 @@ pub enum Unreadable {
 
 /// The files of one split. The class of a file is the place of its directory among the sorted names.
 struct Split {
-    files: Vec<(PathBuf, u32)>,
+    root: PathBuf,
+    classes: Vec<(String, FileList)>,
+    /// How many files come before each class.
+    starts: Vec<usize>,
+    /// Which of all the files take part, if not all do.
+    chosen: Option<Vec<usize>>,
+}
+
+impl Split {
+    fn len(&self) -> usize {
+        let all = || self.classes.iter().map(|(_, files)| files.len()).sum();
+        self.chosen.as_ref().map_or_else(all, Vec::len)
+    }
+
+    /// Path and class of file number `i`.
+    fn file(&self, i: usize) -> (PathBuf, u32) {
+        let i = self.chosen.as_ref().map_or(i, |chosen| chosen[i]);
+        let label = self.starts.partition_point(|&start| start <= i) - 1;
+        let (class, files) = &self.classes[label];
+        let path = self.root.join(class).join(files.get(i - self.starts[label]));
+        (path, label as u32)
+    }
 }
 
 /// Images that are read, decoded and resized as they are needed, by as many threads as RAYON_NUM_THREADS says or the
@@ -105,8 +129,7 @@ impl ImageTree {
         let mut train = pool.install(|| list(&train_root, &classes))?;
         let test = pool.install(|| list(&test_root, &classes))?;
         if let Some(n) = train_size {
-            let drawn = subset(train.files.len(), n, seed)?;
-            train.files = drawn.into_iter().map(|i| train.files[i].clone()).collect();
+            train.chosen = Some(subset(train.len(), n, seed)?);
         }
         Ok(Self {
             classes,
@@ -127,16 +150,11 @@ impl ImageTree {
         &self.classes
     }
 
-    fn batches(
-        &self,
-        split: &Arc<Split>,
-        batches: Vec<Vec<usize>>,
-        draw: impl Fn(usize) -> Draw + Send + Sync + 'static,
-    ) -> Batches<'_> {
+    fn batches(&self, split: &Arc<Split>, batches: Vec<Vec<(usize, Draw)>>) -> Batches<'_> {
         let (loader, split) = (self.loader.clone(), split.clone());
         let decoded = batches
             .into_iter()
-            .map(move |indices| Ok(loader.load(&split, &indices, &draw)?))
+            .map(move |images| Ok(loader.load(&split, &images)?))
             .filter(|batch: &anyhow::Result<Decoded>| !matches!(batch, Ok((_, labels)) if labels.is_empty()));
         Box::new(Prefetch::new(decoded).map(|decoded| {
             let (images, labels) = decoded?;
@@ -161,24 +179,36 @@ impl Dataset for ImageTree {
     }
 
     fn train_len(&self) -> usize {
-        self.train.files.len()
+        self.train.len()
+    }
+
+    fn epoch_len(&self) -> usize {
+        repeated_len(self.train_len(), self.loader.transform.augment.repeats)
     }
 
     fn test_len(&self) -> usize {
-        self.test.files.len()
+        self.test.len()
     }
 
     fn train_batches(&self, seed: u64, epoch: usize, batch_size: usize) -> Batches<'_> {
         let order = permutation(self.train_len(), &mut rng(seed, epoch, 0, Purpose::Order));
-        self.batches(&self.train, training_batches(&order, batch_size), move |index| {
-            Draw::Train { seed, epoch, index }
-        })
+        let shown = repeated(&order, self.loader.transform.augment.repeats);
+        let drawn = |(index, repeat)| {
+            let draw = Draw::Train {
+                seed,
+                epoch,
+                index,
+                repeat,
+            };
+            (index, draw)
+        };
+        let shown: Vec<_> = shown.into_iter().map(drawn).collect();
+        self.batches(&self.train, training_batches(&shown, batch_size))
     }
 
     fn test_batches(&self, batch_size: usize) -> Batches<'_> {
-        let order: Vec<usize> = (0..self.test_len()).collect();
-        let batches = order.chunks(batch_size).map(<[usize]>::to_vec).collect();
-        self.batches(&self.test, batches, |_| Draw::Test)
+        let order: Vec<_> = (0..self.test_len()).map(|index| (index, Draw::Test)).collect();
+        self.batches(&self.test, order.chunks(batch_size).map(<[_]>::to_vec).collect())
     }
 
     fn skipped(&self) -> usize {
@@ -202,36 +232,44 @@ impl Loader {
     }
 
     /// A batch. Of several unreadable images the first in it is named.
-    fn load(
-        &self,
-        split: &Split,
-        indices: &[usize],
-        draw: &(impl Fn(usize) -> Draw + Sync),
-    ) -> Result<Decoded, TreeError> {
-        let decoded: Vec<_> = self.pool.install(|| {
-            let load = |&i: &usize| self.transform.load(&split.files[i].0, draw(i));
-            indices.par_iter().map(load).collect()
+    fn load(&self, split: &Split, images: &[(usize, Draw)]) -> Result<Decoded, TreeError> {
+        let size = self.transform.len();
+        let mut values = vec![0f32; images.len() * size];
+        // Each image is written to its place in the batch. A thread takes one at a time: their costs differ.
+        let loaded: Vec<_> = self.pool.install(|| {
+            let images = values.par_chunks_exact_mut(size).zip(images).with_max_len(1);
+            let load = |(out, &(index, draw)): (&mut [f32], &(usize, Draw))| {
+                let (path, label) = split.file(index);
+                match self.transform.load(&path, draw, out) {
+                    Ok(()) => Ok(label),
+                    Err(reason) => Err((path, reason)),
+                }
+            };
+            images.map(load).collect()
         });
-        let (mut images, mut labels) = (Vec::new(), Vec::new());
-        for (&i, decoded) in indices.iter().zip(decoded) {
-            let (path, label) = &split.files[i];
-            match (decoded, self.unreadable) {
-                (Ok(image), _) => {
-                    images.extend(image);
-                    labels.push(*label);
+        let mut labels = Vec::with_capacity(images.len());
+        for (i, loaded) in loaded.into_iter().enumerate() {
+            match (loaded, self.unreadable) {
+                (Ok(label), _) => {
+                    // Moved to where images that were left out would have been.
+                    if labels.len() < i {
+                        values.copy_within(i * size..(i + 1) * size, labels.len() * size);
+                    }
+                    labels.push(label);
                 }
-                (Err(_), Unreadable::Skip) => {
-                    self.skipped().insert(path.clone());
+                (Err((path, _)), Unreadable::Skip) => {
+                    self.skipped().insert(path);
                 }
-                (Err(reason), Unreadable::Error) => {
+                (Err((path, reason)), Unreadable::Error) => {
                     return Err(TreeError::Unreadable {
-                        path: path.clone(),
+                        path,
                         reason: format!("{reason:#}"),
                     })
                 }
             }
         }
-        Ok((images, labels))
+        values.truncate(labels.len() * size);
+        Ok((values, labels))
     }
 }
 
@@ -247,12 +285,25 @@ fn class_names(root: &Path) -> Result<Vec<String>, TreeError> {
     if !root.is_dir() {
         return Err(TreeError::NoDirectory(root.into()));
     }
+    let real_root = root.canonicalize().map_err(|e| listing(root, e))?;
     let mut names = Vec::new();
     for entry in std::fs::read_dir(root).map_err(|e| listing(root, e))? {
         let path = entry.map_err(|e| listing(root, e))?.path();
         let name = path.file_name().unwrap_or_default();
         let name = name.to_str().ok_or_else(|| listing(&path, "its name is not UTF-8"))?;
-        if path.is_dir() && !name.starts_with('.') {
+        if name.starts_with('.') {
+            continue;
+        }
+        if path.is_symlink() {
+            // A class that silently vanished would move every label after it.
+            let real = path.canonicalize();
+            let real = real.map_err(|e| listing(&path, format!("it is a link that leads nowhere ({e})")))?;
+            if real_root.starts_with(&real) {
+                let circle = format!("it is a link to {}, which it lies in", real.display());
+                return Err(listing(&path, circle));
+            }
+        }
+        if path.is_dir() {
             names.push(name.to_string());
         }
     }
@@ -265,34 +316,59 @@ fn class_names(root: &Path) -> Result<Vec<String>, TreeError> {
 
 /// The images below each class directory, sorted by path.
 fn list(root: &Path, classes: &[String]) -> Result<Split, TreeError> {
-    let per_class: Vec<Vec<PathBuf>> = classes
-        .par_iter()
-        .map(|class| images_below(&root.join(class)))
-        .collect::<Result<_, _>>()?;
-    let labelled = (0u32..).zip(per_class);
-    let files = labelled.flat_map(|(label, files)| files.into_iter().map(move |file| (file, label)));
-    Ok(Split { files: files.collect() })
+    let listed = classes.par_iter().map(|class| images_below(&root.join(class)));
+    let (lists, left_out): (Vec<FileList>, Vec<Vec<PathBuf>>) =
+        listed.collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
+    let left_out = left_out.concat();
+    if let Some(first) = left_out.first() {
+        let n = left_out.len();
+        eprintln!(
+            "links to directories inside a class are not followed: {n}, such as {}",
+            first.display()
+        );
+    }
+    let before = |files: &mut usize, list: &FileList| {
+        let start = *files;
+        *files += list.len();
+        Some(start)
+    };
+    Ok(Split {
+        root: root.into(),
+        starts: lists.iter().scan(0, before).collect(),
+        classes: classes.iter().cloned().zip(lists).collect(),
+        chosen: None,
+    })
 }
 
-fn images_below(class: &Path) -> Result<Vec<PathBuf>, TreeError> {
-    let mut files = Vec::new();
-    // Linked files are taken, linked directories inside a class are not: nothing can go round in circles.
-    for entry in WalkDir::new(class).sort_by_file_name() {
+/// The images, and the links to directories that were left out.
+fn images_below(class: &Path) -> Result<(FileList, Vec<PathBuf>), TreeError> {
+    let (mut files, mut left_out) = (FileList::default(), Vec::new());
+    // Linked files are taken, linked directories inside a class are not: nothing can go round in circles. (The class
+    // itself may be a link.)
+    for entry in WalkDir::new(class) {
         let entry = entry.map_err(|e| listing(class, e))?;
-        let extension = entry.path().extension().unwrap_or_default().to_string_lossy();
-        if !entry.file_type().is_dir() && EXTENSIONS.iter().any(|e| extension.eq_ignore_ascii_case(e)) {
-            files.push(entry.into_path());
+        let extension = entry.path().extension().unwrap_or_default();
+        if entry.file_type().is_dir() {
+            continue;
+        }
+        if EXTENSIONS.iter().any(|e| extension.eq_ignore_ascii_case(e)) {
+            files.push(entry.path().strip_prefix(class).unwrap_or(entry.path()));
+        } else if entry.path_is_symlink() && entry.path().is_dir() {
+            left_out.push(entry.into_path());
         }
     }
     match files.is_empty() {
         true => Err(TreeError::EmptyClass(class.into())),
-        false => Ok(files),
+        false => Ok((files.sorted(), left_out)),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::transform::{Augment, Normalization};
+    use super::super::augment::crop::RandomResizedCrop;
+    use super::super::augment::pixels::Interpolation;
+    use super::super::augment::rand_augment::RandAugment;
+    use super::super::transform::{Augment, AutoAugment, Crop, Normalization};
     use super::*;
     use image::{DynamicImage, GrayImage, Luma, RgbImage, RgbaImage};
     use std::fs;
@@ -302,8 +378,13 @@ mod tests {
             image_size,
             channels,
             normalization: Normalization::IMAGENET,
+            interpolation: Interpolation::Bicubic,
             crop_share: 1.,
-            augment: Augment::ResizedCrop,
+            augment: Augment {
+                crop: Crop::RandomResized(RandomResizedCrop::default()),
+                flip: 0.5,
+                ..Augment::NONE
+            },
         }
     }
 
@@ -400,15 +481,52 @@ mod tests {
         for i in 0..40 {
             save(noise(500, 400, i), root.path().join(format!("train/cat/more{i}.jpg")));
         }
-        let batches = |threads, seed, epoch| {
-            let tree = open(root.path(), Unreadable::Error, threads).unwrap();
-            contents(tree.train_batches(seed, epoch, 20))
-        };
-        let first = batches(1, 4, 5);
-        assert_eq!(first, batches(2, 4, 5));
-        assert_eq!(first, batches(4, 4, 5));
-        assert_ne!(first, batches(1, 4, 6));
-        assert_ne!(first, batches(1, 5, 5));
+        for auto in [AutoAugment::Three, AutoAugment::Rand(RandAugment::new(9.))] {
+            let mut transform = transform(16, 3);
+            transform.augment = Augment {
+                auto,
+                colour_jitter: 0.3,
+                erasing: 0.25,
+                repeats: 3,
+                ..transform.augment
+            };
+            let batches = |threads, seed, epoch| {
+                let open = ImageTree::open(
+                    root.path(),
+                    transform.clone(),
+                    Unreadable::Error,
+                    None,
+                    0,
+                    threads,
+                    &Device::Cpu,
+                );
+                contents(open.unwrap().train_batches(seed, epoch, 20))
+            };
+            let first = batches(1, 4, 5);
+            assert_eq!(first, batches(2, 4, 5));
+            assert_eq!(first, batches(4, 4, 5));
+            assert_ne!(first, batches(1, 4, 6));
+            assert_ne!(first, batches(1, 5, 5));
+        }
+    }
+
+    #[test]
+    fn repeats_of_an_image_differ_and_share_its_label() {
+        let root = tree();
+        let mut transform = transform(16, 3);
+        transform.augment.repeats = 3;
+        let tree = ImageTree::open(root.path(), transform, Unreadable::Error, None, 0, 0, &Device::Cpu).unwrap();
+        assert_eq!((tree.train_len(), tree.epoch_len()), (6, 6));
+        let batches = contents(tree.train_batches(0, 0, 3));
+        assert_eq!(batches.len(), 2);
+        let mut seen = 0;
+        for (dims, values, labels) in batches {
+            assert_eq!(dims, [3, 3, 16, 16]);
+            assert!(labels.iter().all(|&label| label == labels[0]));
+            let image = |i: usize| &values[i * 768..(i + 1) * 768];
+            seen += usize::from(image(0) != image(1) && image(1) != image(2));
+        }
+        assert!(seen > 0); // an image of one colour looks the same whatever is cut from it
     }
 
     #[test]
@@ -424,7 +542,7 @@ mod tests {
                 0,
                 &Device::Cpu,
             );
-            tree.map(|tree| tree.train.files.clone())
+            tree.map(|tree| (0..tree.train_len()).map(|i| tree.train.file(i)).collect::<Vec<_>>())
         };
         assert_eq!(files(3, 1).unwrap().len(), 3);
         assert_eq!(files(3, 1).unwrap(), files(3, 1).unwrap());
@@ -542,5 +660,46 @@ mod tests {
         let tree = open(root.path(), Unreadable::Error, 0).unwrap();
         assert_eq!(tree.classes(), ["bird", "cat", "dog"]);
         assert_eq!(tree.train_len(), 3 + 3 + 4);
+        let (files, left_out) = images_below(&at("train/dog")).unwrap();
+        assert_eq!((files.len(), left_out), (4, vec![at("train/dog/loop")]));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_class_that_is_a_link_in_a_circle_or_to_nowhere_is_named() {
+        let (inner, outer) = ("it is a link to", "which it lies in");
+        for (target, reason) in [
+            ("train", outer),
+            ("", inner),
+            ("train/loop", "leads nowhere"),
+            ("gone", "leads nowhere"),
+        ] {
+            let root = tree();
+            let link = root.path().join("train/loop");
+            std::os::unix::fs::symlink(root.path().join(target), &link).unwrap();
+            let error = open(root.path(), Unreadable::Error, 0).err().unwrap().to_string();
+            assert!(error.starts_with(&format!("cannot list {}", link.display())), "{error}");
+            assert!(error.contains(reason), "{error}");
+        }
+    }
+
+    // As the walk that sorted by name went, which decides the draws.
+    #[test]
+    fn files_are_in_the_order_of_their_paths() {
+        let root = tree();
+        for name in ["c.png", "c/x.png", "c.d/x.png", "b/z.png", "B.png"] {
+            save(grey(4, 0), root.path().join("train/cat").join(name));
+        }
+        let class = root.path().join("train/cat");
+        let (files, _) = images_below(&class).unwrap();
+        let walk = WalkDir::new(&class).sort_by_file_name().into_iter().map(Result::unwrap);
+        let expected: Vec<PathBuf> = walk
+            .filter(|e| !e.file_type().is_dir())
+            .map(|e| e.into_path())
+            .collect();
+        assert_eq!(
+            (0..files.len()).map(|i| class.join(files.get(i))).collect::<Vec<_>>(),
+            expected
+        );
     }
 }

@@ -5,6 +5,7 @@ use super::evaluate::{Mean, Scores, Tally};
 use super::metrics::{Epoch, Metrics};
 use super::progress::Progress;
 use super::run_dir::RunDir;
+use super::wait::{DataWait, Timed};
 use anyhow::{Context, Result};
 use candle_core::Tensor;
 use candle_nn::VarMap;
@@ -19,6 +20,7 @@ pub struct Recorder {
     epochs: Vec<Epoch>,
     started: Instant,
     step: usize,
+    wait: DataWait,
     current: Current,
 }
 
@@ -58,8 +60,14 @@ impl Recorder {
             epochs: Vec::new(),
             started: Instant::now(),
             step: 0,
+            wait: DataWait::default(),
             current: Current::new(),
         })
+    }
+
+    /// An epoch's batches, with a clock on how long each is waited for.
+    pub fn timed<I: Iterator>(&self, batches: I) -> Timed<I> {
+        self.wait.timed(batches)
     }
 
     /// A step that was made at learning rate `lr` on images of these labels `[B]`.
@@ -110,12 +118,13 @@ impl Recorder {
         self.out.write("model.safetensors", &file)?;
         let last = self.epochs.last().context("there was no epoch")?;
         Ok(format!(
-            "result branch={branch} top1={:.2} top5={:.2} loss={:.4} epochs={} seconds={:.1}",
+            "result branch={branch} top1={:.2} top5={:.2} loss={:.4} epochs={} seconds={:.1} data_wait={:.1}%",
             last.test_top1,
             last.test_top5,
             last.test_loss,
             last.epoch,
-            self.started.elapsed().as_secs_f64()
+            self.started.elapsed().as_secs_f64(),
+            100. * self.wait.share()
         ))
     }
 }
@@ -153,6 +162,7 @@ mod tests {
         let out = RunDir::create(Some(root.path())).unwrap();
         let mut record = Recorder::start(out, "title".into(), 4, &params).unwrap();
         for sub_loss in [Some(0.75), None] {
+            assert_eq!(record.timed(0..2).count(), 2);
             record.step(2e-3, &step(sub_loss), &labels).unwrap();
             record.step(1e-3, &step(sub_loss), &labels).unwrap();
             record.epoch(test).unwrap();
@@ -160,6 +170,10 @@ mod tests {
         let result = record.finish("masksub", weights.varmap()).unwrap();
         let start = "result branch=masksub top1=90.00 top5=100.00 loss=0.2500 epochs=2 seconds=";
         assert!(result.starts_with(start), "{result}");
+        // The share of the time; metrics.csv is the same in every run, so it is not there.
+        let (_, wait) = result.split_once(" data_wait=").unwrap();
+        let share: f64 = wait.strip_suffix('%').unwrap().parse().unwrap();
+        assert!((0. ..=100.).contains(&share), "{result}");
 
         let csv = std::fs::read_to_string(root.path().join("metrics.csv")).unwrap();
         let rows: Vec<&str> = csv.lines().collect();

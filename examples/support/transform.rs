@@ -1,296 +1,247 @@
-//! From an image file to the numbers a model sees: decode, crop, resize, flip, normalise.
+//! From an image file to the numbers a model sees: the operations of a recipe, in their order.
 
-use super::data::{rng, Purpose};
-use anyhow::{ensure, Context, Result};
-use fast_image_resize::images::{CroppedImage, Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
-use image::{ImageFormat, ImageReader};
+use super::augment::crop::{CentreCrop, RandomResizedCrop, SimpleCrop};
+use super::augment::erase::RandomErasing;
+use super::augment::jitter::ColourJitter;
+use super::augment::pixels::{Interpolation, Pixels};
+use super::augment::rand_augment::RandAugment;
+use super::augment::three_augment::three_augment;
+use super::data::{repeat_rng, Purpose};
+use super::decode::decode;
+use anyhow::Result;
 use rand::Rng;
-use std::io::Cursor;
+use std::fmt;
 use std::path::Path;
 
-/// Mean and standard deviation of red, green and blue, of values in [0, 1].
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Normalization {
-    pub mean: [f64; 3],
-    pub std: [f64; 3],
-}
-
-impl Normalization {
-    /// Of ImageNet's training images, as all ViT, Swin and ResNet recipes use them.
-    pub const IMAGENET: Self = Self {
-        mean: [0.485, 0.456, 0.406],
-        std: [0.229, 0.224, 0.225],
-    };
-
-    /// Of the images that OpenAI trained CLIP on.
-    pub const CLIP: Self = Self {
-        mean: [0.48145466, 0.4578275, 0.40821073],
-        std: [0.26862954, 0.26130258, 0.27577711],
-    };
-
-    /// A grey image takes the average over the three colours.
-    fn channel(&self, channel: usize, channels: usize) -> (f32, f32) {
-        let of = |values: [f64; 3]| match channels {
-            1 => (values.iter().sum::<f64>() / 3.) as f32,
-            _ => values[channel] as f32,
-        };
-        (of(self.mean), of(self.std))
-    }
-}
-
-/// How training images are varied.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Augment {
-    /// A box of 8 to 100 % of the image and of aspect 3/4 to 4/3, resized (Inception's crop); mirrored half the time
-    ResizedCrop,
-    /// Shifted by up to an eighth of the side in both directions, edges repeated; never mirrored
-    Shift,
-    /// As in evaluation
-    None,
-}
+pub use super::augment::normalize::Normalization;
 
 /// Everything that turns a file into `[C, H, W]`.
 #[derive(Clone, Debug)]
 pub struct Transform {
     /// Height and width of the result.
     pub image_size: usize,
-    /// 1 or 3; images with another number of channels are converted (an alpha channel is dropped).
+    /// 3, or 1 for grey levels.
     pub channels: usize,
     pub normalization: Normalization,
+    pub interpolation: Interpolation,
     /// Evaluation crops this share of the shorter side.
     pub crop_share: f64,
     pub augment: Augment,
 }
 
+/// How training images are varied: the values in which recipes differ.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Augment {
+    pub crop: Crop,
+    /// Probability with which left and right are exchanged.
+    pub flip: f64,
+    pub auto: AutoAugment,
+    /// Brightness, contrast and saturation by factors of 1 - this to 1 + this. Not beside RandAugment: timm leaves it out
+    /// there unless forced, so a recipe that lists both (Swin's) was trained without it.
+    pub colour_jitter: f64,
+    /// Probability of random erasing.
+    pub erasing: f64,
+    /// How often an image appears in an epoch that shows it, each time varied anew; the epoch shows that many fewer.
+    pub repeats: usize,
+}
+
+/// How a training image becomes a square.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Crop {
+    RandomResized(RandomResizedCrop),
+    Simple(SimpleCrop),
+    /// As in evaluation, then shifted by up to an eighth of the side in both directions, edges repeated.
+    Shift,
+    /// As in evaluation.
+    Centre,
+}
+
+/// What else is done to the picture.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum AutoAugment {
+    None,
+    Three,
+    Rand(RandAugment),
+}
+
+impl Augment {
+    /// Images as evaluation sees them.
+    pub const NONE: Self = Self {
+        crop: Crop::Centre,
+        flip: 0.,
+        auto: AutoAugment::None,
+        colour_jitter: 0.,
+        erasing: 0.,
+        repeats: 1,
+    };
+}
+
+impl fmt::Display for Augment {
+    /// What is done, in its order, as a row of a table.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut parts = vec![match self.crop {
+            Crop::RandomResized(RandomResizedCrop { scale: (from, to), .. }) => {
+                format!("random resized crop {from}-{to}")
+            }
+            Crop::Simple(SimpleCrop { pad }) => format!("simple random crop, padded by {pad}"),
+            Crop::Shift => "shift".into(),
+            Crop::Centre => "centre crop".into(),
+        }];
+        if self.flip > 0. {
+            parts.push(format!("flip {}", self.flip));
+        }
+        match self.auto {
+            AutoAugment::None => {}
+            AutoAugment::Three => parts.push("3-Augment".into()),
+            AutoAugment::Rand(rand) => parts.push(format!("RandAugment {}/{}", rand.magnitude, rand.magnitude_std)),
+        }
+        if self.jitters() {
+            parts.push(format!("colour jitter {}", self.colour_jitter));
+        }
+        if self.erasing > 0. {
+            parts.push(format!("random erasing {}", self.erasing));
+        }
+        if self.repeats > 1 {
+            parts.push(format!("repeated augmentation {}", self.repeats));
+        }
+        write!(f, "{}", parts.join(", "))
+    }
+}
+
+impl Augment {
+    fn jitters(&self) -> bool {
+        self.colour_jitter > 0. && !matches!(self.auto, AutoAugment::Rand(_))
+    }
+}
+
 /// Which draws an image gets: none in evaluation.
 #[derive(Clone, Copy)]
 pub enum Draw {
-    Train { seed: u64, epoch: usize, index: usize },
+    Train {
+        seed: u64,
+        epoch: usize,
+        index: usize,
+        repeat: usize,
+    },
     Test,
 }
 
 impl Transform {
-    /// The image of `path` as `C * image_size * image_size` normalised values, channel by channel.
-    pub fn load(&self, path: &Path, draw: Draw) -> Result<Vec<f32>> {
-        let image = Pixels::decode(path, self.channels)?;
-        self.apply(&image, draw)
+    /// How many numbers an image becomes.
+    pub fn len(&self) -> usize {
+        self.channels * self.image_size * self.image_size
     }
 
-    fn apply(&self, image: &Pixels, draw: Draw) -> Result<Vec<f32>> {
-        let size = self.image_size;
-        let square = match (draw, self.augment) {
-            (Draw::Test, _) | (_, Augment::None) => self.centre_crop(image)?,
-            (Draw::Train { seed, epoch, index }, augment) => {
-                let mut rng = rng(seed, epoch, index, Purpose::Augment);
-                if augment == Augment::ResizedCrop {
-                    let area = inception_box(image.width, image.height, &mut rng);
-                    let crop = image.resized(area, size, size)?;
-                    match rng.random::<bool>() {
-                        true => crop.mirrored(),
-                        false => crop,
-                    }
-                } else {
-                    let reach = (size / 8) as i32;
-                    let mut by = || rng.random_range(-reach..=reach) as isize;
-                    self.centre_crop(image)?.shifted(by(), by())
+    /// Writes the image of `path` to `out` `[C, image_size, image_size]`.
+    pub fn load(&self, path: &Path, draw: Draw, out: &mut [f32]) -> Result<()> {
+        self.apply(&decode(path)?, draw, out)
+    }
+
+    pub fn apply(&self, image: &Pixels, draw: Draw, out: &mut [f32]) -> Result<()> {
+        let Draw::Train {
+            seed,
+            epoch,
+            index,
+            repeat,
+        } = draw
+        else {
+            self.normalization.write(&self.centre(image)?, out);
+            return Ok(());
+        };
+        // Each operation has draws of its own: switching one on leaves the others' as they are.
+        let rng = |purpose| repeat_rng(seed, epoch, index, repeat, purpose);
+        let Augment {
+            flip, auto, erasing, ..
+        } = self.augment;
+        let mut image = self.cropped(image, &mut rng(Purpose::Crop))?;
+        if rng(Purpose::Flip).random_bool(flip) {
+            image.mirror();
+        }
+        let fill = self.normalization.mean_colour();
+        let mut auto_rng = rng(Purpose::AutoAugment);
+        match auto {
+            AutoAugment::None => {}
+            AutoAugment::Three => three_augment(&mut auto_rng).apply(&mut image, fill),
+            AutoAugment::Rand(rand) => {
+                for op in rand.draw(self.interpolation, &mut auto_rng) {
+                    op.apply(&mut image, fill);
                 }
             }
-        };
-        Ok(square.normalized(&self.normalization))
-    }
-
-    /// Shorter side resized to `image_size / crop_share`, then the centre (as torchvision's `Resize` and `CenterCrop`).
-    fn centre_crop(&self, image: &Pixels) -> Result<Pixels> {
-        let size = self.image_size;
-        let shorter = ((size as f64 / self.crop_share) as usize).max(size);
-        let longer = |long: usize, short: usize| (shorter * long / short).max(shorter);
-        let (width, height) = match image.width <= image.height {
-            true => (shorter, longer(image.height, image.width)),
-            false => (longer(image.width, image.height), shorter),
-        };
-        let whole = Area {
-            left: 0,
-            top: 0,
-            width: image.width,
-            height: image.height,
-        };
-        let centre = |side: usize| ((side - size) as f64 / 2.).round_ties_even() as usize;
-        Ok(image
-            .resized(whole, width, height)?
-            .cropped(centre(width), centre(height), size))
-    }
-}
-
-/// A box in an image, in pixels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Area {
-    left: usize,
-    top: usize,
-    width: usize,
-    height: usize,
-}
-
-/// Inception's crop as torchvision's `RandomResizedCrop` draws it: ten tries at a box of the drawn area and aspect,
-/// then the largest centred box whose aspect is allowed.
-fn inception_box(width: usize, height: usize, rng: &mut impl Rng) -> Area {
-    let (lowest, highest) = (3. / 4., 4. / 3.);
-    for _ in 0..10 {
-        let area = (width * height) as f64 * rng.random_range(0.08..1.0);
-        let aspect = rng.random_range(f64::ln(lowest)..f64::ln(highest)).exp();
-        let w = (area * aspect).sqrt().round_ties_even() as usize;
-        let h = (area / aspect).sqrt().round_ties_even() as usize;
-        if (1..=width).contains(&w) && (1..=height).contains(&h) {
-            let mut place = |room: usize| rng.random_range(0..=room as u32) as usize;
-            let top = place(height - h);
-            return Area {
-                left: place(width - w),
-                top,
-                width: w,
-                height: h,
-            };
         }
-    }
-    let aspect = (width as f64 / height as f64).clamp(lowest, highest);
-    let w = width.min((height as f64 * aspect).round_ties_even() as usize).max(1);
-    let h = height.min((width as f64 / aspect).round_ties_even() as usize).max(1);
-    Area {
-        left: (width - w) / 2,
-        top: (height - h) / 2,
-        width: w,
-        height: h,
-    }
-}
-
-/// Whether an end marker (FF D9) follows the start of the image data (FF DA). Segments before that, with a thumbnail in
-/// one of them maybe, are passed over.
-fn jpeg_ends(bytes: &[u8]) -> bool {
-    let mut at = 2; // behind the start marker
-    while let Some(&[0xff, marker, high, low]) = bytes.get(at..at + 4) {
-        match marker {
-            0xda => return bytes[at..].windows(2).rev().any(|pair| pair == [0xff, 0xd9]),
-            0xff => at += 1, // a fill byte
-            _ => at += 2 + u16::from_be_bytes([high, low]) as usize,
-        }
-    }
-    false
-}
-
-/// Eight-bit pixels, row by row, the channels of a pixel side by side.
-#[derive(Clone, Debug, PartialEq)]
-struct Pixels {
-    width: usize,
-    height: usize,
-    channels: usize,
-    values: Vec<u8>,
-}
-
-impl Pixels {
-    /// The format is told by the content, not by the name.
-    fn decode(path: &Path, channels: usize) -> Result<Self> {
-        let bytes = std::fs::read(path)?;
-        let reader = ImageReader::new(Cursor::new(&bytes)).with_guessed_format()?;
-        // The decoder takes a JPEG that was cut off for a whole one and leaves the rest of it grey.
-        ensure!(
-            reader.format() != Some(ImageFormat::Jpeg) || jpeg_ends(&bytes),
-            "the JPEG is cut off"
-        );
-        let image = reader.decode()?;
-        let (width, height) = (image.width() as usize, image.height() as usize);
-        let values = match channels {
-            1 => image.into_luma8().into_raw(),
-            _ => image.into_rgb8().into_raw(),
-        };
-        Ok(Self {
-            width,
-            height,
-            channels,
-            values,
-        })
-    }
-
-    /// `area` at another size, bicubic and antialiased as Pillow does it. Pixels outside `area` play no part.
-    fn resized(&self, area: Area, width: usize, height: usize) -> Result<Self> {
-        let kind = match self.channels {
-            1 => PixelType::U8,
-            _ => PixelType::U8x3,
-        };
-        let whole = ImageRef::new(self.width as u32, self.height as u32, &self.values, kind)?;
-        let (left, top) = (area.left as u32, area.top as u32);
-        let source = CroppedImage::new(&whole, left, top, area.width as u32, area.height as u32)?;
-        let mut target = Image::new(width as u32, height as u32, kind);
-        // Catmull and Rom's cubic (a = -1/2) is Pillow's BICUBIC.
-        let bicubic = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom));
-        Resizer::new()
-            .resize(&source, &mut target, &bicubic)
-            .with_context(|| format!("resizing {area:?} to {width}x{height}"))?;
-        Ok(Self {
-            width,
-            height,
-            channels: self.channels,
-            values: target.into_vec(),
-        })
-    }
-
-    /// The square of side `size` whose upper left corner is (left, top).
-    fn cropped(&self, left: usize, top: usize, size: usize) -> Self {
-        self.rearranged(size, size, |x, y| (left + x, top + y))
-    }
-
-    fn mirrored(&self) -> Self {
-        self.rearranged(self.width, self.height, |x, y| (self.width - 1 - x, y))
-    }
-
-    fn shifted(&self, right: isize, down: isize) -> Self {
-        let from = |at: usize, by: isize, side: usize| (at as isize - by).clamp(0, side as isize - 1) as usize;
-        self.rearranged(self.width, self.height, |x, y| {
-            (from(x, right, self.width), from(y, down, self.height))
-        })
-    }
-
-    /// An image whose pixel (x, y) is this one's at `from(x, y)`.
-    fn rearranged(&self, width: usize, height: usize, from: impl Fn(usize, usize) -> (usize, usize)) -> Self {
-        let mut values = Vec::with_capacity(width * height * self.channels);
-        for y in 0..height {
-            for x in 0..width {
-                let (x, y) = from(x, y);
-                let start = (y * self.width + x) * self.channels;
-                values.extend_from_slice(&self.values[start..start + self.channels]);
+        if self.augment.jitters() {
+            let strength = self.augment.colour_jitter;
+            for op in (ColourJitter { strength }).draw(&mut rng(Purpose::Jitter)) {
+                op.apply(&mut image, fill);
             }
         }
-        Self {
-            width,
-            height,
-            channels: self.channels,
-            values,
-        }
+        self.normalization.write(&image, out);
+        RandomErasing { prob: erasing }.apply(out, self.image_size, &mut rng(Purpose::Erase));
+        Ok(())
     }
 
-    fn normalized(&self, by: &Normalization) -> Vec<f32> {
-        let mut values = Vec::with_capacity(self.values.len());
-        for channel in 0..self.channels {
-            let (mean, std) = by.channel(channel, self.channels);
-            let plane = self.values[channel..].iter().step_by(self.channels);
-            values.extend(plane.map(|&value| (value as f32 / 255. - mean) / std));
+    fn centre(&self, image: &Pixels) -> Result<Pixels> {
+        let crop = CentreCrop::of_share(self.image_size, self.crop_share);
+        crop.cut(image, self.image_size, self.interpolation.fixed())
+    }
+
+    fn cropped(&self, image: &Pixels, rng: &mut impl Rng) -> Result<Pixels> {
+        let side = self.image_size;
+        match self.augment.crop {
+            Crop::RandomResized(crop) => {
+                let area = crop.draw(image.width, image.height, rng);
+                image.resized(area, side, side, self.interpolation.draw(rng))
+            }
+            Crop::Simple(crop) => {
+                let place = crop.draw(image, side, rng);
+                crop.cut(image, side, place, self.interpolation.draw(rng))
+            }
+            Crop::Shift => {
+                let reach = (side / 8) as i32;
+                let mut places = || -> Vec<usize> {
+                    let by = rng.random_range(-reach..=reach) as isize;
+                    let from = |at: usize| (at as isize - by).clamp(0, side as isize - 1) as usize;
+                    (0..side).map(from).collect()
+                };
+                let columns = places();
+                Ok(self.centre(image)?.gathered(&columns, &places()))
+            }
+            Crop::Centre => self.centre(image),
         }
-        values
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::augment::pixels::Filter;
     use super::*;
 
-    fn transform(image_size: usize, channels: usize, augment: Augment) -> Transform {
+    fn transform(image_size: usize, augment: Augment) -> Transform {
         Transform {
             image_size,
-            channels,
+            channels: 3,
             normalization: Normalization {
                 mean: [0.; 3],
                 std: [1. / 255.; 3],
             },
+            interpolation: Interpolation::Bicubic,
             crop_share: 1.,
             augment,
+        }
+    }
+
+    const RESIZED_CROP: Crop = Crop::RandomResized(RandomResizedCrop {
+        scale: (0.08, 1.),
+        aspect: (0.75, 1.33),
+    });
+
+    fn everything() -> Augment {
+        Augment {
+            crop: RESIZED_CROP,
+            flip: 0.5,
+            auto: AutoAugment::Three,
+            colour_jitter: 0.3,
+            erasing: 0.25,
+            repeats: 3,
         }
     }
 
@@ -299,12 +250,7 @@ mod tests {
         let values = (0..width * height)
             .flat_map(|i| [(i % width) as u8, (i / width) as u8, 7])
             .collect();
-        Pixels {
-            width,
-            height,
-            channels: 3,
-            values,
-        }
+        Pixels { width, height, values }
     }
 
     fn draw(index: usize) -> Draw {
@@ -312,15 +258,20 @@ mod tests {
             seed: 1,
             epoch: 2,
             index,
+            repeat: 0,
         }
     }
 
+    fn apply(transform: &Transform, image: &Pixels, draw: Draw) -> Vec<f32> {
+        let mut out = vec![f32::NAN; transform.len()];
+        transform.apply(image, draw, &mut out).unwrap();
+        out
+    }
+
     #[test]
-    fn evaluation_takes_the_centre_channel_by_channel() {
+    fn evaluation_takes_the_centre_channel_by_channel_and_draws_nothing() {
         // 12x8 at size 8: columns 2 to 9.
-        let values = transform(8, 3, Augment::ResizedCrop)
-            .apply(&ramp(12, 8), Draw::Test)
-            .unwrap();
+        let values = apply(&transform(8, everything()), &ramp(12, 8), Draw::Test);
         let (red, green, blue) = (&values[..64], &values[64..128], &values[128..]);
         for i in 0..64 {
             assert!((red[i] - (2 + i % 8) as f32).abs() < 1e-4);
@@ -331,79 +282,67 @@ mod tests {
 
     #[test]
     fn crop_share_leaves_a_margin() {
-        let mut transform = transform(8, 3, Augment::None);
+        let mut transform = transform(8, Augment::NONE);
         transform.crop_share = 0.5; // 16 pixels, of which the middle eight
-        let values = transform.apply(&ramp(16, 16), Draw::Test).unwrap();
-        assert!((values[0] - 4.).abs() < 1e-4 && (values[63] - 11.).abs() < 1e-4);
-    }
-
-    #[test]
-    fn normalises_by_mean_and_std_per_channel_and_by_their_average_for_grey() {
-        let white = |channels| Pixels {
-            width: 1,
-            height: 1,
-            channels,
-            values: vec![255; channels],
-        };
-        let colour = white(3).normalized(&Normalization::IMAGENET);
-        let expected = [(1. - 0.485) / 0.229, (1. - 0.456) / 0.224, (1. - 0.406) / 0.225];
-        assert!(colour
-            .iter()
-            .zip(expected)
-            .all(|(a, b): (&f32, f32)| (a - b).abs() < 1e-5));
-        let grey = white(1).normalized(&Normalization::IMAGENET);
-        assert!((grey[0] - (1. - 0.449) / 0.226).abs() < 1e-5);
-    }
-
-    #[test]
-    fn inception_boxes_have_the_allowed_area_and_aspect() {
-        let (mut smallest, mut largest) = (f64::MAX, 0f64);
-        for index in 0..2000 {
-            let area = inception_box(400, 300, &mut rng(0, 0, index, Purpose::Augment));
-            assert!(area.left + area.width <= 400 && area.top + area.height <= 300);
-            let share = (area.width * area.height) as f64 / (400. * 300.);
-            let aspect = area.width as f64 / area.height as f64;
-            assert!(
-                (0.0785..=1.).contains(&share) && (0.73..1.36).contains(&aspect),
-                "{area:?}"
-            );
-            (smallest, largest) = (smallest.min(share), largest.max(share));
+        for draw in [Draw::Test, draw(0)] {
+            let values = apply(&transform, &ramp(16, 16), draw);
+            assert!((values[0] - 4.).abs() < 1e-4 && (values[63] - 11.).abs() < 1e-4);
         }
-        assert!(smallest < 0.1 && largest > 0.9, "{smallest} {largest}");
     }
 
     #[test]
-    fn images_too_narrow_for_any_aspect_give_a_centred_box() {
-        let area = inception_box(10, 1000, &mut rng(0, 0, 0, Purpose::Augment));
-        assert_eq!((area.width, area.left), (10, 0));
-        assert!(
-            (12..=14).contains(&area.height) && (490..=496).contains(&area.top),
-            "{area:?}"
-        );
-        inception_box(1, 1, &mut rng(0, 0, 0, Purpose::Augment));
-    }
-
-    #[test]
-    fn draws_depend_on_the_key_alone_and_mirror_half_the_images() {
-        let transform = transform(16, 3, Augment::ResizedCrop);
+    fn every_part_of_the_key_counts_and_nothing_else() {
+        let transform = transform(16, everything());
         let image = ramp(64, 48);
-        let first = transform.apply(&image, draw(0)).unwrap();
-        assert_eq!(first, transform.apply(&image, draw(0)).unwrap());
-        assert_ne!(first, transform.apply(&image, draw(1)).unwrap());
-        let mirrored = |i| {
-            let red = transform.apply(&image, draw(i)).unwrap();
-            red[0] > red[15] // x falls from left to right
+        let at = |seed, epoch, index, repeat| {
+            let draw = Draw::Train {
+                seed,
+                epoch,
+                index,
+                repeat,
+            };
+            apply(&transform, &image, draw)
         };
-        let n = (0..400).filter(|&i| mirrored(i)).count();
-        assert!((150..250).contains(&n), "{n} of 400 mirrored"); // standard deviation 10
+        let first = at(1, 2, 3, 0);
+        assert_eq!(first, at(1, 2, 3, 0));
+        for other in [at(2, 2, 3, 0), at(1, 3, 3, 0), at(1, 2, 4, 0), at(1, 2, 3, 1)] {
+            assert_ne!(first, other);
+        }
+    }
+
+    #[test]
+    fn an_image_is_mirrored_with_its_probability() {
+        let image = ramp(64, 48);
+        for (flip, expected) in [(0., 0..1), (0.5, 150..250), (1., 400..401)] {
+            let transform = transform(
+                16,
+                Augment {
+                    crop: RESIZED_CROP,
+                    flip,
+                    ..Augment::NONE
+                },
+            );
+            let mirrored = |&i: &usize| {
+                let red = apply(&transform, &image, draw(i));
+                red[0] > red[15] // x falls from left to right
+            };
+            let n = (0..400).filter(mirrored).count();
+            assert!(expected.contains(&n), "{n} of 400 at {flip}"); // standard deviation 10
+        }
     }
 
     #[test]
     fn shifts_stay_in_reach_and_repeat_the_edge() {
-        let transform = transform(16, 3, Augment::Shift);
+        let transform = transform(
+            16,
+            Augment {
+                crop: Crop::Shift,
+                ..Augment::NONE
+            },
+        );
         let mut seen = std::collections::BTreeSet::new();
         for index in 0..500 {
-            let values = transform.apply(&ramp(16, 16), draw(index)).unwrap();
+            let values = apply(&transform, &ramp(16, 16), draw(index));
             let middle = 8 * 16 + 8;
             let (right, down) = (8. - values[middle], 8. - values[256 + middle]);
             seen.insert((right.round() as i32, down.round() as i32));
@@ -411,6 +350,64 @@ mod tests {
             assert!((values[0] - corner.0).abs() < 1e-4 && (values[256] - corner.1).abs() < 1e-4);
         }
         assert_eq!(seen.len(), 25); // -2..=2 in both directions
+    }
+
+    #[test]
+    fn switching_one_operation_on_leaves_the_draws_of_the_others() {
+        let image = ramp(64, 48);
+        let base = Augment {
+            crop: RESIZED_CROP,
+            flip: 0.5,
+            ..Augment::NONE
+        };
+        let erased = Augment { erasing: 1., ..base };
+        for index in 0..20 {
+            let plain = apply(&transform(16, base), &image, draw(index));
+            let erased = apply(&transform(16, erased), &image, draw(index));
+            let same = plain.iter().zip(&erased).filter(|(a, b)| a == b).count();
+            // At most a third of the area, and a little for rounding.
+            assert!(
+                (plain.len() / 2..plain.len()).contains(&same),
+                "{same} of {}",
+                plain.len()
+            );
+        }
+    }
+
+    // Beside RandAugment timm leaves it out.
+    #[test]
+    fn colours_are_jittered_except_beside_rand_augment() {
+        let image = ramp(32, 32);
+        for (auto, changes) in [
+            (AutoAugment::None, true),
+            (AutoAugment::Three, true),
+            (AutoAugment::Rand(RandAugment::new(9.)), false),
+        ] {
+            let with = |colour_jitter| {
+                let augment = Augment {
+                    auto,
+                    colour_jitter,
+                    ..Augment::NONE
+                };
+                let transform = transform(32, augment);
+                (0..20).map(|i| apply(&transform, &image, draw(i))).collect::<Vec<_>>()
+            };
+            assert_eq!(with(0.) != with(0.4), changes, "{auto:?}");
+        }
+    }
+
+    #[test]
+    fn a_recipe_can_be_read() {
+        assert_eq!(
+            everything().to_string(),
+            "random resized crop 0.08-1, flip 0.5, 3-Augment, colour jitter 0.3, random erasing 0.25, repeated augmentation 3"
+        );
+        let swin = Augment {
+            auto: AutoAugment::Rand(RandAugment::new(9.)),
+            colour_jitter: 0.4,
+            ..Augment::NONE
+        };
+        assert_eq!(swin.to_string(), "centre crop, RandAugment 9/0.5");
     }
 
     #[test]
@@ -422,21 +419,20 @@ mod tests {
         let stripes = Pixels {
             width,
             height,
-            channels: 1,
-            values: (0..width * height).map(|i| bright(i % width)).collect(),
+            values: (0..width * height).flat_map(|i| [bright(i % width); 3]).collect(),
         };
-        let left = Area {
+        let left = super::super::augment::pixels::Area {
             left: 0,
             top: 0,
             width: 32,
             height: 32,
         };
-        let small = stripes.resized(left, 4, 4).unwrap();
+        let small = stripes.resized(left, 4, 4, Filter::Bicubic).unwrap();
         let row: Vec<u8> = (0..4)
             .map(|at| widened_cubic(&|x| bright(x) as f64, 32, 4, at))
             .collect();
         assert!(row.iter().all(|v| (10..=40).contains(v)), "{row:?}");
-        let off = |(at, v): (usize, &u8)| v.abs_diff(row[at % 4]);
+        let off = |(at, v): (usize, &u8)| v.abs_diff(row[at / 3 % 4]);
         assert!(
             small.values.iter().enumerate().all(|pixel| off(pixel) <= 1),
             "{:?}",

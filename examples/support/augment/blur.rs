@@ -163,7 +163,7 @@ mod tests {
                     "{radius}: {centre} {expected}"
                 );
                 assert_eq!(at(19, 20), at(21, 20));
-                assert_eq!(at(20, 19), at(19, 20));
+                assert!((at(20, 19) - at(19, 20)).abs() <= 1.); // rows are rounded before columns are blurred
                 assert!(at(20, 20) >= at(21, 20) && at(21, 20) >= at(22, 20));
             }
         }

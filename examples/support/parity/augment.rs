@@ -1,6 +1,6 @@
 //! Compares the examples' image operations with what Pillow, torchvision and timm made of a photograph.
 
-#[path = "augment/mod.rs"]
+#[path = "../augment/mod.rs"]
 mod augment;
 
 use std::fmt;

@@ -1,0 +1,183 @@
+//! The flags that say how the images in `--data` become a network's input, and the settings that follow from them.
+
+use super::augment::crop::{RandomResizedCrop, SimpleCrop};
+use super::augment::pixels::Interpolation;
+use super::augment::rand_augment::RandAugment;
+use super::flags::{at_least_1, number, weight};
+use super::network::Network;
+use super::transform::{Augment, AutoAugment, Crop, Transform};
+use clap::{Args, ValueEnum};
+
+/// What is not given keeps its default, which no flag means to the digits: they are not varied.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Input (with --data)")]
+pub struct InputFlags {
+    /// How training images become squares. Default: resized-crop where --image-size is at least 64, shift below that,
+    /// since most of a small picture's crops no longer show what it is of
+    #[arg(long, value_enum)]
+    pub augment: Option<CropKind>,
+
+    /// Probability with which training images are mirrored, 0 to 1. Default: 0.5 with resized-crop and simple-crop, else 0
+    #[arg(long, value_name = "P", value_parser = weight)]
+    pub flip: Option<f64>,
+
+    /// What else is done to training images
+    #[arg(long, value_enum, default_value = "none")]
+    pub auto_augment: AutoKind,
+
+    /// Strength of rand-augment's operations, 0 to 10; each varies by a standard deviation of 0.5
+    #[arg(long, value_name = "M", default_value_t = 9., value_parser = magnitude)]
+    pub magnitude: f64,
+
+    /// Vary brightness, contrast and saturation by factors of 1 - F to 1 + F, 0 to 1. Beside rand-augment it has no
+    /// effect, as in timm
+    #[arg(long, value_name = "F", default_value_t = 0., value_parser = weight)]
+    pub color_jitter: f64,
+
+    /// Probability with which a box of the image is replaced by noise, 0 to 1
+    #[arg(long, value_name = "P", default_value_t = 0., value_parser = weight)]
+    pub random_erasing: f64,
+
+    /// Repeated augmentation: an epoch shows each image that it shows N times, and as many images as ever (in whole 256s)
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_1)]
+    pub repeated_augment: usize,
+
+    /// How resized, turned and moved images get their pixels; evaluation takes bilinear where training draws
+    #[arg(long, value_enum, default_value = "bicubic")]
+    pub interpolation: Interpolation,
+
+    /// Share of the shorter side that evaluation looks at, above 0 and at most 1. Default: the network's (0.875 to 1)
+    #[arg(long, value_name = "SHARE", value_parser = crop_share)]
+    pub crop_pct: Option<f64>,
+
+    /// Threads that decode and vary images, beside those that compute. Default: RAYON_NUM_THREADS or one per core
+    #[arg(long, value_name = "N", value_parser = at_least_1)]
+    pub workers: Option<usize>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CropKind {
+    /// A box of 8 to 100 % of the image and of aspect 3/4 to 4/3, resized (Inception's crop)
+    ResizedCrop,
+    /// The shorter side resized to the input's, 4 pixels reflected on around it, a square cut (DeiT-III's)
+    SimpleCrop,
+    /// Shifted by up to an eighth of the side in both directions, edges repeated
+    Shift,
+    /// As in evaluation
+    None,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AutoKind {
+    None,
+    /// Exactly one of greyscale, solarize and Gaussian blur (3-Augment)
+    ThreeAugment,
+    /// Two operations drawn from fifteen, each applied half the time
+    RandAugment,
+}
+
+impl InputFlags {
+    /// How images are turned into what `network` takes.
+    pub fn transform(&self, network: &Network) -> Transform {
+        let input = network.input();
+        Transform {
+            image_size: input.image_size,
+            channels: input.channels,
+            normalization: network.normalization(),
+            interpolation: self.interpolation,
+            crop_share: self.crop_pct.unwrap_or(network.crop_share()),
+            augment: self.augment(input.image_size),
+        }
+    }
+
+    fn augment(&self, image_size: usize) -> Augment {
+        let kind = self.augment.unwrap_or(match image_size {
+            ..64 => CropKind::Shift,
+            _ => CropKind::ResizedCrop,
+        });
+        let (crop, flip) = match kind {
+            CropKind::ResizedCrop => (Crop::RandomResized(RandomResizedCrop::default()), 0.5),
+            CropKind::SimpleCrop => (Crop::Simple(SimpleCrop::default()), 0.5),
+            CropKind::Shift => (Crop::Shift, 0.),
+            CropKind::None => (Crop::Centre, 0.),
+        };
+        Augment {
+            crop,
+            flip: self.flip.unwrap_or(flip),
+            auto: match self.auto_augment {
+                AutoKind::None => AutoAugment::None,
+                AutoKind::ThreeAugment => AutoAugment::Three,
+                AutoKind::RandAugment => AutoAugment::Rand(RandAugment::new(self.magnitude)),
+            },
+            colour_jitter: self.color_jitter,
+            erasing: self.random_erasing,
+            repeats: self.repeated_augment,
+        }
+    }
+}
+
+fn magnitude(text: &str) -> Result<f64, String> {
+    number(text, "a number from 0 to 10", |v| (0. ..=10.).contains(&v))
+}
+
+fn crop_share(text: &str) -> Result<f64, String> {
+    number(text, "a number above 0 and at most 1", |v| v > 0. && v <= 1.)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::flags::Flags;
+    use super::*;
+    use clap::Parser;
+
+    fn augment(args: &str, image_size: usize) -> Augment {
+        let args = std::iter::once("vit_imagenet").chain(args.split_whitespace());
+        Flags::try_parse_from(args).unwrap().input.augment(image_size)
+    }
+
+    #[test]
+    fn defaults_follow_the_size() {
+        let resized = Augment {
+            crop: Crop::RandomResized(RandomResizedCrop::default()),
+            flip: 0.5,
+            ..Augment::NONE
+        };
+        let shifted = Augment {
+            crop: Crop::Shift,
+            ..Augment::NONE
+        };
+        assert_eq!((augment("", 64), augment("", 63)), (resized, shifted));
+        assert_eq!(augment("--augment resized-crop", 32), resized);
+        assert_eq!(augment("--augment none", 224), Augment::NONE);
+    }
+
+    #[test]
+    fn every_flag_arrives() {
+        let deit3 = "--auto-augment three-augment --color-jitter 0.3 --repeated-augment 3";
+        assert_eq!(
+            augment(deit3, 224).to_string(),
+            "random resized crop 0.08-1, flip 0.5, 3-Augment, colour jitter 0.3, repeated augmentation 3"
+        );
+        let other = "--augment simple-crop --flip 0.25 --auto-augment rand-augment --magnitude 7 --random-erasing 0.25";
+        assert_eq!(
+            augment(other, 224).to_string(),
+            "simple random crop, padded by 4, flip 0.25, RandAugment 7/0.5, random erasing 0.25"
+        );
+    }
+
+    #[test]
+    fn evaluation_and_interpolation_can_be_set() {
+        let transform = |args: &str| {
+            let args = "vit_imagenet --data d ".to_string() + args;
+            let flags = Flags::try_parse_from(args.split_whitespace()).unwrap();
+            flags.input.transform(&flags.network(10).unwrap())
+        };
+        let default = transform("--model resnet50");
+        assert_eq!(
+            (default.crop_share, default.interpolation),
+            (0.95, Interpolation::Bicubic)
+        );
+        let set = transform("--model resnet50 --crop-pct 0.8 --interpolation random");
+        assert_eq!((set.crop_share, set.interpolation), (0.8, Interpolation::Random));
+    }
+}
