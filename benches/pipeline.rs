@@ -97,8 +97,12 @@ fn main() -> Result<()> {
     if !data.exists() {
         make_images(&data, flags.images)?;
     }
-    let recipes = flags.recipe.map_or(Recipe::value_variants().to_vec(), |recipe| vec![recipe]);
-    recipes.into_iter().try_for_each(|recipe| measure(recipe, &data, &flags))
+    let recipes = flags
+        .recipe
+        .map_or(Recipe::value_variants().to_vec(), |recipe| vec![recipe]);
+    recipes
+        .into_iter()
+        .try_for_each(|recipe| measure(recipe, &data, &flags))
 }
 
 fn measure(recipe: Recipe, data: &Path, flags: &Flags) -> Result<()> {

@@ -7,131 +7,276 @@
 
 mod support;
 
-use anyhow::Result;
-use candle_core::DType;
-use candle_nn::{AdamW, ModuleT, Optimizer, ParamsAdamW};
-use clap::Parser;
+use anyhow::{ensure, Result};
+use candle_core::{DType, Tensor};
+use candle_nn::ModuleT;
 use masksub::models::{resnet::ResNet, swin::SwinTransformer, vit::VisionTransformer};
+use masksub::pretrained::Pretrained;
+use masksub::train::accumulate::Accumulator;
 use masksub::{
-    Criterion, DropSub, DropToken, Forward, MaskSub, MaskToken, Params, PatchDrop, PathSub, RandomMasking, Seed,
-    SubBranch, SubModelLoss, Weights,
+    grad, Criterion, DropSub, DropToken, Forward, MaskSub, MaskToken, Params, PatchDrop, PathSub, RandomMasking, Seed,
+    Step, StepKey, SubBranch, SubModelLoss, Weights,
 };
 use std::process::ExitCode;
 use support::data::{Batch, Dataset};
-use support::evaluate::evaluate;
+use support::evaluate::{evaluate, Scores};
 use support::flags::{Branch, Flags, SubLoss};
 use support::mask_only::MaskOnly;
 use support::network::Network;
-use support::record::Recorder;
-use support::run_dir::RunDir;
-use support::schedule::CosineSchedule;
+use support::run::{Run, Saved, Trained};
+use support::{config, exit, interrupt};
 
 fn main() -> ExitCode {
     support::threads::leave_cores_to_rayon();
-    support::exit::code(train(&Flags::parse()))
+    let flags = Flags::from_arguments(std::env::args().skip(1).collect()).unwrap_or_else(|error| error.exit());
+    match run(flags) {
+        Ok(End::Done) => ExitCode::SUCCESS,
+        Ok(End::Interrupted) => interrupt::EXIT_CODE.into(),
+        Err(error) => exit::code(Err(error)),
+    }
 }
 
-fn train(flags: &Flags) -> Result<()> {
+enum End {
+    Done,
+    Interrupted,
+}
+
+fn run(given: Flags) -> Result<End> {
+    let saved = match given.resume {
+        true => Some(Saved::load(&given)?),
+        false => None,
+    };
+    let flags = &match &saved {
+        Some(saved) => saved.flags(&given)?,
+        None => given,
+    };
+    if flags.print_config {
+        print!("{}", config::print(&config::config(flags)?));
+        return Ok(End::Done);
+    }
     let data = flags.dataset()?;
+    let network = flags.network(data.num_classes())?;
 
     // `Weights` makes variables that can be trained, from (seed, name) or from a file.
     let seed = Seed::new(flags.seed);
-    let weights = match &flags.init_from {
-        None => Weights::seeded(seed),
-        Some(file) => Weights::from_safetensors_or_seed(file, seed)?,
+    let weights = match (&saved, &flags.init_from) {
+        (Some(saved), _) => saved.weights()?,
+        (None, Some(file)) => Pretrained::open(file)?.weights(seed),
+        (None, None) => Weights::seeded(seed),
     };
-    let vb = weights.var_builder(DType::F32, &flags.device);
+
+    if flags.eval_only {
+        ensure!(
+            saved.is_some() || flags.init_from.is_some(),
+            "--eval-only needs weights: --init-from FILE, or --resume --out DIR"
+        );
+        println!(
+            "{}",
+            result(flags, evaluate_network(flags, &*data, &network, &weights)?)
+        );
+        if let Some(averaged) = saved.map(|saved| saved.averaged_weights()).transpose()?.flatten() {
+            println!(
+                "averaged {}",
+                result(flags, evaluate_network(flags, &*data, &network, &averaged)?)
+            );
+        }
+        return Ok(End::Done);
+    }
 
     // Each family of models has its own way of hiding things.
+    let vb = weights.var_builder(DType::F32, &flags.device);
     let masking = RandomMasking::new(flags.mask_ratio)?;
-    let network = flags.network(data.num_classes())?;
     let block = flags.mask_block.unwrap_or(network.mask_block());
-    match network {
-        Network::Vit(cfg) => fit(
-            flags,
-            &*data,
-            &weights,
-            VisionTransformer::new(&cfg, vb)?,
-            DropToken::new(masking),
-        ),
-        Network::ResNet(cfg, _) => fit(
-            flags,
-            &*data,
-            &weights,
-            ResNet::new(&cfg, vb)?,
-            PatchDrop::new(masking, block)?,
-        ),
-        Network::Swin(cfg) => fit(
-            flags,
-            &*data,
-            &weights,
-            SwinTransformer::new(&cfg, vb)?,
-            MaskToken::new(masking, block)?,
-        ),
+    let training = Training {
+        flags,
+        data: &*data,
+        network: &network,
+        weights: &weights,
+        saved,
+    };
+    match &network {
+        Network::Vit(cfg) => training.fit(VisionTransformer::new(cfg, vb)?, DropToken::new(masking)),
+        Network::ResNet(cfg, _) => training.fit(ResNet::new(cfg, vb)?, PatchDrop::new(masking, block)?),
+        Network::Swin(cfg) => training.fit(SwinTransformer::new(cfg, vb)?, MaskToken::new(masking, block)?),
     }
 }
 
-/// The training loop, whatever the model.
-fn fit<M, S>(flags: &Flags, data: &dyn Dataset, weights: &Weights, model: M, masked: S) -> Result<()>
-where
-    M: Forward + 'static,
-    S: SubBranch<M> + 'static,
-{
-    weights.check_exact(|name| name == "mask_token")?;
-    let seed = Seed::new(flags.seed);
+struct Training<'a> {
+    flags: &'a Flags,
+    data: &'a dyn Dataset,
+    network: &'a Network,
+    weights: &'a Weights,
+    /// Where the run was left off, if it goes on.
+    saved: Option<Saved>,
+}
 
-    // MaskSub around it. With `params` each step checks that every parameter has a gradient.
-    let params = match flags.branch {
-        Branch::Masksub | Branch::MaskOnly => Params::from_varmap(weights.varmap()),
-        // Swin's mask token stands in for what a mask hides, so these do not use it.
-        _ => Params::from_varmap(weights.varmap()).allow_missing("mask_token"),
-    };
-    let model = MaskSub::new(model, branch(flags, masked)?)
-        .with_sub_loss(sub_loss(flags)?)
-        .with_weight(flags.sub_weight())?
-        .with_params(params.clone());
+impl Training<'_> {
+    /// The training loop, whatever the model.
+    fn fit<M, S>(self, model: M, masked: S) -> Result<End>
+    where
+        M: Forward + 'static,
+        S: SubBranch<M> + 'static,
+    {
+        let Self {
+            flags, data, weights, ..
+        } = self;
+        check_weights(flags, weights)?;
+        let (seed, settings) = (Seed::new(flags.seed), &flags.training);
 
-    // Everything else is what it would be without MaskSub.
-    let criterion = Criterion::cross_entropy();
-    let total_steps = flags.epochs * data.epoch_len().div_ceil(flags.batch_size);
-    let schedule = CosineSchedule {
-        peak: flags.lr,
-        warmup_steps: flags.warmup_steps,
-        total_steps,
-    };
-    let adamw = ParamsAdamW {
-        weight_decay: flags.weight_decay,
-        ..Default::default()
-    };
-    let mut opt = AdamW::new(params.vars(), adamw)?;
+        // MaskSub around it. With `params` each step checks that every parameter has a gradient.
+        let params = match flags.branch {
+            Branch::Masksub | Branch::MaskOnly => Params::from_varmap(weights.varmap()),
+            // Swin's mask token stands in for what a mask hides, so these do not use it.
+            _ => Params::from_varmap(weights.varmap()).allow_missing("mask_token"),
+        };
+        let model = MaskSub::new(model, branch(flags, masked)?)
+            .with_sub_loss(sub_loss(flags)?)
+            .with_weight(flags.sub_weight())?
+            .with_params(params.clone());
 
-    let size = format!("{} parameters, {} images", params.num_elements(), data.train_len());
-    let title = format!("{} with {}: {size}", flags.model(), flags.branch);
-    let out = RunDir::create(flags.out.as_deref())?;
-    let mut record = Recorder::start(out, title, total_steps, &params)?;
-    let mut t = 0;
-    for epoch in 0..flags.epochs {
-        for batch in record.timed(data.train_batches(flags.seed, epoch, flags.batch_size)) {
-            let Batch { images, labels } = batch?;
-            let step = model.backward(&images, seed.at(t), |logits| criterion.forward(logits, &labels))?;
+        // Everything else is what it would be without MaskSub.
+        let (criterion, mix) = (settings.criterion()?, settings.mix(data.num_classes())?);
+        let mut opt = settings.optimizer(&params, self.network)?;
+        let mut ema = settings.ema(weights.varmap())?;
+        let steps_per_epoch = data.epoch_len().div_ceil(settings.batch_size);
+        let schedule = settings.schedule(steps_per_epoch)?;
 
-            let lr = schedule.at(t);
-            opt.set_learning_rate(lr);
-            opt.step(&step.grads)?;
-            record.step(lr, &step, &labels)?;
-            t += 1;
+        let mut trained = Trained {
+            weights,
+            opt: &mut opt,
+            ema: ema.as_mut(),
+        };
+        let total_steps = settings.epochs * steps_per_epoch;
+        let mut run = Run::start(flags, data, self.saved, total_steps, &mut trained)?;
+        interrupt::watch()?;
+        while run.record.current_epoch() < settings.epochs {
+            let (epoch, done) = (run.record.current_epoch(), run.record.steps_of_epoch());
+            for batch in run
+                .record
+                .timed(data.train_batches(flags.seed, epoch, settings.batch_size, done))
+            {
+                let Batch { images, labels } = batch?;
+                let t = run.record.steps();
+                let key = seed.at(t);
+                let (xs, targets) = match &mix {
+                    None => (images, labels.clone()),
+                    Some(mix) => {
+                        let mixed = mix.apply(&images, &labels, key)?;
+                        (mixed.images, mixed.targets)
+                    }
+                };
+                let mut step = backward(&model, &params, &criterion, (&xs, &targets), key, settings.accumulate)?;
+                if settings.clip_grad > 0. {
+                    grad::clip_grad_norm(&mut step.grads, &params, settings.clip_grad)?;
+                }
+                let lr = schedule.at(t);
+                trained.opt.set_learning_rate(lr);
+                trained.opt.step(&step.grads)?;
+                if let Some(ema) = &mut trained.ema {
+                    ema.update()?;
+                }
+                run.record.step(lr, &step, &labels)?;
+                if run.is_due() || interrupt::asked() {
+                    run.save(&trained)?;
+                }
+                if interrupt::asked() {
+                    eprintln!("interrupted {}", run.how_to_resume());
+                    return Ok(End::Interrupted);
+                }
+            }
+            // Outside training `model` is the bare network.
+            let scores = || {
+                evaluate(data.test_batches(settings.batch_size), |images| {
+                    Ok(model.forward_t(images, false)?)
+                })
+            };
+            let of_weights = scores()?;
+            let of_average = trained
+                .ema
+                .as_mut()
+                .map(|ema| ema.averaged(scores))
+                .transpose()?
+                .transpose()?;
+            run.record.epoch(of_weights, of_average)?;
+            run.save(&trained)?;
         }
-        // Outside training `model` is the bare network.
-        let scores = evaluate(data.test_batches(flags.batch_size), |images| {
-            Ok(model.forward_t(images, false)?)
-        })?;
-        record.epoch(scores)?;
+        if data.skipped() > 0 {
+            eprintln!("images skipped because they cannot be read: {}", data.skipped());
+        }
+        run.record.write_weights("model.safetensors", &weights.state())?;
+        if let Some(ema) = &mut trained.ema {
+            ema.averaged(|| run.record.write_weights("model_ema.safetensors", &weights.state()))??;
+        }
+        println!("{}", run.record.finish(flags.branch)?);
+        Ok(End::Done)
     }
-    if data.skipped() > 0 {
-        eprintln!("images skipped because they cannot be read: {}", data.skipped());
+}
+
+/// The gradients of a batch, run in `parts` one after the other.
+fn backward<M, S: SubBranch<M>>(
+    model: &MaskSub<M, S>,
+    params: &Params,
+    criterion: &Criterion,
+    (images, targets): (&Tensor, &Tensor),
+    key: StepKey,
+    parts: usize,
+) -> Result<Step> {
+    let batch = images.dim(0)?;
+    let size = batch.div_ceil(parts);
+    if size == batch {
+        return Ok(model.backward(images, key, |logits| criterion.forward(logits, targets))?);
     }
-    println!("{}", record.finish(flags.branch, weights.varmap())?);
-    Ok(())
+    let mut accumulator = Accumulator::new(params);
+    let (mut main_loss, mut sub_loss, mut logits) = (0., None, vec![]);
+    for first in (0..batch).step_by(size) {
+        let n = size.min(batch - first);
+        let (xs, targets) = (images.narrow(0, first, n)?, targets.narrow(0, first, n)?);
+        let key = key.with_first_sample(first);
+        let step = model.backward(&xs, key, |logits| criterion.forward(logits, &targets))?;
+        accumulator.add(&step.grads, n)?;
+        let share = n as f64 / batch as f64;
+        main_loss += share * step.main_loss;
+        if let Some(loss) = step.sub_loss {
+            *sub_loss.get_or_insert(0.) += share * loss;
+        }
+        logits.push(step.main_logits);
+    }
+    Ok(Step {
+        grads: accumulator.take()?,
+        main_loss,
+        sub_loss,
+        main_logits: Tensor::cat(&logits, 0)?,
+        mask: None,
+    })
+}
+
+/// Tells what was done to a file's weights, and refuses one of another model.
+fn check_weights(flags: &Flags, weights: &Weights) -> Result<()> {
+    if flags.init_from.is_some() && !flags.resume {
+        weights.notes().iter().for_each(|note| println!("{note}"));
+    }
+    Ok(weights.check_exact(|name| name == "mask_token" || flags.allow_differences)?)
+}
+
+fn evaluate_network(flags: &Flags, data: &dyn Dataset, network: &Network, weights: &Weights) -> Result<Scores> {
+    let vb = weights.var_builder(DType::F32, &flags.device);
+    let model: Box<dyn ModuleT> = match network {
+        Network::Vit(cfg) => Box::new(VisionTransformer::new(cfg, vb)?),
+        Network::ResNet(cfg, _) => Box::new(ResNet::new(cfg, vb)?),
+        Network::Swin(cfg) => Box::new(SwinTransformer::new(cfg, vb)?),
+    };
+    check_weights(flags, weights)?;
+    evaluate(data.test_batches(flags.training.batch_size), |images| {
+        Ok(model.forward_t(images, false)?)
+    })
+}
+
+fn result(flags: &Flags, scores: Scores) -> String {
+    let Scores { top1, top5, loss } = scores;
+    format!(
+        "result model={} top1={top1:.2} top5={top5:.2} loss={loss:.4}",
+        flags.model()
+    )
 }
 
 /// How the sub-branch runs. A box, since the flag decides; with one branch in mind its type can stand in `MaskSub`.

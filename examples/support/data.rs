@@ -29,9 +29,9 @@ pub trait Dataset {
 
     fn test_len(&self) -> usize;
 
-    /// Every training image once (see `epoch_len`), in an order that `(seed, epoch)` decides. The last batch may be smaller, and the one
-    /// before it by one: see [`training_batches`].
-    fn train_batches(&self, seed: u64, epoch: usize, batch_size: usize) -> Batches<'_>;
+    /// Every training image once (see [`epoch_len`](Self::epoch_len)), in an order that `(seed, epoch)` decides, without
+    /// the first `skip` batches. The last batch may be smaller, and the one before it by one: see [`training_batches`].
+    fn train_batches(&self, seed: u64, epoch: usize, batch_size: usize, skip: usize) -> Batches<'_>;
 
     /// Every test image once, in a fixed order. The last batch may be smaller.
     fn test_batches(&self, batch_size: usize) -> Batches<'_>;

@@ -82,6 +82,24 @@ fn cross_entropy(logits: &[f32], label: usize) -> f64 {
     largest + sum.ln() - logits[label] as f64
 }
 
+/// The four sums, to be kept in a checkpoint.
+impl From<&Tally> for [f64; 4] {
+    fn from(tally: &Tally) -> Self {
+        [tally.images as f64, tally.top1 as f64, tally.top5 as f64, tally.loss]
+    }
+}
+
+impl From<[f64; 4]> for Tally {
+    fn from([images, top1, top5, loss]: [f64; 4]) -> Self {
+        Self {
+            images: images as usize,
+            top1: top1 as usize,
+            top5: top5 as usize,
+            loss,
+        }
+    }
+}
+
 /// The mean of a value that comes once a batch, weighted by the batch's size.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Mean {
@@ -93,6 +111,15 @@ impl Mean {
     pub fn add(&mut self, value: f64, batch: usize) {
         self.sum += value * batch as f64;
         self.weight += batch as f64;
+    }
+
+    /// Sum and weight, to be kept in a checkpoint.
+    pub fn parts(&self) -> [f64; 2] {
+        [self.sum, self.weight]
+    }
+
+    pub fn from_parts([sum, weight]: [f64; 2]) -> Self {
+        Self { sum, weight }
     }
 
     /// NaN if nothing was added.

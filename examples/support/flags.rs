@@ -6,9 +6,12 @@ use super::digits::{self, Digits};
 use super::image_tree::{ImageTree, Unreadable};
 use super::input_flags::InputFlags;
 use super::network::{self, Input, Network};
+use super::recipe::Recipe;
+use super::recipe_flags::RecipeFlags;
 use anyhow::Result;
 use candle_core::Device;
-use clap::{Parser, ValueEnum};
+use clap::parser::ValueSource;
+use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
 use std::fmt;
 use std::path::PathBuf;
 
@@ -18,6 +21,7 @@ use std::path::PathBuf;
 #[derive(Parser, Clone, Debug)]
 #[command(
     name = "vit_imagenet",
+    args_override_self = true,
     after_help = "Writes metrics.csv, curves.svg and model.safetensors to the output directory; the last line printed \
                   is the result. RAYON_NUM_THREADS sets the number of threads (default: one per core); the numbers do \
                   not depend on it."
@@ -52,9 +56,19 @@ pub struct Flags {
     #[arg(long, value_name = "PIXELS", value_parser = side, help_heading = "Model")]
     pub patch_size: Option<usize>,
 
-    /// Start from the weights in this safetensors file instead of random ones
+    /// Start from the weights in this file instead of random ones: a published checkpoint of timm, facebookresearch (DeiT,
+    /// MAE), Hugging Face, OpenCLIP, OpenAI's CLIP or Microsoft's Swin, or this example's model.safetensors;
+    /// .safetensors or .pth. Positions are resized and the head is replaced where they do not fit
     #[arg(long, value_name = "FILE", help_heading = "Model")]
     pub init_from: Option<PathBuf>,
+
+    /// Accept a file of --init-from that lacks some of the network's weights, or has others
+    #[arg(long, requires = "init_from", help_heading = "Model")]
+    pub allow_differences: bool,
+
+    /// Whose settings are the defaults of all flags below: one of the paper's recipes, for the network
+    #[arg(long, value_enum, default_value = "plain", help_heading = "Training")]
+    pub recipe: Recipe,
 
     /// What runs beside the main branch: masksub drops tokens (ViT), hides blocks of the image (ResNet) or puts a mask
     /// token in the place of blocks (Swin); dropsub adds dropout; pathsub adds stochastic depth;
@@ -87,26 +101,6 @@ pub struct Flags {
     #[arg(long, value_name = "P", default_value_t = 0.2, value_parser = share, help_heading = "MaskSub")]
     pub sub_drop_rate: f64,
 
-    /// How often every training image is seen
-    #[arg(long, value_name = "N", default_value_t = 60, value_parser = at_least_1, help_heading = "Training")]
-    pub epochs: usize,
-
-    /// Images per step
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = at_least_1, help_heading = "Training")]
-    pub batch_size: usize,
-
-    /// Highest learning rate of AdamW; falls to 0 along a half cosine
-    #[arg(long, value_name = "RATE", default_value_t = 2e-3, value_parser = positive, help_heading = "Training")]
-    pub lr: f64,
-
-    /// Weight decay of AdamW, on every parameter
-    #[arg(long, value_name = "DECAY", default_value_t = 0.05, value_parser = not_negative, help_heading = "Training")]
-    pub weight_decay: f64,
-
-    /// Steps in which the learning rate rises linearly from 0 to --lr
-    #[arg(long, value_name = "STEPS", default_value_t = 100, help_heading = "Training")]
-    pub warmup_steps: usize,
-
     /// Decides initial weights, order of images, masks and every other draw
     #[arg(long, value_name = "SEED", default_value_t = 0, help_heading = "Training")]
     pub seed: u64,
@@ -119,8 +113,31 @@ pub struct Flags {
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     pub out: Option<PathBuf>,
 
+    /// Write a checkpoint after every N steps. Default: after every epoch
+    #[arg(long, value_name = "N", value_parser = at_least_1, help_heading = "Output")]
+    pub checkpoint_every: Option<usize>,
+
+    /// Go on with the run in --out where its last checkpoint was written, with its settings
+    #[arg(long, requires = "out", conflicts_with = "init_from", help_heading = "Output")]
+    pub resume: bool,
+
+    /// Only evaluate, the weights of --init-from or of the run to --resume
+    #[arg(long, help_heading = "Output")]
+    pub eval_only: bool,
+
+    /// Print all settings and end
+    #[arg(long, help_heading = "Output")]
+    pub print_config: bool,
+
+    #[command(flatten)]
+    pub training: RecipeFlags,
+
     #[command(flatten)]
     pub input: InputFlags,
+
+    /// As they were typed.
+    #[arg(skip)]
+    pub arguments: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -148,6 +165,23 @@ impl fmt::Display for Branch {
 }
 
 impl Flags {
+    /// From `arguments`, the program's name not among them. Those of the recipe come before them, so that each can be
+    /// overridden.
+    pub fn from_arguments(arguments: Vec<String>) -> Result<Self, clap::Error> {
+        let parse = |recipe: &str| -> Result<_, clap::Error> {
+            let program = std::iter::once("vit_imagenet");
+            let given = arguments.iter().map(String::as_str);
+            let all = program.chain(recipe.split_whitespace()).chain(given);
+            let matches = Self::command().try_get_matches_from(all)?;
+            Ok((Self::from_arg_matches(&matches)?, matches))
+        };
+        let (asked, matches) = parse("")?;
+        let epochs = matches.value_source("epochs") == Some(ValueSource::CommandLine);
+        let epochs = epochs.then_some(asked.training.epochs);
+        let (flags, _) = parse(&asked.recipe.flags(asked.model(), epochs))?;
+        Ok(Self { arguments, ..flags })
+    }
+
     /// The network's name.
     pub fn model(&self) -> &str {
         self.model
@@ -157,7 +191,11 @@ impl Flags {
 
     /// The network, with a head for `num_classes`.
     pub fn network(&self, num_classes: usize) -> Result<Network> {
-        Network::new(self.model(), num_classes, self)
+        let network = Network::new(self.model(), num_classes, self)?;
+        Ok(match self.training.drop_path {
+            Some(rate) => network.with_drop_path(rate),
+            None => network,
+        })
     }
 
     /// The weight of the sub-branch: 0 where there is none, which then costs nothing.
@@ -197,7 +235,7 @@ pub fn number(text: &str, allowed: &str, fits: impl Fn(f64) -> bool) -> Result<f
     }
 }
 
-fn share(text: &str) -> Result<f64, String> {
+pub fn share(text: &str) -> Result<f64, String> {
     number(text, "a number that is at least 0 and below 1", |v| {
         (0. ..1.).contains(&v)
     })
@@ -207,15 +245,15 @@ pub fn weight(text: &str) -> Result<f64, String> {
     number(text, "a number from 0 to 1", |v| (0. ..=1.).contains(&v))
 }
 
-fn positive(text: &str) -> Result<f64, String> {
+pub fn positive(text: &str) -> Result<f64, String> {
     number(text, "a finite number above 0", |v| v > 0. && v.is_finite())
 }
 
-fn not_negative(text: &str) -> Result<f64, String> {
+pub fn not_negative(text: &str) -> Result<f64, String> {
     number(text, "a finite number that is at least 0", |v| v >= 0. && v.is_finite())
 }
 
-fn whole(text: &str, allowed: std::ops::RangeInclusive<usize>, words: &str) -> Result<usize, String> {
+pub fn whole(text: &str, allowed: std::ops::RangeInclusive<usize>, words: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(value) if allowed.contains(&value) => Ok(value),
         _ => Err(format!("must be a whole number {words}")),
@@ -226,18 +264,17 @@ pub fn at_least_1(text: &str) -> Result<usize, String> {
     whole(text, 1..=u32::MAX as usize, "that is at least 1")
 }
 
-fn side(text: &str) -> Result<usize, String> {
+pub fn side(text: &str) -> Result<usize, String> {
     whole(text, 1..=4096, "from 1 to 4096")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     fn parse(args: &str) -> Result<Flags, String> {
-        let args = std::iter::once("vit_imagenet").chain(args.split_whitespace());
-        Flags::try_parse_from(args).map_err(|error| error.to_string())
+        let args = args.split_whitespace().map(String::from).collect();
+        Flags::from_arguments(args).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -275,8 +312,12 @@ mod tests {
             (flags.mask_ratio, flags.sub_weight(), flags.temperature),
             (0.5, 0.5, 1.)
         );
-        assert_eq!((flags.epochs, flags.batch_size, flags.warmup_steps), (60, 64, 100));
-        assert_eq!((flags.lr, flags.weight_decay), (2e-3, 0.05));
+        let training = &flags.training;
+        assert_eq!(
+            (training.epochs, training.batch_size, training.warmup_steps),
+            (60, 64, 100)
+        );
+        assert_eq!((training.lr, training.weight_decay), (2e-3, 0.05));
         let digits = flags.dataset().unwrap();
         assert_eq!((digits.train_len(), digits.test_len()), (1200, 597));
     }

@@ -190,7 +190,7 @@ impl Dataset for ImageTree {
         self.test.len()
     }
 
-    fn train_batches(&self, seed: u64, epoch: usize, batch_size: usize) -> Batches<'_> {
+    fn train_batches(&self, seed: u64, epoch: usize, batch_size: usize, skip: usize) -> Batches<'_> {
         let order = permutation(self.train_len(), &mut rng(seed, epoch, 0, Purpose::Order));
         let shown = repeated(&order, self.loader.transform.augment.repeats);
         let drawn = |(index, repeat)| {
@@ -203,7 +203,8 @@ impl Dataset for ImageTree {
             (index, draw)
         };
         let shown: Vec<_> = shown.into_iter().map(drawn).collect();
-        self.batches(&self.train, training_batches(&shown, batch_size))
+        let batches = training_batches(&shown, batch_size).into_iter().skip(skip);
+        self.batches(&self.train, batches.collect())
     }
 
     fn test_batches(&self, batch_size: usize) -> Batches<'_> {
@@ -449,10 +450,10 @@ mod tests {
         let tree = open(root.path(), Unreadable::Error, 0).unwrap();
         assert_eq!(tree.classes(), ["cat", "dog"]);
         assert_eq!((tree.num_classes(), tree.train_len(), tree.test_len()), (2, 6, 2));
-        let train = contents(tree.train_batches(0, 0, 4));
+        let train = contents(tree.train_batches(0, 0, 4, 0));
         assert_eq!(train.iter().map(|b| b.0[0]).collect::<Vec<_>>(), [4, 2]);
         assert_eq!(train[0].0[1..], [3, 16, 16]);
-        let five = contents(tree.train_batches(0, 0, 5));
+        let five = contents(tree.train_batches(0, 0, 5, 0));
         assert_eq!(five.iter().map(|b| b.0[0]).collect::<Vec<_>>(), [4, 2]);
         let mut labels: Vec<u32> = train.iter().flat_map(|b| b.2.clone()).collect();
         labels.sort_unstable();
@@ -500,7 +501,7 @@ mod tests {
                     threads,
                     &Device::Cpu,
                 );
-                contents(open.unwrap().train_batches(seed, epoch, 20))
+                contents(open.unwrap().train_batches(seed, epoch, 20, 0))
             };
             let first = batches(1, 4, 5);
             assert_eq!(first, batches(2, 4, 5));
@@ -517,7 +518,7 @@ mod tests {
         transform.augment.repeats = 3;
         let tree = ImageTree::open(root.path(), transform, Unreadable::Error, None, 0, 0, &Device::Cpu).unwrap();
         assert_eq!((tree.train_len(), tree.epoch_len()), (6, 6));
-        let batches = contents(tree.train_batches(0, 0, 3));
+        let batches = contents(tree.train_batches(0, 0, 3, 0));
         assert_eq!(batches.len(), 2);
         let mut seen = 0;
         for (dims, values, labels) in batches {
@@ -624,7 +625,7 @@ mod tests {
                 }
             }
             let tree = open(root.path(), Unreadable::Error, 0).unwrap();
-            let error = tree.train_batches(0, 0, 4).find_map(|batch| batch.err()).unwrap();
+            let error = tree.train_batches(0, 0, 4, 0).find_map(|batch| batch.err()).unwrap();
             assert!(
                 matches!(error.downcast_ref(), Some(TreeError::Unreadable { path, .. }) if *path == bad[which]),
                 "{error}"
@@ -640,11 +641,11 @@ mod tests {
         assert_eq!((tree.train_len(), tree.skipped()), (11, 0));
         for epoch in 0..2 {
             // In batches of one, five are empty and do not appear.
-            let train = contents(tree.train_batches(0, epoch, 1));
+            let train = contents(tree.train_batches(0, epoch, 1, 0));
             assert_eq!(train.len(), 6);
             assert_eq!(tree.skipped(), 5);
         }
-        let sizes: usize = contents(tree.train_batches(0, 0, 4)).iter().map(|b| b.2.len()).sum();
+        let sizes: usize = contents(tree.train_batches(0, 0, 4, 0)).iter().map(|b| b.2.len()).sum();
         assert_eq!(sizes, 6);
     }
 

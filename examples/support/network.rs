@@ -85,6 +85,15 @@ impl Network {
         }
     }
 
+    /// The same with residual branches dropped at that rate.
+    pub fn with_drop_path(self, drop_path: f64) -> Self {
+        match self {
+            Self::Vit(cfg) => Self::Vit(vit::Config { drop_path, ..cfg }),
+            Self::ResNet(cfg, input) => Self::ResNet(resnet::Config { drop_path, ..cfg }, input),
+            Self::Swin(cfg) => Self::Swin(swin::Config { drop_path, ..cfg }),
+        }
+    }
+
     /// Height and width of its images, and their channels.
     pub fn input(&self) -> Input {
         match self {

@@ -181,9 +181,7 @@ pub fn compare(path: &Path, device: &Device) -> Result<Report> {
         ("checkpoint", _) => checkpoint::compare(path, &file, &mut report),
         ("trajectory", Some("deit3")) => trajectory(&file, &mut report),
         ("optim", _) => optim::compare(&file, &mut report),
-        ("augment", _) => {
-            augment::compare(&file.config, |name| file.get(name)).map(|cases| report.images = cases)
-        }
+        ("augment", _) => augment::compare(&file.config, |name| file.get(name)).map(|cases| report.images = cases),
         ("model" | "trajectory", Some(model)) => bail!("this release has no model of kind {model}"),
         (kind, _) => bail!("this release cannot compare files of kind {kind}"),
     };

@@ -26,6 +26,12 @@ impl Progress {
         self.0.inc(1);
     }
 
+    /// So many steps were done before.
+    pub fn at(&self, step: usize) {
+        self.0.set_position(step as u64);
+        self.0.reset_eta();
+    }
+
     pub fn finish(&self) {
         self.0.finish_and_clear();
     }

@@ -38,6 +38,14 @@ impl RunDir {
         Ok(Self(path))
     }
 
+    /// A directory that a run has written to.
+    pub fn existing(path: &Path) -> Result<Self> {
+        match path.is_dir() {
+            true => Ok(Self(path.into())),
+            false => bail!("there is no directory {} with a run to resume", path.display()),
+        }
+    }
+
     pub fn path(&self) -> &Path {
         &self.0
     }

@@ -133,6 +133,14 @@ impl Ema {
         Ok(f())
     }
 
+    /// The averages in such a state, for a model to be made from
+    /// ([`Weights::from_tensors`](crate::Weights::from_tensors)).
+    pub fn weights_of(state: &BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
+        let mut weights = state.clone();
+        weights.remove(UPDATES);
+        weights
+    }
+
     /// The averages by name, and under `updates` how many there were.
     ///
     /// # Errors
