@@ -103,7 +103,8 @@ impl Weights {
 
     /// Values from a safetensors file. A weight that the file does not have is an [`Error::MissingWeight`], one of
     /// another shape an [`Error::MisshapenWeight`]; both name its path. What the file has and no model asked for is
-    /// listed in [`left_over`](Self::left_over).
+    /// listed in [`left_over`](Self::left_over). (For other projects' checkpoints, under their names and for other image
+    /// sizes and classes: [`Pretrained`](crate::pretrained::Pretrained).)
     ///
     /// # Errors
     /// [`Error::File`] when the file cannot be read or is no safetensors file.

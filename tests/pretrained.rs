@@ -448,6 +448,19 @@ mod positions {
     }
 
     #[test]
+    fn in_two_tables_are_misshapen() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut tensors = tensors("timm_vit");
+        tensors.insert("pos_embed".into(), randn((2, 17, 48), "positions"));
+        let weights = Pretrained::open(saved(directory.path(), &tensors)).unwrap();
+        let error = refusal(&timm_vit(9).with_input(48, 8, 3), &weights.weights(Seed::new(0)));
+        assert!(
+            matches!(&error, Error::MisshapenWeight { path, .. } if path == "pos_embed"),
+            "{error}"
+        );
+    }
+
+    #[test]
     fn with_and_without_the_class_token_are_not_mistaken_for_each_other() {
         for image_size in [32, 48] {
             for (name, class_token_position) in [("timm_vit", false), ("facebook_deit3", true)] {
@@ -696,9 +709,15 @@ mod what_differs {
         }
         let mut apart = tensors("hf_vit");
         let query = "vit.encoder.layer.1.attention.attention.query.weight";
-        apart.insert(query.into(), randn((48, 47), "query"));
-        let error = refusal(&timm_vit(9), &open(&apart));
-        assert!(error.to_string().contains("blocks.1.attn.qkv.weight"), "{error}");
+        for part in [query, "vit.encoder.layer.1.attention.attention.value.weight"] {
+            let mut odd = apart.clone();
+            odd.insert(part.into(), randn((48, 47), part));
+            let error = refusal(&timm_vit(9), &open(&odd));
+            assert!(
+                matches!(&error, Error::MisshapenWeight { path, .. } if path == "blocks.1.attn.qkv.weight"),
+                "{error}"
+            );
+        }
         // Without one of the three, the model's packed one is missing and the two are left over.
         apart.remove(query).unwrap();
         let weights = open(&apart);

@@ -54,8 +54,12 @@ impl Found<'_> {
                 shape
             }
             Self::Packed([first, others @ ..]) => {
+                let rest = |stored: &Stored| stored.shape.iter().skip(1).copied().collect::<Vec<_>>();
+                // Parts that cannot be packed have the shape of the odd one, which no packed projection has.
+                if let Some(odd) = others.iter().find(|other| rest(other) != rest(first)) {
+                    return odd.shape.clone();
+                }
                 let mut shape = first.shape.clone();
-                // Parts of different shapes cannot be packed: `read` tells.
                 if let Some(rows) = shape.first_mut() {
                     *rows += others.iter().filter_map(|other| other.shape.first()).sum::<usize>();
                 }
@@ -131,12 +135,13 @@ impl PeerSource {
 
     /// The grids of the file's and of the model's positions, where they differ and both are known.
     fn positions(&self, from: &[usize], to: &[usize]) -> Result<Option<(Grid, Grid)>> {
-        let ([.., n, d], [.., m, to_d]) = (from, to) else {
+        let ([lead @ .., n, d], [.., m, to_d]) = (from, to) else {
             return Ok(None);
         };
         // A position of its own for the class token leaves a square.
         let class = usize::from(*n > 1 && square(n - 1).is_some());
-        let (Some(side), true) = (square(n - class), d == to_d && *m > class) else {
+        let one_table = lead.iter().all(|n| *n == 1) && d == to_d && *m > class;
+        let (Some(side), true) = (square(n - class), one_table) else {
             return Ok(None);
         };
         let wanted = m - class;
