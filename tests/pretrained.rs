@@ -247,6 +247,23 @@ mod layouts {
         assert_eq!(Pretrained::open(&path).unwrap().layout(), Layout::HfClip);
     }
 
+    // DINOv2 in timm: LayerScale like DeiT-III's, and a position for the class token like everyone's.
+    #[test]
+    fn of_deit3_are_told_by_their_positions() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut tensors = tensors("timm_deit3");
+        tensors.insert("pos_embed".into(), randn((1, 17, 48), "positions"));
+        let pretrained = Pretrained::open(saved(directory.path(), &tensors)).unwrap();
+        assert_eq!(pretrained.layout(), Layout::TimmVit);
+        let weights = pretrained.weights(Seed::new(0));
+        let cfg = Config {
+            layer_scale: Some(1e-4),
+            ..timm_vit(9)
+        };
+        vit(&cfg, &weights);
+        weights.check_exact(|_| false).unwrap();
+    }
+
     #[test]
     fn that_are_not_known_are_refused_with_the_names() {
         let directory = tempfile::tempdir().unwrap();

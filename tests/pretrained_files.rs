@@ -66,6 +66,14 @@ fn every_form_that_pytorch_writes_has_the_same_weights() {
     assert_eq!(weights.notes(), ["layout timm-vit, 20 tensors, below `state_dict`"]);
 }
 
+#[test]
+fn an_encoder_below_model_is_of_maes_pre_training() {
+    let path = fixture("mae_encoder.pth");
+    assert_eq!(Pretrained::open(&path).unwrap().layout(), Layout::MaePretrained);
+    let weights = load(&path).unwrap();
+    assert_eq!(weights.notes()[1], "not in the file, so drawn: head.bias, head.weight");
+}
+
 // Which format it is, the content tells.
 #[test]
 fn names_of_files_do_not_matter() {
@@ -118,7 +126,10 @@ fn files_without_weights_are_refused_by_path() {
     let path = |name: &str| directory.path().join(name);
     refusal(&path("absent.pth"));
     assert!(refusal(directory.path()).contains("directory"));
-    let cases: [(&str, &[u8], &str); 7] = [
+    let unread = br#"{"w":{"dtype":"U16","shape":[1],"data_offsets":[0,2]}}  "#;
+    let unread = [&(unread.len() as u64).to_le_bytes()[..], unread, &[0; 2]].concat();
+    let cases: [(&str, &[u8], &str); 8] = [
+        ("unread.safetensors", &unread, "tensor w has elements of U16"),
         ("empty.pth", b"", "it is empty"),
         ("byte.pth", b"P", "neither"),
         (
@@ -168,12 +179,30 @@ fn files_that_announce_something_else_are_refused() {
     longer.push(0);
     fs::write(&path, longer).unwrap();
     assert!(refusal(&path).contains("its header announces"));
-    // The entry `byteorder` of the archive.
-    let mut other = fs::read(fixture("training_run.pth")).unwrap();
-    let at = other.windows(6).position(|bytes| bytes == b"little").unwrap();
-    other[at..at + 6].copy_from_slice(b"big   ");
-    fs::write(&path, other).unwrap();
-    assert!(refusal(&path).contains("big-endian"));
+    // The entry `byteorder` of an archive; then a class of numbers, a key of numbers, and what a storage is a view of.
+    for (name, from, to, reason) in [
+        ("training_run.pth", &b"little"[..], &b"big   "[..], "big-endian"),
+        (
+            "training_run.pth",
+            b"FloatStorage",
+            b"QInt8Storage",
+            "cls_token has elements of a kind",
+        ),
+        (
+            "training_run.pth",
+            b"X\x01\0\0\x000q",
+            b"X\x01\0\0\0?q",
+            "cls_token are missing: storage ?",
+        ),
+        ("legacy.pth", b"Ntq", b"]tq", "is a view of another one"),
+    ] {
+        let mut changed = fs::read(fixture(name)).unwrap();
+        let at = changed.windows(from.len()).position(|bytes| bytes == from).unwrap();
+        changed[at..at + to.len()].copy_from_slice(to);
+        fs::write(&path, changed).unwrap();
+        let message = refusal(&path);
+        assert!(message.contains(reason), "{reason}: {message}");
+    }
 }
 
 // Nothing but an error, or other numbers: no panic, and no memory beyond the file's size.
