@@ -148,6 +148,7 @@ fn files_without_weights_are_refused_by_path() {
         assert!(message.contains(reason), "{message}");
     }
     assert!(refusal(&fixture("a_list.pth")).contains("no dictionary"));
+    assert!(refusal(&fixture("unread_elements.pth")).contains("tensor head.bias has elements of a kind"));
     let message = refusal(&fixture("no_weights.pth"));
     assert!(message.contains("its keys are [epoch, model]"), "{message}");
 }

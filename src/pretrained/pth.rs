@@ -233,9 +233,11 @@ fn as_tensor(pickle: &Pickle, mut id: Id) -> Option<&[Id]> {
     for _ in 0..MOST_WRAPPINGS {
         let (callable, args) = pickle.call(id)?;
         match (callable, args) {
-            ("torch._utils._rebuild_tensor_v2" | "torch._utils._rebuild_tensor", [_, _, _, _, ..]) => {
-                return Some(args)
-            }
+            // v3 is of element types that have no storage of their own, of which none is read here.
+            (
+                "torch._utils._rebuild_tensor" | "torch._utils._rebuild_tensor_v2" | "torch._utils._rebuild_tensor_v3",
+                [_, _, _, _, ..],
+            ) => return Some(args),
             ("torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state", [inner, ..]) => {
                 id = *inner;
             }
