@@ -56,7 +56,7 @@ fn every_form_that_pytorch_writes_has_the_same_weights() {
             weights.notes(),
             [
                 "layout timm-vit, 20 tensors, below `model`",
-                "left out: optimizer, epoch, args, scaler, beside the weights"
+                "left out: optimizer, epoch, best_acc1, args, scaler, beside the weights"
             ],
             "{name}"
         );
@@ -72,6 +72,8 @@ fn an_encoder_below_model_is_of_maes_pre_training() {
     assert_eq!(Pretrained::open(&path).unwrap().layout(), Layout::MaePretrained);
     let weights = load(&path).unwrap();
     assert_eq!(weights.notes()[1], "not in the file, so drawn: head.bias, head.weight");
+    let deit3 = Pretrained::open(fixture("deit3_encoder.pth")).unwrap();
+    assert_eq!(deit3.layout(), Layout::FacebookDeit3);
 }
 
 // Which format it is, the content tells.

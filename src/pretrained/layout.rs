@@ -114,11 +114,12 @@ impl Layout {
             // What facebookresearch publishes of MAE's pre-training has no decoder, and lies below `model`.
             let encoder = key == Some("model") && !has_below("head.");
             return Some(match () {
-                _ if has_below("decoder_") || encoder => Self::MaePretrained,
+                _ if has_below("decoder_") => Self::MaePretrained,
                 _ if has("fc_norm.weight") && !has("norm.weight") => Self::MaeFinetuned,
                 _ if has("norm_pre.weight") => Self::TimmClip,
                 _ if has("blocks.0.gamma_1") => Self::FacebookDeit3,
                 _ if has("blocks.0.ls1.gamma") && square => Self::TimmDeit3,
+                _ if encoder => Self::MaePretrained,
                 _ => Self::TimmVit,
             });
         }

@@ -24,7 +24,7 @@ const OPEN_CLIP: Names = Names {
 const FORMS: [&Names; 4] = [&TIMM, &HUGGING_FACE, &CLIP, &OPEN_CLIP];
 /// What whole models have before the names of towers that are saved alone.
 const PREFIXES: [&str; 3] = ["", "vit.", "clip."];
-/// timm's LayerScale is a module of its own.
+/// What is spelled as if it were no module's, or, as timm's LayerScale, a module's own.
 const SPELLINGS: [(&str, &str); 3] = [
     (".attn.in_proj_", ".attn.in_proj."),
     (".ls1.gamma", ".gamma_1"),

@@ -56,7 +56,7 @@ pub(super) fn read_zip(path: &str, file: &File, len: u64) -> Result<Contents> {
     let path = Path(path);
     let damaged = |error: zip::result::ZipError| path.fail(format!("it is cut off, or no zip archive: {error}"));
     let mut archive = ZipArchive::new(BufReader::new(file)).map_err(damaged)?;
-    let (mut entries, mut compressed) = (HashMap::new(), None);
+    let (mut entries, mut compressed) = (BTreeMap::new(), None);
     for index in 0..archive.len() {
         let entry = archive.by_index_raw(index).map_err(damaged)?;
         let name = entry.name().map_err(damaged)?.into_owned();
@@ -189,8 +189,8 @@ fn contents(path: &Path, pickle: &Pickle, find: impl Fn(&str, bool) -> Result<Op
         let mut named = items.iter().filter(|(key, _)| pickle.text(*key) == Some(wanted));
         named.find_map(|(_, value)| pickle.dict(*value))
     };
-    let holds_tensors = items.iter().any(|(_, value)| as_tensor(pickle, *value).is_some());
-    let key = KEYS.into_iter().find(|key| !holds_tensors && below(key).is_some());
+    // Whatever else lies beside it: PyTorch's own example saves its best accuracy as a tensor.
+    let key = KEYS.into_iter().find(|key| below(key).is_some());
     let weights = key.and_then(below).unwrap_or(items);
 
     let mut tensors = BTreeMap::new();
