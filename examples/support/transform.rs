@@ -7,7 +7,7 @@ use super::augment::pixels::{Interpolation, Pixels};
 use super::augment::rand_augment::RandAugment;
 use super::augment::three_augment::three_augment;
 use super::data::{repeat_rng, Purpose};
-use super::decode::decode;
+use super::decode::{decode, recycle};
 use anyhow::Result;
 use rand::Rng;
 use std::fmt;
@@ -134,7 +134,10 @@ impl Transform {
 
     /// Writes the image of `path` to `out` `[C, image_size, image_size]`.
     pub fn load(&self, path: &Path, draw: Draw, out: &mut [f32]) -> Result<()> {
-        self.apply(&decode(path)?, draw, out)
+        let image = decode(path)?;
+        self.apply(&image, draw, out)?;
+        recycle(image);
+        Ok(())
     }
 
     pub fn apply(&self, image: &Pixels, draw: Draw, out: &mut [f32]) -> Result<()> {

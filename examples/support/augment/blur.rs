@@ -1,7 +1,7 @@
 //! Gaussian blur as Pillow approximates it: three box blurs in each direction, whose boxes may end within a pixel.
 
 use super::pixels::{Pixels, CHANNELS};
-use pulp::Arch;
+use super::simd::vectorized;
 
 /// A box as wide as `2 * reach + 1` whole pixels and a part of the next one at both ends; weights in 1/2^24.
 #[derive(Clone, Copy)]
@@ -38,10 +38,13 @@ pub fn gaussian_blur(image: &mut Pixels, radius: f64) {
         return;
     }
     let kernel = Kernel::of(radius);
-    Arch::new().dispatch(|| {
-        blur_rows(image, kernel);
-        blur_columns(image, kernel);
-    });
+    vectorized(
+        #[inline(always)]
+        || {
+            blur_rows(image, kernel);
+            blur_columns(image, kernel);
+        },
+    );
 }
 
 #[inline(always)]
@@ -58,7 +61,12 @@ fn blur_rows(image: &mut Pixels, kernel: Kernel) {
                 side.copy_from_slice(&row[stride - CHANNELS..]);
             }
             let padded = &padded[..];
-            average(row, kernel, |tap| &padded[tap * CHANNELS..][..stride]);
+            average(
+                row,
+                kernel,
+                #[inline(always)]
+                |tap| &padded[tap * CHANNELS..][..stride],
+            );
         }
     }
 }
@@ -73,10 +81,15 @@ fn blur_columns(image: &mut Pixels, kernel: Kernel) {
         }
         let last = image.height - 1;
         for (y, row) in image.values.chunks_exact_mut(stride).enumerate() {
-            average(row, kernel, |tap| {
-                let from = (y + tap).saturating_sub(kernel.reach + 1).min(last);
-                &source[from * stride..][..stride]
-            });
+            average(
+                row,
+                kernel,
+                #[inline(always)]
+                |tap| {
+                    let from = (y + tap).saturating_sub(kernel.reach + 1).min(last);
+                    &source[from * stride..][..stride]
+                },
+            );
         }
     }
 }

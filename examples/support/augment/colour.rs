@@ -3,8 +3,8 @@
 //! A factor of 0 is the plain version, 1 the image, more than 1 goes beyond it. Values are truncated, as Pillow does it.
 
 use super::pixels::{Pixels, CHANNELS};
+use super::simd::{byte, vectorized};
 use super::tone;
-use pulp::Arch;
 
 /// Blends with black.
 pub fn brightness(image: &mut Pixels, factor: f64) {
@@ -21,13 +21,23 @@ pub fn contrast(image: &mut Pixels, factor: f64) {
 
 /// Blends with greyscale.
 pub fn saturation(image: &mut Pixels, factor: f64) {
-    let (pixels, _) = image.values.as_chunks_mut::<CHANNELS>();
-    Arch::new().dispatch(|| {
-        for pixel in pixels {
-            let grey = luma(*pixel);
-            *pixel = pixel.map(|v| blend(grey, v, factor as f32));
-        }
-    });
+    // In blocks: what is interleaved does not vectorize, so that is kept apart from what does.
+    const BLOCK: usize = 64;
+    vectorized(
+        #[inline(always)]
+        || {
+            let mut plain = [[0; CHANNELS]; BLOCK];
+            for block in image.values.chunks_mut(BLOCK * CHANNELS) {
+                let (pixels, _) = block.as_chunks::<CHANNELS>();
+                plain
+                    .iter_mut()
+                    .zip(pixels)
+                    .for_each(|(plain, pixel)| *plain = [luma(*pixel); CHANNELS]);
+                let blended = block.iter_mut().zip(plain.as_flattened());
+                blended.for_each(|(v, &plain)| *v = blend(plain, *v, factor as f32));
+            }
+        },
+    );
 }
 
 /// Blends with a smoothed image: the mean of the nine pixels around, of which the middle one counts five times. The
@@ -38,26 +48,29 @@ pub fn sharpness(image: &mut Pixels, factor: f64) {
         return;
     }
     let source = image.values.clone();
-    Arch::new().dispatch(|| {
-        for y in 1..image.height - 1 {
-            let [above, row, below] = [y - 1, y, y + 1].map(|y| &source[y * stride..(y + 1) * stride]);
-            let out = &mut image.values[y * stride + CHANNELS..(y + 1) * stride - CHANNELS];
-            let [left, middle, right] = [0, CHANNELS, 2 * CHANNELS].map(|from| from..from + out.len());
-            let column = |part: &std::ops::Range<usize>| {
-                let [above, row, below] = [above, row, below].map(|row| row[part.clone()].iter());
-                above
-                    .zip(row)
-                    .zip(below)
-                    .map(|((&a, &b), &c)| a as u16 + b as u16 + c as u16)
-            };
-            let sums = column(&left).zip(column(&middle)).zip(column(&right));
-            for ((out, ((a, b), c)), &v) in out.iter_mut().zip(sums).zip(&row[middle.clone()]) {
-                let sum = a + b + c + 4 * v as u16;
-                let smooth = (sum as f32 / 13. + 0.5) as i32 as u8;
-                *out = blend(smooth, v, factor as f32);
+    vectorized(
+        #[inline(always)]
+        || {
+            for y in 1..image.height - 1 {
+                let [above, row, below] = [y - 1, y, y + 1].map(|y| &source[y * stride..(y + 1) * stride]);
+                let out = &mut image.values[y * stride + CHANNELS..(y + 1) * stride - CHANNELS];
+                let [left, middle, right] = [0, CHANNELS, 2 * CHANNELS].map(|from| from..from + out.len());
+                let column = |part: &std::ops::Range<usize>| {
+                    let [above, row, below] = [above, row, below].map(|row| row[part.clone()].iter());
+                    above
+                        .zip(row)
+                        .zip(below)
+                        .map(|((&a, &b), &c)| a as u16 + b as u16 + c as u16)
+                };
+                let sums = column(&left).zip(column(&middle)).zip(column(&right));
+                for ((out, ((a, b), c)), &v) in out.iter_mut().zip(sums).zip(&row[middle.clone()]) {
+                    let sum = a + b + c + 4 * v as u16;
+                    let smooth = byte(sum as f32 / 13. + 0.5);
+                    *out = blend(smooth, v, factor as f32);
+                }
             }
-        }
-    });
+        },
+    );
 }
 
 pub fn greyscale(image: &mut Pixels) {
@@ -72,13 +85,16 @@ pub fn luma([red, green, blue]: [u8; CHANNELS]) -> u8 {
 }
 
 fn blend_with_level(image: &mut Pixels, level: u8, factor: f64) {
-    Arch::new().dispatch(|| tone::map(image, |v| blend(level, v, factor as f32)));
+    tone::map(
+        image,
+        #[inline(always)]
+        |v| blend(level, v, factor as f32),
+    );
 }
 
 #[inline(always)]
 fn blend(plain: u8, value: u8, factor: f32) -> u8 {
-    let blended = plain as f32 + factor * (value as f32 - plain as f32);
-    blended.clamp(0., 255.) as i32 as u8
+    byte(plain as f32 + factor * (value as f32 - plain as f32))
 }
 
 #[cfg(test)]

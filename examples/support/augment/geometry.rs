@@ -1,7 +1,8 @@
 //! Rotations, shears and translations: affine maps from a place in the result to one in the image.
 
 use super::pixels::{Filter, Pixels, CHANNELS};
-use pulp::Arch;
+use super::simd::{byte, vectorized};
+use std::cell::RefCell;
 
 /// Counter-clockwise about the centre.
 pub fn rotate(image: &Pixels, degrees: f64, fill: [u8; CHANNELS], filter: Filter) -> Pixels {
@@ -33,70 +34,102 @@ pub fn translate_y(image: &Pixels, share: f64, fill: [u8; CHANNELS], filter: Fil
     transform(image, [1., 0., 0., 0., 1., pixels], fill, filter)
 }
 
-/// Pixels at each side of a place that a filter looks at, along one axis.
+/// Pixels that a filter looks at, along one axis.
 const TAPS: usize = 4;
+
+thread_local! {
+    // Fresh memory of this size would cost a good part of what the filter does.
+    static SOURCE: RefCell<Source> = RefCell::default();
+}
 
 /// The result's pixel (x, y) shows the image at (a x + b y + c, d x + e y + f), of pixels' centres; `fill` where that is
 /// outside. Nothing is antialiased, and the outermost pixels go on behind the edge.
 fn transform(image: &Pixels, map: [f64; 6], fill: [u8; CHANNELS], filter: Filter) -> Pixels {
     let (width, height) = (image.width, image.height);
     let mut values = vec![0; image.values.len()];
-    Arch::new().dispatch(|| {
-        let (pixels, _) = values.as_chunks_mut::<CHANNELS>();
-        for (y, row) in pixels.chunks_exact_mut(width.max(1)).enumerate() {
-            for (x, out) in row.iter_mut().enumerate() {
-                let (x, y) = (x as f64 + 0.5, y as f64 + 0.5);
-                let (x, y) = (map[0] * x + map[1] * y + map[2], map[3] * x + map[4] * y + map[5]);
-                let inside = (0. ..width as f64).contains(&x) && (0. ..height as f64).contains(&y);
-                *out = if inside {
-                    sample(image, x - 0.5, y - 0.5, filter)
-                } else {
-                    fill
-                };
-            }
-        }
+    SOURCE.with_borrow_mut(|source| {
+        vectorized(
+            #[inline(always)]
+            || {
+                source.fill(image);
+                let (pixels, _) = values.as_chunks_mut::<CHANNELS>();
+                let [red, green, blue] = fill;
+                let mut line = vec![[0; LANES]; width];
+                for (y, row) in pixels.chunks_exact_mut(width.max(1)).enumerate() {
+                    for (x, out) in line.iter_mut().enumerate() {
+                        let (x, y) = (x as f64 + 0.5, y as f64 + 0.5);
+                        let (x, y) = (map[0] * x + map[1] * y + map[2], map[3] * x + map[4] * y + map[5]);
+                        let inside = x >= 0. && x < width as f64 && y >= 0. && y < height as f64;
+                        *out = match inside {
+                            true => source.sample(x - 0.5, y - 0.5, filter),
+                            false => [red, green, blue, 0],
+                        };
+                    }
+                    row.iter_mut()
+                        .zip(&line)
+                        .for_each(|(out, &[red, green, blue, _])| *out = [red, green, blue]);
+                }
+            },
+        );
     });
     Pixels { width, height, values }
 }
 
-/// The value at (x, y), where whole numbers are pixels' centres.
-#[inline(always)]
-fn sample(image: &Pixels, x: f64, y: f64, filter: Filter) -> [u8; CHANNELS] {
-    // 16 bytes of each row, of which twelve count: a register's worth.
-    const LOADED: usize = 16;
-    let (left, top) = (x.floor(), y.floor());
-    let (across, down) = (weights((x - left) as f32, filter), weights((y - top) as f32, filter));
-    let (left, top) = (left as isize - 1, top as isize - 1);
+/// A pixel as a register holds it. The fourth value is idle, but computed and stored like the others: the compiler would
+/// split the register where it knows that nobody looks at it.
+type Lanes = [f32; LANES];
+const LANES: usize = 4;
 
-    let mut columns = [0f32; LOADED];
-    let stride = image.width * CHANNELS;
-    let start = top * stride as isize + left * CHANNELS as isize;
-    let bottom = top + TAPS as isize;
-    let inside = left >= 0 && top >= 0 && left as usize + TAPS <= image.width && bottom as usize <= image.height;
-    let last = start + (stride * (TAPS - 1) + LOADED) as isize;
-    if inside && last as usize <= image.values.len() {
-        for (tap, weight) in down.into_iter().enumerate() {
-            let row = &image.values[start as usize + tap * stride..][..LOADED];
-            columns
-                .iter_mut()
-                .zip(row)
-                .for_each(|(sum, &v)| *sum += weight * v as f32);
-        }
-    } else {
-        let clamp = |at: isize, side: usize| at.clamp(0, side as isize - 1) as usize;
-        for (tap, weight) in (0..).zip(down) {
-            let (row, _) = image.row(clamp(top + tap, image.height)).as_chunks::<CHANNELS>();
-            for (i, sum) in columns.iter_mut().take(TAPS * CHANNELS).enumerate() {
-                let column = clamp(left + (i / CHANNELS) as isize, image.width);
-                *sum += weight * row[column][i % CHANNELS] as f32;
-            }
+/// The image with its outermost pixels repeated around it, as far as a filter reaches from a place in it.
+#[derive(Default)]
+struct Source {
+    pixels: Vec<Lanes>,
+    stride: usize,
+}
+
+impl Source {
+    const MARGIN: usize = TAPS / 2;
+
+    #[inline(always)]
+    fn fill(&mut self, image: &Pixels) {
+        self.stride = image.width + 2 * Self::MARGIN;
+        self.pixels.clear();
+        let lanes = |&[r, g, b]: &[u8; CHANNELS]| [r as f32, g as f32, b as f32, 0.];
+        for y in 0..image.height + 2 * Self::MARGIN {
+            let y = y.saturating_sub(Self::MARGIN).min(image.height - 1);
+            let (row, _) = image.row(y).as_chunks::<CHANNELS>();
+            let ends = [row.first(), row.last()].map(|end| end.map(lanes).unwrap_or_default());
+            self.pixels.extend([ends[0]; Self::MARGIN]);
+            self.pixels.extend(row.iter().map(lanes));
+            self.pixels.extend([ends[1]; Self::MARGIN]);
         }
     }
-    std::array::from_fn(|c| {
-        let sum: f32 = (0..TAPS).map(|tap| across[tap] * columns[tap * CHANNELS + c]).sum();
+
+    /// The value at (x, y), where whole numbers are pixels' centres, less than half a pixel outside at the most.
+    #[inline(always)]
+    fn sample(&self, x: f64, y: f64, filter: Filter) -> [u8; LANES] {
+        let (left, top) = (x.floor(), y.floor());
+        let (across, down) = (weights((x - left) as f32, filter), weights((y - top) as f32, filter));
+        // The first tap is one pixel before; -1 is the first place of the margin's second pixel.
+        let (left, top) = ((left as i32 + 1) as usize, (top as i32 + 1) as usize);
+        // Between whole rows or columns (shears, translations) only one counts.
+        let rows = if down[1] == 1. { 1..2 } else { 0..TAPS };
+        let mut sum: Lanes = [0.; LANES];
+        for row in rows {
+            let taps = &self.pixels[(top + row) * self.stride + left..][..TAPS];
+            let mut along: Lanes = [0.; LANES];
+            for tap in 0..TAPS {
+                for lane in 0..LANES {
+                    along[lane] += across[tap] * taps[tap][lane];
+                }
+            }
+            for lane in 0..LANES {
+                sum[lane] += down[row] * along[lane];
+            }
+        }
         // Truncated, but a whole number that rounding has put a hair below itself stays.
-        (sum + 1e-3).clamp(0., 255.) as i32 as u8
-    })
+        sum.map(|v| byte(v + 1e-3))
+    }
 }
 
 /// What the four pixels around a place count, `at` of the way from the second to the third. Pillow's bicubic transform

@@ -13,5 +13,6 @@ pub mod normalize;
 pub mod op;
 pub mod pixels;
 pub mod rand_augment;
+mod simd;
 pub mod three_augment;
 pub mod tone;

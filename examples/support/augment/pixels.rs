@@ -1,8 +1,9 @@
 //! An image in memory, and how its pixels are moved and resized.
 
 use anyhow::{Context, Result};
-use fast_image_resize::images::{CroppedImage, Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
+use fast_image_resize::pixels::U8x3;
+use fast_image_resize::{FilterType, ImageView, ResizeAlg, ResizeOptions, Resizer};
 use rand::Rng;
 use std::cell::RefCell;
 
@@ -91,16 +92,14 @@ impl Pixels {
             };
             return self.resized_window(width, height, window, filter);
         }
-        let whole = ImageRef::new(self.width as u32, self.height as u32, &self.values, PixelType::U8x3)?;
         let (left, top) = (area.left as u32, area.top as u32);
-        let source = CroppedImage::new(&whole, left, top, area.width as u32, area.height as u32)?;
+        let source = TypedCroppedImage::new(self.view()?, left, top, area.width as u32, area.height as u32)?;
         resize(&source, width, height, &options(filter)).with_context(|| format!("resizing {area:?}"))
     }
 
     /// The part `window` of what the whole image would be at `width` x `height`. Only that part is computed, which is what
     /// makes a strip of one pixel by a thousand affordable.
     pub fn resized_window(&self, width: usize, height: usize, window: Area, filter: Filter) -> Result<Self> {
-        let whole = ImageRef::new(self.width as u32, self.height as u32, &self.values, PixelType::U8x3)?;
         let (x, y) = (self.width as f64 / width as f64, self.height as f64 / height as f64);
         // Rounding must not carry the right or lower edge over the image's.
         let (left, top) = (window.left as f64 * x, window.top as f64 * y);
@@ -110,8 +109,13 @@ impl Pixels {
             (window.width as f64 * x).min(self.width as f64 - left),
             (window.height as f64 * y).min(self.height as f64 - top),
         );
-        resize(&whole, window.width, window.height, &options)
+        resize(&self.view()?, window.width, window.height, &options)
             .with_context(|| format!("resizing {}x{} to {width}x{height}", self.width, self.height))
+    }
+
+    fn view(&self) -> Result<TypedImageRef<'_, U8x3>> {
+        let view = TypedImageRef::from_buffer(self.width as u32, self.height as u32, &self.values);
+        Ok(view?)
     }
 
     pub fn cropped(&self, area: Area) -> Self {
@@ -155,16 +159,13 @@ fn options(filter: Filter) -> ResizeOptions {
 }
 
 fn resize(
-    source: &impl fast_image_resize::IntoImageView,
+    source: &impl ImageView<Pixel = U8x3>,
     width: usize,
     height: usize,
     options: &ResizeOptions,
 ) -> Result<Pixels> {
-    let mut target = Image::new(width as u32, height as u32, PixelType::U8x3);
-    RESIZER.with_borrow_mut(|resizer| resizer.resize(source, &mut target, options))?;
-    Ok(Pixels {
-        width,
-        height,
-        values: target.into_vec(),
-    })
+    let mut values = vec![0; width * height * CHANNELS];
+    let mut target = TypedImage::<U8x3>::from_buffer(width as u32, height as u32, &mut values)?;
+    RESIZER.with_borrow_mut(|resizer| resizer.resize_typed(source, &mut target, options))?;
+    Ok(Pixels { width, height, values })
 }

@@ -1,10 +1,18 @@
 //! Operations on each channel of each pixel alone: solarize, posterize, invert, and two that look at the histogram first.
 
 use super::pixels::{Pixels, CHANNELS};
+use super::simd::vectorized;
 
 /// Inverts what is at least `threshold`; 256 changes nothing.
 pub fn solarize(image: &mut Pixels, threshold: u32) {
-    map(image, |v| if (v as u32) < threshold { v } else { 255 - v });
+    // No value reaches 256.
+    if let Ok(threshold) = u8::try_from(threshold) {
+        map(
+            image,
+            #[inline(always)]
+            |v| if v < threshold { v } else { 255 - v },
+        );
+    }
 }
 
 /// Adds `add` to what is below `threshold`.
@@ -21,11 +29,19 @@ pub fn solarize_add(image: &mut Pixels, add: u8, threshold: u32) {
 /// Keeps the `bits` highest bits.
 pub fn posterize(image: &mut Pixels, bits: u32) {
     let mask = !(0xffu32 >> bits.min(8)) as u8;
-    map(image, |v| v & mask);
+    map(
+        image,
+        #[inline(always)]
+        |v| v & mask,
+    );
 }
 
 pub fn invert(image: &mut Pixels) {
-    map(image, |v| 255 - v);
+    map(
+        image,
+        #[inline(always)]
+        |v| 255 - v,
+    );
 }
 
 /// Stretches each channel so that its darkest value becomes 0 and its brightest 255.
@@ -53,8 +69,12 @@ pub fn equalize(image: &mut Pixels) {
     });
 }
 
+#[inline(always)]
 pub(super) fn map(image: &mut Pixels, f: impl Fn(u8) -> u8) {
-    image.values.iter_mut().for_each(|v| *v = f(*v));
+    vectorized(
+        #[inline(always)]
+        || image.values.iter_mut().for_each(|v| *v = f(*v)),
+    );
 }
 
 /// Each channel through the table that `table` makes of its histogram; left alone where there is none.
