@@ -142,7 +142,7 @@ fn measure(recipe: Recipe, data: &Path, flags: &Flags) -> Result<()> {
 }
 
 /// 500 x 375 pixels, colour at half the resolution: what ImageNet's files are in the median. Pieces of the photograph
-/// among the fixtures, enlarged, with film grain: without it, an enlarged picture would compress to half of ImageNet's 110 kB.
+/// among the fixtures, enlarged, with film grain: without it, an enlarged picture would compress to a quarter of ImageNet's 110 kB.
 fn make_images(root: &Path, count: usize) -> Result<()> {
     const WIDTH: usize = 500;
     const HEIGHT: usize = 375;
@@ -168,7 +168,7 @@ fn make_images(root: &Path, count: usize) -> Result<()> {
 }
 
 fn grain(image: &mut Pixels, rng: &mut impl rand::Rng) {
-    const STRENGTH: i16 = 12;
+    const STRENGTH: i16 = 24;
     for pixel in image.values.chunks_exact_mut(3) {
         let by = rng.random_range(-STRENGTH..=STRENGTH);
         pixel.iter_mut().for_each(|v| *v = v.saturating_add_signed(by as i8));

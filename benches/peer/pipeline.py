@@ -15,7 +15,7 @@ import statistics
 import time
 
 import torch
-from PIL import ImageFilter
+from PIL import ImageFilter, ImageOps
 from torchvision import datasets, transforms
 from torchvision.transforms import InterpolationMode
 
@@ -40,12 +40,14 @@ def recipe(name):
         one = [transforms.Grayscale(3), transforms.RandomSolarize(128, p=1.0), GaussianBlur()]
         return crop + [transforms.RandomChoice(one), transforms.ColorJitter(0.3, 0.3, 0.3)] + to_tensor
     if name == "rand-augment":
-        from timm.data.auto_augment import rand_augment_transform
+        from timm.data import auto_augment
         from timm.data.random_erasing import RandomErasing
 
+        # Pillow 13 no longer takes the 0 bits that timm asks for at magnitude 10.
+        auto_augment.NAME_TO_OP["PosterizeIncreasing"] = lambda image, bits, **_: ImageOps.posterize(image, max(bits, 1))
         fill = tuple(round(255 * mean) for mean in MEAN)
         settings = {"translate_const": int(SIDE * 0.45), "img_mean": fill, "interpolation": 3}  # bicubic
-        rand_augment = rand_augment_transform("rand-m9-mstd0.5-inc1", settings)
+        rand_augment = auto_augment.rand_augment_transform("rand-m9-mstd0.5-inc1", settings)
         return crop + [rand_augment] + to_tensor + [RandomErasing(0.25, mode="pixel", device="cpu")]
     resize = transforms.Resize(int(SIDE / 0.875), interpolation=InterpolationMode.BICUBIC)
     return [resize, transforms.CenterCrop(SIDE)] + to_tensor
