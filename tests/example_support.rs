@@ -49,6 +49,7 @@ fn every_branch_trains_and_threads_change_nothing() {
             let stdout = String::from_utf8(output.stdout).unwrap();
             let result = stdout.lines().last().unwrap();
             assert!(result.starts_with(&format!("result branch={branch} top1=")), "{result}");
+            assert!(result.contains(" data_wait="), "{result}");
             assert!(out.join("curves.svg").exists());
             (metrics(&out), fs::read(out.join("model.safetensors")).unwrap())
         };
@@ -108,6 +109,15 @@ fn a_tree_of_small_grey_images_trains_the_digits_model_and_its_weights_load_agai
     let (again, same_weights, _) = run("b", &[]);
     assert!(first == again && weights == same_weights);
     let (resumed, _, _) = run("c", &["--init-from", path_str(&out.join("model.safetensors"))]);
+    // With everything a recipe can ask of its images, and whoever prepares them.
+    let recipe = "--augment resized-crop --auto-augment three-augment --color-jitter 0.3 --random-erasing 0.25 \
+                  --repeated-augment 3 --interpolation random --crop-pct 0.9 --workers";
+    let recipe: Vec<&str> = recipe.split_whitespace().collect();
+    let varied = |name, workers| run(name, &[&recipe[..], &[workers]].concat());
+    let (one, weights_of_one, _) = varied("d", "1");
+    let (three, weights_of_three, _) = varied("e", "3");
+    assert!(one == three && weights_of_one == weights_of_three);
+    assert_ne!(one, first);
     let loss = |metrics: &[Vec<String>]| metrics[0][3].parse::<f64>().unwrap();
     assert!(loss(&resumed) < loss(&first), "{resumed:?} {first:?}");
 }

@@ -132,7 +132,15 @@ fn an_incomplete_file_is_refused_by_what_it_lacks() {
     assert!(message.contains("num_classes"), "{message}");
     let message = refusal(&recorded(directory.path(), "{}"));
     assert!(message.contains("kind"), "{message}");
-    // No losses recorded is no agreement.
+    // Nothing recorded is no agreement.
+    for (config, lack) in [
+        (r#"{"kind": "augment"}"#, "it has no cases"),
+        (r#"{"kind": "augment", "cases": {}}"#, "it has no cases"),
+        (r#"{"kind": "augment", "cases": {"a": {"op": "swirl"}}}"#, "input"),
+    ] {
+        let message = refusal(&recorded(directory.path(), config));
+        assert!(message.contains(lack), "{message}");
+    }
     refusal(&recorded(directory.path(), r#"{"kind": "losses"}"#));
     let message = refusal(&recorded(directory.path(), r#"{"kind": "optim"}"#));
     assert!(message.contains("adamw"), "{message}");
@@ -203,6 +211,42 @@ fn a_changed_value_fails_in_its_group() {
             let error = report.largest(other).unwrap_or(0.);
             assert_eq!(error > 5e-4, other == group, "{tensor}: {report}");
         }
+    }
+}
+
+#[test]
+fn an_image_that_is_off_fails_by_name() {
+    let directory = tempfile::tempdir().unwrap();
+    // One step where it is exact, three beyond what is allowed where it is not, and another size.
+    let off = |tensor: &Tensor, by: u8| {
+        let mut values = tensor.flatten_all().unwrap().to_vec1::<u8>().unwrap();
+        values[0] = if values[0] < 128 {
+            values[0] + by
+        } else {
+            values[0] - by
+        };
+        Tensor::from_vec(values, tensor.dims(), &Device::Cpu).unwrap()
+    };
+    for (name, change) in [
+        (
+            "greyscale",
+            &(|image: &Tensor| off(image, 1)) as &dyn Fn(&Tensor) -> Tensor,
+        ),
+        ("rotate_0", &|image| off(image, 5)),
+        ("gaussian_blur_1", &|image| off(image, 6)),
+        ("hflip", &|image| image.narrow(0, 0, 87).unwrap().contiguous().unwrap()),
+        ("normalize", &|values| (values + 0.1).unwrap()),
+    ] {
+        let path = changed("augment.safetensors", directory.path(), |tensors| {
+            let image = tensors.get_mut(&format!("{name}/out")).unwrap();
+            *image = change(image);
+        });
+        let (report, code) = run(&path);
+        assert_eq!(code, 1, "{name}");
+        assert_eq!(report.to_string(), format!("augment images=48 FAIL: {name}"));
+        let marked = report.verbose();
+        let marked: Vec<&str> = marked.lines().filter(|line| line.ends_with("<-")).collect();
+        assert!(marked.len() == 1 && marked[0].contains(name), "{marked:?}");
     }
 }
 
