@@ -649,6 +649,18 @@ mod tests {
         assert_eq!(sizes, 6);
     }
 
+    #[test]
+    fn images_keep_their_labels_where_others_are_left_out() {
+        let root = tree();
+        let whole = contents(open(root.path(), Unreadable::Error, 0).unwrap().test_batches(8));
+        for bad in ["val/cat/a.png", "val/cat/z.png", "val/dog/a.jpg"] {
+            fs::write(root.path().join(bad), "no image").unwrap();
+        }
+        let tree = open(root.path(), Unreadable::Skip, 0).unwrap();
+        assert_eq!(contents(tree.test_batches(8)), whole);
+        assert_eq!(tree.skipped(), 3);
+    }
+
     #[cfg(unix)]
     #[test]
     fn linked_classes_and_files_are_followed_and_loops_are_not() {

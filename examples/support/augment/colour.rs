@@ -150,7 +150,7 @@ mod tests {
 
     #[test]
     fn images_too_small_to_smooth_stay() {
-        for (width, height) in [(1, 1), (2, 9), (9, 2)] {
+        for (width, height) in [(1, 1), (1, 9), (2, 9), (9, 2)] {
             let image = Pixels {
                 width,
                 height,
