@@ -189,6 +189,12 @@ impl Flags {
             .unwrap_or(network::default_name(self.data.is_some()))
     }
 
+    /// Whether the network is for images, as against the digits: those of `--data`, or the ones that a recipe is for when it
+    /// is only to be printed.
+    pub fn takes_images(&self) -> bool {
+        self.data.is_some() || (self.print_config && self.recipe != Recipe::Plain)
+    }
+
     /// The network, with a head for `num_classes`.
     pub fn network(&self, num_classes: usize) -> Result<Network> {
         let network = Network::new(self.model(), num_classes, self)?;

@@ -154,9 +154,9 @@ fn vit(name: &str, size: Option<Constructor<vit::Config>>, num_classes: usize, f
         "deit3-huge" => (160, true),
         _ => (cfg.image_size.0, false),
     };
-    let Input { image_size, channels } = match flags.data {
-        Some(_) => input(image_size, cfg.in_channels, flags)?,
-        None => input(digits::SIDE, 1, flags)?,
+    let Input { image_size, channels } = match flags.takes_images() {
+        true => input(image_size, cfg.in_channels, flags)?,
+        false => input(digits::SIDE, 1, flags)?,
     };
     let patch_size = flags.patch_size.unwrap_or(cfg.patch_size);
     ensure!(
@@ -178,18 +178,18 @@ fn resnet(cfg: resnet::Config, image_size: usize, flags: &Flags) -> Result<Netwo
         flags.patch_size.is_none(),
         "--patch-size is for networks that cut the image in patches, which a ResNet does not"
     );
-    let input = match flags.data {
-        Some(_) => input(image_size, cfg.in_channels, flags)?,
-        None => input(ENLARGED, 1, flags)?,
+    let input = match flags.takes_images() {
+        true => input(image_size, cfg.in_channels, flags)?,
+        false => input(ENLARGED, 1, flags)?,
     };
     let in_channels = input.channels;
     Ok(Network::ResNet(resnet::Config { in_channels, ..cfg }, input))
 }
 
 fn swin(cfg: swin::Config, flags: &Flags) -> Result<Network> {
-    let channels = match flags.data {
-        Some(_) => cfg.in_channels,
-        None => 1,
+    let channels = match flags.takes_images() {
+        true => cfg.in_channels,
+        false => 1,
     };
     let input = input(cfg.image_size.0, channels, flags)?;
     Ok(Network::Swin(swin::Config {
@@ -203,7 +203,7 @@ fn swin(cfg: swin::Config, flags: &Flags) -> Result<Network> {
 fn input(default_size: usize, channels: usize, flags: &Flags) -> Result<Input> {
     let image_size = flags.image_size.unwrap_or(default_size);
     ensure!(
-        flags.data.is_some() || image_size.is_multiple_of(digits::SIDE),
+        flags.takes_images() || image_size.is_multiple_of(digits::SIDE),
         "--image-size is {image_size}, but must be a multiple of {}, the size of the digits; other sizes need --data",
         digits::SIDE
     );
