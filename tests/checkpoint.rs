@@ -132,6 +132,18 @@ fn a_torn_or_foreign_file_is_refused_by_name_and_the_one_before_is_used() {
     assert!(error.starts_with(&path.display().to_string()), "{error}");
 }
 
+#[cfg(unix)]
+#[test]
+fn it_is_readable_as_any_file_is() {
+    use std::os::unix::fs::PermissionsExt;
+    let directory = tempfile::tempdir().unwrap();
+    let (path, other) = (directory.path().join("run"), directory.path().join("other"));
+    checkpoint(1).save(&path).unwrap();
+    fs::write(&other, b"").unwrap();
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode();
+    assert_eq!(mode(&path), mode(&other));
+}
+
 #[test]
 fn another_version_says_so() {
     let directory = tempfile::tempdir().unwrap();

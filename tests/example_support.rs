@@ -178,3 +178,156 @@ fn what_cannot_work_ends_with_a_sentence() {
     ]);
     assert!(error.contains(path_str(&weights)), "{error}");
 }
+
+/// Grey JPEGs of three classes, `n` of each in train and one in val.
+fn tree(root: &Path, n: u8) {
+    for class in 0..3u8 {
+        for (split, n) in [("train", n), ("val", 1)] {
+            let directory = root.join(format!("{split}/class-{class}"));
+            fs::create_dir_all(&directory).unwrap();
+            for i in 0..n {
+                let grey = |x: u32, y: u32| image::Luma([(x * 3 * u32::from(class + 1) + y * 5) as u8 ^ (i * 16)]);
+                let picture = image::GrayImage::from_fn(40, 36, grey);
+                picture.save(directory.join(format!("{i}.jpg"))).unwrap();
+            }
+        }
+    }
+}
+
+/// Small networks of each family stand in for the paper's.
+#[test]
+fn every_recipe_trains() {
+    let root = tempfile::tempdir().unwrap();
+    tree(&root.path().join("data"), 4);
+    let data = root.path().join("data");
+    let vit = ["--model", "digits", "--image-size", "16", "--patch-size", "4"];
+    for (recipe, network) in [
+        ("deit3", &vit[..]),
+        ("deit3-finetune", &vit),
+        ("mae-finetune", &vit),
+        ("clip-finetune", &vit),
+        ("resnet-rsb", &["--model", "digits-resnet"]),
+        ("swin", &["--model", "digits-swin"]),
+    ] {
+        let run = |name: &str, more: &[&str]| {
+            let out = root.path().join(format!("{recipe}-{name}"));
+            let mut args = vec![
+                "--recipe",
+                recipe,
+                "--data",
+                path_str(&data),
+                "--epochs",
+                "1",
+                "--batch-size",
+                "6",
+            ];
+            args.extend(network);
+            args.extend(more);
+            args.extend(["--out", path_str(&out)]);
+            let output = vit_imagenet(&args, 2);
+            assert!(
+                output.status.success(),
+                "{recipe}: {}",
+                String::from_utf8_lossy(&output.stderr)
+            );
+            let stdout = String::from_utf8(output.stdout).unwrap();
+            (stdout.lines().last().unwrap().to_string(), out)
+        };
+        let (result, out) = run("whole", &[]);
+        assert!(result.starts_with("result branch=masksub"), "{result}");
+        let rows = metrics(&out);
+        assert_eq!(rows.len(), 1);
+        assert!(
+            rows[0][3].parse::<f64>().unwrap() > 0. && rows[0][4].parse::<f64>().unwrap() > 0.,
+            "{rows:?}"
+        );
+        // Averaged weights where the recipe has them.
+        let averages = matches!(recipe, "deit3" | "deit3-finetune" | "clip-finetune");
+        assert_eq!(result.contains("ema_top1="), averages, "{result}");
+        assert_eq!(out.join("model_ema.safetensors").exists(), averages);
+        // In parts the batch gives the same, but for batch norm.
+        let (_, parts) = run("parts", &["--accumulate", "2"]);
+        let loss = |out: &Path| metrics(out)[0][3].parse::<f64>().unwrap();
+        if recipe != "resnet-rsb" {
+            assert!((loss(&out) - loss(&parts)).abs() < 1e-4, "{recipe}");
+        }
+    }
+}
+
+#[test]
+fn a_finished_run_can_be_evaluated_and_gone_on_with() {
+    let root = tempfile::tempdir().unwrap();
+    let out = root.path().join("run");
+    let out = path_str(&out);
+    let first = vit_imagenet(&short(&["--ema", "0.5", "--out", out]), 1);
+    assert!(first.status.success());
+    let last = |output: &Output| {
+        String::from_utf8_lossy(&output.stdout)
+            .lines()
+            .last()
+            .unwrap()
+            .to_string()
+    };
+    let value = |line: &str, name: &str| {
+        let (_, rest) = line.split_once(&format!("{name}=")).unwrap();
+        rest.split(' ').next().unwrap().to_string()
+    };
+    // Nothing is left to do: the result is told again.
+    let again = vit_imagenet(&["--resume", "--out", out], 1);
+    assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
+    assert_eq!(value(&last(&again), "loss"), value(&last(&first), "loss"));
+
+    let weights = format!("{out}/model.safetensors");
+    for args in [
+        &["--eval-only", "--init-from", weights.as_str()][..],
+        &["--eval-only", "--resume", "--out", out],
+    ] {
+        let evaluated = vit_imagenet(args, 1);
+        let stdout = String::from_utf8_lossy(&evaluated.stdout).into_owned();
+        let line = stdout.lines().find(|line| line.starts_with("result ")).unwrap();
+        assert_eq!(value(line, "loss"), value(&last(&first), " loss"), "{stdout}");
+        let averaged = stdout.lines().find(|line| line.starts_with("averaged "));
+        let averaged = averaged.map(|line| value(line, "top1"));
+        let expected = args.contains(&"--resume").then(|| value(&last(&first), "ema_top1"));
+        assert_eq!(averaged, expected, "{stdout}");
+    }
+    assert!(refused(&["--eval-only"]).contains("--init-from FILE, or --resume"));
+    assert!(refused(&["--resume", "--out", path_str(root.path())]).contains("no checkpoint to resume"));
+    assert!(refused(&["--resume", "--out", "nowhere"]).contains("nowhere"));
+    let error = refused(&["--resume", "--out", out, "--train-size", "97"]);
+    assert!(error.contains("train-size is 97, but the run has 96"), "{error}");
+}
+
+#[test]
+fn data_that_is_not_the_runs_is_refused() {
+    let root = tempfile::tempdir().unwrap();
+    let (few, more, out) = (
+        root.path().join("few"),
+        root.path().join("more"),
+        root.path().join("out"),
+    );
+    tree(&few, 2);
+    tree(&more, 3);
+    let network = [
+        "--model",
+        "digits",
+        "--image-size",
+        "8",
+        "--epochs",
+        "1",
+        "--out",
+        path_str(&out),
+    ];
+    let run = vit_imagenet(&[&["--data", path_str(&few)], &network[..]].concat(), 1);
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    let error = refused(&["--resume", "--out", path_str(&out), "--data", path_str(&more)]);
+    assert!(
+        error.contains("started with 6 training images, but --data has 9"),
+        "{error}"
+    );
+    // The same images elsewhere are the same.
+    let moved = root.path().join("moved");
+    fs::rename(&few, &moved).unwrap();
+    let run = vit_imagenet(&["--resume", "--out", path_str(&out), "--data", path_str(&moved)], 1);
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+}

@@ -2,9 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-#[cfg(unix)]
-use std::fs::File;
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -273,12 +271,15 @@ fn write(path: &Path, tensors: &BTreeMap<String, Tensor>, metadata: BTreeMap<Str
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
         _ => fs::create_dir(&workshop)?,
     }
+    // Readable as the user's umask says: temporary files, of which safetensors' writer makes one, are the owner's alone.
+    let permissions = File::create(workshop.join("permissions"))?.metadata()?.permissions();
     let temporary = workshop.join("new");
     let metadata = metadata.into_iter().collect();
     safetensors::serialize_to_file(tensors, Some(metadata), &temporary).map_err(|error| match error {
         SafeTensorError::IoError(error) => error,
         other => std::io::Error::other(other),
     })?;
+    fs::set_permissions(&temporary, permissions)?;
     OpenOptions::new().write(true).open(&temporary)?.sync_all()?;
     match fs::rename(path, previous(path)) {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
