@@ -23,8 +23,8 @@ use std::path::PathBuf;
     name = "vit_imagenet",
     args_override_self = true,
     after_help = "Writes metrics.csv, curves.svg and model.safetensors to the output directory; the last line printed \
-                  is the result. RAYON_NUM_THREADS sets the number of threads (default: one per core); the numbers do \
-                  not depend on it."
+                  is the result, with data_wait, the share of training in which the model waited for images. \
+                  RAYON_NUM_THREADS sets the number of threads (default: one per core); the numbers do not depend on it."
 )]
 pub struct Flags {
     /// Directory with train/CLASS/* and val/CLASS/* (JPEG, PNG, WebP; a class is a directory, and both must have the

@@ -8,43 +8,46 @@ use super::network::Network;
 use super::transform::{Augment, AutoAugment, Crop, Transform};
 use clap::{Args, ValueEnum};
 
-/// What is not given keeps its default, which no flag means to the digits: they are not varied.
+/// What is not given is left to a recipe, or to what the images' size suggests. The digits are not varied.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Input (with --data)")]
 pub struct InputFlags {
     /// How training images become squares. Default: resized-crop where --image-size is at least 64, shift below that,
     /// since most of a small picture's crops no longer show what it is of
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, value_name = "CROP")]
     pub augment: Option<CropKind>,
 
     /// Probability with which training images are mirrored, 0 to 1. Default: 0.5 with resized-crop and simple-crop, else 0
     #[arg(long, value_name = "P", value_parser = weight)]
     pub flip: Option<f64>,
 
-    /// What else is done to training images
-    #[arg(long, value_enum, default_value = "none")]
-    pub auto_augment: AutoKind,
+    /// What else is done to training images. Default: none
+    #[arg(long, value_enum, value_name = "METHOD")]
+    pub auto_augment: Option<AutoKind>,
 
-    /// Strength of rand-augment's operations, 0 to 10; each varies by a standard deviation of 0.5
-    #[arg(long, value_name = "M", default_value_t = 9., value_parser = magnitude)]
-    pub magnitude: f64,
+    /// Strength of rand-augment's operations, 0 to 10; each varies by a standard deviation of 0.5.
+    /// Default: 9
+    #[arg(long, value_name = "M", value_parser = magnitude)]
+    pub magnitude: Option<f64>,
 
     /// Vary brightness, contrast and saturation by factors of 1 - F to 1 + F, 0 to 1. Beside rand-augment it has no
-    /// effect, as in timm
-    #[arg(long, value_name = "F", default_value_t = 0., value_parser = weight)]
-    pub color_jitter: f64,
+    /// effect, as in timm. Default: 0
+    #[arg(long, value_name = "F", value_parser = weight)]
+    pub color_jitter: Option<f64>,
 
-    /// Probability with which a box of the image is replaced by noise, 0 to 1
-    #[arg(long, value_name = "P", default_value_t = 0., value_parser = weight)]
-    pub random_erasing: f64,
+    /// Probability with which a box of the image is replaced by noise, 0 to 1. Default: 0
+    #[arg(long, value_name = "P", value_parser = weight)]
+    pub random_erasing: Option<f64>,
 
-    /// Repeated augmentation: an epoch shows each image that it shows N times, and as many images as ever (in whole 256s)
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_1)]
-    pub repeated_augment: usize,
+    /// Repeated augmentation: an epoch shows each image that it shows N times, and as many images as ever (in whole 256s).
+    /// Default: 1
+    #[arg(long, value_name = "N", value_parser = at_least_1)]
+    pub repeated_augment: Option<usize>,
 
-    /// How resized, turned and moved images get their pixels; evaluation takes bilinear where training draws
-    #[arg(long, value_enum, default_value = "bicubic")]
-    pub interpolation: Interpolation,
+    /// How resized, turned and moved images get their pixels; evaluation takes bilinear where training draws.
+    /// Default: bicubic
+    #[arg(long, value_enum, value_name = "FILTER")]
+    pub interpolation: Option<Interpolation>,
 
     /// Share of the shorter side that evaluation looks at, above 0 and at most 1. Default: the network's (0.875 to 1)
     #[arg(long, value_name = "SHARE", value_parser = crop_share)]
@@ -89,35 +92,64 @@ impl InputFlags {
             image_size: input.image_size,
             channels: input.channels,
             normalization: network.normalization(),
-            interpolation: self.interpolation,
+            interpolation: self.interpolation.unwrap_or(Interpolation::Bicubic),
             crop_share: self.crop_pct.unwrap_or(network.crop_share()),
-            augment: self.augment(input.image_size),
+            augment: self.augment(suggested(input.image_size)),
         }
     }
 
-    fn augment(&self, image_size: usize) -> Augment {
-        let kind = self.augment.unwrap_or(match image_size {
-            ..64 => CropKind::Shift,
-            _ => CropKind::ResizedCrop,
-        });
-        let (crop, flip) = match kind {
-            CropKind::ResizedCrop => (Crop::RandomResized(RandomResizedCrop::default()), 0.5),
-            CropKind::SimpleCrop => (Crop::Simple(SimpleCrop::default()), 0.5),
-            CropKind::Shift => (Crop::Shift, 0.),
-            CropKind::None => (Crop::Centre, 0.),
+    /// `base` (a recipe's, or what the size suggests) with what the flags say in its place.
+    pub fn augment(&self, base: Augment) -> Augment {
+        let (crop, flip) = match self.augment {
+            Some(kind) => kind.crop_and_flip(),
+            None => (base.crop, base.flip),
+        };
+        let auto = match (self.auto_augment, base.auto) {
+            (None, auto) => auto,
+            (Some(AutoKind::None), _) => AutoAugment::None,
+            (Some(AutoKind::ThreeAugment), _) => AutoAugment::Three,
+            (Some(AutoKind::RandAugment), auto @ AutoAugment::Rand(_)) => auto,
+            (Some(AutoKind::RandAugment), _) => AutoAugment::Rand(RandAugment::new(9.)),
         };
         Augment {
             crop,
             flip: self.flip.unwrap_or(flip),
-            auto: match self.auto_augment {
-                AutoKind::None => AutoAugment::None,
-                AutoKind::ThreeAugment => AutoAugment::Three,
-                AutoKind::RandAugment => AutoAugment::Rand(RandAugment::new(self.magnitude)),
+            auto: match auto {
+                AutoAugment::Rand(rand) => AutoAugment::Rand(RandAugment {
+                    magnitude: self.magnitude.unwrap_or(rand.magnitude),
+                    ..rand
+                }),
+                other => other,
             },
-            colour_jitter: self.color_jitter,
-            erasing: self.random_erasing,
-            repeats: self.repeated_augment,
+            colour_jitter: self.color_jitter.unwrap_or(base.colour_jitter),
+            erasing: self.random_erasing.unwrap_or(base.erasing),
+            repeats: self.repeated_augment.unwrap_or(base.repeats),
         }
+    }
+}
+
+impl CropKind {
+    fn crop_and_flip(self) -> (Crop, f64) {
+        match self {
+            Self::ResizedCrop => (Crop::RandomResized(RandomResizedCrop::default()), 0.5),
+            Self::SimpleCrop => (Crop::Simple(SimpleCrop::default()), 0.5),
+            Self::Shift => (Crop::Shift, 0.),
+            Self::None => (Crop::Centre, 0.),
+        }
+    }
+}
+
+/// How images of that size are varied where nothing else is said.
+fn suggested(image_size: usize) -> Augment {
+    let kind = match image_size {
+        ..64 => CropKind::Shift,
+        _ => CropKind::ResizedCrop,
+    };
+    let (crop, flip) = kind.crop_and_flip();
+    Augment {
+        crop,
+        flip,
+        ..Augment::NONE
     }
 }
 
@@ -137,7 +169,10 @@ mod tests {
 
     fn augment(args: &str, image_size: usize) -> Augment {
         let args = std::iter::once("vit_imagenet").chain(args.split_whitespace());
-        Flags::try_parse_from(args).unwrap().input.augment(image_size)
+        Flags::try_parse_from(args)
+            .unwrap()
+            .input
+            .augment(suggested(image_size))
     }
 
     #[test]
@@ -168,6 +203,31 @@ mod tests {
             augment(other, 224).to_string(),
             "simple random crop, padded by 4, flip 0.25, RandAugment 7/0.5, random erasing 0.25"
         );
+    }
+
+    // What a recipe says stays, except for what a flag names.
+    #[test]
+    fn flags_go_before_a_recipe() {
+        let recipe = Augment {
+            crop: Crop::Simple(SimpleCrop::default()),
+            flip: 0.1,
+            auto: AutoAugment::Rand(RandAugment::new(7.)),
+            colour_jitter: 0.4,
+            erasing: 0.25,
+            repeats: 3,
+        };
+        let over = |args: &str| {
+            let args = std::iter::once("vit_imagenet").chain(args.split_whitespace());
+            Flags::try_parse_from(args).unwrap().input.augment(recipe)
+        };
+        assert_eq!(over(""), recipe);
+        assert_eq!(over("--auto-augment rand-augment"), recipe);
+        let auto = AutoAugment::Rand(RandAugment::new(5.));
+        assert_eq!(over("--magnitude 5"), Augment { auto, ..recipe });
+        let auto = AutoAugment::None;
+        assert_eq!(over("--auto-augment none"), Augment { auto, ..recipe });
+        let off = over("--augment none --color-jitter 0 --random-erasing 0 --repeated-augment 1 --auto-augment none");
+        assert_eq!(off, Augment::NONE);
     }
 
     #[test]
