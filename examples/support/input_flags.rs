@@ -80,11 +80,6 @@ pub enum AutoKind {
 }
 
 impl InputFlags {
-    /// Whether anything is done to training images beside cropping.
-    pub fn is_given(&self) -> bool {
-        self.auto_augment != AutoKind::None || self.color_jitter > 0. || self.random_erasing > 0.
-    }
-
     /// How images are turned into what `network` takes.
     pub fn transform(&self, network: &Network) -> Transform {
         let input = network.input();
