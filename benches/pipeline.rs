@@ -119,7 +119,7 @@ fn measure(recipe: Recipe, data: &Path, flags: &Flags) -> Result<()> {
     for epoch in 0..=flags.iters as usize {
         let start = Instant::now();
         let mut images = 0;
-        for batch in tree.train_batches(0, epoch, flags.batch) {
+        for batch in tree.train_batches(0, epoch, flags.batch, 0) {
             images += batch?.labels.dim(0)?;
         }
         if epoch > 0 {
