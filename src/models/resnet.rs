@@ -9,7 +9,7 @@ use super::{pool, rules, Constructor};
 use crate::branch::{Forward, Pass};
 use crate::error::Error;
 use crate::nn::{batch_norm_from, BatchNorm};
-use crate::ops;
+use crate::ops::{self, Then};
 
 /// What a stage is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,9 +170,9 @@ impl ConvNorm {
         })
     }
 
-    fn forward(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+    fn forward(&self, xs: &Tensor, then: Then, pass: &mut Pass) -> Result<Tensor> {
         let ys = ops::conv2d(xs, &self.weight, self.stride, self.padding)?;
-        self.norm.forward_pass(&ys, pass)
+        self.norm.forward_then(then, &ys, pass)
     }
 }
 
@@ -231,17 +231,18 @@ impl Block {
     fn forward(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
         let mut ys = xs.clone();
         for (index, conv) in self.convs.iter().enumerate() {
-            ys = conv.forward(&ys, pass)?;
-            if index + 1 < self.convs.len() {
-                ys = ys.relu()?;
-            }
+            let then = match index + 1 < self.convs.len() {
+                true => Then::Relu,
+                false => Then::Nothing,
+            };
+            ys = conv.forward(&ys, then, pass)?;
         }
         let ys = pass.drop_path(&ys, self.drop_path)?;
         let identity = match &self.downsample {
-            Some(downsample) => downsample.forward(xs, pass)?,
+            Some(downsample) => downsample.forward(xs, Then::Nothing, pass)?,
             None => xs.clone(),
         };
-        (ys + identity)?.relu()
+        ops::add_relu(&ys, &identity)
     }
 }
 
@@ -326,7 +327,7 @@ impl Forward for ResNet {
                 return Err(Error::shape("images", xs.dims(), expected).into());
             }
         }
-        let stem = self.stem.forward(xs, pass)?.relu()?;
+        let stem = self.stem.forward(xs, Then::Relu, pass)?;
         let mut ys = ops::max_pool2d(&stem, 3, 2, 1)?;
         for block in &self.blocks {
             ys = block.forward(&ys, pass)?;

@@ -5,7 +5,7 @@ use candle_nn::{BatchNormConfig, Init, ModuleT, VarBuilder};
 
 use crate::branch::{Forward, Pass};
 use crate::error::Error;
-use crate::ops;
+use crate::ops::{self, Then};
 
 /// Batch normalisation of each channel, [B, C, ..] to [B, C, ..]: PyTorch's `torch.nn.BatchNorm2d` (and 1d, 3d).
 ///
@@ -95,19 +95,26 @@ pub(crate) fn check_momentum(argument: &'static str, momentum: f64) -> crate::er
     }
 }
 
-impl Forward for BatchNorm {
-    fn forward_pass(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+impl BatchNorm {
+    /// The norm, and what follows it.
+    pub(crate) fn forward_then(&self, then: Then, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
         if !pass.is_train() {
             let (mean, var) = (
                 self.running_mean.as_detached_tensor(),
                 self.running_var.as_detached_tensor(),
             );
-            return ops::batch_norm_eval(xs, &mean, &var, &self.weight, &self.bias, self.eps);
+            return ops::batch_norm_eval_then(then, xs, &mean, &var, &self.weight, &self.bias, self.eps);
         }
-        let (ys, statistics) = ops::batch_norm(xs, &self.weight, &self.bias, self.eps)?;
+        let (ys, statistics) = ops::batch_norm_then(then, xs, &self.weight, &self.bias, self.eps)?;
         pass.update_running(&self.running_mean, &statistics.mean, self.momentum);
         pass.update_running(&self.running_var, &statistics.unbiased_var, self.momentum);
         Ok(ys)
+    }
+}
+
+impl Forward for BatchNorm {
+    fn forward_pass(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+        self.forward_then(Then::Nothing, xs, pass)
     }
 }
 

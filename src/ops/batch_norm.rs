@@ -55,6 +55,42 @@ pub struct BatchStatistics {
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn batch_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<(Tensor, BatchStatistics)> {
+    batch_norm_then(Then::Nothing, xs, weight, bias, eps)
+}
+
+/// What follows a batch norm in the same operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Then {
+    Nothing,
+    /// max(y, 0). What it lets through is seen from its result: its input is not kept.
+    Relu,
+}
+
+impl Then {
+    fn composition(self, ys: Tensor) -> Result<Tensor> {
+        match self {
+            Self::Nothing => Ok(ys),
+            Self::Relu => ys.relu(),
+        }
+    }
+
+    /// The least value.
+    fn floor(self) -> f32 {
+        match self {
+            Self::Nothing => f32::NEG_INFINITY,
+            Self::Relu => 0.0,
+        }
+    }
+}
+
+/// As [`batch_norm`](batch_norm()), and what follows it.
+pub(crate) fn batch_norm_then(
+    then: Then,
+    xs: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    eps: f64,
+) -> Result<(Tensor, BatchStatistics)> {
     let dims = check(xs, &[("weight", weight), ("bias", bias)], eps)?;
     if dims.count() < 2 {
         let expected = "[B, C, ..] with more than one value per channel in training";
@@ -64,7 +100,7 @@ pub fn batch_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resu
         // The statistics of f32 are rounded as the result is.
         let dtype = xs.dtype();
         let [xs, weight, bias] = [xs, weight, bias].map(|t| t.to_dtype(candle_core::DType::F32));
-        let (ys, seen) = batch_norm(&xs?, &weight?, &bias?, eps)?;
+        let (ys, seen) = batch_norm_then(then, &xs?, &weight?, &bias?, eps)?;
         let seen = BatchStatistics {
             mean: seen.mean.to_dtype(dtype)?,
             unbiased_var: seen.unbiased_var.to_dtype(dtype)?,
@@ -72,13 +108,15 @@ pub fn batch_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resu
         return Ok((ys.to_dtype(dtype)?, seen));
     }
     if !kernel::on_cpu_f32(&[xs, weight, bias]) {
-        return composition(xs, weight, bias, eps);
+        let (ys, seen) = composition(xs, weight, bias, eps)?;
+        return Ok((then.composition(ys)?, seen));
     }
     let moments = Arc::new(OnceLock::new());
     let op = BatchNorm {
         dims,
         eps,
         training: true,
+        then,
         moments: moments.clone(),
     };
     let ys = xs
@@ -137,15 +175,28 @@ pub fn batch_norm_eval(
     bias: &Tensor,
     eps: f64,
 ) -> Result<Tensor> {
+    batch_norm_eval_then(Then::Nothing, xs, mean, var, weight, bias, eps)
+}
+
+/// As [`batch_norm_eval`], and what follows it.
+pub(crate) fn batch_norm_eval_then(
+    then: Then,
+    xs: &Tensor,
+    mean: &Tensor,
+    var: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    eps: f64,
+) -> Result<Tensor> {
     let vectors = [("weight", weight), ("bias", bias), ("mean", mean), ("var", var)];
     let dims = check(xs, &vectors, eps)?;
     if kernel::is_half(xs) {
         return kernel::in_f32(&[xs, mean, var, weight, bias], |t| {
-            batch_norm_eval(&t[0], &t[1], &t[2], &t[3], &t[4], eps)
+            batch_norm_eval_then(then, &t[0], &t[1], &t[2], &t[3], &t[4], eps)
         });
     }
     if !kernel::on_cpu_f32(&[xs, mean, var, weight, bias]) {
-        return composition_eval(xs, mean, var, weight, bias, eps);
+        return then.composition(composition_eval(xs, mean, var, weight, bias, eps)?);
     }
     let (mean, var) = (mean.contiguous()?, var.contiguous()?);
     let (mean, var) = (Elements::of(&mean)?, Elements::of(&var)?);
@@ -157,6 +208,7 @@ pub fn batch_norm_eval(
         dims,
         eps,
         training: false,
+        then,
         moments: Arc::new(OnceLock::from(moments.collect::<Vec<_>>())),
     };
     xs.contiguous()?
@@ -291,6 +343,7 @@ struct BatchNorm {
     eps: f64,
     /// Whether the moments are those of the input, and depend on it.
     training: bool,
+    then: Then,
     moments: Arc<OnceLock<Vec<Moments>>>,
 }
 
@@ -334,24 +387,31 @@ kernel::simd_fn! {
 }
 
 kernel::simd_fn! {
-    fn forward_row<S>(xs: &[f32], mean: f32, scale: f32, shift: f32, ys: &mut [f32]) -> () {
+    fn forward_row<S>(xs: &[f32], mean: f32, scale: f32, shift: f32, floor: f32, ys: &mut [f32]) -> () {
         for (y, &x) in ys.iter_mut().zip(xs) {
-            *y = kernel::fma::<S>(x - mean, scale, shift);
+            let value = kernel::fma::<S>(x - mean, scale, shift);
+            // Not `f32::max`, which would turn what is undefined to the floor.
+            *y = if value < floor { floor } else { value };
         }
     }
 }
 
 kernel::simd_fn! {
-    /// Σ g and Σ g (x - `mean`) of one channel.
-    fn backward_sums<S>(xs: &[f32], grads: &[f32], mean: f32, dims: Dims, channel: usize) -> [f64; 2] {
-        let mut acc = [[0f64; LANES]; 2];
-        for (x, g) in dims.rows(xs, channel).zip(dims.rows(grads, channel)) {
-            add_sums(&mut acc, [x, g], |[x, g]| {
-                let g = f64::from(g);
-                [g, g * f64::from(x - mean)]
-            });
+    /// Adds Σ g and Σ g (x - `mean`) of a row.
+    fn add_backward_sums<S>(acc: &mut [[f64; LANES]; 2], xs: &[f32], grads: &[f32], mean: f32) -> () {
+        add_sums(acc, [xs, grads], |[x, g]| {
+            let g = f64::from(g);
+            [g, g * f64::from(x - mean)]
+        });
+    }
+}
+
+kernel::simd_fn! {
+    /// The gradients where the ReLU let something through.
+    fn let_through<S>(ys: &[f32], grads: &[f32], out: &mut [f32]) -> () {
+        for ((out, &y), &g) in out.iter_mut().zip(ys).zip(grads) {
+            *out = if y > 0.0 { g } else { 0.0 };
         }
-        acc.map(|lanes| lanes.iter().sum())
     }
 }
 
@@ -361,6 +421,15 @@ kernel::simd_fn! {
         let [xs, grads] = row;
         for ((dx, &x), &g) in dxs.iter_mut().zip(xs).zip(grads) {
             *dx = kernel::fma::<S>(g, scale, kernel::fma::<S>(x - mean, slope, shift));
+        }
+    }
+}
+
+kernel::simd_fn! {
+    /// The same where g stands in the place of dx.
+    fn backward_row_in_place<S>(xs: &[f32], mean: f32, scale: f32, slope: f32, shift: f32, dxs: &mut [f32]) -> () {
+        for (dx, &x) in dxs.iter_mut().zip(xs) {
+            *dx = kernel::fma::<S>(*dx, scale, kernel::fma::<S>(x - mean, slope, shift));
         }
     }
 }
@@ -383,7 +452,7 @@ impl BatchNorm {
             // SAFETY: these elements belong to this channel alone, which one thread computes.
             let mut out = unsafe { out.columns(channel * dims.positions, dims.batch, dims.positions, stride) };
             for (sample, xs) in dims.rows(xs, channel).enumerate() {
-                forward_row(xs, mean, scale as f32, shift as f32, out.row(sample));
+                forward_row(xs, mean, scale as f32, shift as f32, self.then.floor(), out.row(sample));
             }
             moments
         };
@@ -393,46 +462,69 @@ impl BatchNorm {
     }
 
     /// The gradients of `xs` (unless it needs none), `weight` and `bias`.
-    fn backward(&self, xs: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; 3]> {
+    fn backward(&self, xs: &Tensor, weight: &Tensor, ys: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; 3]> {
         let Some(moments) = self.moments.get() else {
             candle_core::bail!("the backward of masksub's batch norm was called before its forward");
         };
         let grad = grad.contiguous()?;
-        let (x, w, g) = (Elements::of(xs)?, Elements::of(weight)?, Elements::of(&grad)?);
-        let (x, w, g): (&[f32], &[f32], &[f32]) = (&x, &w, &g);
-        let dims = self.dims;
-        let mut dxs = vec![0f32; if xs.track_op() { x.len() } else { 0 }];
+        let (x, w, g, y) = (
+            Elements::of(xs)?,
+            Elements::of(weight)?,
+            Elements::of(&grad)?,
+            Elements::of(ys)?,
+        );
+        let (x, w, g, y): (&[f32], &[f32], &[f32], &[f32]) = (&x, &w, &g, &y);
+        let (dims, relu) = (self.dims, self.then == Then::Relu);
+        // What the ReLU lets through needs a place, too.
+        let mut dxs = vec![0f32; if xs.track_op() || relu { x.len() } else { 0 }];
         let len = dxs.len();
         let out = SharedMut::new(&mut dxs);
         let channel = |channel: usize| {
             let (mean, rest) = moments[channel].mean();
-            let [sum, sum_x] = backward_sums(x, g, mean, dims, channel);
+            let stride = dims.channels * dims.positions;
+            let start = if len > 0 { channel * dims.positions } else { 0 };
+            let rows = if len > 0 { dims.batch } else { 0 };
+            // SAFETY: these elements belong to this channel alone, which one thread computes.
+            let mut out = unsafe { out.columns(start, rows, dims.positions, stride) };
+            let rows = || dims.rows(x, channel).zip(dims.rows(g, channel)).enumerate();
+            let mut acc = [[0f64; LANES]; 2];
+            if relu {
+                for ((sample, (x, g)), y) in rows().zip(dims.rows(y, channel)) {
+                    let through = out.row(sample);
+                    let_through(y, g, through);
+                    add_backward_sums(&mut acc, x, through, mean);
+                }
+            } else {
+                for (_, (x, g)) in rows() {
+                    add_backward_sums(&mut acc, x, g, mean);
+                }
+            }
+            let [sum, sum_x]: [f64; 2] = acc.map(|lanes| lanes.iter().sum());
             let scale = moments[channel].scale(self.eps);
             // Σ g x̂
             let sum_x = scale * (sum_x - rest * sum);
-            if len > 0 {
+            if xs.track_op() {
                 let n = dims.count() as f64;
                 let dy = scale * f64::from(w[channel]);
                 let (slope, shift) = match self.training {
                     true => (-dy * scale * sum_x / n, -dy * sum / n),
                     false => (0.0, 0.0),
                 };
-                let shift = shift - slope * rest;
-                let stride = dims.channels * dims.positions;
-                // SAFETY: these elements belong to this channel alone, which one thread computes.
-                let mut out = unsafe { out.columns(channel * dims.positions, dims.batch, dims.positions, stride) };
-                let rows = dims.rows(x, channel).zip(dims.rows(g, channel));
-                for (sample, (x, g)) in rows.enumerate() {
-                    backward_row([x, g], mean, dy as f32, slope as f32, shift as f32, out.row(sample));
+                let (dy, slope, shift) = (dy as f32, slope as f32, (shift - slope * rest) as f32);
+                for (sample, (x, g)) in rows() {
+                    match relu {
+                        true => backward_row_in_place(x, mean, dy, slope, shift, out.row(sample)),
+                        false => backward_row([x, g], mean, dy, slope, shift, out.row(sample)),
+                    }
                 }
             }
             [sum_x as f32, sum as f32]
         };
         let sums: Vec<_> = dims.channels().map(channel).collect();
         let vector = |i: usize| Tensor::from_iter(sums.iter().map(|sums| sums[i]), &Device::Cpu);
-        let dxs = match len {
-            0 => None,
-            _ => Some(kernel::tensor(dxs, xs.dims())?),
+        let dxs = match xs.track_op() {
+            true => Some(kernel::tensor(dxs, xs.dims())?),
+            false => None,
         };
         Ok([dxs, Some(vector(0)?), Some(vector(1)?)])
     }
@@ -465,10 +557,10 @@ impl CustomOp3 for BatchNorm {
         xs: &Tensor,
         weight: &Tensor,
         bias: &Tensor,
-        _: &Tensor,
+        ys: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let [dxs, dweight, dbias] = self.backward(xs, weight, grad)?;
+        let [dxs, dweight, dbias] = self.backward(xs, weight, ys, grad)?;
         Ok((
             dxs,
             dweight.filter(|_| weight.track_op()),
@@ -495,7 +587,8 @@ mod tests {
     /// Statistics that the input does not have.
     fn given(args: &[Tensor]) -> Result<[Tensor; 2]> {
         let channels = args[1].elem_count();
-        let like = |t: Tensor| t.to_dtype(args[0].dtype());
+        // Exact in every dtype: rounded, they would let other values through a ReLU.
+        let like = |t: Tensor| t.to_dtype(DType::BF16)?.to_dtype(args[0].dtype());
         Ok([
             like(random(&[channels], 91))?,
             like((random(&[channels], 92).sqr()? + 0.1)?)?,
@@ -512,16 +605,55 @@ mod tests {
         composition_eval(&args[0], &mean, &var, &args[1], &args[2], 1e-5)
     }
 
+    fn kernel_relu(args: &[Tensor]) -> Result<Tensor> {
+        Ok(batch_norm_then(Then::Relu, &args[0], &args[1], &args[2], 1e-5)?.0)
+    }
+
+    fn reference_relu(args: &[Tensor]) -> Result<Tensor> {
+        reference(args)?.relu()
+    }
+
+    fn kernel_eval_relu(args: &[Tensor]) -> Result<Tensor> {
+        let [mean, var] = given(args)?;
+        batch_norm_eval_then(Then::Relu, &args[0], &mean, &var, &args[1], &args[2], 1e-5)
+    }
+
+    fn reference_eval_relu(args: &[Tensor]) -> Result<Tensor> {
+        reference_eval(args)?.relu()
+    }
+
+    fn check_all(shape: &[usize], seed: u64) {
+        let c = [shape[1]];
+        let shapes: [&[usize]; 3] = [shape, &c, &c];
+        check(&kernel, &reference, &shapes, seed);
+        check(&kernel_eval, &reference_eval, &shapes, seed);
+        check(&kernel_relu, &reference_relu, &shapes, seed);
+        check(&kernel_eval_relu, &reference_eval_relu, &shapes, seed);
+    }
+
     #[test]
     fn equals_its_composition() {
         let mut rng = rng(11);
         for seed in 0..6 {
             let mut size = |most| rng.random_range(1..=most);
-            let shape = [size(4), size(20), 3 + size(10), 3 + size(10)];
-            let c = [shape[1]];
-            check(&kernel, &reference, &[&shape, &c, &c], seed);
-            check(&kernel_eval, &reference_eval, &[&shape, &c, &c], seed);
+            check_all(&[size(4), size(20), 3 + size(10), 3 + size(10)], seed);
         }
+    }
+
+    #[test]
+    fn relu_lets_nothing_through_where_it_is_0() {
+        // A weight and bias of 0 make every value 0: PyTorch's gradient there is 0, and so is this.
+        let zero = Tensor::zeros(2, DType::F32, &Device::Cpu).unwrap();
+        let bias = candle_core::Var::from_tensor(&zero).unwrap();
+        let xs = random(&[3, 2, 4], 1).to_dtype(DType::F32).unwrap();
+        let (ys, _) = batch_norm_then(Then::Relu, &xs, &zero, &bias, 1e-5).unwrap();
+        let grads = ys.sum_all().unwrap().backward().unwrap();
+        assert_eq!(grads.get(&bias).unwrap().to_vec1::<f32>().unwrap(), [0.0; 2]);
+        // What is undefined stays so.
+        let xs = Tensor::new(&[[f32::NAN], [1.0]], &Device::Cpu).unwrap();
+        let one = Tensor::ones(1, DType::F32, &Device::Cpu).unwrap();
+        let (ys, _) = batch_norm_then(Then::Relu, &xs, &one, &one, 1e-5).unwrap();
+        assert!(ys.to_vec2::<f32>().unwrap()[0][0].is_nan());
     }
 
     #[test]
@@ -535,9 +667,7 @@ mod tests {
             &[2, 3, 2, 5, 4],
             &[3, 70, 33, 31],
         ]) {
-            let c = [shape[1]];
-            check(&kernel, &reference, &[shape, &c, &c], seed);
-            check(&kernel_eval, &reference_eval, &[shape, &c, &c], seed);
+            check_all(shape, seed);
         }
         check(&kernel_eval, &reference_eval, &[&[1, 3], &[3], &[3]], 9);
     }

@@ -12,6 +12,7 @@
 
 mod accumulate;
 mod activation;
+mod add_relu;
 mod attention;
 mod attention_branch;
 mod batch_norm;
@@ -41,9 +42,11 @@ mod window;
 mod window_attention;
 
 pub use activation::Activation;
+pub use add_relu::add_relu;
 pub use attention::attention;
 pub use attention_branch::{attention_branch, AttentionBranch, Tokens};
 pub use batch_norm::{batch_norm, batch_norm_eval, BatchStatistics};
+pub(crate) use batch_norm::{batch_norm_eval_then, batch_norm_then, Then};
 pub use conv2d::conv2d;
 pub(crate) use deliver::{add_to, aside, Gradients};
 pub use gather_rows::gather_rows;
@@ -70,6 +73,7 @@ pub use window_attention::window_attention;
 /// what `benches/ops.rs` measures them against.
 #[doc(hidden)]
 pub mod reference {
+    pub use super::add_relu::composition as add_relu;
     pub use super::attention::composition as attention;
     pub use super::attention_branch::composition as attention_branch;
     pub use super::batch_norm::{composition as batch_norm, composition_eval as batch_norm_eval};
