@@ -24,6 +24,11 @@ impl Seed {
         Self(seed)
     }
 
+    /// The number it was made from.
+    pub const fn value(self) -> u64 {
+        self.0
+    }
+
     /// The key of training step `step`.
     pub const fn at(self, step: usize) -> StepKey {
         StepKey {

@@ -9,7 +9,7 @@ use std::path::Path;
 use candle_core::{DType, Tensor};
 use common::{numbers, randn, CPU};
 use masksub::train::checkpoint::Checkpoint;
-use masksub::Error;
+use masksub::{Error, Seed};
 
 fn tensors() -> BTreeMap<String, Tensor> {
     let strided = randn((4, 6), "strided").t().unwrap();
@@ -25,7 +25,7 @@ fn tensors() -> BTreeMap<String, Tensor> {
 }
 
 fn checkpoint(step: usize) -> Checkpoint {
-    Checkpoint::new(step, u64::MAX)
+    Checkpoint::new(step, Seed::new(u64::MAX))
         .with_setting("lr", 1e-3)
         .with_setting("note", "naïve \"quotes\"\nand lines")
         .with_section("model", tensors())
@@ -48,7 +48,7 @@ fn what_is_saved_is_loaded() {
     let path = directory.path().join("run.safetensors");
     checkpoint(3).save(&path).unwrap();
     let loaded = Checkpoint::load(&path).unwrap();
-    assert_eq!((loaded.step(), loaded.seed()), (3, u64::MAX));
+    assert_eq!((loaded.step(), loaded.seed()), (3, Seed::new(u64::MAX)));
     assert_eq!(loaded.settings(), checkpoint(3).settings());
     same(loaded.section("model").unwrap(), &tensors());
     assert_eq!(loaded.section("optim").unwrap()["x"].dims(), [4]);
@@ -191,7 +191,7 @@ fn a_checkpoint_that_cannot_be_written_leaves_the_last() {
         checkpoint(2).save(nowhere.join("run")),
         Err(Error::File { .. })
     ));
-    let slash = Checkpoint::new(0, 0).with_section("a/b", []);
+    let slash = Checkpoint::new(0, Seed::new(0)).with_section("a/b", []);
     assert!(matches!(
         slash.save(&path),
         Err(Error::InvalidArgument {
@@ -200,4 +200,62 @@ fn a_checkpoint_that_cannot_be_written_leaves_the_last() {
         })
     ));
     assert_eq!(Checkpoint::load(&path).unwrap().step(), 1);
+}
+
+/// Whatever stands in the way of the last checkpoint, and at whichever moment the process goes.
+#[test]
+fn there_is_a_whole_one_at_every_moment() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    let path = at("run.safetensors");
+    checkpoint(1).save(&path).unwrap();
+    checkpoint(2).save(&path).unwrap();
+    let next = at("next.safetensors");
+    checkpoint(3).save(&next).unwrap();
+    let last = || Checkpoint::load_last(&path).unwrap().unwrap();
+    // The last is torn, and becomes the one before; the new one is whole, but not in its place yet.
+    fs::write(&path, b"torn").unwrap();
+    assert_eq!(last().checkpoint.step(), 1);
+    fs::create_dir(at(".run.safetensors.partial")).unwrap();
+    fs::rename(&next, at(".run.safetensors.partial/new")).unwrap();
+    assert_eq!(last().checkpoint.step(), 3);
+    fs::rename(&path, at("run.previous.safetensors")).unwrap();
+    assert_eq!(last().checkpoint.step(), 3);
+    assert!(last().path.ends_with(".run.safetensors.partial/new"));
+    checkpoint(4).save(&path).unwrap();
+    assert_eq!(last().checkpoint.step(), 4);
+    // Nothing at its place, and the one before is torn: that is what is told.
+    fs::remove_file(&path).unwrap();
+    let error = Checkpoint::load_last(&path).unwrap_err().to_string();
+    assert!(error.contains("run.previous.safetensors"), "{error}");
+}
+
+#[test]
+fn a_directory_is_left_where_it_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("run");
+    fs::create_dir(&path).unwrap();
+    fs::write(path.join("precious"), b"data").unwrap();
+    assert!(matches!(checkpoint(1).save(&path), Err(Error::File { .. })));
+    assert_eq!(fs::read(path.join("precious")).unwrap(), b"data");
+    assert!(
+        Checkpoint::load_last(&path).is_err(),
+        "something is there: this is no new run"
+    );
+}
+
+#[test]
+fn a_path_that_cannot_be_looked_at_is_no_new_run() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("file");
+    fs::write(&file, b"").unwrap();
+    assert!(Checkpoint::load_last(file.join("run.safetensors")).is_err());
+}
+
+#[test]
+fn there_may_be_no_section() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("run.safetensors");
+    Checkpoint::new(1, Seed::new(2)).save(&path).unwrap();
+    assert!(!Checkpoint::load(&path).unwrap().has_section(""));
 }

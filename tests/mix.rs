@@ -219,4 +219,12 @@ fn bad_input_is_named() {
         "labels"
     );
     assert_eq!(fails(&images(), &randn((5, 3), "p")), "labels");
+    let dtype = |labels: &Tensor| {
+        matches!(
+            mix.apply(&images(), labels, key),
+            Err(Error::DType { argument: "labels", .. })
+        )
+    };
+    assert!(dtype(&labels().to_dtype(DType::F32).unwrap()));
+    assert!(dtype(&Tensor::zeros((5, CLASSES), DType::U32, &CPU).unwrap()));
 }

@@ -297,6 +297,41 @@ fn a_gradient_may_be_the_variable_itself() {
     assert_eq!(weight.to_vec1::<f32>().unwrap(), [0.5; 4]);
 }
 
+/// Two that are each other's: either is updated by what the other was.
+#[test]
+fn gradients_may_be_other_variables() {
+    let vars = [1f32, 2.].map(|value| Var::from_tensor(&Tensor::full(value, 1 << 17, &CPU).unwrap()).unwrap());
+    let named = ["a", "b"].map(String::from).into_iter().zip(vars.clone());
+    let config = SgdConfig {
+        lr: 0.25,
+        momentum: 0.,
+        ..SgdConfig::default()
+    };
+    let mut opt = Sgd::with_groups(ParamGroups::new(&Params::new(named)), config).unwrap();
+    let mut grads = GradStore::default();
+    grads.insert(&vars[0], vars[1].as_detached_tensor());
+    grads.insert(&vars[1], vars[0].as_detached_tensor());
+    opt.step(&grads).unwrap();
+    let all = |var: &Var, value: f32| var.to_vec1::<f32>().unwrap().iter().all(|&v| v == value);
+    assert!(all(&vars[0], 0.5) && all(&vars[1], 1.75));
+}
+
+#[test]
+fn a_scale_of_0_freezes() {
+    let (frozen, filtered) = (params(DType::F32), params(DType::F32));
+    let groups = ParamGroups::new(&frozen).with_lr_scale(|name| if name == "b.weight" { 0. } else { 1. });
+    let mut by_scale = Lamb::with_groups(groups.unwrap(), LambConfig::default()).unwrap();
+    let rest = ParamGroups::new(&filtered.clone().filter(|name| name != "b.weight"));
+    let mut by_filter = Lamb::with_groups(rest, LambConfig::default()).unwrap();
+    for step in 0..3 {
+        by_scale.step(&grads(&frozen, step)).unwrap();
+        by_filter.step(&grads(&filtered, step)).unwrap();
+    }
+    for ((name, a), (_, b)) in frozen.iter().zip(filtered.iter()) {
+        assert_eq!(bits(a), bits(b), "{name}");
+    }
+}
+
 #[test]
 fn lamb_refuses_a_gradient_that_is_not_finite() {
     let params = params(DType::F32);
@@ -358,7 +393,19 @@ fn bad_settings_and_gradients_are_named() {
     let error = AdamW::with_groups(ParamGroups::new(&twice), AdamWConfig::default()).unwrap_err();
     assert_eq!(argument(error), "groups");
 
+    let none = Params::new([]);
+    let error = AdamW::with_groups(ParamGroups::new(&none), AdamWConfig::default()).unwrap_err();
+    assert_eq!(argument(error), "groups");
+
     let mut opt = AdamW::with_groups(groups(), AdamWConfig::default()).unwrap();
+    for rate in [f64::NAN, -1.] {
+        opt.set_learning_rate(rate);
+        assert_eq!(argument(opt.step(&grads(&params, 0)).unwrap_err()), "lr");
+    }
+    opt.set_learning_rate(1e-3);
+    let mut negative = opt.state().unwrap();
+    negative.insert("c.bias.step".into(), Tensor::new(-1i64, &CPU).unwrap());
+    assert_eq!(argument(opt.load_state(&negative).unwrap_err()), "state");
     let mut bad = grads(&params, 0);
     bad.insert(
         params.get("c.bias").unwrap(),

@@ -170,7 +170,7 @@ fn the_average_is_the_recursion_written_out() {
             }
             let state = ema.state().unwrap();
             for (name, expected) in expected {
-                for (ours, expected) in numbers(&state[&name]).iter().zip(expected) {
+                for (ours, expected) in numbers(&state[&format!("average/{name}")]).iter().zip(expected) {
                     assert!(
                         (ours - expected).abs() < tolerance * (1. + expected.abs()),
                         "{dtype:?} {name}"
@@ -229,14 +229,14 @@ fn a_restored_average_goes_on_to_the_bit() {
             assert_eq!(distance(&after, &before[&name]), 0., "{name}");
         }
     };
-    fails(&|state| drop(state.remove("fc.weight")), "fc.weight");
+    fails(&|state| drop(state.remove("average/fc.weight")), "fc.weight");
     fails(&|state| drop(state.remove("updates")), "updates");
     fails(
-        &|state| drop(state.insert("fc.weight".into(), randn(2, "x"))),
+        &|state| drop(state.insert("average/fc.weight".into(), randn(2, "x"))),
         "fc.weight",
     );
     fails(
-        &|state| drop(state.insert("fc.scale".into(), randn(2, "x"))),
+        &|state| drop(state.insert("average/fc.scale".into(), randn(2, "x"))),
         "fc.scale",
     );
 }
@@ -247,4 +247,44 @@ fn a_decay_of_one_would_never_learn() {
         let error = Ema::of(&varmap(DType::F32), decay).unwrap_err();
         assert!(matches!(error, Error::InvalidArgument { argument: "decay", .. }));
     }
+}
+
+#[test]
+fn what_cannot_be_averaged_is_refused() {
+    let var = || Var::from_tensor(&randn(3, "v")).unwrap();
+    for vars in [vec![], vec![("a".to_string(), var()), ("a".to_string(), var())]] {
+        let error = Ema::new(vars, 0.9).unwrap_err();
+        assert!(
+            matches!(error, Error::InvalidArgument { argument: "vars", .. }),
+            "{error}"
+        );
+    }
+    // A variable may be called what it likes.
+    let mut ema = Ema::new([("updates".to_string(), var())], 0.9).unwrap();
+    ema.update().unwrap();
+    let mut state = ema.state().unwrap();
+    assert_eq!((state.len(), state["updates"].to_scalar::<i64>().unwrap()), (2, 1));
+    assert_eq!(Ema::weights_of(&state)["updates"].dims(), [3]);
+    state.insert("updates".into(), Tensor::new(-1i64, &CPU).unwrap());
+    assert!(ema.load_state(&state).unwrap_err().to_string().contains("-1 updates"));
+}
+
+/// In bf16 itself the hundredth gradient would not count.
+#[test]
+fn gradients_of_half_precision_are_accumulated_in_f32() {
+    let var = Var::from_tensor(&Tensor::ones(2, DType::BF16, &CPU).unwrap()).unwrap();
+    let params = Params::new([("w".to_string(), var.clone())]);
+    let mut accumulator = Accumulator::new(&params);
+    for i in 0..300 {
+        let mut grads = GradStore::default();
+        let value = if i < 200 { 1f32 } else { 4. };
+        grads.insert(
+            &var,
+            Tensor::full(value, 2, &CPU).unwrap().to_dtype(DType::BF16).unwrap(),
+        );
+        accumulator.add(&grads, 1).unwrap();
+    }
+    let mean = accumulator.take().unwrap();
+    let mean = mean.get(&var).unwrap();
+    assert_eq!((mean.dtype(), numbers(mean)), (DType::BF16, vec![2.; 2]));
 }

@@ -51,7 +51,7 @@ pub use conv2d::conv2d;
 pub(crate) use deliver::{add_to, aside, Gradients};
 pub use gather_rows::gather_rows;
 pub use gelu::gelu;
-pub(crate) use kernel::{check_eps, in_f32, is_half, on_cpu_f32, shares_memory, Elements};
+pub(crate) use kernel::{check_eps, in_f32, is_half, on_cpu_f32, Elements};
 pub use layer_norm::layer_norm;
 pub(crate) use layer_norm::layer_norm_with;
 pub(crate) use lerp::lerp;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use candle_core::backprop::GradStore;
-use candle_core::{Tensor, TensorId};
+use candle_core::{DType, Tensor, TensorId};
 
 use crate::error::{Error, Result};
 use crate::ops;
@@ -15,6 +15,7 @@ use crate::params::Params;
 /// Give each micro-batch the key of where its first sample stands in the whole,
 /// [`StepKey::with_first_sample`](crate::StepKey::with_first_sample): masks, dropout and drop path are then those of the
 /// whole batch, and so are the gradients, to rounding. (Not through batch norm, whose statistics are each micro-batch's.)
+/// Mixup and cutmix come first, on the whole batch.
 ///
 /// ```
 /// # use candle_core::{DType, Device, Tensor};
@@ -42,7 +43,8 @@ use crate::params::Params;
 /// ```
 #[derive(Debug)]
 pub struct Accumulator {
-    params: Vec<(String, TensorId)>,
+    params: Vec<(String, TensorId, DType)>,
+    /// In f32 where gradients are of half precision.
     means: HashMap<TensorId, Tensor>,
     samples: usize,
 }
@@ -51,7 +53,9 @@ impl Accumulator {
     /// Collects the gradients of `params`.
     pub fn new(params: &Params) -> Self {
         Self {
-            params: params.iter().map(|(name, var)| (name.to_string(), var.id())).collect(),
+            params: (params.iter())
+                .map(|(name, var)| (name.to_string(), var.id(), var.dtype()))
+                .collect(),
             means: HashMap::new(),
             samples: 0,
         }
@@ -66,7 +70,7 @@ impl Accumulator {
         if samples == 0 {
             return Err(Error::invalid("samples", samples, "at least 1"));
         }
-        for (name, id) in &self.params {
+        for (name, id, _) in &self.params {
             if let (Some(mean), Some(grad)) = (self.means.get(id), grads.get_id(*id)) {
                 if mean.dims() != grad.dims() {
                     let expected = format!("{:?} for {name}, as before", mean.dims());
@@ -76,8 +80,12 @@ impl Accumulator {
         }
         // A running mean: the first micro-batch's gradients come in as they are, to the bit.
         let share = samples as f64 / (self.samples + samples) as f64;
-        for (_, id) in &self.params {
-            let mean = match (self.means.remove(id), grads.get_id(*id)) {
+        for (_, id, _) in &self.params {
+            let grad = match grads.get_id(*id) {
+                Some(grad) if ops::is_half(grad) => Some(grad.to_dtype(DType::F32)?),
+                grad => grad.cloned(),
+            };
+            let mean = match (self.means.remove(id), grad) {
                 (Some(mean), Some(grad)) => ops::lerp(mean, &grad.contiguous()?, share)?,
                 (Some(mean), None) => (mean * (1. - share))?,
                 (None, Some(grad)) if self.samples == 0 => grad.contiguous()?.copy()?,
@@ -105,8 +113,10 @@ impl Accumulator {
         }
         self.samples = 0;
         let mut grads = GradStore::default();
-        for (id, mean) in self.means.drain() {
-            grads.insert_id(id, mean);
+        for (_, id, dtype) in &self.params {
+            if let Some(mean) = self.means.remove(id) {
+                grads.insert_id(*id, mean.to_dtype(*dtype)?);
+            }
         }
         Ok(grads)
     }

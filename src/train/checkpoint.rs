@@ -11,6 +11,7 @@ use safetensors::tensor::{SafeTensorError, TensorView, View};
 use safetensors::SafeTensors;
 
 use crate::error::{Error, Result};
+use crate::key::Seed;
 
 /// Everything that a run needs to go on: how far it is, its seed and settings, and named sections of tensors: the model's
 /// weights, the optimizer's state, averages. On the disk it is a safetensors file, which other programs read, too; a
@@ -18,7 +19,7 @@ use crate::error::{Error, Result};
 ///
 /// [`save`](Self::save) writes to another file first, brings it to the disk and only then puts it in its place; the
 /// checkpoint that was there is kept as the one before. Whenever the process or the power goes, there is a whole
-/// checkpoint, and [`load_last`](Self::load_last) finds it.
+/// checkpoint, and [`load_last`](Self::load_last) finds it, were it one that had not come to its place yet.
 ///
 /// ```
 /// use masksub::train::checkpoint::Checkpoint;
@@ -31,7 +32,7 @@ use crate::error::{Error, Result};
 /// # let weights = Weights::seeded(Seed::new(0));
 /// # candle_nn::linear(4, 2, weights.var_builder(DType::F32, &Device::Cpu))?;
 /// # let mut opt = AdamW::with_groups(ParamGroups::new(&Params::from_varmap(weights.varmap())), AdamWConfig::default())?;
-/// Checkpoint::new(1200, 7)
+/// Checkpoint::new(1200, Seed::new(7))
 ///     .with_setting("lr", 1e-3)
 ///     .with_section("model", weights.state())
 ///     .with_section("optim", opt.state()?)
@@ -42,13 +43,13 @@ use crate::error::{Error, Result};
 /// let weights = Weights::from_tensors(checkpoint.section("model")?.clone());
 /// // ... make the model and the optimizer, then
 /// opt.load_state(checkpoint.section("optim")?)?;
-/// println!("going on at step {} with {:?}", checkpoint.step(), Seed::new(checkpoint.seed()));
+/// println!("going on at step {} with {:?}", checkpoint.step(), checkpoint.seed());
 /// # Ok(()) }
 /// ```
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Checkpoint {
     step: usize,
-    seed: u64,
+    seed: Seed,
     settings: BTreeMap<String, String>,
     sections: BTreeMap<String, BTreeMap<String, Tensor>>,
 }
@@ -68,14 +69,17 @@ const FORMAT: &str = "masksub-checkpoint";
 const VERSION: &str = "1";
 const SETTING: &str = "setting/";
 const CHECKSUM: &str = "checksum";
+/// Name of a checkpoint that is being written.
+const NEW: &str = "new";
 
 impl Checkpoint {
     /// A run of that seed after `step` steps.
-    pub fn new(step: usize, seed: u64) -> Self {
+    pub fn new(step: usize, seed: Seed) -> Self {
         Self {
             step,
             seed,
-            ..Self::default()
+            settings: BTreeMap::new(),
+            sections: BTreeMap::new(),
         }
     }
 
@@ -102,7 +106,7 @@ impl Checkpoint {
     }
 
     /// The run's seed.
-    pub fn seed(&self) -> u64 {
+    pub fn seed(&self) -> Seed {
         self.seed
     }
 
@@ -161,10 +165,9 @@ impl Checkpoint {
     /// neither.
     ///
     /// # Errors
-    /// [`Error::File`] of the last one when neither can be used.
+    /// [`Error::File`] of the last one when none can be used.
     pub fn load_last(path: impl AsRef<Path>) -> Result<Option<Found>> {
         let path = path.as_ref();
-        let previous = previous(path);
         let refused = match Self::load(path) {
             Ok(checkpoint) => {
                 return Ok(Some(Found {
@@ -175,14 +178,22 @@ impl Checkpoint {
             }
             Err(error) => error,
         };
-        match Self::load(&previous) {
-            Ok(checkpoint) => Ok(Some(Found {
-                checkpoint,
-                path: previous,
-                refused: Some(refused),
-            })),
-            Err(_) if exists(path) || exists(&previous) => Err(refused),
-            Err(_) => Ok(None),
+        // What was being put in its place is newer than the one before, and may be all there is: where the last one was
+        // torn, it is that which has become the one before.
+        let others = [workshop(path).join(NEW), previous(path)];
+        for other in &others {
+            if let Ok(checkpoint) = Self::load(other) {
+                return Ok(Some(Found {
+                    checkpoint,
+                    path: other.clone(),
+                    refused: Some(refused),
+                }));
+            }
+        }
+        match (may_exist(path), may_exist(&others[1])) {
+            (false, false) => Ok(None),
+            (false, true) => Err(Self::load(&others[1]).err().unwrap_or(refused)),
+            (true, _) => Err(refused),
         }
     }
 
@@ -202,14 +213,16 @@ impl Checkpoint {
     }
 
     fn metadata(&self) -> BTreeMap<String, String> {
-        let sections: Vec<&str> = self.sections.keys().map(String::as_str).collect();
         let fixed = [
             ("format", FORMAT.to_string()),
             ("version", VERSION.to_string()),
             ("step", self.step.to_string()),
-            ("seed", self.seed.to_string()),
-            // One may be empty.
-            ("sections", sections.join("/")),
+            ("seed", self.seed.value().to_string()),
+            // One may be empty. None has a slash.
+            (
+                "sections",
+                self.sections.keys().map(|name| format!("{name}/")).collect(),
+            ),
         ];
         let fixed = fixed.map(|(key, value)| (key.to_string(), value));
         let settings = self.settings.iter();
@@ -243,8 +256,12 @@ impl Checkpoint {
             let text = metadata.get(key).and_then(|text| text.parse().ok());
             text.ok_or_else(|| no_checkpoint(&format!("its header has no {key}")))
         };
-        let mut checkpoint = Self::new(number("step")? as usize, number("seed")?);
-        for section in metadata.get("sections").iter().flat_map(|names| names.split('/')) {
+        let mut checkpoint = Self::new(number("step")? as usize, Seed::new(number("seed")?));
+        for section in metadata
+            .get("sections")
+            .iter()
+            .flat_map(|names| names.split_terminator('/'))
+        {
             checkpoint.sections.insert(section.to_string(), BTreeMap::new());
         }
         let tensors = candle_core::safetensors::load_buffer(bytes, &Device::Cpu);
@@ -266,6 +283,9 @@ impl Checkpoint {
 
 /// Writes beside `path`, brings that to the disk, and only then puts it in its place.
 fn write(path: &Path, tensors: &BTreeMap<String, Tensor>, metadata: BTreeMap<String, String>) -> std::io::Result<()> {
+    if path.is_dir() {
+        return Err(ErrorKind::IsADirectory.into());
+    }
     let workshop = workshop(path);
     match fs::remove_dir_all(&workshop) {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
@@ -273,7 +293,7 @@ fn write(path: &Path, tensors: &BTreeMap<String, Tensor>, metadata: BTreeMap<Str
     }
     // Readable as the user's umask says: temporary files, of which safetensors' writer makes one, are the owner's alone.
     let permissions = File::create(workshop.join("permissions"))?.metadata()?.permissions();
-    let temporary = workshop.join("new");
+    let temporary = workshop.join(NEW);
     let metadata = metadata.into_iter().collect();
     safetensors::serialize_to_file(tensors, Some(metadata), &temporary).map_err(|error| match error {
         SafeTensorError::IoError(error) => error,
@@ -319,8 +339,9 @@ fn previous(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
-fn exists(path: &Path) -> bool {
-    path.symlink_metadata().is_ok()
+/// Whether there is something at `path`, as far as one can tell: a disk that does not answer is no new run.
+fn may_exist(path: &Path) -> bool {
+    !matches!(path.symlink_metadata(), Err(error) if error.kind() == ErrorKind::NotFound)
 }
 
 fn failed(path: &Path, message: impl ToString) -> Error {

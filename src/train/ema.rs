@@ -1,6 +1,6 @@
 //! A moving average of the weights.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::VarMap;
@@ -45,13 +45,15 @@ struct Entry {
     average: Tensor,
 }
 
+/// Names in the state: of the number of updates, and what those of the averages begin with.
 const UPDATES: &str = "updates";
+const AVERAGE: &str = "average/";
 
 impl Ema {
     /// The average of all variables that `varmap` has now, running statistics among them.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when `decay` is not within [0, 1).
+    /// [`Error::InvalidArgument`] when `decay` is not within [0, 1), when there is no variable, or two of a name.
     pub fn of(varmap: &VarMap, decay: f64) -> Result<Self> {
         let vars: BTreeMap<String, Var> = params::lock(varmap).clone().into_iter().collect();
         Self::new(vars, decay)
@@ -60,7 +62,7 @@ impl Ema {
     /// The average of the variables in `vars` that are floats; names are for [`state`](Self::state).
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when `decay` is not within [0, 1).
+    /// [`Error::InvalidArgument`] when `decay` is not within [0, 1), when there is no variable, or two of a name.
     pub fn new(vars: impl IntoIterator<Item = (String, Var)>, decay: f64) -> Result<Self> {
         if !(0. ..1.).contains(&decay) {
             return Err(Error::invalid("decay", decay, "at least 0 and below 1"));
@@ -73,11 +75,24 @@ impl Ema {
             };
             Ok(Entry { name, var, average })
         };
+        let entries = floats.map(entry).collect::<Result<Vec<_>>>()?;
+        let mut names = HashSet::new();
+        if let Some(twice) = entries.iter().find(|entry| !names.insert(&entry.name)) {
+            let value = format!("two of the name {}", twice.name);
+            return Err(Error::invalid("vars", value, "variables of different names"));
+        }
+        if entries.is_empty() {
+            return Err(Error::invalid(
+                "vars",
+                "empty",
+                "at least one variable: taken once the model is made",
+            ));
+        }
         Ok(Self {
             decay,
             warmup: false,
             updates: 0,
-            entries: floats.map(entry).collect::<Result<_>>()?,
+            entries,
         })
     }
 
@@ -136,12 +151,12 @@ impl Ema {
     /// The averages in such a state, for a model to be made from
     /// ([`Weights::from_tensors`](crate::Weights::from_tensors)).
     pub fn weights_of(state: &BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
-        let mut weights = state.clone();
-        weights.remove(UPDATES);
-        weights
+        let average =
+            |(path, tensor): (&String, &Tensor)| Some((path.strip_prefix(AVERAGE)?.to_string(), tensor.clone()));
+        state.iter().filter_map(average).collect()
     }
 
-    /// The averages by name, and under `updates` how many there were.
+    /// The averages as `average/NAME`, and under `updates` how many there were.
     ///
     /// # Errors
     /// When a tensor cannot be read.
@@ -149,7 +164,10 @@ impl Ema {
         let mut state = BTreeMap::from([(UPDATES.to_string(), Tensor::new(self.updates as i64, &Device::Cpu)?)]);
         for entry in &self.entries {
             // A copy: the next update writes into the original.
-            state.insert(entry.name.clone(), entry.average.to_device(&Device::Cpu)?.copy()?);
+            state.insert(
+                format!("{AVERAGE}{}", entry.name),
+                entry.average.to_device(&Device::Cpu)?.copy()?,
+            );
         }
         Ok(state)
     }
@@ -175,13 +193,16 @@ impl Ema {
             Some(tensor) => Ok(tensor),
         };
         let updates = find(UPDATES, &[])?.to_dtype(DType::I64)?.to_scalar::<i64>()?;
+        let updates = u64::try_from(updates)
+            .map_err(|_| Error::invalid("state", format!("{updates} updates"), "at least 0 updates"))?;
         let average = |entry: &Entry| {
-            let tensor = find(&entry.name, entry.average.dims())?;
+            let tensor = find(&format!("{AVERAGE}{}", entry.name), entry.average.dims())?;
             let tensor = tensor.to_dtype(entry.average.dtype())?;
             Ok(tensor.to_device(entry.average.device())?.copy()?)
         };
         let averages: Vec<Tensor> = self.entries.iter().map(average).collect::<Result<_>>()?;
-        let known = |path: &str| path == UPDATES || self.entries.iter().any(|entry| entry.name == path);
+        let names: HashSet<&str> = self.entries.iter().map(|entry| entry.name.as_str()).collect();
+        let known = |path: &str| path == UPDATES || path.strip_prefix(AVERAGE).is_some_and(|name| names.contains(name));
         let left_over: Vec<String> = state.keys().filter(|path| !known(path)).cloned().collect();
         if !left_over.is_empty() {
             return Err(Error::WeightsDiffer {
@@ -190,7 +211,7 @@ impl Ema {
                 left_over,
             });
         }
-        self.updates = updates as u64;
+        self.updates = updates;
         for (entry, average) in self.entries.iter_mut().zip(averages) {
             entry.average = average;
         }

@@ -59,7 +59,7 @@ pub enum MixKind {
         top: usize,
         /// First column.
         left: usize,
-        /// Rows; 0 where the box lies outside.
+        /// Rows; 0 where the box would be less than two.
         height: usize,
         /// Columns.
         width: usize,
@@ -126,12 +126,12 @@ impl Mix {
 
     /// Mixes `images` [B, C, H, W] and their labels: class indices [B] (any integer dtype) or probabilities [B, classes].
     ///
-    /// The draw is one of the step: the micro-batches of an accumulated batch get the same lambda and box, and each is
-    /// reversed by itself.
+    /// The draw is one of the step. Mix a batch first and cut it into micro-batches then: those that are mixed by themselves
+    /// get the same lambda and box, but each is reversed by itself.
     ///
     /// # Errors
     /// [`Error::Shape`] when images are not [B, C, H, W] with B > 0 or labels do not agree with them; [`Error::DType`] for
-    /// images or probabilities that are no floats; [`Error::InvalidArgument`] for a class that there is not.
+    /// images or probabilities that are no floats, and class indices that are; [`Error::InvalidArgument`] for a class that there is not.
     pub fn apply(&self, images: &Tensor, labels: &Tensor, key: StepKey) -> Result<Mixed> {
         let (batch, height, width) = match *images.dims() {
             [batch, _, height, width] if batch > 0 => (batch, height, width),
@@ -229,6 +229,20 @@ impl Mix {
                 indices.unsqueeze(D::Minus1)?.broadcast_eq(&all)?.to_dtype(DType::F32)?
             }
             (false, [b, c]) if (*b, *c) == (batch, classes) => labels.detach().to_dtype(DType::F32)?,
+            (false, [b]) if *b == batch => {
+                return Err(Error::DType {
+                    argument: "labels",
+                    got: labels.dtype(),
+                    expected: format!("an integer one for class indices, or probabilities [{batch}, {classes}]"),
+                })
+            }
+            (true, [b, c]) if (*b, *c) == (batch, classes) => {
+                return Err(Error::DType {
+                    argument: "labels",
+                    got: labels.dtype(),
+                    expected: format!("a float one for probabilities, or class indices [{batch}]"),
+                })
+            }
             _ => {
                 let expected = format!("[{batch}] class indices, or probabilities [{batch}, {classes}]");
                 return Err(Error::shape("labels", labels.dims(), expected));

@@ -54,7 +54,8 @@ pub trait Schedule {
         }
     }
 
-    /// This schedule times `factor`: the linear scaling rule's batch size / 256, say.
+    /// This schedule times `factor`: the linear scaling rule's batch size / 256, say. (An optimizer refuses the learning
+    /// rates of a factor that is negative or not finite.)
     fn scaled(self, factor: f64) -> Scaled<Self>
     where
         Self: Sized,
@@ -70,6 +71,12 @@ impl<F: Fn(usize) -> f64> Schedule for F {
 }
 
 impl Schedule for Box<dyn Schedule> {
+    fn at(&self, step: usize) -> f64 {
+        (**self).at(step)
+    }
+}
+
+impl Schedule for Box<dyn Schedule + Send + Sync> {
     fn at(&self, step: usize) -> f64 {
         (**self).at(step)
     }
@@ -148,8 +155,8 @@ impl Cosine {
         })
     }
 
-    /// Lets the cosine begin after the warm-up, at its peak, and run over the T - W steps that are left: MAE's, and
-    /// timm's `warmup_prefix`.
+    /// Lets the cosine begin after the warm-up, at its peak, and run over the T - W steps that are left: MAE's. (timm's
+    /// `warmup_prefix` runs over T more: it is this with a T that is larger by W.)
     pub fn after_warmup(self) -> Self {
         Self {
             after_warmup: true,

@@ -8,7 +8,8 @@ use crate::params::Params;
 /// The parameters of an optimizer, each with its share of the learning rate and of the weight decay. What PyTorch calls
 /// parameter groups; here every parameter is one, so that rules by name can be combined.
 ///
-/// Frozen parameters are those that [`Params::filter`] leaves out, or whose learning-rate scale is 0.
+/// Frozen parameters are those that [`Params::filter`] leaves out, or whose learning-rate scale is 0: they are passed over,
+/// and do not count in a global norm.
 #[derive(Clone, Debug)]
 pub struct ParamGroups(pub(super) Vec<Group>);
 

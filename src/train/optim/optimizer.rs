@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::Debug;
+use std::ops::Range;
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, Var};
@@ -93,7 +94,8 @@ impl Rule for Box<dyn Rule> {}
 
 /// An optimizer by rule `R`: [`AdamW`](super::AdamW), [`Lamb`](super::Lamb), [`Sgd`](super::Sgd).
 ///
-/// Weights in bf16 and f16 get a master copy in f32, which is what is updated; the weights are its rounding. Moments are
+/// Weights in bf16 and f16 get a master copy in f32, which is what is updated; the weights are its rounding, so that what
+/// somebody else writes into them later is undone by the next step. Moments are
 /// f32 (f64 for weights in f64). A parameter without a gradient is passed over in that step, as PyTorch does.
 ///
 /// On the CPU in f32 a step goes through each parameter's memory in parallel; the result does not depend on the number
@@ -126,9 +128,20 @@ impl<R: Rule> GroupOptimizer<R> {
     /// An optimizer of parameters in groups.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for a setting out of its range, or a variable that is there under two names;
+    /// [`Error::InvalidArgument`] for a setting out of its range, no parameter, or a variable that is there under two names;
     /// [`Error::DType`] for one that is no float.
     pub fn with_groups(groups: ParamGroups, rule: R) -> Result<Self> {
+        if groups.0.is_empty() {
+            return Err(Error::invalid(
+                "groups",
+                "empty",
+                "at least one parameter: taken once the model is made",
+            ));
+        }
+        Self::build(groups, rule)
+    }
+
+    fn build(groups: ParamGroups, rule: R) -> Result<Self> {
         rule.check()?;
         let mut seen = HashSet::new();
         let mut slots = Vec::with_capacity(groups.0.len());
@@ -160,23 +173,32 @@ impl<R: Rule> GroupOptimizer<R> {
     /// Updates every parameter that has a gradient.
     ///
     /// # Errors
-    /// [`Error::Shape`] when a gradient's shape is not its parameter's. With clipping by global norm (LAMB),
-    /// [`Error::NonFiniteGradient`]. Nothing is updated then.
+    /// [`Error::Shape`] when a gradient's shape is not its parameter's; [`Error::InvalidArgument`] when the learning rate
+    /// that was set is negative or not finite. With clipping by global norm (LAMB), [`Error::NonFiniteGradient`]. Nothing
+    /// is updated then.
     pub fn step(&mut self, grads: &GradStore) -> Result<()> {
+        self.rule.check()?;
+        let weights = self.slots.iter().map(Slot::memory).collect::<Result<Vec<_>>>()?;
         let mut due = Vec::with_capacity(self.slots.len());
-        for slot in &mut self.slots {
+        for slot in self.slots.iter_mut().filter(|slot| slot.lr_scale > 0.) {
             if let Some(grad) = grads.get_id(slot.var.id()) {
                 if grad.dims() != slot.var.dims() {
                     let expected = format!("{:?} like {}", slot.var.dims(), slot.name);
                     return Err(Error::shape("grads", grad.dims(), expected));
                 }
-                due.push((slot, grad));
+                let grad = grad.detach().to_dtype(slot.weights().dtype())?.contiguous()?;
+                // A gradient may be a variable's own memory (that of w²/2 is w): it would change meanwhile, or be waited for.
+                let memory = memory(&grad)?;
+                let shared = weights
+                    .iter()
+                    .any(|weights| weights.start < memory.end && memory.start < weights.end);
+                due.push((slot, if shared { grad.copy()? } else { grad }));
             }
         }
         let grad_scale = match self.rule.max_grad_norm() {
             None => 1.,
             Some(max) => {
-                let named = due.iter().map(|(slot, grad)| (slot.name.as_str(), *grad));
+                let named = due.iter().map(|(slot, grad)| (slot.name.as_str(), grad));
                 1f64.min(max / global_norm(named)?)
             }
         };
@@ -188,7 +210,7 @@ impl<R: Rule> GroupOptimizer<R> {
                 step: slot.steps + 1,
                 grad_scale,
             };
-            slot.update(rule, &at, grad)
+            slot.update(rule, &at, &grad)
         })
     }
 
@@ -252,7 +274,9 @@ impl<R: Rule> GroupOptimizer<R> {
                 .tensors(self.rule.buffers())
                 .map(|(part, like)| Ok(find(slot, part, Some(like))?.to_device(like.device())?.copy()?))
                 .collect::<Result<_>>()?;
-            new.push((steps as u64, tensors));
+            let allowed = "at least 0";
+            let steps = u64::try_from(steps).map_err(|_| Error::invalid("state", format!("step {steps}"), allowed))?;
+            new.push((steps, tensors));
         }
         let left_over: Vec<String> = state.keys().filter(|path| !used.contains(*path)).cloned().collect();
         if !left_over.is_empty() {
@@ -301,6 +325,16 @@ impl Slot {
         })
     }
 
+    /// What is updated.
+    fn weights(&self) -> &Tensor {
+        self.master.as_ref().unwrap_or(self.var.as_tensor())
+    }
+
+    /// Where that lies.
+    fn memory(&self) -> Result<Range<*const f32>> {
+        memory(self.weights())
+    }
+
     /// What is kept beside the number of steps, by its name.
     fn tensors<'a>(&'a self, buffers: &'a [&'static str]) -> impl Iterator<Item = (&'static str, &'a Tensor)> {
         let master = self.master.iter().map(|master| (MASTER, master));
@@ -312,24 +346,17 @@ impl Slot {
         if self.var.elem_count() == 0 {
             return Ok(());
         }
-        let weights = self.master.as_ref().unwrap_or(self.var.as_tensor());
-        let grad = grad.to_dtype(weights.dtype())?.contiguous()?;
+        let weights = self.weights();
         let tensors: Vec<&Tensor> = std::iter::once(weights).chain(&self.buffers).collect();
         if ops::on_cpu_f32(&tensors) && tensors.iter().all(|tensor| tensor.is_contiguous()) {
-            let grads = grad.flatten_all()?;
-            // A gradient may be the variable's own memory: `loss = w * w / 2` by a backward of the user's, say.
-            let grads = match ops::shares_memory(&grads, weights)? {
-                true => grads.copy()?,
-                false => grads,
-            };
-            let grads = ops::Elements::of(&grads)?;
+            let grads = ops::Elements::of(grad)?;
             with_elements(&tensors, |mut slices| {
                 if let Some((weights, buffers)) = slices.split_first_mut() {
                     rule.update(at, weights, &grads, buffers);
                 }
             })?;
         } else {
-            let (weights, buffers) = rule.compose(at, &weights.detach(), &grad.detach(), &self.buffers)?;
+            let (weights, buffers) = rule.compose(at, &weights.detach(), grad, &self.buffers)?;
             match &mut self.master {
                 Some(master) => *master = weights,
                 None => self.var.set(&weights)?,
@@ -343,15 +370,16 @@ impl Slot {
     }
 }
 
-/// All variables decay and have the whole learning rate, as in candle-nn's optimizers and PyTorch's; their names in the
-/// state are their numbers.
+/// All variables decay and have the whole learning rate, as in candle-nn's optimizers and PyTorch's. Their names in the
+/// state are their numbers: give them in an order that the next run has, too, that of [`Params::vars`](crate::Params::vars),
+/// not that of `VarMap::all_vars`, which is another in every run.
 impl<R: Rule> candle_nn::Optimizer for GroupOptimizer<R> {
     type Config = R;
 
     fn new(vars: Vec<Var>, config: R) -> candle_core::Result<Self> {
         let floats = vars.into_iter().filter(|var| var.dtype().is_float());
         let named = floats.enumerate().map(|(i, var)| (i.to_string(), var));
-        Ok(Self::with_groups(ParamGroups::named(named), config)?)
+        Ok(Self::build(ParamGroups::named(named), config)?)
     }
 
     fn step(&mut self, grads: &GradStore) -> candle_core::Result<()> {
@@ -364,6 +392,14 @@ impl<R: Rule> candle_nn::Optimizer for GroupOptimizer<R> {
 
     fn set_learning_rate(&mut self, lr: f64) {
         self.set_learning_rate(lr)
+    }
+}
+
+/// Where a tensor lies, if that is where kernels write: nowhere else.
+fn memory(tensor: &Tensor) -> Result<Range<*const f32>> {
+    match ops::on_cpu_f32(&[tensor]) && tensor.is_contiguous() {
+        true => Ok(ops::Elements::of(tensor)?.as_ptr_range()),
+        false => Ok(std::ptr::null()..std::ptr::null()),
     }
 }
 
