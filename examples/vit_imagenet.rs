@@ -1,22 +1,24 @@
 //! Trains a ViT, ResNet or Swin with MaskSub: on the handwritten digits that ship with the example, or on a tree of images.
 //!
 //!     cargo run --release --example vit_imagenet
-//!     cargo run --release --example vit_imagenet -- --data imagenet --model deit3-small --batch-size 128
+//!     cargo run --release --example vit_imagenet -- --data imagenet --recipe deit3 --accumulate 32 --out runs/small
 //!
 //! `--help` explains the flags. This page is the part that a trainer writes; flags, data and output are in `support`.
 
 mod support;
 
-use anyhow::{ensure, Result};
+use anyhow::{anyhow, ensure, Result};
 use candle_core::{DType, Tensor};
 use candle_nn::ModuleT;
 use masksub::models::{resnet::ResNet, swin::SwinTransformer, vit::VisionTransformer};
 use masksub::pretrained::Pretrained;
 use masksub::train::accumulate::Accumulator;
+use masksub::train::checkpoint::Checkpoint;
 use masksub::{
     grad, Criterion, DropSub, DropToken, Forward, MaskSub, MaskToken, Params, PatchDrop, PathSub, RandomMasking, Seed,
     Step, StepKey, SubBranch, SubModelLoss, Weights,
 };
+use std::path::Path;
 use std::process::ExitCode;
 use support::data::{Batch, Dataset};
 use support::evaluate::{evaluate, Scores};
@@ -54,6 +56,11 @@ fn run(given: Flags) -> Result<End> {
         print!("{}", config::print(&config::config(flags)?));
         return Ok(End::Done);
     }
+    let models = flags.recipe.models();
+    if !models.is_empty() && !models.contains(&flags.model()) {
+        let (model, of) = (flags.model(), models[0]);
+        eprintln!("{model} is not trained by this recipe in the paper: it gets the settings of {of}");
+    }
     let data = flags.dataset()?;
     let network = flags.network(data.num_classes())?;
 
@@ -61,7 +68,7 @@ fn run(given: Flags) -> Result<End> {
     let seed = Seed::new(flags.seed);
     let weights = match (&saved, &flags.init_from) {
         (Some(saved), _) => saved.weights()?,
-        (None, Some(file)) => Pretrained::open(file)?.weights(seed),
+        (None, Some(file)) => open(file)?.weights(seed),
         (None, None) => Weights::seeded(seed),
     };
 
@@ -150,13 +157,22 @@ impl Training<'_> {
         let mut run = Run::start(flags, data, self.saved, total_steps, &mut trained)?;
         interrupt::watch()?;
         while run.record.current_epoch() < settings.epochs {
-            let (epoch, done) = (run.record.current_epoch(), run.record.steps_of_epoch());
+            let (epoch, done) = (run.record.current_epoch(), run.record.batches_of_epoch());
             for batch in run
                 .record
                 .timed(data.train_batches(flags.seed, epoch, settings.batch_size, done))
             {
-                let Batch { images, labels } = batch?;
-                let t = run.record.steps();
+                let Batch { images, labels } = match batch {
+                    Ok(batch) => batch,
+                    Err(error) => {
+                        run.save(&trained)?;
+                        return Err(error);
+                    }
+                };
+                let t = epoch * steps_per_epoch + run.record.take_batch();
+                if labels.elem_count() == 0 {
+                    continue; // --unreadable skip: none of them could be read
+                }
                 let key = seed.at(t);
                 let (xs, targets) = match &mix {
                     None => (images, labels.clone()),
@@ -186,23 +202,24 @@ impl Training<'_> {
             }
             // Outside training `model` is the bare network.
             let scores = || {
-                evaluate(data.test_batches(settings.batch_size), |images| {
+                let batches = data.test_batches(settings.batch_size.div_ceil(settings.accumulate));
+                evaluate(Box::new(batches.take_while(|_| !interrupt::asked())), |images| {
                     Ok(model.forward_t(images, false)?)
                 })
             };
-            let of_weights = scores()?;
-            let of_average = trained
-                .ema
-                .as_mut()
-                .map(|ema| ema.averaged(scores))
-                .transpose()?
-                .transpose()?;
-            run.record.epoch(of_weights, of_average)?;
+            let of_weights = scores();
+            let of_average = trained.ema.as_mut().map(|ema| ema.averaged(scores)).transpose()?;
+            // What was broken off is evaluated again when the run goes on.
+            if !interrupt::asked() {
+                run.record.epoch(of_weights?, of_average.transpose()?)?;
+            }
             run.save(&trained)?;
+            if interrupt::asked() {
+                eprintln!("interrupted {}", run.how_to_resume());
+                return Ok(End::Interrupted);
+            }
         }
-        if data.skipped() > 0 {
-            eprintln!("images skipped because they cannot be read: {}", data.skipped());
-        }
+        tell_skipped(data);
         run.record.write_weights("model.safetensors", &weights.state())?;
         if let Some(ema) = &mut trained.ema {
             ema.averaged(|| run.record.write_weights("model_ema.safetensors", &weights.state()))??;
@@ -222,14 +239,16 @@ fn backward<M, S: SubBranch<M>>(
     parts: usize,
 ) -> Result<Step> {
     let batch = images.dim(0)?;
-    let size = batch.div_ceil(parts);
-    if size == batch {
+    // No part is a single image where it could be two: batch norm may have no variance to divide by.
+    let parts = parts.min((batch / 2).max(1));
+    if parts == 1 {
         return Ok(model.backward(images, key, |logits| criterion.forward(logits, targets))?);
     }
     let mut accumulator = Accumulator::new(params);
     let (mut main_loss, mut sub_loss, mut logits) = (0., None, vec![]);
-    for first in (0..batch).step_by(size) {
-        let n = size.min(batch - first);
+    for part in 0..parts {
+        let first = part * batch / parts;
+        let n = (part + 1) * batch / parts - first;
         let (xs, targets) = (images.narrow(0, first, n)?, targets.narrow(0, first, n)?);
         let key = key.with_first_sample(first);
         let step = model.backward(&xs, key, |logits| criterion.forward(logits, &targets))?;
@@ -250,6 +269,17 @@ fn backward<M, S: SubBranch<M>>(
     })
 }
 
+/// A checkpoint that is recognised, or a hint where it is one of a run.
+fn open(file: &Path) -> Result<Pretrained> {
+    Pretrained::open(file).map_err(|error| match Checkpoint::load(file) {
+        Ok(_) => anyhow!(
+            "{} is the checkpoint of a run: go on with --resume --out, or begin from its model.safetensors",
+            file.display()
+        ),
+        Err(_) => error.into(),
+    })
+}
+
 /// Tells what was done to a file's weights, and refuses one of another model.
 fn check_weights(flags: &Flags, weights: &Weights) -> Result<()> {
     if flags.init_from.is_some() && !flags.resume {
@@ -266,9 +296,17 @@ fn evaluate_network(flags: &Flags, data: &dyn Dataset, network: &Network, weight
         Network::Swin(cfg) => Box::new(SwinTransformer::new(cfg, vb)?),
     };
     check_weights(flags, weights)?;
-    evaluate(data.test_batches(flags.training.batch_size), |images| {
+    let scores = evaluate(data.test_batches(flags.training.batch_size), |images| {
         Ok(model.forward_t(images, false)?)
-    })
+    })?;
+    tell_skipped(data);
+    Ok(scores)
+}
+
+fn tell_skipped(data: &dyn Dataset) {
+    if data.skipped() > 0 {
+        eprintln!("images skipped because they cannot be read: {}", data.skipped());
+    }
 }
 
 fn result(flags: &Flags, scores: Scores) -> String {

@@ -3,7 +3,7 @@
 use super::flags::{Branch, Flags};
 use super::network::Network;
 use super::recipe_flags::OptimizerKind;
-use anyhow::Result;
+use anyhow::{ensure, Result};
 use clap::ValueEnum;
 use masksub::models::vit::DropPathSchedule;
 
@@ -14,6 +14,14 @@ pub type Config = Vec<(&'static str, String)>;
 pub fn config(flags: &Flags) -> Result<Config> {
     let network = flags.network(1)?; // only its shape matters here
     let training = &flags.training;
+    ensure!(
+        training.layer_decay == 1. || !matches!(network, Network::ResNet(..)),
+        "--layer-decay is {}, but must be 1 for a ResNet: it is for networks of like blocks",
+        training.layer_decay
+    );
+    // What does not go together is told now, not after the images were listed.
+    training.schedule(1)?;
+    training.criterion()?;
     let transform = flags.input.transform(&network);
     let (warmup_lr, min_lr) = training.end_lrs();
     let mut config: Config = vec![
@@ -83,7 +91,6 @@ pub fn config(flags: &Flags) -> Result<Config> {
         put("sub-weight", flags.sub_weight.to_string());
     }
     put("train-size", flags.train_size.map_or("all".into(), |n| n.to_string()));
-    put("unreadable", typed(&flags.unreadable));
     put("seed", flags.seed.to_string());
     Ok(config)
 }
@@ -105,7 +112,7 @@ pub fn contradictions(was: &Config, now: &Config) -> Vec<String> {
     let mut seen = std::collections::HashSet::new();
     names.retain(|name| seen.insert(*name));
     let differ = names.into_iter().filter(|name| value(was, name) != value(now, name));
-    let sentence = |name: &str| format!("{name} is {}, but the run has {}", value(now, name), value(was, name));
+    let sentence = |name: &str| format!("{name} is now {}, in the run {}", value(now, name), value(was, name));
     differ.map(sentence).collect()
 }
 
@@ -116,7 +123,7 @@ fn typed(value: &impl ValueEnum) -> String {
 
 /// Without what the product of two decimals has in its last place.
 fn rate(value: f64) -> String {
-    match format!("{value:.6e}").parse::<f64>() {
+    match format!("{value:.14e}").parse::<f64>() {
         Ok(value) if value != 0. && value < 1e-2 => format!("{value:e}"),
         Ok(value) => value.to_string(),
         Err(_) => value.to_string(),
@@ -156,7 +163,7 @@ mod tests {
 
     /// What the recipe prints for the model, beside what is the same for all.
     fn recipe(name: &str, model: &str, more: &str) -> String {
-        const ALL: [&str; 13] = [
+        const ALL: [&str; 12] = [
             "recipe",
             "model",
             "patch-size",
@@ -167,7 +174,6 @@ mod tests {
             "temperature",
             "sub-weight",
             "train-size",
-            "unreadable",
             "seed",
             "interpolation",
         ];
@@ -300,14 +306,38 @@ mod tests {
         ));
         assert_eq!(
             contradictions(&plain, &of_swin),
-            ["recipe is swin, but the run has plain"]
+            ["recipe is now swin, in the run plain"]
         );
         // Whatever stands first: a recipe is not what is typed.
         let before = of(&format!("--model swin-tiny --print-config {given} --recipe swin"));
         assert_eq!(before, of_swin);
         // The later of two.
-        let steps = of("--recipe swin --model swin-tiny --print-config --warmup-steps 7");
+        let steps = of("--recipe swin --print-config --warmup-steps 7 --warmup-lr 0 --cosine after-warmup");
         assert!(steps.contains(&("warmup-steps", "7".into())));
+    }
+
+    #[test]
+    fn what_does_not_go_together_is_refused() {
+        let error = |arguments: &str| {
+            let arguments = arguments.split_whitespace().map(String::from).collect();
+            config(&Flags::from_arguments(arguments).unwrap())
+                .unwrap_err()
+                .to_string()
+        };
+        assert!(error("--recipe swin --warmup-steps 7").contains("--cosine and --warmup-lr are for --warmup-epochs"));
+        assert!(error("--recipe mae-finetune --model resnet50").contains("--layer-decay is 0.65"));
+        assert!(error("--loss bce-hard --label-smoothing 0.1").contains("--label-smoothing is 0.1"));
+    }
+
+    #[test]
+    fn a_recipe_has_a_model_of_its_own() {
+        for (recipe, model) in [
+            ("resnet-rsb", "resnet50"),
+            ("swin", "swin-tiny"),
+            ("clip-finetune", "clip-base"),
+        ] {
+            assert!(of(&format!("--recipe {recipe}")).contains(&("model", model.into())));
+        }
     }
 
     #[test]
@@ -317,12 +347,12 @@ mod tests {
         assert_eq!(
             contradictions(&was, &of("--epochs 4 --branch none")),
             [
-                "epochs is 4, but the run has 3",
-                "branch is none, but the run has masksub",
-                "mask-ratio is not set, but the run has 0.5",
-                "sub-loss is not set, but the run has soft-ce",
-                "temperature is not set, but the run has 1",
-                "sub-weight is not set, but the run has 0.5"
+                "epochs is now 4, in the run 3",
+                "branch is now none, in the run masksub",
+                "mask-ratio is now not set, in the run 0.5",
+                "sub-loss is now not set, in the run soft-ce",
+                "temperature is now not set, in the run 1",
+                "sub-weight is now not set, in the run 0.5"
             ]
         );
     }

@@ -17,9 +17,6 @@ pub type Batches<'a> = Box<dyn Iterator<Item = Result<Batch>> + 'a>;
 pub trait Dataset {
     fn num_classes(&self) -> usize;
 
-    /// C, the channels of an image.
-    fn channels(&self) -> usize;
-
     fn train_len(&self) -> usize;
 
     /// How many images `train_batches` shows, some of them more than once with repeated augmentation.
@@ -30,7 +27,7 @@ pub trait Dataset {
     fn test_len(&self) -> usize;
 
     /// Every training image once (see [`epoch_len`](Self::epoch_len)), in an order that `(seed, epoch)` decides, without
-    /// the first `skip` batches. The last batch may be smaller, and the one before it by one: see [`training_batches`].
+    /// the first `skip` batches. A batch is empty where none of its images could be read. The last may be smaller, and the one before it by one: see [`training_batches`].
     fn train_batches(&self, seed: u64, epoch: usize, batch_size: usize, skip: usize) -> Batches<'_>;
 
     /// Every test image once, in a fixed order. The last batch may be smaller.

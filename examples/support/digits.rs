@@ -73,10 +73,6 @@ impl Dataset for Digits {
         10
     }
 
-    fn channels(&self) -> usize {
-        1
-    }
-
     fn train_len(&self) -> usize {
         self.train.len()
     }

@@ -8,22 +8,23 @@ use super::input_flags::InputFlags;
 use super::network::{self, Input, Network};
 use super::recipe::Recipe;
 use super::recipe_flags::RecipeFlags;
-use anyhow::Result;
+use anyhow::{ensure, Result};
 use candle_core::Device;
 use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
 use std::fmt;
 use std::path::PathBuf;
 
-/// Trains a vision transformer with MaskSub: on the handwritten digits that ship with the example, or with --data on a
-/// tree of images. Each step runs the network twice, on the whole image and on a part of its tokens, and teaches the
-/// second branch what the first one predicts.
+/// Trains a ViT, ResNet or Swin with MaskSub: on the handwritten digits that ship with the example, or with --data on a
+/// tree of images. Each step runs the network twice, on the whole image and on a part of it, and teaches the second branch
+/// what the first one predicts.
 #[derive(Parser, Clone, Debug)]
 #[command(
     name = "vit_imagenet",
     args_override_self = true,
-    after_help = "Writes metrics.csv, curves.svg and model.safetensors to the output directory; the last line printed \
-                  is the result, with data_wait, the share of training in which the model waited for images. \
+    after_help = "Writes metrics.csv, curves.svg, checkpoint.safetensors (and the one before) and at the end \
+                  model.safetensors (and model_ema.safetensors) to the output directory. Defaults in brackets are those of \
+                  --recipe plain; --print-config shows another's. The last line printed is the result, with data_wait, the share of training in which the model waited for images. \
                   RAYON_NUM_THREADS sets the number of threads (default: one per core); the numbers do not depend on it."
 )]
 pub struct Flags {
@@ -66,7 +67,8 @@ pub struct Flags {
     #[arg(long, requires = "init_from", help_heading = "Model")]
     pub allow_differences: bool,
 
-    /// Whose settings are the defaults of all flags below: one of the paper's recipes, for the network
+    /// Whose settings are the defaults: one of the paper's recipes, for the network. It is for images in --data; without
+    /// --model it trains the smallest network of the paper's
     #[arg(long, value_enum, default_value = "plain", help_heading = "Training")]
     pub recipe: Recipe,
 
@@ -113,12 +115,12 @@ pub struct Flags {
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     pub out: Option<PathBuf>,
 
-    /// Write a checkpoint after every N steps. Default: after every epoch
+    /// Write a checkpoint after every N steps, beside the one after every epoch
     #[arg(long, value_name = "N", value_parser = at_least_1, help_heading = "Output")]
     pub checkpoint_every: Option<usize>,
 
     /// Go on with the run in --out where its last checkpoint was written, with its settings
-    #[arg(long, requires = "out", conflicts_with = "init_from", help_heading = "Output")]
+    #[arg(long, requires = "out", help_heading = "Output")]
     pub resume: bool,
 
     /// Only evaluate, the weights of --init-from or of the run to --resume
@@ -184,15 +186,16 @@ impl Flags {
 
     /// The network's name.
     pub fn model(&self) -> &str {
+        let default = || self.recipe.models().first().copied();
         self.model
             .as_deref()
+            .or_else(default)
             .unwrap_or(network::default_name(self.data.is_some()))
     }
 
-    /// Whether the network is for images, as against the digits: those of `--data`, or the ones that a recipe is for when it
-    /// is only to be printed.
+    /// Whether the network is for images, as against the digits: those of `--data`, which recipes are for.
     pub fn takes_images(&self) -> bool {
-        self.data.is_some() || (self.print_config && self.recipe != Recipe::Plain)
+        self.data.is_some() || self.recipe != Recipe::Plain
     }
 
     /// The network, with a head for `num_classes`.
@@ -216,6 +219,10 @@ impl Flags {
     pub fn dataset(&self) -> Result<Box<dyn Dataset>> {
         let network = self.network(1)?; // only its input matters here
         let Some(root) = &self.data else {
+            ensure!(
+                self.recipe == Recipe::Plain,
+                "--recipe is for images: say with --data where they are (the digits are trained by the plain one)"
+            );
             let train_size = self.train_size.unwrap_or(digits::POOL);
             let Input { image_size, .. } = network.input();
             let digits = Digits::load(train_size, self.seed, image_size / digits::SIDE, &self.device)?;

@@ -152,10 +152,7 @@ impl ImageTree {
 
     fn batches(&self, split: &Arc<Split>, batches: Vec<Vec<(usize, Draw)>>) -> Batches<'_> {
         let (loader, split) = (self.loader.clone(), split.clone());
-        let decoded = batches
-            .into_iter()
-            .map(move |images| Ok(loader.load(&split, &images)?))
-            .filter(|batch: &anyhow::Result<Decoded>| !matches!(batch, Ok((_, labels)) if labels.is_empty()));
+        let decoded = batches.into_iter().map(move |images| Ok(loader.load(&split, &images)?));
         Box::new(Prefetch::new(decoded).map(|decoded| {
             let (images, labels) = decoded?;
             let Transform {
@@ -172,10 +169,6 @@ impl ImageTree {
 impl Dataset for ImageTree {
     fn num_classes(&self) -> usize {
         self.classes.len()
-    }
-
-    fn channels(&self) -> usize {
-        self.loader.transform.channels
     }
 
     fn train_len(&self) -> usize {
@@ -351,6 +344,9 @@ fn images_below(class: &Path) -> Result<(FileList, Vec<PathBuf>), TreeError> {
         let extension = entry.path().extension().unwrap_or_default();
         if entry.file_type().is_dir() {
             continue;
+        }
+        if entry.depth() > 0 && entry.file_name().as_encoded_bytes().starts_with(b".") {
+            continue; // hidden: macOS leaves `._image.jpg` beside each on other file systems
         }
         if EXTENSIONS.iter().any(|e| extension.eq_ignore_ascii_case(e)) {
             files.push(entry.path().strip_prefix(class).unwrap_or(entry.path()));
@@ -640,9 +636,12 @@ mod tests {
         let tree = open(root.path(), Unreadable::Skip, 0).unwrap();
         assert_eq!((tree.train_len(), tree.skipped()), (11, 0));
         for epoch in 0..2 {
-            // In batches of one, five are empty and do not appear.
+            // In batches of one, five are empty.
             let train = contents(tree.train_batches(0, epoch, 1, 0));
-            assert_eq!(train.len(), 6);
+            assert_eq!(
+                (train.len(), train.iter().filter(|batch| batch.2.is_empty()).count()),
+                (11, 5)
+            );
             assert_eq!(tree.skipped(), 5);
         }
         let sizes: usize = contents(tree.train_batches(0, 0, 4, 0)).iter().map(|b| b.2.len()).sum();

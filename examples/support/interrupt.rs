@@ -14,7 +14,7 @@ pub fn watch() -> Result<()> {
         if ASKED.swap(true, Ordering::SeqCst) {
             std::process::exit(EXIT_CODE.into());
         }
-        eprintln!("\ninterrupted: this step is finished and kept (again: end at once)");
+        eprintln!("\ninterrupted: finishing this step and writing a checkpoint; again ends at once");
     };
     ctrlc::set_handler(handler).context("cannot watch for SIGINT")
 }

@@ -40,6 +40,18 @@ const RAND_AUGMENT: &str =
 const MIXED: &str = "--mixup 0.8 --cutmix 1";
 
 impl Recipe {
+    /// The networks that the paper trains by it, the smallest first.
+    pub fn models(self) -> &'static [&'static str] {
+        match self {
+            Self::Plain => &[],
+            Self::Deit3 | Self::Deit3Finetune => &DEIT3,
+            Self::MaeFinetune => &MAE,
+            Self::ClipFinetune => &CLIP,
+            Self::ResnetRsb => &["resnet50", "resnet101", "resnet152"],
+            Self::Swin => &SWIN,
+        }
+    }
+
     /// The flags that the recipe stands for, with `model`; `epochs` are those asked for. A model that the paper does not
     /// train by it has the values of the smallest that it does.
     pub fn flags(self, model: &str, epochs: Option<usize>) -> String {

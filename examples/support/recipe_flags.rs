@@ -13,7 +13,7 @@ use masksub::{Criterion, Params};
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Training")]
 pub struct RecipeFlags {
-    /// How often as many images as there are are seen
+    /// Passes over the training images
     #[arg(long, value_name = "N", default_value_t = 60, value_parser = at_least_1)]
     pub epochs: usize,
 
@@ -30,11 +30,11 @@ pub struct RecipeFlags {
     #[arg(long, value_enum, default_value = "adamw")]
     pub optimizer: OptimizerKind,
 
-    /// Highest learning rate
+    /// Highest learning rate; for --lr-per images where that is given, or the recipe's (MAE, Swin)
     #[arg(long, value_name = "RATE", default_value_t = 2e-3, value_parser = positive)]
     pub lr: f64,
 
-    /// Multiply the learning rate by --batch-size / N: the linear scaling rule. Default: it is as it is given
+    /// --lr is for N images: it is multiplied by --batch-size / N. Default: it is not scaled
     #[arg(long, value_name = "N", value_parser = at_least_1)]
     pub lr_per: Option<usize>,
 
@@ -51,7 +51,7 @@ pub struct RecipeFlags {
     pub layer_decay: f64,
 
     /// What adamw and lamb add to the root of the second moment
-    #[arg(long, value_name = "EPS", default_value_t = 1e-8, value_parser = not_negative)]
+    #[arg(long, value_name = "EPS", default_value = "1e-8", value_parser = not_negative)]
     pub eps: f64,
 
     /// Scale gradients down to this global norm; 0 leaves them
@@ -161,6 +161,10 @@ impl RecipeFlags {
         let (peak, (start, floor)) = (self.peak_lr(), self.end_lrs());
         let total = self.epochs * steps_per_epoch;
         let Some(warmup) = self.warmup_epochs else {
+            ensure!(
+                self.cosine == CosineKind::AfterWarmup && self.warmup_lr == 0.,
+                "--cosine and --warmup-lr are for --warmup-epochs: after --warmup-steps, which rise from 0, the cosine begins"
+            );
             // The first step is not spent on a learning rate of 0.
             let steps = self.warmup_steps;
             let rise = move |step: usize| peak * (step + 1) as f64 / steps as f64;

@@ -28,6 +28,8 @@ struct Current {
     started: Instant,
     /// Seconds that the epoch took before the run was resumed.
     before: f64,
+    /// Batches taken; of some no image could be read, and there was no step.
+    batches: usize,
     lr: f64,
     main: Mean,
     sub: Mean,
@@ -39,6 +41,7 @@ impl Current {
         Self {
             started: Instant::now(),
             before: 0.,
+            batches: 0,
             lr: 0.,
             main: Mean::default(),
             sub: Mean::default(),
@@ -53,6 +56,7 @@ impl Current {
         let [images, top1, top5, loss] = (&self.train).into();
         let numbers = [
             seconds,
+            self.batches as f64,
             self.lr,
             main,
             main_weight,
@@ -68,15 +72,16 @@ impl Current {
 
     fn from_text(text: &str) -> Result<Self> {
         let numbers: Vec<f64> = text.split(' ').map(str::parse).collect::<Result<_, _>>()?;
-        let [before, lr, main, main_weight, sub, sub_weight, images, top1, top5, loss] = numbers[..] else {
+        let [before, batches, lr, main, main_weight, sub, sub_weight, images, top1, top5, loss] = numbers[..] else {
             bail!(
-                "the checkpoint's sums of the epoch are {} numbers instead of 10",
+                "the checkpoint's sums of the epoch are {} numbers instead of 11",
                 numbers.len()
             );
         };
         Ok(Self {
             started: Instant::now(),
             before,
+            batches: batches as usize,
             lr,
             main: Mean::from_parts([main, main_weight]),
             sub: Mean::from_parts([sub, sub_weight]),
@@ -152,9 +157,15 @@ impl Recorder {
         self.step
     }
 
-    /// Steps done in the epoch that is running.
-    pub fn steps_of_epoch(&self) -> usize {
-        self.step - self.epochs.last().map_or(0, |epoch| epoch.step)
+    /// Batches taken of the epoch that is running.
+    pub fn batches_of_epoch(&self) -> usize {
+        self.current.batches
+    }
+
+    /// A batch is taken; returns which of the epoch it is.
+    pub fn take_batch(&mut self) -> usize {
+        self.current.batches += 1;
+        self.current.batches - 1
     }
 
     pub fn out(&self) -> &RunDir {
@@ -309,6 +320,7 @@ mod tests {
         let mut record = Recorder::start(out(), "title".into(), 4, 100).unwrap();
         record.step(1e-3, &step(Some(0.1)), &labels).unwrap();
         record.epoch(test, Some(test)).unwrap();
+        assert_eq!(record.take_batch(), 0);
         record.step(1e-3, &step(Some(0.7)), &labels).unwrap();
         let state = record.state().unwrap();
         // What comes after the checkpoint, and is lost.
@@ -320,7 +332,7 @@ mod tests {
         let out = RunDir::existing(root.path()).unwrap();
         let mut record = Recorder::resume(out, "title".into(), 4, 2, &state).unwrap();
         assert_eq!(
-            (record.current_epoch(), record.steps(), record.steps_of_epoch()),
+            (record.current_epoch(), record.steps(), record.batches_of_epoch()),
             (1, 2, 1)
         );
         record.step(2e-3, &step(Some(0.3)), &labels).unwrap();

@@ -10,6 +10,7 @@ use masksub::train::checkpoint::{Checkpoint, Found};
 use masksub::train::ema::Ema;
 use masksub::train::optim::{GroupOptimizer, Rule};
 use masksub::Weights;
+use std::path::PathBuf;
 
 const FILE: &str = "checkpoint.safetensors";
 const MODEL: &str = "model";
@@ -19,6 +20,7 @@ const AVERAGE: &str = "ema";
 const ARGUMENTS: &str = "arguments";
 const IMAGES: &str = "training images";
 const CLASSES: &str = "classes";
+const DATA: &str = "data";
 const CONFIG: &str = "config/";
 const RECORD: &str = "record/";
 
@@ -32,6 +34,10 @@ impl Saved {
     /// The last checkpoint in the directory `--out`.
     pub fn load(flags: &Flags) -> Result<Self> {
         let out = flags.out.as_deref().context("--resume needs --out")?;
+        ensure!(
+            flags.init_from.is_none(),
+            "--init-from is for a new run: one that is resumed has its weights"
+        );
         let out = RunDir::existing(out)?;
         let Some(found) = Checkpoint::load_last(out.path().join(FILE))? else {
             bail!("{} holds no checkpoint to resume", out.path().display());
@@ -58,8 +64,15 @@ impl Saved {
     pub fn flags(&self, given: &Flags) -> Result<Flags> {
         let arguments = self.setting(ARGUMENTS)?;
         let mut arguments: Vec<String> = serde_json::from_str(arguments).context("the checkpoint's arguments")?;
+        // Where the images were then; they may be elsewhere now.
+        if let Some(data) = self.checkpoint.settings().get(DATA) {
+            arguments.extend(["--data".to_string(), data.clone()]);
+        }
         arguments.extend(given.arguments.iter().cloned());
-        let flags = Flags::from_arguments(arguments)?;
+        let flags = Flags::from_arguments(arguments).unwrap_or_else(|error| error.exit());
+        if flags.eval_only {
+            return Ok(flags);
+        }
         let now = config::config(&flags)?;
         let was = now.iter().map(|(name, _)| *name);
         let was = was.filter_map(|name| {
@@ -115,6 +128,8 @@ pub struct Run {
     every: Option<usize>,
     images: usize,
     classes: usize,
+    /// Where the images are, from wherever the run is resumed.
+    data: Option<PathBuf>,
     pub record: Recorder,
 }
 
@@ -162,15 +177,21 @@ impl Run {
                 Recorder::resume(saved.out, title, total_steps, saved.checkpoint.step(), &record)?
             }
         };
-        Ok(Self {
+        let run = Self {
             arguments: flags.arguments.clone(),
             config: config::config(flags)?,
             seed: flags.seed,
             every: flags.checkpoint_every,
             images,
             classes,
+            data: flags.data.as_deref().map(std::path::absolute).transpose()?,
             record,
-        })
+        };
+        if run.record.steps() == 0 {
+            // From here on the run can be resumed.
+            run.save(trained)?;
+        }
+        Ok(run)
     }
 
     /// Whether `--checkpoint-every` asks for a checkpoint after this step.
@@ -180,7 +201,7 @@ impl Run {
     }
 
     pub fn save(&self, trained: &Trained) -> Result<()> {
-        let mut checkpoint = Checkpoint::new(self.record.steps(), self.seed)
+        let mut checkpoint = Checkpoint::new(self.record.steps(), masksub::Seed::new(self.seed))
             .with_setting(ARGUMENTS, serde_json::to_string(&self.arguments)?)
             .with_setting(IMAGES, self.images)
             .with_setting(CLASSES, self.classes)
@@ -188,6 +209,9 @@ impl Run {
             .with_section(OPTIMIZER, trained.opt.state()?);
         if let Some(ema) = &trained.ema {
             checkpoint = checkpoint.with_section(AVERAGE, ema.state()?);
+        }
+        if let Some(data) = &self.data {
+            checkpoint = checkpoint.with_setting(DATA, data.display());
         }
         for (name, value) in &self.config {
             checkpoint = checkpoint.with_setting(format!("{CONFIG}{name}"), value);

@@ -9,6 +9,9 @@ use tempfile::NamedTempFile;
 /// Where runs go that are given no directory.
 const DEFAULT_PARENT: &str = "out";
 
+/// What the names of half-written files begin with.
+const PARTIAL: &str = ".partial-";
+
 pub struct RunDir(PathBuf);
 
 impl RunDir {
@@ -41,7 +44,16 @@ impl RunDir {
     /// A directory that a run has written to.
     pub fn existing(path: &Path) -> Result<Self> {
         match path.is_dir() {
-            true => Ok(Self(path.into())),
+            true => {
+                // What a kill left half-written.
+                for entry in fs::read_dir(path).with_context(|| format!("cannot list {}", path.display()))? {
+                    let entry = entry?;
+                    if entry.file_name().as_encoded_bytes().starts_with(PARTIAL.as_bytes()) {
+                        let _ = fs::remove_file(entry.path());
+                    }
+                }
+                Ok(Self(path.into()))
+            }
             false => bail!("there is no directory {} with a run to resume", path.display()),
         }
     }
@@ -81,7 +93,7 @@ impl RunDir {
 
     fn temporary(&self, what: &str) -> Result<NamedTempFile> {
         let mut builder = tempfile::Builder::new();
-        builder.prefix(".partial-");
+        builder.prefix(PARTIAL);
         #[cfg(unix)] // readable as the user's umask says, not by the owner alone
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
         (builder.tempfile_in(&self.0)).with_context(|| format!("cannot write {what} in {}", self.0.display()))

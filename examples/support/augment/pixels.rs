@@ -52,11 +52,11 @@ impl Interpolation {
         }
     }
 
-    /// Where nothing may be drawn, in evaluation: timm takes bilinear then.
+    /// Where nothing may be drawn, in evaluation: bicubic, as in all recipes, unless it is bilinear throughout.
     pub fn fixed(self) -> Filter {
         match self {
-            Self::Bicubic => Filter::Bicubic,
-            Self::Bilinear | Self::Random => Filter::Bilinear,
+            Self::Bicubic | Self::Random => Filter::Bicubic,
+            Self::Bilinear => Filter::Bilinear,
         }
     }
 }
