@@ -257,6 +257,8 @@ impl Weights {
             }),
             _ => Ok(()),
         };
+        // Locked from the look to the insertion, before the map as everywhere: another thread may ask for the same name.
+        let mut state = self.lock();
         if let Some(shared) = self.lookup(name) {
             fits(shared.shape(), "a layer that shares it")?;
             if shared.dtype() != dtype || !shared.device().same_device(device) {
@@ -272,7 +274,6 @@ impl Weights {
             }
             return Ok(shared);
         }
-        let mut state = self.lock();
         let found = state.source.find(name, shape.as_ref())?;
         let is_drawn = found.is_none();
         let value = match (found, self.0.seed, &shape) {
@@ -329,7 +330,8 @@ impl SimpleBackend for Weights {
     }
 
     fn contains_tensor(&self, name: &str) -> bool {
-        self.lookup(name).is_some() || self.lock().source.has(name)
+        let state = self.lock();
+        self.lookup(name).is_some() || state.source.has(name)
     }
 }
 

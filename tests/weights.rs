@@ -346,6 +346,29 @@ mod shared {
         }
     }
 
+    // Large enough for the others to arrive while the first is copied.
+    #[test]
+    fn weights_are_one_variable_for_threads_that_ask_at_once() {
+        let tensor = randn(1 << 20, "w");
+        for _ in 0..20 {
+            let stored = Weights::from_tensors([("w".to_string(), tensor.clone())]);
+            for weights in [stored, Weights::seeded(Seed::new(0))] {
+                let barrier = std::sync::Barrier::new(4);
+                let ask = || {
+                    let vb = weights.var_builder(DType::F32, &CPU);
+                    barrier.wait();
+                    vb.get_with_hints(1 << 20, "w", NORMAL).unwrap().id()
+                };
+                let ids = std::thread::scope(|scope| {
+                    let threads = [(); 4].map(|()| scope.spawn(ask));
+                    threads.map(|thread| thread.join().unwrap())
+                });
+                let kept = weights.varmap().all_vars()[0].as_tensor().id();
+                assert_eq!(ids, [kept; 4]);
+            }
+        }
+    }
+
     #[test]
     fn builders_of_one_source_share() {
         let weights = Weights::seeded(Seed::new(0));
