@@ -147,8 +147,8 @@ pub enum Error {
         source_name: String,
     },
 
-    /// A model and a file that have not the same weights.
-    #[error("the model and {file} have not the same weights: {}", differences(.missing, .left_over))]
+    /// A model and a file that do not have the same weights.
+    #[error("the model and {file} do not have the same weights: {}", differences(.missing, .left_over))]
     WeightsDiffer {
         /// The file.
         file: String,
