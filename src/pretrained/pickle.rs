@@ -5,7 +5,7 @@ use std::io::Read;
 
 /// Longest pickle that is read, in bytes. Those of checkpoints hold names and sizes; the numbers lie beside them.
 pub(super) const MOST_BYTES: u64 = 64 << 20;
-/// Most values in a pickle, so that a small file cannot ask for much memory.
+/// Most values in a pickle, and most that these hold, so that a small file cannot ask for much memory.
 const MOST_VALUES: usize = 1 << 22;
 
 /// Stands for a value: values share parts, and may hold themselves.
@@ -43,6 +43,7 @@ impl Pickle {
         let mut machine = Machine {
             input: input.take(MOST_BYTES),
             values: vec![],
+            held: 0,
             stack: vec![],
             marks: vec![],
             memo: HashMap::new(),
@@ -117,6 +118,9 @@ impl Pickle {
 struct Machine<R> {
     input: R,
     values: Vec<Value>,
+    /// Items of sequences, keys and values of dictionaries, bytes of globals' names: what a few bytes of the file can make
+    /// many of, from what it recalls.
+    held: usize,
     stack: Vec<Id>,
     /// How high the stack was at each mark.
     marks: Vec<usize>,
@@ -331,9 +335,26 @@ impl<R: Read> Machine<R> {
         if self.values.len() == MOST_VALUES {
             return Err(format!("more than {MOST_VALUES} values"));
         }
+        self.hold(match &value {
+            Value::Sequence(items) => items.len(),
+            Value::Dict(pairs) => 2 * pairs.len(),
+            Value::Global(name) => name.len(),
+            _ => 0,
+        })?;
         self.stack.push(self.values.len());
         self.values.push(value);
         Ok(())
+    }
+
+    /// Counts what values hold.
+    fn hold(&mut self, count: usize) -> Result<(), String> {
+        self.held += count;
+        match self.held <= MOST_VALUES {
+            true => Ok(()),
+            false => Err(format!(
+                "lists, dictionaries and names that hold more than {MOST_VALUES} in all"
+            )),
+        }
     }
 
     /// The call, or the dictionary that is made by calling `OrderedDict`: empty, or in Python 2 from a list of pairs.
@@ -349,7 +370,13 @@ impl<R: Read> Machine<R> {
         let pairs = match (self.values.get(callable), sequence(args)) {
             (Some(Value::Global(name)), Some(args)) if name == "collections.OrderedDict" => match args {
                 [] => Some(vec![]),
-                [list] => sequence(*list).and_then(|list| list.iter().map(pair).collect()),
+                [list] => match sequence(*list) {
+                    Some(list) => {
+                        let pairs = list.iter().map(pair).collect::<Option<_>>();
+                        Some(pairs.ok_or("it makes a dictionary of what are no pairs")?)
+                    }
+                    None => None,
+                },
                 _ => None,
             },
             _ => None,
@@ -384,6 +411,7 @@ impl<R: Read> Machine<R> {
     /// given is dropped: nobody reads it.
     fn extend(&mut self, items: Vec<Id>) -> Result<(), String> {
         let top = self.top()?;
+        self.hold(items.len())?;
         match self.values.get_mut(top) {
             Some(Value::Dict(pairs)) if items.len().is_multiple_of(2) => {
                 let (keys, values) = (items.iter().step_by(2), items.iter().skip(1).step_by(2));
@@ -502,7 +530,7 @@ mod tests {
 
     #[test]
     fn what_is_malformed_is_refused() {
-        let cases: [(&[u8], &str); 12] = [
+        let cases: [(&[u8], &str); 13] = [
             (b"", "too soon"),
             (b"K", "too soon"),
             (b".", "not there"),
@@ -514,6 +542,7 @@ mod tests {
             (b"K\x01K\x01a.", "no list"),
             (b"}(K\x01u.", "no dictionary"),
             (b"K\x01K\x02\x93.", "without a name"),
+            (b"ccollections\nOrderedDict\n](K\x01e\x85R.", "no pairs"),
             (b"\xff.", "opcode 0xff"),
         ];
         for (bytes, reason) in cases {
@@ -529,5 +558,26 @@ mod tests {
         let mut remembered = b"N".to_vec();
         remembered.resize(MOST_VALUES + 2, 0x94);
         assert!(refusal(&remembered).contains("more than"));
+    }
+
+    // One list of a thousand pairs, and again and again the dictionary of it: each takes as much memory, of 5 bytes.
+    #[test]
+    fn what_a_small_file_repeats_gets_little_memory() {
+        let mut dicts = b"ccollections\nOrderedDict\nq\x00K\x01K\x02\x86q\x01](".to_vec();
+        dicts.extend(b"h\x01".repeat(1000));
+        dicts.extend(b"e\x85q\x02");
+        dicts.extend(b"h\x00h\x02R".repeat(MOST_VALUES / 1000));
+        assert!(refusal(&dicts).contains("hold more than"));
+        // A name of two texts that it has once.
+        let mut globals = b"X\x10\x27\x00\x00".to_vec();
+        globals.extend([b'a'; 10_000]);
+        globals.extend(b"q\x00");
+        globals.extend(b"h\x00h\x00\x93".repeat(1000));
+        assert!(refusal(&globals).contains("hold more than"));
+        // What a checkpoint has is far below.
+        let mut list = b"](".to_vec();
+        list.extend(b"K\x01".repeat(MOST_VALUES / 4));
+        list.extend(b"e.");
+        read(&list).unwrap();
     }
 }
