@@ -186,6 +186,49 @@ mod names {
         }
     }
 
+    // candle's builder asks so of what a model may have or lack.
+    #[test]
+    fn of_mergings_are_found_without_a_shape() {
+        for (name, merging) in [
+            ("timm_swin", "layers.1.downsample.norm.weight"),
+            ("microsoft_swin", "layers.0.downsample.norm.weight"),
+        ] {
+            let weights = weights(name);
+            let vb = vb(&weights);
+            assert!(vb.contains_tensor(merging), "{name}");
+            assert!(!vb.contains_tensor("layers.9.downsample.norm.weight"), "{name}");
+            assert_eq!(vb.get_unchecked(merging).unwrap().dims(), [64], "{name}");
+            assert!(!weights.left_over().contains(&merging.to_string()), "{name}");
+        }
+    }
+
+    #[test]
+    fn of_wrapped_modules_are_their_own() {
+        let directory = tempfile::tempdir().unwrap();
+        for wrapper in ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."] {
+            let wrapped = tensors("timm_vit").into_iter();
+            let wrapped = wrapped.map(|(name, tensor)| (format!("{wrapper}{name}"), tensor));
+            let pretrained = Pretrained::open(saved(directory.path(), &wrapped.collect()));
+            let weights = pretrained.unwrap().weights(Seed::new(0));
+            vit(&timm_vit(9), &weights);
+            weights.check_exact(|_| false).unwrap();
+            assert_eq!(weights.notes(), ["layout timm-vit, 32 tensors"], "{wrapper}");
+        }
+    }
+
+    #[test]
+    fn below_a_prefix_are_none_of_the_files_and_a_line_says_so() {
+        let weights = weights("timm_vit");
+        VisionTransformer::new(&timm_vit(9), vb(&weights).pp("backbone")).unwrap();
+        let line = "nothing of the file was used: no weight was asked for by a ViT's name, ";
+        assert!(weights.notes()[1].starts_with(line), "{:?}", weights.notes());
+        let error = weights.check_exact(|_| false).unwrap_err();
+        assert!(
+            matches!(&error, Error::WeightsDiffer { missing, left_over, .. } if missing.len() == 32 && left_over.len() == 32),
+            "{error}"
+        );
+    }
+
     #[test]
     fn stand_for_variables_that_are_trained() {
         let weights = weights("open_clip");
@@ -237,7 +280,7 @@ mod layouts {
         assert_eq!(pretrained.layout(), Layout::HfVit);
         let weights = pretrained.weights(Seed::new(0));
         vit(&timm_vit(9), &weights);
-        weights.check_exact(|_| false).unwrap();
+        weights.check_exact(|name| name.starts_with("head.")).unwrap();
         assert_eq!(weights.drawn(), ["head.bias", "head.weight"]);
 
         let tower = tensors("hf_clip")
@@ -522,6 +565,29 @@ mod the_head {
         let squares: f64 = numbers(&head).iter().map(|value| value * value).sum();
         let std = (squares / head.elem_count() as f64).sqrt();
         assert!((1.9e-5..2.1e-5).contains(&std), "{std}");
+    }
+
+    // Random logits would pass for the checkpoint's.
+    #[test]
+    fn that_a_file_has_lost_needs_leave() {
+        let directory = tempfile::tempdir().unwrap();
+        for lost in [&["head.weight", "head.bias"][..], &["head.bias"]] {
+            let mut tensors = tensors("timm_vit");
+            tensors.retain(|name, _| !lost.contains(&name.as_str()));
+            let path = saved(directory.path(), &tensors);
+            for classes in [9, 4] {
+                let weights = Pretrained::open(&path).unwrap().weights(Seed::new(0));
+                vit(&timm_vit(classes), &weights);
+                let error = weights.check_exact(|_| false).unwrap_err();
+                let Error::WeightsDiffer { missing, left_over, .. } = &error else {
+                    panic!("{error}")
+                };
+                assert!(left_over.is_empty() && missing.len() == lost.len(), "{error}");
+                let line = format!("missing, so drawn: {}", missing.join(", "));
+                assert!(weights.notes().contains(&line), "{:?}", weights.notes());
+                weights.check_exact(|name| name.starts_with("head.")).unwrap();
+            }
+        }
     }
 
     #[test]

@@ -14,6 +14,9 @@ use crate::error::{Error, Result};
 /// Longest header of a safetensors file, in bytes: the limit of the safetensors crate.
 const MOST_HEADER_BYTES: u64 = 100_000_000;
 
+/// What PyTorch puts before the names of a module that it wraps: `DistributedDataParallel` and `torch.compile`.
+const WRAPPERS: [&str; 2] = ["module.", "_orig_mod."];
+
 /// Where a tensor lies in a file.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Stored {
@@ -141,7 +144,7 @@ impl Checkpoint {
         Ok(Self {
             path: name,
             file,
-            tensors,
+            tensors: unwrapped(tensors),
             key,
             beside,
         })
@@ -171,6 +174,21 @@ impl Checkpoint {
             &Device::Cpu,
         )?)
     }
+}
+
+/// The tensors by their names within the wrappers that are around all of them: one may wrap another.
+fn unwrapped(mut tensors: BTreeMap<String, Stored>) -> BTreeMap<String, Stored> {
+    let around_all = |tensors: &BTreeMap<String, Stored>| {
+        let mut wrappers = WRAPPERS.into_iter();
+        wrappers.find(|wrapper| tensors.keys().all(|name| name.starts_with(wrapper)))
+    };
+    // As deep as a model may be wrapped by both, whatever a file says.
+    for _ in WRAPPERS {
+        let Some(wrapper) = around_all(&tensors) else { break };
+        let bare = |name: String| name.strip_prefix(wrapper).map(str::to_string).unwrap_or(name);
+        tensors = tensors.into_iter().map(|(name, stored)| (bare(name), stored)).collect();
+    }
+    tensors
 }
 
 /// The elements of a strided tensor one after the other.

@@ -61,7 +61,7 @@ impl Family {
     }
 
     /// The one name of a weight: timm's in a ViT, with `attn.q`, `attn.k` and `attn.v` where they are apart. `None` for
-    /// what such a model does not have.
+    /// what such a model does not have, and for a merging of a Swin without its shape.
     pub(super) fn key(self, name: &str, shape: Option<&[usize]>) -> Option<String> {
         match self {
             Self::Vit => {
@@ -198,12 +198,12 @@ pub(super) fn known_leftover(layout: Layout, name: &str) -> Option<&'static str>
     }
 }
 
-/// Whether the weight of this key is one that checkpoints of the layout do not have: it is drawn, and a line says so. Heads
-/// are new in every fine-tuning.
+/// Whether the weight of this key is one that no checkpoint of the layout has: it is drawn, and a line says so. A head is
+/// missing after MAE's pre-training and in CLIP, whose towers project instead; anywhere else, a file without it has lost it.
 pub(super) fn known_missing(layout: Layout, key: &str) -> bool {
     match layout {
-        _ if key.starts_with(HEAD) => true,
-        Layout::MaePretrained => key.starts_with("fc_norm."),
+        Layout::MaePretrained => key.starts_with(HEAD) || key.starts_with("fc_norm."),
+        Layout::HfClip | Layout::OpenClip => key.starts_with(HEAD),
         Layout::TimmSwin | Layout::MicrosoftSwin => key == "mask_token",
         _ => false,
     }

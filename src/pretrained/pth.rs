@@ -1,6 +1,6 @@
 //! Files that `torch.save` writes: the zip archives of today, and the format before PyTorch 1.6.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 
@@ -16,8 +16,8 @@ const LEGACY_MAGIC: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 
 /// Keys below which training scripts save the weights: facebookresearch and Microsoft `model`, timm and Lightning
 /// `state_dict`.
 const KEYS: [&str; 2] = ["model", "state_dict"];
-/// What a module is called inside `DistributedDataParallel`.
-const PARALLEL: &str = "module.";
+/// Most dimensions of a tensor: those of checkpoints have 4.
+const MOST_DIMS: usize = 8;
 /// Most of one tensor's wrappings: a parameter of a subclass is two.
 const MOST_WRAPPINGS: usize = 4;
 
@@ -195,19 +195,23 @@ fn contents(path: &Path, pickle: &Pickle, find: impl Fn(&str, bool) -> Result<Op
 
     let mut tensors = BTreeMap::new();
     let mut beside = vec![];
-    for (name, value) in weights {
-        let Some(name) = pickle.text(*name) else { continue };
+    // A name that the file has once may stand in many places.
+    let mut seen = HashSet::new();
+    for (name_id, value) in weights {
+        let Some(name) = pickle.text(*name_id) else { continue };
         if let Some(args) = as_tensor(pickle, *value) {
             tensors.insert(name.to_string(), stored(path, pickle, name, args, &find)?);
         } else if let Some((callable, _)) = pickle.call(*value) {
             return Err(path.code(format!("{name} is an object that {callable} would make")));
-        } else if key.is_none() {
-            beside.push(name.to_string());
+        } else if seen.insert(*name_id) {
+            beside.push(key.map_or(name.to_string(), |key| format!("{key}.{name}")));
         }
     }
     if let Some(key) = key {
-        let others = items.iter().filter_map(|(name, _)| pickle.text(*name));
-        beside = others.filter(|other| *other != key).map(str::to_string).collect();
+        seen.clear();
+        let others = items.iter().filter(|(name_id, _)| seen.insert(*name_id));
+        let others = others.filter_map(|(name_id, _)| pickle.text(*name_id));
+        beside.extend(others.filter(|other| *other != key).map(str::to_string));
     }
     if tensors.is_empty() {
         let keys: Vec<_> = items.iter().filter_map(|(name, _)| pickle.text(*name)).collect();
@@ -216,10 +220,6 @@ fn contents(path: &Path, pickle: &Pickle, find: impl Fn(&str, bool) -> Result<Op
             "it holds no weights, neither itself nor below `{where_to}`; its keys are [{}]",
             crate::error::listed(&keys)
         )));
-    }
-    if tensors.keys().all(|name| name.starts_with(PARALLEL)) {
-        let bare = |name: String| name.strip_prefix(PARALLEL).map(str::to_string).unwrap_or(name);
-        tensors = tensors.into_iter().map(|(name, stored)| (bare(name), stored)).collect();
     }
     Ok(Contents {
         tensors,
@@ -262,8 +262,11 @@ fn stored(
     find: impl Fn(&str, bool) -> Result<Option<Storage>>,
 ) -> Result<Stored> {
     let damaged = || path.fail(format!("tensor {name} is described as no tensor is"));
-    let counts =
-        |id: Id| -> Option<Vec<usize>> { pickle.sequence(id)?.iter().map(|item| pickle.count(*item)).collect() };
+    // Before it is copied: all tensors of a file may share one size.
+    let counts = |id: Id| -> Option<Vec<usize>> {
+        let counts = pickle.sequence(id).filter(|counts| counts.len() <= MOST_DIMS)?;
+        counts.iter().map(|item| pickle.count(*item)).collect()
+    };
     let [storage, offset, size, strides, ..] = args else {
         return Err(damaged());
     };
@@ -296,4 +299,48 @@ fn stored(
     let available = storage.bytes.checked_sub(offset).ok_or_else(damaged)?;
     stored.check(name, available).map_err(|message| path.fail(message))?;
     Ok(stored)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The object of a pickle, where every storage is one number.
+    fn of_pickle(bytes: &[u8]) -> Result<Contents> {
+        let path = Path("w.pth");
+        let pickle = path.pickle(&mut { bytes })?;
+        contents(&path, &pickle, |_, _| Ok(Some(Storage { start: 0, bytes: 4 })))
+    }
+
+    #[test]
+    fn a_tensor_has_few_dimensions() {
+        let of_ones = |dims: usize| {
+            let start = b"}X\x01\0\0\0wctorch._utils\n_rebuild_tensor_v2\n(\
+                (X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x01tQK\x00(";
+            of_pickle(&[&start[..], &b"K\x01".repeat(dims), b"tq\x00h\x00tRs."].concat())
+        };
+        assert_eq!(of_ones(MOST_DIMS).unwrap().tensors["w"].shape, [1; MOST_DIMS]);
+        let error = of_ones(MOST_DIMS + 1).map(drop).unwrap_err().to_string();
+        assert!(error.contains("tensor w is described as no tensor is"), "{error}");
+    }
+
+    #[test]
+    fn what_lies_beside_the_weights_is_named_once() {
+        let tensor = b"X\x01\0\0\0wctorch._utils\n_rebuild_tensor_v2\n(\
+            (X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x01tQK\x00))tRs";
+        let beside = |name: &[u8]| [&b"X\x01\0\0\0"[..], name, b"q\x00K\x01sh\x00K\x01s"].concat();
+        let model = [
+            &b"}X\x05\0\0\0model}"[..],
+            tensor,
+            &beside(b"a"),
+            b"s",
+            &beside(b"b"),
+            b".",
+        ]
+        .concat();
+        let contents = of_pickle(&model).unwrap();
+        assert_eq!(contents.beside, ["model.a", "b"]);
+        let bare = [&b"}"[..], tensor, &beside(b"a"), b"."].concat();
+        assert_eq!(of_pickle(&bare).unwrap().beside, ["a"]);
+    }
 }

@@ -110,7 +110,9 @@ impl PeerSource {
         }
     }
 
+    /// Without a shape, that of the file's tensor of this name: Swin's mergings need one.
     fn key(&self, name: &str, shape: Option<&[usize]>) -> Option<String> {
+        let shape = shape.or_else(|| Some(&self.checkpoint.tensors.get(name)?.shape[..]));
         self.layout.family().key(name, shape)
     }
 
@@ -274,7 +276,10 @@ impl Source for PeerSource {
     }
 
     fn may_lack(&self, name: &str) -> bool {
-        self.key(name, None).is_some_and(|key| known_missing(self.layout, &key))
+        // A head for other classes is drawn although the file has one.
+        let replaced = |key: &str| key.starts_with(HEAD) && self.found(key).is_some();
+        self.key(name, None)
+            .is_some_and(|key| known_missing(self.layout, &key) || replaced(&key))
     }
 
     fn may_leave(&self, name: &str) -> bool {
@@ -289,6 +294,13 @@ impl Source for PeerSource {
             self.layout,
             self.checkpoint.tensors.len()
         )];
+        if self.taken.is_empty() {
+            notes.push(format!(
+                "nothing of the file was used: no weight was asked for by a {}'s name, which starts at the root of the \
+                 builder, without a prefix",
+                self.layout.family().name()
+            ));
+        }
         if let Some((from, to)) = self.positions {
             notes.push(format!("{POS_EMBED}: {from} -> {to} positions, bicubic"));
         }
