@@ -124,7 +124,7 @@ impl Mix {
         })
     }
 
-    /// Mixes `images` [B, C, H, W] and their labels: class indices [B] (any integer dtype) or probabilities [B, classes].
+    /// Mixes `images` [B, C, H, W] and their labels: class indices `[B]` (any integer dtype) or probabilities [B, classes].
     ///
     /// The draw is one of the step. Mix a batch first and cut it into micro-batches then: those that are mixed by themselves
     /// get the same lambda and box, but each is reversed by itself.

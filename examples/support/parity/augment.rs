@@ -1,16 +1,16 @@
 //! Compares the examples' image operations with what Pillow, torchvision and timm made of a photograph.
 
 #[path = "../augment/mod.rs"]
-mod augment;
+mod images;
 
 use std::fmt;
 
 use anyhow::{bail, ensure, Context, Result};
-use augment::crop::{CentreCrop, SimpleCrop};
-use augment::normalize::Normalization;
-use augment::op::Op;
-use augment::pixels::{Area, Filter, Pixels, CHANNELS};
 use candle_core::{DType, Tensor};
+use images::crop::{CentreCrop, SimpleCrop};
+use images::normalize::Normalization;
+use images::op::Op;
+use images::pixels::{Area, Filter, Pixels, CHANNELS};
 use serde_json::Value;
 
 /// How far an image is from the recorded one, in steps of 1/255.
