@@ -280,6 +280,14 @@ bench!(
 );
 
 bench!(
+    add_relu,
+    MAPS: Map,
+    |m: Map| vec![m.var(), m.var()],
+    |_| |x: &[Var]| ops::add_relu(&x[0], &x[1]),
+    |_| |x: &[Var]| reference::add_relu(&x[0], &x[1])
+);
+
+bench!(
     batch_norm_eval,
     MAPS: Map,
     |m: Map| vec![m.var(), var(&[m.channels]), var(&[m.channels])],
