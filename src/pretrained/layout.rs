@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::file::Stored;
-use super::names::Family;
+use super::stored::Stored;
 
 /// Whose names and shapes a checkpoint has.
 ///
@@ -37,6 +36,26 @@ pub enum Layout {
     MicrosoftSwin,
     /// timm's and torchvision's ResNet (`resnet`), and candle-transformers'.
     ResNet,
+}
+
+/// An architecture. Within it, checkpoint and model may have different names for the same weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Family {
+    Vit,
+    Swin,
+    ResNet,
+}
+
+impl Family {
+    pub(super) const ALL: [Self; 3] = [Self::Vit, Self::Swin, Self::ResNet];
+
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Vit => "ViT",
+            Self::Swin => "Swin",
+            Self::ResNet => "ResNet",
+        }
+    }
 }
 
 impl Layout {

@@ -80,6 +80,7 @@ mod pickle;
 mod pth;
 mod resize;
 mod source;
+mod stored;
 
 use std::path::Path;
 

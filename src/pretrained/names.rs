@@ -1,6 +1,6 @@
 //! One name for each weight, whatever a checkpoint or a model calls it; and what a checkpoint may leave over.
 
-use super::layout::Layout;
+use super::layout::{Family, Layout};
 use crate::models::vit_names::{Names, Qkv, CLIP, HUGGING_FACE, TIMM};
 use crate::weights::is_buffer;
 
@@ -41,25 +41,7 @@ pub(super) const HEAD: &str = "head.";
 pub(super) const QKV: &str = ".attn.qkv.";
 pub(super) const APART: [&str; 3] = [".attn.q.", ".attn.k.", ".attn.v."];
 
-/// An architecture. Within it, checkpoint and model may have different names for the same weight.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Family {
-    Vit,
-    Swin,
-    ResNet,
-}
-
 impl Family {
-    const ALL: [Self; 3] = [Self::Vit, Self::Swin, Self::ResNet];
-
-    pub(super) const fn name(self) -> &'static str {
-        match self {
-            Self::Vit => "ViT",
-            Self::Swin => "Swin",
-            Self::ResNet => "ResNet",
-        }
-    }
-
     /// The one name of a weight: timm's in a ViT, with `attn.q`, `attn.k` and `attn.v` where they are apart. `None` for
     /// what such a model does not have, and for a merging of a Swin without its shape.
     pub(super) fn key(self, name: &str, shape: Option<&[usize]>) -> Option<String> {

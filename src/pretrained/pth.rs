@@ -7,8 +7,8 @@ use std::io::{BufReader, Read, Seek, SeekFrom};
 use candle_core::DType;
 use zip::{CompressionMethod, ZipArchive};
 
-use super::file::{Contents, Stored};
 use super::pickle::{Id, Pickle, Value, MOST_BYTES};
+use super::stored::{Contents, Stored};
 use crate::error::{Error, Result};
 
 /// What a legacy file starts with, as a pickled integer (torch/serialization.py).

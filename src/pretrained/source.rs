@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{Shape, Tensor};
 
-use super::file::{Checkpoint, Stored};
+use super::file::Checkpoint;
 use super::layout::Layout;
 use super::names::{known_leftover, known_missing, APART, HEAD, POSITION_TABLE, POS_EMBED, QKV};
+use super::stored::Stored;
 use super::{resize, square};
 use crate::error::{listed, Error, Result};
 use crate::grid::Grid;

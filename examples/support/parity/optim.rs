@@ -61,15 +61,15 @@ fn steps(
     rule: Box<dyn Rule>,
     lr_scale: impl Fn(&str) -> f64,
 ) -> Result<()> {
+    let recorded = |step: usize| format!("{name}/step{step}/");
+    let num_steps = (0..).take_while(|&step| file.below(&recorded(step)).next().is_some());
+    let num_steps = num_steps.count();
+    ensure!(num_steps > 0, "no step of {name} is recorded");
     let params = start(file)?;
     let groups = ParamGroups::new(&params)
         .without_decay(|name, _| !name.ends_with(".weight"))
         .with_lr_scale(lr_scale)?;
     let mut opt = GroupOptimizer::with_groups(groups, rule)?;
-    let recorded = |step: usize| format!("{name}/step{step}/");
-    let num_steps = (0..).take_while(|&step| file.below(&recorded(step)).next().is_some());
-    let num_steps = num_steps.count();
-    ensure!(num_steps > 0, "no step of {name} is recorded");
     for step in 0..num_steps {
         opt.step(&gradients(file, step, &params)?)?;
         for (param, theirs) in file.below(&recorded(step)) {

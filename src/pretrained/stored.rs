@@ -1,0 +1,83 @@
+//! Where the tensors of a file lie in it, as a reader of its format tells.
+
+use std::collections::BTreeMap;
+
+use candle_core::DType;
+
+/// Where a tensor lies in a file.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Stored {
+    pub(super) dtype: DType,
+    pub(super) shape: Vec<usize>,
+    /// How many elements lie between neighbours, in each dimension.
+    pub(super) strides: Vec<usize>,
+    /// Of the first element, in bytes from the start of the file.
+    pub(super) start: u64,
+}
+
+impl Stored {
+    /// The strides of a tensor whose elements lie in order.
+    pub(super) fn contiguous_strides(shape: &[usize]) -> Vec<usize> {
+        let mut strides = vec![1; shape.len()];
+        let mut stride = 1usize;
+        for (to, size) in strides.iter_mut().zip(shape).rev() {
+            *to = stride;
+            stride = stride.saturating_mul(*size);
+        }
+        strides
+    }
+
+    pub(super) fn elem_count(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// How many elements lie from the first to the last, both counted.
+    pub(super) fn span(&self) -> usize {
+        match self.elem_count() {
+            0 => 0,
+            _ => {
+                1 + self
+                    .shape
+                    .iter()
+                    .zip(&self.strides)
+                    .map(|(n, s)| (n - 1) * s)
+                    .sum::<usize>()
+            }
+        }
+    }
+
+    /// What no file can mean is a sentence; otherwise the bytes that the tensor takes, from the start of the first to the
+    /// end of the last element, can be counted.
+    pub(super) fn check(&self, name: &str, available: u64) -> std::result::Result<(), String> {
+        let wide = |n: usize| n as u128;
+        let elements = self
+            .shape
+            .iter()
+            .try_fold(1u128, |count, n| count.checked_mul(wide((*n).max(1))));
+        let reach = self
+            .shape
+            .iter()
+            .zip(&self.strides)
+            .try_fold(0u128, |reach, (n, stride)| {
+                wide(n.saturating_sub(1)).checked_mul(wide(*stride))?.checked_add(reach)
+            });
+        let size = wide(self.dtype.size_in_bytes());
+        match (elements, reach) {
+            (Some(elements), _) if self.shape.contains(&0) && elements <= available.into() => Ok(()),
+            // No more elements than lie there: a stride of 0 would make a giant of a small file, and so would sides that a
+            // side of 0 makes nothing of.
+            (Some(elements), Some(reach)) if elements <= reach + 1 && (reach + 1) * size <= available.into() => Ok(()),
+            _ => Err(format!(
+                "tensor {name} of shape {:?} does not lie within the file's {available} bytes for it",
+                self.shape
+            )),
+        }
+    }
+}
+
+/// What a reader of one format gives.
+pub(super) struct Contents {
+    pub(super) tensors: BTreeMap<String, Stored>,
+    pub(super) key: Option<String>,
+    pub(super) beside: Vec<String>,
+}
