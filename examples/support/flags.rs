@@ -254,6 +254,10 @@ pub fn share(text: &str) -> Result<f64, String> {
     })
 }
 
+pub fn fraction(text: &str) -> Result<f64, String> {
+    number(text, "a number above 0 and at most 1", |v| v > 0. && v <= 1.)
+}
+
 pub fn weight(text: &str) -> Result<f64, String> {
     number(text, "a number from 0 to 1", |v| (0. ..=1.).contains(&v))
 }

@@ -3,7 +3,7 @@
 use super::augment::crop::{RandomResizedCrop, SimpleCrop};
 use super::augment::pixels::Interpolation;
 use super::augment::rand_augment::RandAugment;
-use super::flags::{at_least_1, number, weight};
+use super::flags::{at_least_1, fraction, number, weight};
 use super::network::Network;
 use super::transform::{Augment, AutoAugment, Crop, Transform};
 use clap::{Args, ValueEnum};
@@ -50,7 +50,7 @@ pub struct InputFlags {
     pub interpolation: Option<Interpolation>,
 
     /// Share of the shorter side that evaluation looks at, above 0 and at most 1. Default: the network's (0.875 to 1)
-    #[arg(long, value_name = "SHARE", value_parser = crop_share)]
+    #[arg(long, value_name = "SHARE", value_parser = fraction)]
     pub crop_pct: Option<f64>,
 
     /// Threads that decode and vary images, beside those that compute. Default: RAYON_NUM_THREADS or one per core
@@ -150,10 +150,6 @@ fn suggested(image_size: usize) -> Augment {
 
 fn magnitude(text: &str) -> Result<f64, String> {
     number(text, "a number from 0 to 10", |v| (0. ..=10.).contains(&v))
-}
-
-fn crop_share(text: &str) -> Result<f64, String> {
-    number(text, "a number above 0 and at most 1", |v| v > 0. && v <= 1.)
 }
 
 #[cfg(test)]

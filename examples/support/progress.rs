@@ -35,11 +35,6 @@ impl Progress {
     pub fn finish(&self) {
         self.0.finish_and_clear();
     }
-
-    /// A line above the bar.
-    pub fn line(&self, text: impl AsRef<str>) {
-        self.0.println(text);
-    }
 }
 
 fn message(epoch: usize, main_loss: f64, sub_loss: f64, top1: f64) -> String {

@@ -1,6 +1,6 @@
 //! The flags that a recipe sets beside those of the input: optimizer, schedule, losses, mixing, averaging.
 
-use super::flags::{at_least_1, not_negative, number, positive, share, weight};
+use super::flags::{at_least_1, fraction, not_negative, positive, share, weight};
 use super::network::Network;
 use anyhow::{ensure, Result};
 use clap::{ArgAction, Args, ValueEnum};
@@ -47,7 +47,7 @@ pub struct RecipeFlags {
     pub decay_on: DecayOn,
 
     /// Train each block at D times the learning rate of the next, above 0 and at most 1; of ViT and Swin
-    #[arg(long, value_name = "D", default_value_t = 1., value_parser = layer_decay)]
+    #[arg(long, value_name = "D", default_value_t = 1., value_parser = fraction)]
     pub layer_decay: f64,
 
     /// What adamw and lamb add to the root of the second moment
@@ -256,8 +256,4 @@ impl RecipeFlags {
             false => Ok(None),
         }
     }
-}
-
-fn layer_decay(text: &str) -> Result<f64, String> {
-    number(text, "a number above 0 and at most 1", |v| v > 0. && v <= 1.)
 }
