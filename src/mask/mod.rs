@@ -138,12 +138,13 @@ impl Mask {
     }
 
     /// For indices that are known to be right: B rows of as many distinct positions below L.
-    pub(crate) fn trusted(grid: Grid, batch: usize, keep: Vec<u32>) -> Self {
+    pub(crate) fn trusted(grid: Grid, batch: usize, keep: impl Into<Arc<[u32]>>) -> Self {
+        let keep = keep.into();
         Self {
             grid,
             batch,
             num_keep: keep.len() / batch,
-            keep: keep.into(),
+            keep,
         }
     }
 
