@@ -1,6 +1,8 @@
 //! Adding up gradients.
 
-use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor};
+use std::cell::Cell;
+
+use candle_core::{CpuStorage, InplaceOp1, InplaceOp2, Layout, Result, Tensor};
 
 use super::kernel;
 
@@ -12,6 +14,34 @@ pub(crate) fn accumulate(sum: Tensor, more: &Tensor) -> Result<Tensor> {
     }
     sum.inplace_op2(more, &Accumulate)?;
     Ok(sum)
+}
+
+/// Calls `write` with the elements of a contiguous `f32` tensor on the CPU that is nobody else's.
+pub(super) fn write_over(tensor: &Tensor, write: impl FnOnce(&mut [f32])) -> Result<()> {
+    tensor.inplace_op1(&WriteOver(Cell::new(Some(write))))
+}
+
+struct WriteOver<F>(Cell<Option<F>>);
+
+impl<F: FnOnce(&mut [f32])> InplaceOp1 for WriteOver<F> {
+    fn name(&self) -> &'static str {
+        "write-over"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let elements = elements_mut(storage, layout)?;
+        if let Some(write) = self.0.take() {
+            write(elements);
+        }
+        Ok(())
+    }
+}
+
+fn elements_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
+    match (storage, layout.contiguous_offsets()) {
+        (CpuStorage::F32(data), Some((start, end))) => Ok(&mut data[start..end]),
+        _ => candle_core::bail!("gradients are added up in place only where they are contiguous f32"),
+    }
 }
 
 struct Accumulate;
@@ -31,10 +61,7 @@ impl InplaceOp2 for Accumulate {
 
     fn cpu_fwd(&self, s1: &mut CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<()> {
         let more = kernel::elements(s2, l2)?;
-        let (CpuStorage::F32(data), Some((start, end))) = (s1, l1.contiguous_offsets()) else {
-            candle_core::bail!("gradients are added up in place only where they are contiguous f32");
-        };
-        kernel::for_rows(&mut data[start..end], 1, |first, sums| add(sums, &more[first..]));
+        kernel::for_rows(elements_mut(s1, l1)?, 1, |first, sums| add(sums, &more[first..]));
         Ok(())
     }
 }

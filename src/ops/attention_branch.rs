@@ -230,36 +230,35 @@ impl Op {
         qkv
     }
 
-    /// The gradients of the normed input, and of weight and bias of the projection to queries, keys and values.
-    fn project_backward(
-        &self,
-        normed: Option<&[f32]>,
-        dqkv: &[f32],
-        weight: &[f32],
-    ) -> (Buffer, Option<Vec<f32>>, Vec<f32>) {
+    /// The gradient of the weight of the projection to queries, keys and values: written to `out`, or added to it.
+    fn project_weight(&self, out: &mut [f32], write: Write, normed: &[f32], dqkv: &[f32]) {
+        let d = self.dims.width();
+        for part in self.parts() {
+            let [start, columns] = part.columns;
+            kernel::matmul(
+                &mut MatMut::rows(&mut out[start * d..], columns, d, d),
+                write,
+                1.,
+                Mat::rows(&dqkv[start..], part.rows, columns, part.step * 3 * d).t(),
+                Mat::rows(normed, part.rows, d, part.step * d),
+                Parallelism::Rayon(0),
+            );
+        }
+    }
+
+    /// The gradients of the normed input, and of the projection's bias.
+    fn project_backward(&self, dqkv: &[f32], weight: &[f32]) -> (Buffer, Vec<f32>) {
         let d = self.dims.width();
         let mut dnormed = Buffer::new(dqkv.len() / 3);
-        let mut dweight = normed.map(|_| vec![0f32; weight.len()]);
         let mut dbias = vec![0f32; 3 * d];
         // Keys and values first, which every token has: queries are then added where there are any.
         for (i, part) in self.parts().into_iter().rev().enumerate() {
             let [start, columns] = part.columns;
-            let dpart = Mat::rows(&dqkv[start..], part.rows, columns, part.step * 3 * d);
-            if let (Some(dweight), Some(normed)) = (&mut dweight, normed) {
-                kernel::matmul(
-                    &mut MatMut::rows(&mut dweight[start * d..], columns, d, d),
-                    Write::Replace,
-                    1.,
-                    dpart.t(),
-                    Mat::rows(normed, part.rows, d, part.step * d),
-                    Parallelism::Rayon(0),
-                );
-            }
             kernel::matmul(
                 &mut MatMut::rows(&mut dnormed, part.rows, d, part.step * d),
                 if i == 0 { Write::Replace } else { Write::Add },
                 1.,
-                dpart,
+                Mat::rows(&dqkv[start..], part.rows, columns, part.step * 3 * d),
                 Mat::rows(&weight[start * d..], columns, d, d),
                 Parallelism::Rayon(0),
             );
@@ -270,7 +269,7 @@ impl Op {
             });
             dbias[start..start + columns].copy_from_slice(&sums);
         }
-        (dnormed, dweight, dbias)
+        (dnormed, dbias)
     }
 }
 
@@ -300,7 +299,13 @@ impl CustomOp2 for Op {
         Ok((CpuStorage::F32(ys), (batch, queries, width).into()))
     }
 
-    fn bwd(&self, xs: &Tensor, ticket: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn bwd(
+        &self,
+        xs: &Tensor,
+        ticket: &Tensor,
+        node: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let Some(kept) = self.kept.get() else {
             candle_core::bail!("the backward of masksub's attention_branch was called before its forward");
         };
@@ -308,18 +313,19 @@ impl CustomOp2 for Op {
         let step = self.dims.tokens / self.dims.queries;
         let grad = grad.contiguous()?;
         let (x, g) = (Elements::of(xs)?, Elements::of(&grad)?);
-        let wanted = |i| self.params.wanted(i);
         let (dx, gradients) = residual::with_params(&self.params, self.eps, |norm, [weight, _], proj| -> Result<_> {
             let dropped = residual::dropped(&g, width, self.drop_path.as_deref());
             let dheads = proj.backward(&dropped);
-            let of_proj = (wanted(4) || wanted(5) || wanted(6)).then(|| proj.gradients(&dropped, &kept.heads));
+            let of_proj = proj.gradients(&self.params, node, &dropped, &kept.heads)?;
             let mut dqkv = Buffer::new(kept.qkv.len());
             self.heads
                 .backward_into(&kept.qkv, None, &kept.heads, &dheads, &mut dqkv, false)?;
             drop((dheads, dropped));
-            let normed = wanted(2).then(|| norm.forward(&x));
-            let (dnormed, dweight, dbias) = self.project_backward(normed.as_deref(), &dqkv, weight);
-            drop((normed, dqkv));
+            let dweight = self.params.gradient(2, node, |out, write| {
+                self.project_weight(out, write, &norm.forward(&x), &dqkv);
+            })?;
+            let (dnormed, dbias) = self.project_backward(&dqkv, weight);
+            drop(dqkv);
             let mut dx = match step {
                 1 => g.to_vec(),
                 _ => {
@@ -330,13 +336,9 @@ impl CustomOp2 for Op {
                     dx
                 }
             };
-            let [dnorm_weight, dnorm_bias] = norm.backward(&x, &dnormed, &mut dx);
-            let mut gradients = vec![Some(dnorm_weight), Some(dnorm_bias), dweight, Some(dbias)];
-            match of_proj {
-                Some(of) => gradients.extend([Some(of.weight), Some(of.bias), of.gamma]),
-                None => gradients.extend([None, None, None]),
-            }
-            Ok((dx, gradients))
+            let dnorm = norm.backward(&x, &dnormed, &mut dx)?;
+            let dbias = Some(kernel::tensor(dbias, &[3 * width])?);
+            Ok((dx, [&dnorm[..], &[dweight, dbias], &of_proj].concat()))
         })??;
         residual::deliver(&self.params, ticket, gradients, dx, xs)
     }

@@ -16,7 +16,8 @@ use std::thread::{self, ThreadId};
 
 use candle_core::{CpuStorage, CustomOp2, Device, Layout, Result, Shape, Tensor, TensorId};
 
-use super::accumulate::accumulate;
+use super::accumulate::{accumulate, write_over};
+use super::kernel::{self, Write};
 
 thread_local! {
     /// Where this thread's backward is to lay gradients aside, if it is.
@@ -69,6 +70,16 @@ fn lay_aside(param: &Tensor, node: &Tensor, gradient: Tensor) -> Result<Option<T
     };
     with_aside(&mut |gradients| gradients.insert(id, sum.clone()));
     Ok(None)
+}
+
+/// Takes back what was laid aside of `param`, for `node` to add to it.
+fn take_laid(param: &Tensor, node: &Tensor) -> Option<Tensor> {
+    ASIDE.with_borrow_mut(|aside| {
+        let aside = aside.as_mut().filter(|aside| aside.nodes.contains(&node.id()))?;
+        let laid = aside.gradients.get(&param.id())?;
+        let fits = laid.is_contiguous() && laid.dims() == param.dims() && kernel::on_cpu_f32(&[laid]);
+        fits.then(|| aside.gradients.remove(&param.id())).flatten()
+    })
 }
 
 /// Adds a gradient that nobody else has.
@@ -131,6 +142,26 @@ impl Deliveries {
     /// Whether there is such a parameter, and its gradient is asked for.
     pub(super) fn wanted(&self, index: usize) -> bool {
         self.params.get(index).is_some_and(Tensor::track_op)
+    }
+
+    /// The gradient of a parameter, where it is asked for. `write` writes it to fresh memory; or, where the backward that
+    /// goes through `node` lays gradients [`aside`] and has one of this parameter, adds it to that.
+    pub(super) fn gradient(
+        &self,
+        index: usize,
+        node: &Tensor,
+        write: impl FnOnce(&mut [f32], Write),
+    ) -> Result<Option<Tensor>> {
+        let Some(param) = self.params.get(index).filter(|param| param.track_op()) else {
+            return Ok(None);
+        };
+        if let Some(earlier) = take_laid(param, node) {
+            write_over(&earlier, |elements| write(elements, Write::Add))?;
+            return Ok(Some(earlier));
+        }
+        let mut elements = vec![0f32; param.elem_count()];
+        write(&mut elements, Write::Replace);
+        Ok(Some(kernel::tensor(elements, param.dims())?))
     }
 
     /// Leaves the gradients of a backward, in the order of the parameters, and returns the gradient of the ticket. Those
@@ -290,6 +321,63 @@ mod tests {
         let panicking = || aside(&loss, Gradients::new(), || -> () { panic!("in a backward") });
         assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(panicking)).is_err());
         assert_eq!(gradient(&loss, &a), Some(vec![1.; 3]));
+    }
+
+    /// Its gradient by the parameter is 1 for each element, written or added; notes which.
+    struct Written(Deliveries, Arc<Mutex<Vec<Write>>>);
+
+    impl CustomOp1 for Written {
+        fn name(&self) -> &'static str {
+            "written"
+        }
+
+        fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+            Ok((CpuStorage::F32(vec![0.]), ().into()))
+        }
+
+        fn bwd(&self, _: &Tensor, node: &Tensor, _: &Tensor) -> Result<Option<Tensor>> {
+            let gradient = self.0.gradient(0, node, |out, write| {
+                self.1.lock().unwrap().push(write);
+                for out in out {
+                    *out = 1. + if write == Write::Add { *out } else { 0. };
+                }
+            })?;
+            self.0.deliver(vec![gradient]).map(Some)
+        }
+    }
+
+    #[test]
+    fn a_gradient_is_added_to_what_was_laid_aside_of_it_and_to_nothing_else() {
+        let a = var();
+        let writes = Arc::new(Mutex::new(vec![]));
+        let graph = |param: &Tensor| {
+            let (ticket, deliveries) = Deliveries::new(&[param]).unwrap();
+            ticket.apply_op1(Written(deliveries, writes.clone())).unwrap()
+        };
+        let values = |tensor: &Tensor| tensor.to_vec1::<f32>().unwrap();
+        let (loss, other) = (graph(&a), graph(&a));
+        let (_, laid) = aside(&loss, Gradients::new(), || loss.backward().unwrap());
+        let (_, laid) = aside(&loss, laid, || loss.backward().unwrap());
+        assert_eq!(values(&laid[&a.id()]), [2.; 3]);
+        // A backward through another graph meanwhile takes nothing from this one's.
+        let (nested, laid) = aside(&loss, laid, || gradient(&other, &a));
+        assert_eq!((nested, values(&laid[&a.id()])), (Some(vec![1.; 3]), vec![2.; 3]));
+        // Nor is anything taken for what is no variable.
+        let computed = a.affine(3., 0.).unwrap();
+        let loss = graph(&computed);
+        let (grads, laid) = aside(&loss, laid, || loss.backward().unwrap());
+        assert_eq!(
+            (values(grads.get(&a).unwrap()), values(&laid[&a.id()])),
+            (vec![3.; 3], vec![2.; 3])
+        );
+        // What lies there in another form is added to by candle.
+        let strided = Tensor::ones((3, 2), DType::F32, &Device::Cpu).unwrap();
+        let laid = Gradients::from([(a.id(), strided.narrow(1, 0, 1).unwrap().squeeze(1).unwrap())]);
+        let loss = graph(&a);
+        let (_, laid) = aside(&loss, laid, || loss.backward().unwrap());
+        assert_eq!(values(&laid[&a.id()]), [2.; 3]);
+        let (add, replace) = (Write::Add, Write::Replace);
+        assert_eq!(*writes.lock().unwrap(), [replace, add, replace, replace, replace]);
     }
 
     /// A thread of rayon's that waits for others takes up whatever there is to do.

@@ -228,7 +228,7 @@ pub(crate) fn tensor(data: Vec<f32>, shape: &[usize]) -> Result<Tensor> {
 }
 
 /// Rows of one piece of parallel work on a tensor of rows `width` long.
-fn rows_per_piece(width: usize) -> usize {
+pub(crate) fn rows_per_piece(width: usize) -> usize {
     (PIECE / width.max(1)).max(1)
 }
 
@@ -452,7 +452,7 @@ impl MatMut<'_> {
 }
 
 /// What becomes of the elements that a product is written over.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Write {
     Replace,
     Add,

@@ -266,7 +266,13 @@ impl CustomOp2 for Op {
         Ok((CpuStorage::F32(ys), l1.shape().clone()))
     }
 
-    fn bwd(&self, xs: &Tensor, ticket: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn bwd(
+        &self,
+        xs: &Tensor,
+        ticket: &Tensor,
+        node: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let Some(kept) = self.kept.get() else {
             candle_core::bail!("the backward of masksub's mlp_branch was called before its forward");
         };
@@ -275,20 +281,17 @@ impl CustomOp2 for Op {
         } = self;
         let grad = grad.contiguous()?;
         let (x, g) = (Elements::of(xs)?, Elements::of(&grad)?);
-        let wanted = |i| self.params.wanted(i);
-        let (dx, gradients) = residual::with_params(&self.params, self.eps, |norm, [fc1, bias], fc2| {
+        let (dx, gradients) = residual::with_params(&self.params, self.eps, |norm, [fc1, bias], fc2| -> Result<_> {
             let dropped = residual::dropped(&g, width, self.drop_path.as_deref());
             let mut dh = fc2.backward(&dropped);
             let mut active = Buffer::new(rows * hidden);
             let dbias = self.activate_backward(kept, bias, [&mut active, &mut dh]);
-            let of_fc2 = (wanted(4) || wanted(5) || wanted(6)).then(|| fc2.gradients(&dropped, &active));
+            let of_fc2 = fc2.gradients(&self.params, node, &dropped, &active)?;
             drop((active, dropped));
 
-            let dfc1 = wanted(2).then(|| {
-                let mut dfc1 = vec![0f32; fc1.len()];
-                residual::weight_gradient(&mut dfc1, &dh, hidden, &norm.forward(&x), width);
-                dfc1
-            });
+            let dfc1 = self.params.gradient(2, node, |out, write| {
+                residual::weight_gradient(out, write, &dh, hidden, &norm.forward(&x), width);
+            })?;
             let mut dnormed = Buffer::new(rows * width);
             kernel::matmul(
                 &mut MatMut::rows(&mut dnormed, rows, width, width),
@@ -300,14 +303,10 @@ impl CustomOp2 for Op {
             );
             drop(dh);
             let mut dx = g.to_vec();
-            let [dnorm_weight, dnorm_bias] = norm.backward(&x, &dnormed, &mut dx);
-            let mut gradients = vec![Some(dnorm_weight), Some(dnorm_bias), dfc1, Some(dbias)];
-            match of_fc2 {
-                Some(of) => gradients.extend([Some(of.weight), Some(of.bias), of.gamma]),
-                None => gradients.extend([None, None, None]),
-            }
-            (dx, gradients)
-        })?;
+            let dnorm = norm.backward(&x, &dnormed, &mut dx)?;
+            let dbias = Some(kernel::tensor(dbias, &[hidden])?);
+            Ok((dx, [&dnorm[..], &[dfc1, dbias], &of_fc2].concat()))
+        })??;
         residual::deliver(&self.params, ticket, gradients, dx, xs)
     }
 }

@@ -114,14 +114,15 @@ impl Norm<'_> {
     }
 
     /// Adds the gradient of `xs` to `dxs`; returns those of weight and bias.
-    pub(super) fn backward(self, xs: &[f32], grads: &[f32], dxs: &mut [f32]) -> [Vec<f32>; 2] {
+    pub(super) fn backward(self, xs: &[f32], grads: &[f32], dxs: &mut [f32]) -> Result<[Option<Tensor>; 2]> {
         let width = self.weight.len();
         let mut dweight = kernel::for_rows_summing(dxs, width, 2 * width, |first, dxs, sums| {
             let rows = first * width..first * width + dxs.len();
             layer_norm::backward_rows(&xs[rows.clone()], self.weight, &grads[rows], self.eps, dxs, sums);
         });
         let dbias = dweight.split_off(width);
-        [dweight, dbias]
+        let vector = |data| kernel::tensor(data, &[width]).map(Some);
+        Ok([vector(dweight)?, vector(dbias)?])
     }
 }
 
@@ -134,13 +135,6 @@ pub(super) struct Projection<'a> {
     pub(super) weight: &'a [f32],
     pub(super) bias: &'a [f32],
     pub(super) gamma: Option<&'a [f32]>,
-}
-
-/// Gradients of weight, bias and γ.
-pub(super) struct ProjectionGradients {
-    pub(super) weight: Vec<f32>,
-    pub(super) bias: Vec<f32>,
-    pub(super) gamma: Option<Vec<f32>>,
 }
 
 kernel::simd_fn! {
@@ -169,13 +163,17 @@ kernel::simd_fn! {
 }
 
 kernel::simd_fn! {
-    /// Multiplies xs by `scale`; returns Σ xs ws, from before.
-    fn dot_and_scale<S>(xs: &mut [f32], ws: &[f32], scale: f32) -> f32 {
-        let sum = kernel::sum_by([&*xs, ws], |[x, w]| x * w);
-        for x in xs {
-            *x *= scale;
+    /// y += factor * x
+    fn add_scaled_to<S>(xs: &[f32], factor: f32, ys: &mut [f32]) -> () {
+        for (y, x) in ys.iter_mut().zip(xs) {
+            *y = kernel::fma::<S>(*x, factor, *y);
         }
-        sum
+    }
+}
+
+kernel::simd_fn! {
+    fn dot<S>(a: &[f32], b: &[f32]) -> f32 {
+        kernel::sum_by([a, b], |[a, b]| a * b)
     }
 }
 
@@ -271,35 +269,64 @@ impl<'a> Projection<'a> {
         dinner
     }
 
-    pub(super) fn gradients(self, grads: &[f32], inner: &[f32]) -> ProjectionGradients {
+    /// The gradients of weight, bias and γ, which are the last of `params`, where they are asked for. `grads` are those of
+    /// the result in the backward through `node`, with drop path's factors in them.
+    pub(super) fn gradients(
+        self,
+        params: &Deliveries,
+        node: &Tensor,
+        grads: &[f32],
+        inner: &[f32],
+    ) -> Result<[Option<Tensor>; 3]> {
+        if !(WEIGHT..=GAMMA).any(|i| params.wanted(i)) {
+            return Ok([None, None, None]);
+        }
         let (width, inputs) = (self.bias.len(), self.inputs());
-        let mut weight = vec![0f32; self.weight.len()];
         let mut bias = linear::sum_rows(grads, width);
-        weight_gradient(&mut weight, grads, width, inner, inputs);
-        let gamma = self.gamma.map(|gamma| {
-            let mut dgamma = vec![0f32; width];
-            weight
-                .par_chunks_exact_mut(inputs)
-                .zip(&mut dgamma)
-                .zip(&mut bias)
-                .enumerate()
-                .for_each(|(i, ((row, dgamma), dbias))| {
-                    let of_weight = dot_and_scale(row, &self.weight[i * inputs..][..inputs], gamma[i]);
-                    *dgamma = of_weight + self.bias[i] * *dbias;
-                    *dbias *= gamma[i];
-                });
-            dgamma
-        });
-        ProjectionGradients { weight, bias, gamma }
+        let product = |out: &mut [f32], write| weight_gradient(out, write, grads, width, inner, inputs);
+        let Some(gamma) = self.gamma else {
+            let weight = params.gradient(WEIGHT, node, product)?;
+            return Ok([weight, Some(kernel::tensor(bias, &[width])?), None]);
+        };
+        let mut scaled = Buffer::new(self.weight.len());
+        product(&mut scaled, Write::Replace);
+        let weight = params.gradient(WEIGHT, node, |out, write| {
+            kernel::for_rows(out, inputs, |first, out| {
+                for (i, out) in (first..).zip(out.chunks_exact_mut(inputs)) {
+                    let row = &scaled[i * inputs..][..inputs];
+                    match write {
+                        Write::Replace => scale_into(row, gamma[i], out),
+                        Write::Add => add_scaled_to(row, gamma[i], out),
+                    }
+                }
+            });
+        })?;
+        let rows = scaled
+            .par_chunks_exact(inputs)
+            .zip(self.weight.par_chunks_exact(inputs));
+        let mut dgamma = vec![0f32; width];
+        rows.zip(&mut dgamma)
+            .with_min_len(kernel::rows_per_piece(inputs))
+            .for_each(|((row, weight), dgamma)| *dgamma = dot(row, weight));
+        for (((dgamma, b), dbias), g) in dgamma.iter_mut().zip(self.bias).zip(&mut bias).zip(gamma) {
+            *dgamma += b * *dbias;
+            *dbias *= g;
+        }
+        let vector = |data| kernel::tensor(data, &[width]).map(Some);
+        Ok([weight, vector(bias)?, vector(dgamma)?])
     }
 }
 
-/// `out` [O, I] = gᵀ x, of `grads` [R, O] and `xs` [R, I].
-pub(super) fn weight_gradient(out: &mut [f32], grads: &[f32], outputs: usize, xs: &[f32], inputs: usize) {
+/// Where a projection stands among a branch's parameters.
+const WEIGHT: usize = 4;
+const GAMMA: usize = 6;
+
+/// `out` [O, I] = gᵀ x, or that added to it, of `grads` [R, O] and `xs` [R, I].
+pub(super) fn weight_gradient(out: &mut [f32], write: Write, grads: &[f32], outputs: usize, xs: &[f32], inputs: usize) {
     let rows = xs.len() / inputs;
     kernel::matmul(
         &mut MatMut::rows(out, outputs, inputs, inputs),
-        Write::Replace,
+        write,
         1.,
         Mat::rows(grads, rows, outputs, outputs).t(),
         Mat::rows(xs, rows, inputs, inputs),
@@ -351,9 +378,9 @@ pub(super) fn with_params<T>(
         eps,
     };
     let projection = Projection {
-        weight: at(4),
-        bias: at(5),
-        gamma: (elements.len() > 6).then(|| at(6)),
+        weight: at(WEIGHT),
+        bias: at(WEIGHT + 1),
+        gamma: (elements.len() > GAMMA).then(|| at(GAMMA)),
     };
     Ok(f(norm, [at(2), at(3)], projection))
 }
@@ -362,7 +389,7 @@ pub(super) fn with_params<T>(
 pub(super) fn deliver(
     params: &Deliveries,
     ticket: &Tensor,
-    gradients: Vec<Option<Vec<f32>>>,
+    gradients: Vec<Option<Tensor>>,
     dx: Vec<f32>,
     xs: &Tensor,
 ) -> Result<(Option<Tensor>, Option<Tensor>)> {
@@ -373,11 +400,5 @@ pub(super) fn deliver(
     if !ticket.track_op() {
         return Ok((dx, None));
     }
-    let gradients = params
-        .params()
-        .iter()
-        .zip(gradients)
-        .map(|(param, gradient)| gradient.map(|data| kernel::tensor(data, param.dims())).transpose())
-        .collect::<Result<_>>()?;
     Ok((dx, Some(params.deliver(gradients)?)))
 }
