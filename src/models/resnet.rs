@@ -9,7 +9,7 @@ use super::{pool, rules, Constructor};
 use crate::branch::{Forward, Pass};
 use crate::error::Error;
 use crate::nn::{batch_norm_from, BatchNorm};
-use crate::ops::{self, Then};
+use crate::ops::{self, Affine, ResidualBlock, Then};
 
 /// What a stage is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,6 +170,17 @@ impl ConvNorm {
         })
     }
 
+    fn params(&self) -> ops::ConvNorm<'_> {
+        let (weight, bias) = self.norm.weight_and_bias();
+        ops::ConvNorm {
+            weight: &self.weight,
+            stride: self.stride,
+            padding: self.padding,
+            norm: Affine { weight, bias },
+            eps: self.norm.eps(),
+        }
+    }
+
     fn forward(&self, xs: &Tensor, then: Then, pass: &mut Pass) -> Result<Tensor> {
         let ys = ops::conv2d(xs, &self.weight, self.stride, self.padding)?;
         self.norm.forward_then(then, &ys, pass)
@@ -229,6 +240,19 @@ impl Block {
     }
 
     fn forward(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+        let factors = pass.drop_path_factors(xs.dim(0)?, self.drop_path)?;
+        if pass.is_train() {
+            let block = ResidualBlock {
+                convs: self.convs.iter().map(ConvNorm::params).collect(),
+                downsample: self.downsample.as_ref().map(ConvNorm::params),
+            };
+            let (ys, seen) = ops::residual_block(xs, &block, factors.as_deref())?;
+            for (conv, seen) in self.convs.iter().chain(&self.downsample).zip(&seen) {
+                conv.norm.note(seen, pass);
+            }
+            return Ok(ys);
+        }
+        // In evaluation norms do not depend on what they see, and no path is dropped.
         let mut ys = xs.clone();
         for (index, conv) in self.convs.iter().enumerate() {
             let then = match index + 1 < self.convs.len() {
@@ -237,7 +261,6 @@ impl Block {
             };
             ys = conv.forward(&ys, then, pass)?;
         }
-        let ys = pass.drop_path(&ys, self.drop_path)?;
         let identity = match &self.downsample {
             Some(downsample) => downsample.forward(xs, Then::Nothing, pass)?,
             None => xs.clone(),

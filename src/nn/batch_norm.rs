@@ -5,7 +5,7 @@ use candle_nn::{BatchNormConfig, Init, ModuleT, VarBuilder};
 
 use crate::branch::{Forward, Pass};
 use crate::error::Error;
-use crate::ops::{self, Then};
+use crate::ops::{self, BatchStatistics, Then};
 
 /// Batch normalisation of each channel, [B, C, ..] to [B, C, ..]: PyTorch's `torch.nn.BatchNorm2d` (and 1d, 3d).
 ///
@@ -106,9 +106,14 @@ impl BatchNorm {
             return ops::batch_norm_eval_then(then, xs, &mean, &var, &self.weight, &self.bias, self.eps);
         }
         let (ys, statistics) = ops::batch_norm_then(then, xs, &self.weight, &self.bias, self.eps)?;
+        self.note(&statistics, pass);
+        Ok(ys)
+    }
+
+    /// Hands what an operation with this norm in it has seen of a batch to the pass.
+    pub(crate) fn note(&self, statistics: &BatchStatistics, pass: &mut Pass) {
         pass.update_running(&self.running_mean, &statistics.mean, self.momentum);
         pass.update_running(&self.running_var, &statistics.unbiased_var, self.momentum);
-        Ok(ys)
     }
 }
 

@@ -2,10 +2,10 @@
 
 use std::sync::{Arc, OnceLock};
 
-use candle_core::{CpuStorage, CustomOp3, Device, Layout, Result, Shape, Tensor};
-use rayon::prelude::*;
+use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor};
 
-use super::kernel::{self, Elements, SharedMut, LANES};
+use super::channels::{ChannelNorm, Dims, Moments, Upstream};
+use super::kernel::{self, Elements};
 use crate::error::Error;
 
 /// What a batch norm saw of a mini-batch, detached.
@@ -15,6 +15,29 @@ pub struct BatchStatistics {
     pub mean: Tensor,
     /// Unbiased variance of each channel, `[C]`: what a running average takes up. (The biased one normalises.)
     pub unbiased_var: Tensor,
+}
+
+impl BatchStatistics {
+    /// Of channels of `count` values each.
+    pub(super) fn of(moments: &[Moments], count: usize) -> Result<Self> {
+        // What makes the variance of a sample that of what it was drawn from.
+        let unbiased = count as f64 / (count - 1) as f64;
+        let vector = |of: &dyn Fn(&Moments) -> f64| {
+            let data: Vec<f32> = moments.iter().map(|m| of(m) as f32).collect();
+            kernel::tensor(data, &[moments.len()])
+        };
+        Ok(Self {
+            mean: vector(&|m| m.mean)?,
+            unbiased_var: vector(&|m| m.var * unbiased)?,
+        })
+    }
+
+    pub(super) fn to_dtype(&self, dtype: DType) -> Result<Self> {
+        Ok(Self {
+            mean: self.mean.to_dtype(dtype)?,
+            unbiased_var: self.unbiased_var.to_dtype(dtype)?,
+        })
+    }
 }
 
 /// y = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias in each channel, with the mean and the biased variance over the
@@ -99,13 +122,9 @@ pub(crate) fn batch_norm_then(
     if kernel::is_half(xs) {
         // The statistics of f32 are rounded as the result is.
         let dtype = xs.dtype();
-        let [xs, weight, bias] = [xs, weight, bias].map(|t| t.to_dtype(candle_core::DType::F32));
+        let [xs, weight, bias] = [xs, weight, bias].map(|t| t.to_dtype(DType::F32));
         let (ys, seen) = batch_norm_then(then, &xs?, &weight?, &bias?, eps)?;
-        let seen = BatchStatistics {
-            mean: seen.mean.to_dtype(dtype)?,
-            unbiased_var: seen.unbiased_var.to_dtype(dtype)?,
-        };
-        return Ok((ys.to_dtype(dtype)?, seen));
+        return Ok((ys.to_dtype(dtype)?, seen.to_dtype(dtype)?));
     }
     if !kernel::on_cpu_f32(&[xs, weight, bias]) {
         let (ys, seen) = composition(xs, weight, bias, eps)?;
@@ -122,15 +141,7 @@ pub(crate) fn batch_norm_then(
     let ys = xs
         .contiguous()?
         .apply_op3(&weight.contiguous()?, &bias.contiguous()?, op)?;
-    let seen = moments.get().map_or(&[][..], Vec::as_slice);
-    let vector = |of: &dyn Fn(&Moments) -> f64| {
-        let data: Vec<f32> = seen.iter().map(|m| of(m) as f32).collect();
-        kernel::tensor(data, &[dims.channels])
-    };
-    let statistics = BatchStatistics {
-        mean: vector(&|m| m.mean)?,
-        unbiased_var: vector(&|m| m.var * dims.unbiased())?,
-    };
+    let statistics = BatchStatistics::of(moments.get().map_or(&[][..], Vec::as_slice), dims.count())?;
     Ok((ys, statistics))
 }
 
@@ -283,61 +294,6 @@ fn affine(centred: &Tensor, var: &Tensor, weight: &Tensor, bias: &Tensor, eps: f
         .broadcast_add(&per_channel(bias, centred)?)
 }
 
-#[derive(Clone, Copy)]
-struct Dims {
-    batch: usize,
-    channels: usize,
-    positions: usize,
-}
-
-impl Dims {
-    /// Values of a channel.
-    fn count(&self) -> usize {
-        self.batch * self.positions
-    }
-
-    /// What makes the variance of a sample that of what it was drawn from.
-    fn unbiased(&self) -> f64 {
-        self.count() as f64 / (self.count() - 1) as f64
-    }
-
-    /// The rows of one channel, sample by sample.
-    fn rows<'a>(&self, data: &'a [f32], channel: usize) -> impl Iterator<Item = &'a [f32]> {
-        let (positions, stride) = (self.positions, self.channels * self.positions);
-        data[channel * positions..]
-            .chunks(stride)
-            .map(move |row| &row[..positions])
-    }
-
-    /// All channels in parallel, several at a time where they are short.
-    fn channels(&self) -> impl IndexedParallelIterator<Item = usize> {
-        const FEWEST: usize = 4096;
-        (0..self.channels)
-            .into_par_iter()
-            .with_min_len(FEWEST.div_ceil(self.count()))
-    }
-}
-
-/// Mean and biased variance of a channel.
-#[derive(Clone, Copy)]
-struct Moments {
-    mean: f64,
-    var: f64,
-}
-
-impl Moments {
-    /// The mean in two parts: what `f32` loses of a mean that is large beside the deviations from it would be missing in
-    /// every one of them.
-    fn mean(&self) -> (f32, f64) {
-        let high = self.mean as f32;
-        (high, self.mean - f64::from(high))
-    }
-
-    fn scale(&self, eps: f64) -> f64 {
-        1.0 / (self.var + eps).sqrt()
-    }
-}
-
 struct BatchNorm {
     dims: Dims,
     eps: f64,
@@ -347,186 +303,14 @@ struct BatchNorm {
     moments: Arc<OnceLock<Vec<Moments>>>,
 }
 
-/// The sums of `terms` over the elements of N rows of the same length, added to `acc` in `f64`.
-#[inline(always)]
-fn add_sums<const N: usize>(acc: &mut [[f64; LANES]; 2], rows: [&[f32]; N], terms: impl Fn([f32; N]) -> [f64; 2]) {
-    let split = rows.map(|row| row.as_chunks::<LANES>());
-    for i in 0..split[0].0.len() {
-        let chunks = split.map(|(whole, _)| &whole[i]);
-        for lane in 0..LANES {
-            let [a, b] = terms(chunks.map(|chunk| chunk[lane]));
-            acc[0][lane] += a;
-            acc[1][lane] += b;
-        }
-    }
-    for lane in 0..split[0].1.len() {
-        let [a, b] = terms(split.map(|(_, rest)| rest[lane]));
-        acc[0][lane] += a;
-        acc[1][lane] += b;
-    }
-}
-
-kernel::simd_fn! {
-    /// The moments of one channel. Deviations are taken from one of its values, so that a constant one has variance 0.
-    fn moments<S>(xs: &[f32], dims: Dims, channel: usize) -> Moments {
-        let pivot = xs[channel * dims.positions];
-        let pivot = if pivot.is_finite() { f64::from(pivot) } else { 0.0 };
-        let mut acc = [[0f64; LANES]; 2];
-        for row in dims.rows(xs, channel) {
-            add_sums(&mut acc, [row], |[x]| {
-                let d = f64::from(x) - pivot;
-                [d, d * d]
-            });
-        }
-        let n = dims.count() as f64;
-        let [mean, mean_sqr] = acc.map(|lanes| lanes.iter().sum::<f64>() / n);
-        // Not `f64::max`, which would turn what is undefined to 0.
-        let var = mean_sqr - mean * mean;
-        Moments { mean: pivot + mean, var: if var < 0.0 { 0.0 } else { var } }
-    }
-}
-
-kernel::simd_fn! {
-    fn forward_row<S>(xs: &[f32], mean: f32, scale: f32, shift: f32, floor: f32, ys: &mut [f32]) -> () {
-        for (y, &x) in ys.iter_mut().zip(xs) {
-            let value = kernel::fma::<S>(x - mean, scale, shift);
-            // Not `f32::max`, which would turn what is undefined to the floor.
-            *y = if value < floor { floor } else { value };
-        }
-    }
-}
-
-kernel::simd_fn! {
-    /// Adds Σ g and Σ g (x - `mean`) of a row.
-    fn add_backward_sums<S>(acc: &mut [[f64; LANES]; 2], xs: &[f32], grads: &[f32], mean: f32) -> () {
-        add_sums(acc, [xs, grads], |[x, g]| {
-            let g = f64::from(g);
-            [g, g * f64::from(x - mean)]
-        });
-    }
-}
-
-kernel::simd_fn! {
-    /// The gradients where the ReLU let something through.
-    fn let_through<S>(ys: &[f32], grads: &[f32], out: &mut [f32]) -> () {
-        for ((out, &y), &g) in out.iter_mut().zip(ys).zip(grads) {
-            *out = if y > 0.0 { g } else { 0.0 };
-        }
-    }
-}
-
-kernel::simd_fn! {
-    /// dx = `scale` g + `slope` (x - `mean`) + `shift`
-    fn backward_row<S>(row: [&[f32]; 2], mean: f32, scale: f32, slope: f32, shift: f32, dxs: &mut [f32]) -> () {
-        let [xs, grads] = row;
-        for ((dx, &x), &g) in dxs.iter_mut().zip(xs).zip(grads) {
-            *dx = kernel::fma::<S>(g, scale, kernel::fma::<S>(x - mean, slope, shift));
-        }
-    }
-}
-
-kernel::simd_fn! {
-    /// The same where g stands in the place of dx.
-    fn backward_row_in_place<S>(xs: &[f32], mean: f32, scale: f32, slope: f32, shift: f32, dxs: &mut [f32]) -> () {
-        for (dx, &x) in dxs.iter_mut().zip(xs) {
-            *dx = kernel::fma::<S>(*dx, scale, kernel::fma::<S>(x - mean, slope, shift));
-        }
-    }
-}
-
 impl BatchNorm {
-    fn forward(&self, xs: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
-        let dims = self.dims;
-        let mut ys = vec![0f32; xs.len()];
-        let out = SharedMut::new(&mut ys);
-        // A channel at a time, so that its values are still in cache when they are normalised.
-        let channel = |channel: usize| {
-            let moments = match self.moments.get() {
-                Some(given) => given[channel],
-                None => moments(xs, dims, channel),
-            };
-            let (mean, rest) = moments.mean();
-            let scale = moments.scale(self.eps) * f64::from(weight[channel]);
-            let shift = f64::from(bias[channel]) - rest * scale;
-            let stride = dims.channels * dims.positions;
-            // SAFETY: these elements belong to this channel alone, which one thread computes.
-            let mut out = unsafe { out.columns(channel * dims.positions, dims.batch, dims.positions, stride) };
-            for (sample, xs) in dims.rows(xs, channel).enumerate() {
-                forward_row(xs, mean, scale as f32, shift as f32, self.then.floor(), out.row(sample));
-            }
-            moments
-        };
-        let moments = dims.channels().map(channel).collect();
-        self.moments.get_or_init(|| moments);
-        ys
-    }
-
-    /// The gradients of `xs` (unless it needs none), `weight` and `bias`.
-    fn backward(&self, xs: &Tensor, weight: &Tensor, ys: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; 3]> {
-        let Some(moments) = self.moments.get() else {
-            candle_core::bail!("the backward of masksub's batch norm was called before its forward");
-        };
-        let grad = grad.contiguous()?;
-        let (x, w, g, y) = (
-            Elements::of(xs)?,
-            Elements::of(weight)?,
-            Elements::of(&grad)?,
-            Elements::of(ys)?,
-        );
-        let (x, w, g, y): (&[f32], &[f32], &[f32], &[f32]) = (&x, &w, &g, &y);
-        let (dims, relu) = (self.dims, self.then == Then::Relu);
-        // What the ReLU lets through needs a place, too.
-        let mut dxs = vec![0f32; if xs.track_op() || relu { x.len() } else { 0 }];
-        let len = dxs.len();
-        let out = SharedMut::new(&mut dxs);
-        let channel = |channel: usize| {
-            let (mean, rest) = moments[channel].mean();
-            let stride = dims.channels * dims.positions;
-            let start = if len > 0 { channel * dims.positions } else { 0 };
-            let rows = if len > 0 { dims.batch } else { 0 };
-            // SAFETY: these elements belong to this channel alone, which one thread computes.
-            let mut out = unsafe { out.columns(start, rows, dims.positions, stride) };
-            let rows = || dims.rows(x, channel).zip(dims.rows(g, channel)).enumerate();
-            let mut acc = [[0f64; LANES]; 2];
-            if relu {
-                for ((sample, (x, g)), y) in rows().zip(dims.rows(y, channel)) {
-                    let through = out.row(sample);
-                    let_through(y, g, through);
-                    add_backward_sums(&mut acc, x, through, mean);
-                }
-            } else {
-                for (_, (x, g)) in rows() {
-                    add_backward_sums(&mut acc, x, g, mean);
-                }
-            }
-            let [sum, sum_x]: [f64; 2] = acc.map(|lanes| lanes.iter().sum());
-            let scale = moments[channel].scale(self.eps);
-            // Σ g x̂
-            let sum_x = scale * (sum_x - rest * sum);
-            if xs.track_op() {
-                let n = dims.count() as f64;
-                let dy = scale * f64::from(w[channel]);
-                let (slope, shift) = match self.training {
-                    true => (-dy * scale * sum_x / n, -dy * sum / n),
-                    false => (0.0, 0.0),
-                };
-                let (dy, slope, shift) = (dy as f32, slope as f32, (shift - slope * rest) as f32);
-                for (sample, (x, g)) in rows() {
-                    match relu {
-                        true => backward_row_in_place(x, mean, dy, slope, shift, out.row(sample)),
-                        false => backward_row([x, g], mean, dy, slope, shift, out.row(sample)),
-                    }
-                }
-            }
-            [sum_x as f32, sum as f32]
-        };
-        let sums: Vec<_> = dims.channels().map(channel).collect();
-        let vector = |i: usize| Tensor::from_iter(sums.iter().map(|sums| sums[i]), &Device::Cpu);
-        let dxs = match xs.track_op() {
-            true => Some(kernel::tensor(dxs, xs.dims())?),
-            false => None,
-        };
-        Ok([dxs, Some(vector(0)?), Some(vector(1)?)])
+    fn norm<'a>(&self, weight: &'a [f32], bias: &'a [f32]) -> ChannelNorm<'a> {
+        ChannelNorm {
+            dims: self.dims,
+            eps: self.eps,
+            weight,
+            bias,
+        }
     }
 }
 
@@ -544,11 +328,12 @@ impl CustomOp3 for BatchNorm {
         s3: &CpuStorage,
         l3: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let ys = self.forward(
-            kernel::elements(s1, l1)?,
-            kernel::elements(s2, l2)?,
-            kernel::elements(s3, l3)?,
-        );
+        let xs = kernel::elements(s1, l1)?;
+        let norm = self.norm(kernel::elements(s2, l2)?, kernel::elements(s3, l3)?);
+        let mut ys = vec![0f32; xs.len()];
+        let given = self.moments.get().map(Vec::as_slice);
+        let moments = norm.forward(xs, given, self.then.floor(), &mut ys);
+        self.moments.get_or_init(|| moments);
         Ok((CpuStorage::F32(ys), l1.shape().clone()))
     }
 
@@ -560,12 +345,26 @@ impl CustomOp3 for BatchNorm {
         ys: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let [dxs, dweight, dbias] = self.backward(xs, weight, ys, grad)?;
-        Ok((
-            dxs,
-            dweight.filter(|_| weight.track_op()),
-            dbias.filter(|_| bias.track_op()),
-        ))
+        let Some(moments) = self.moments.get() else {
+            candle_core::bail!("the backward of masksub's batch norm was called before its forward");
+        };
+        let grad = grad.contiguous()?;
+        let (x, y, g) = (Elements::of(xs)?, Elements::of(ys)?, Elements::of(&grad)?);
+        let (w, b) = (Elements::of(weight)?, Elements::of(bias)?);
+        let upstream = Upstream {
+            grads: Some(&g),
+            relu: (self.then == Then::Relu).then_some(&*y),
+            factors: None,
+        };
+        let mut dxs = vec![0f32; x.len()];
+        let [dweight, dbias] = self
+            .norm(&w, &b)
+            .backward(&x, moments, self.training, upstream, &mut dxs);
+        let wanted = |like: &Tensor, gradient| match like.track_op() {
+            true => kernel::tensor(gradient, like.dims()).map(Some),
+            false => Ok(None),
+        };
+        Ok((wanted(xs, dxs)?, wanted(weight, dweight)?, wanted(bias, dbias)?))
     }
 }
 
@@ -573,7 +372,7 @@ impl CustomOp3 for BatchNorm {
 mod tests {
     use super::*;
     use crate::ops::testing::{check, check_derivative, check_on, random, relative, rng};
-    use candle_core::DType;
+    use candle_core::Device;
     use rand::Rng as _;
 
     fn kernel(args: &[Tensor]) -> Result<Tensor> {

@@ -6,6 +6,7 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, D};
 use gemm::Parallelism;
 use rayon::prelude::*;
 
+use super::buffer::Buffer;
 use super::kernel::{self, Elements, Mat, MatMut, SharedMut, Write};
 use super::sliding::{check_padding, zip_strided, Sliding};
 use crate::error::Error;
@@ -63,47 +64,7 @@ pub fn conv2d(xs: &Tensor, weight: &Tensor, stride: usize, padding: usize) -> Re
 fn check(xs: &Tensor, weight: &Tensor, stride: usize, padding: usize) -> crate::error::Result<Conv2d> {
     kernel::check_float("xs", xs)?;
     kernel::check_same_dtype("weight", weight, xs)?;
-    let [out_channels, in_channels, kernel, columns] = *weight.dims() else {
-        return Err(Error::shape("weight", weight.dims(), "[C', C, k, k]"));
-    };
-    if weight.elem_count() == 0 || kernel != columns {
-        return Err(Error::shape("weight", weight.dims(), "[C', C, k, k], not empty"));
-    }
-    if stride == 0 {
-        return Err(Error::invalid("stride", stride, "at least 1"));
-    }
-    let unfit = || {
-        let sides = match kernel.saturating_sub(padding.saturating_mul(2)) {
-            0 | 1 => "not empty".to_string(),
-            least => format!("with sides of at least {least} for a kernel of {kernel} and a padding of {padding}"),
-        };
-        Error::shape("xs", xs.dims(), format!("[B, {in_channels}, H, W], {sides}"))
-    };
-    let [batch, channels, height, width] = *xs.dims() else {
-        return Err(unfit());
-    };
-    if channels != in_channels || xs.elem_count() == 0 {
-        return Err(unfit());
-    }
-    check_padding(batch.saturating_mul(channels), [height, width], padding)?;
-    let axis = |side| Sliding::new(side, kernel, stride, padding).ok_or_else(unfit);
-    let (rows, columns) = (axis(height)?, axis(width)?);
-    let out = [out_channels, rows.out, columns.out];
-    let count = out.iter().try_fold(batch, |count, &dim| count.checked_mul(dim));
-    if count.is_none_or(|count| count > isize::MAX as usize / size_of::<f32>()) {
-        return Err(Error::invalid(
-            "padding",
-            padding,
-            "so small that the result fits in memory",
-        ));
-    }
-    Ok(Conv2d {
-        batch,
-        in_channels,
-        out_channels,
-        rows,
-        columns,
-    })
+    Conv2d::new("weight", xs.dims(), weight.dims(), stride, padding)
 }
 
 /// [`conv2d`] of candle's operations.
@@ -121,7 +82,7 @@ pub fn composition(xs: &Tensor, weight: &Tensor, stride: usize, padding: usize) 
 }
 
 #[derive(Clone, Copy)]
-struct Conv2d {
+pub(super) struct Conv2d {
     batch: usize,
     in_channels: usize,
     out_channels: usize,
@@ -147,6 +108,54 @@ struct Block {
 }
 
 impl Conv2d {
+    /// A convolution of `xs` with a weight that an error calls `name`.
+    pub(super) fn new(
+        name: &'static str,
+        xs: &[usize],
+        weight: &[usize],
+        stride: usize,
+        padding: usize,
+    ) -> crate::error::Result<Self> {
+        let [out_channels, in_channels, kernel, columns] = *weight else {
+            return Err(Error::shape(name, weight, "[C', C, k, k]"));
+        };
+        if weight.contains(&0) || kernel != columns {
+            return Err(Error::shape(name, weight, "[C', C, k, k], not empty"));
+        }
+        if stride == 0 {
+            return Err(Error::invalid("stride", stride, "at least 1"));
+        }
+        let unfit = || {
+            let sides = match kernel.saturating_sub(padding.saturating_mul(2)) {
+                0 | 1 => "not empty".to_string(),
+                least => format!("with sides of at least {least} for a kernel of {kernel} and a padding of {padding}"),
+            };
+            Error::shape("xs", xs, format!("[B, {in_channels}, H, W], {sides}"))
+        };
+        let [batch, channels, height, width] = *xs else {
+            return Err(unfit());
+        };
+        if channels != in_channels || xs.contains(&0) {
+            return Err(unfit());
+        }
+        check_padding(batch.saturating_mul(channels), [height, width], padding)?;
+        let axis = |side| Sliding::new(side, kernel, stride, padding).ok_or_else(unfit);
+        let (rows, columns) = (axis(height)?, axis(width)?);
+        let out = [out_channels, rows.out, columns.out];
+        let count = out.iter().try_fold(batch, |count, &dim| count.checked_mul(dim));
+        if count.is_none_or(|count| count > isize::MAX as usize / size_of::<f32>()) {
+            let allowed = "so small that the result fits in memory";
+            return Err(Error::invalid("padding", padding, allowed));
+        }
+        Ok(Self {
+            batch,
+            in_channels,
+            out_channels,
+            rows,
+            columns,
+        })
+    }
+
     /// Positions of a sample's result.
     fn positions(&self) -> usize {
         self.rows.out * self.columns.out
@@ -255,11 +264,21 @@ impl Conv2d {
         Mat::rows(scratch, self.out_channels, columns, columns)
     }
 
-    fn forward(&self, xs: &[f32], weight: &[f32]) -> Vec<f32> {
+    /// Elements of the result.
+    pub(super) fn result_len(&self) -> usize {
+        self.batch * self.out_channels * self.positions()
+    }
+
+    /// Shape of the result.
+    pub(super) fn result_dims(&self) -> [usize; 4] {
+        [self.batch, self.out_channels, self.rows.out, self.columns.out]
+    }
+
+    /// Writes the result to `ys`.
+    pub(super) fn forward(&self, xs: &[f32], weight: &[f32], ys: &mut [f32]) {
         let (positions, seen_rows) = (self.positions(), self.in_channels * self.taps());
         let weight = Mat::rows(weight, self.out_channels, seen_rows, seen_rows);
-        let mut ys = vec![0f32; self.batch * self.out_channels * positions];
-        let out = SharedMut::new(&mut ys);
+        let out = SharedMut::new(ys);
         let blocks = self.blocks();
         let parallelism = within(blocks.len());
         blocks.into_par_iter().for_each(|block| {
@@ -287,14 +306,12 @@ impl Conv2d {
                 }
             });
         });
-        ys
     }
 
-    /// The gradient by the input.
-    fn backward_xs(&self, weight: &[f32], grads: &[f32]) -> Vec<f32> {
+    /// The gradient by the input: written to `dxs`, or added to it.
+    pub(super) fn backward_xs(&self, weight: &[f32], grads: &[f32], dxs: &mut [f32], write: Write) {
         let (area, taps) = (self.area(), self.taps());
-        let mut dxs = vec![0f32; self.batch * self.in_channels * area];
-        let out = SharedMut::new(&mut dxs);
+        let out = SharedMut::new(dxs);
         let groups = self.groups();
         let ranges = ranges(self.in_channels, TASKS.div_ceil(groups.len()));
         let tasks = groups.len() * ranges.len();
@@ -323,8 +340,13 @@ impl Conv2d {
                     };
                     let g = self.gradient(grads, &whole, gathered);
                     let out = &mut out(samples.start);
-                    kernel::matmul(out, Write::Replace, 1.0, weight.t(), g, parallelism);
+                    kernel::matmul(out, write, 1.0, weight.t(), g, parallelism);
                     return;
+                }
+                if write == Write::Replace {
+                    for mut channels in samples.clone().map(out) {
+                        (0..channels.num_rows()).for_each(|row| channels.row(row).fill(0.0));
+                    }
                 }
                 for block in self.blocks_of(samples.clone()) {
                     let columns = self.width_of(&block);
@@ -339,11 +361,11 @@ impl Conv2d {
                 }
             });
         });
-        dxs
     }
 
-    /// The gradient by the weight. The blocks' shares are added in an order that the shapes alone decide.
-    fn backward_weight(&self, xs: &[f32], grads: &[f32]) -> Vec<f32> {
+    /// The gradient by the weight: written to `dweight`, or added to it. The blocks' shares are added in an order that the
+    /// shapes alone decide.
+    pub(super) fn backward_weight(&self, xs: &[f32], grads: &[f32], dweight: &mut [f32], write: Write) {
         // Columns of the gradient that are computed together, if there are as many.
         const WIDTH: usize = 128;
         let taps = self.taps();
@@ -352,25 +374,45 @@ impl Conv2d {
         let blocks = self.blocks();
         // A narrow gradient is computed several times over, each time from some of the blocks.
         let parts = self::ranges(blocks.len(), TASKS.div_ceil(ranges.len()));
-        let mut partial = vec![0f32; parts.len() * self.out_channels * width];
-        let out = SharedMut::new(&mut partial);
-        let tasks = parts.len() * ranges.len();
+        let (tasks, len) = (parts.len() * ranges.len(), dweight.len());
         let parallelism = within(tasks);
-        (0..tasks).into_par_iter().for_each(|i| {
-            let (part, channels) = (i / ranges.len(), &ranges[i % ranges.len()]);
-            let start = part * self.out_channels * width + channels.start * taps;
-            // SAFETY: these columns of this part belong to this task alone, which one thread computes.
-            let mut out = unsafe { out.columns(start, self.out_channels, channels.len() * taps, width) };
-            self.with_scratch(channels.len() * taps, |scratch, gathered| {
-                for (i, block) in blocks[parts[part].clone()].iter().enumerate() {
-                    let write = if i == 0 { Write::Replace } else { Write::Add };
-                    let g = self.gradient(grads, block, gathered);
-                    let seen = self.seen(xs, block, channels.clone(), scratch);
-                    kernel::matmul(&mut out, write, 1.0, g, seen.t(), parallelism);
-                }
+        let compute = |out: SharedMut, write| {
+            (0..tasks).into_par_iter().for_each(|i| {
+                let (part, channels) = (i / ranges.len(), &ranges[i % ranges.len()]);
+                let start = part * len + channels.start * taps;
+                // SAFETY: these columns of this part belong to this task alone, which one thread computes.
+                let mut out = unsafe { out.columns(start, self.out_channels, channels.len() * taps, width) };
+                self.with_scratch(channels.len() * taps, |scratch, gathered| {
+                    for (i, block) in blocks[parts[part].clone()].iter().enumerate() {
+                        let write = if i == 0 { write } else { Write::Add };
+                        let g = self.gradient(grads, block, gathered);
+                        let seen = self.seen(xs, block, channels.clone(), scratch);
+                        kernel::matmul(&mut out, write, 1.0, g, seen.t(), parallelism);
+                    }
+                });
             });
+        };
+        if parts.len() == 1 {
+            return compute(SharedMut::new(dweight), write);
+        }
+        let mut partial = Buffer::new(parts.len() * len);
+        compute(SharedMut::new(&mut partial), Write::Replace);
+        kernel::for_rows(dweight, 1, |first, out| {
+            if write == Write::Replace {
+                out.fill(0.0);
+            }
+            for part in partial.chunks_exact(len) {
+                add(&part[first..], out);
+            }
         });
-        kernel::add_rows(partial, self.out_channels * width)
+    }
+}
+
+kernel::simd_fn! {
+    fn add<S>(xs: &[f32], ys: &mut [f32]) -> () {
+        for (y, x) in ys.iter_mut().zip(xs) {
+            *y += x;
+        }
     }
 }
 
@@ -452,25 +494,30 @@ impl CustomOp2 for Conv2d {
     }
 
     fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
-        let ys = self.forward(kernel::elements(s1, l1)?, kernel::elements(s2, l2)?);
-        let shape = (self.batch, self.out_channels, self.rows.out, self.columns.out);
-        Ok((CpuStorage::F32(ys), shape.into()))
+        let mut ys = vec![0f32; self.result_len()];
+        self.forward(kernel::elements(s1, l1)?, kernel::elements(s2, l2)?, &mut ys);
+        Ok((CpuStorage::F32(ys), Shape::from(&self.result_dims())))
     }
 
     fn bwd(&self, xs: &Tensor, weight: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let grad = grad.contiguous()?;
         let g = Elements::of(&grad)?;
-        let dxs = match xs.track_op() {
-            true => Some(kernel::tensor(self.backward_xs(&Elements::of(weight)?, &g), xs.dims())?),
-            false => None,
+        let fresh = |like: &Tensor, write: &dyn Fn(&mut [f32]) -> Result<()>| -> Result<Option<Tensor>> {
+            if !like.track_op() {
+                return Ok(None);
+            }
+            let mut gradient = vec![0f32; like.elem_count()];
+            write(&mut gradient)?;
+            kernel::tensor(gradient, like.dims()).map(Some)
         };
-        let dweight = match weight.track_op() {
-            true => Some(kernel::tensor(
-                self.backward_weight(&Elements::of(xs)?, &g),
-                weight.dims(),
-            )?),
-            false => None,
-        };
+        let dxs = fresh(xs, &|dxs| {
+            self.backward_xs(&Elements::of(weight)?, &g, dxs, Write::Replace);
+            Ok(())
+        })?;
+        let dweight = fresh(weight, &|dweight| {
+            self.backward_weight(&Elements::of(xs)?, &g, dweight, Write::Replace);
+            Ok(())
+        })?;
         Ok((dxs, dweight))
     }
 }

@@ -443,6 +443,10 @@ impl<'a> SharedMut<'a> {
 }
 
 impl MatMut<'_> {
+    pub(crate) fn num_rows(&self) -> usize {
+        self.rows
+    }
+
     pub(crate) fn row(&mut self, row: usize) -> &mut [f32] {
         assert!(row < self.rows);
         // SAFETY: the constructors have checked that `rows` rows of `cols` elements are within the allocation, and this
