@@ -9,7 +9,7 @@ use super::{pool, rules, Constructor};
 use crate::branch::{Forward, Pass};
 use crate::error::Error;
 use crate::nn::{batch_norm_from, BatchNorm};
-use crate::ops::{self, Affine, ResidualBlock, Then};
+use crate::ops::{self, Affine, Pooling, ResidualBlock, Then};
 
 /// What a stage is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -341,6 +341,23 @@ impl ResNet {
     }
 }
 
+impl ResNet {
+    fn stem(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+        let pool = Pooling {
+            kernel: 3,
+            stride: 2,
+            padding: 1,
+        };
+        if pass.is_train() {
+            let (ys, seen) = ops::stem(xs, &self.stem.params(), pool)?;
+            self.stem.norm.note(&seen, pass);
+            return Ok(ys);
+        }
+        let ys = self.stem.forward(xs, Then::Relu, pass)?;
+        ops::max_pool2d(&ys, pool.kernel, pool.stride, pool.padding)
+    }
+}
+
 impl Forward for ResNet {
     fn forward_pass(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
         match *xs.dims() {
@@ -350,8 +367,7 @@ impl Forward for ResNet {
                 return Err(Error::shape("images", xs.dims(), expected).into());
             }
         }
-        let stem = self.stem.forward(xs, Then::Relu, pass)?;
-        let mut ys = ops::max_pool2d(&stem, 3, 2, 1)?;
+        let mut ys = self.stem(xs, pass)?;
         for block in &self.blocks {
             ys = block.forward(&ys, pass)?;
         }

@@ -56,40 +56,7 @@ pub fn max_pool2d(xs: &Tensor, kernel: usize, stride: usize, padding: usize) -> 
 
 fn check(xs: &Tensor, kernel: usize, stride: usize, padding: usize) -> crate::error::Result<MaxPool2d> {
     kernel::check_float("xs", xs)?;
-    for (argument, value) in [("kernel", kernel), ("stride", stride)] {
-        if value == 0 {
-            return Err(Error::invalid(argument, value, "at least 1"));
-        }
-    }
-    if padding > kernel / 2 {
-        return Err(Error::invalid(
-            "padding",
-            padding,
-            format!("at most half of the kernel, {}", kernel / 2),
-        ));
-    }
-    let unfit = || {
-        let least = kernel.saturating_sub(2 * padding).max(1);
-        Error::shape(
-            "xs",
-            xs.dims(),
-            format!("[B, C, H, W], not empty, with sides of at least {least} for windows of {kernel} and a padding of {padding}"),
-        )
-    };
-    let [batch, channels, height, width] = *xs.dims() else {
-        return Err(unfit());
-    };
-    if xs.elem_count() == 0 {
-        return Err(unfit());
-    }
-    check_padding(batch.saturating_mul(channels), [height, width], padding)?;
-    let axis = |side| Sliding::new(side, kernel, stride, padding).ok_or_else(unfit);
-    Ok(MaxPool2d {
-        batch,
-        channels,
-        rows: axis(height)?,
-        columns: axis(width)?,
-    })
+    MaxPool2d::new(xs.dims(), kernel, stride, padding)
 }
 
 /// [`max_pool2d`] of candle's operations.
@@ -133,7 +100,7 @@ pub fn composition(xs: &Tensor, kernel: usize, stride: usize, padding: usize) ->
 }
 
 #[derive(Clone, Copy)]
-struct MaxPool2d {
+pub(super) struct MaxPool2d {
     batch: usize,
     channels: usize,
     rows: Sliding,
@@ -141,6 +108,69 @@ struct MaxPool2d {
 }
 
 impl MaxPool2d {
+    /// Of images of these dimensions.
+    pub(super) fn new(xs: &[usize], kernel: usize, stride: usize, padding: usize) -> crate::error::Result<Self> {
+        for (argument, value) in [("kernel", kernel), ("stride", stride)] {
+            if value == 0 {
+                return Err(Error::invalid(argument, value, "at least 1"));
+            }
+        }
+        if padding > kernel / 2 {
+            return Err(Error::invalid(
+                "padding",
+                padding,
+                format!("at most half of the kernel, {}", kernel / 2),
+            ));
+        }
+        let unfit = || {
+            let least = kernel.saturating_sub(2 * padding).max(1);
+            Error::shape(
+            "xs",
+            xs,
+            format!("[B, C, H, W], not empty, with sides of at least {least} for windows of {kernel} and a padding of {padding}"),
+        )
+        };
+        let [batch, channels, height, width] = *xs else {
+            return Err(unfit());
+        };
+        if xs.contains(&0) {
+            return Err(unfit());
+        }
+        check_padding(batch.saturating_mul(channels), [height, width], padding)?;
+        let axis = |side| Sliding::new(side, kernel, stride, padding).ok_or_else(unfit);
+        Ok(Self {
+            batch,
+            channels,
+            rows: axis(height)?,
+            columns: axis(width)?,
+        })
+    }
+
+    pub(super) fn result_dims(&self) -> [usize; 4] {
+        [self.batch, self.channels, self.rows.out, self.columns.out]
+    }
+
+    /// Writes the result to `ys`.
+    pub(super) fn forward(&self, xs: &[f32], ys: &mut [f32]) {
+        let (area, out_area) = self.areas();
+        ys.par_chunks_mut(out_area)
+            .zip(xs.par_chunks(area))
+            .for_each(|(ys, xs)| forward(*self, xs, ys));
+    }
+
+    /// Writes the gradients of the input to `dxs`.
+    pub(super) fn backward(&self, xs: &[f32], ys: &[f32], grads: &[f32], dxs: &mut [f32]) {
+        let (area, out_area) = self.areas();
+        let results = ys.par_chunks(out_area).zip(grads.par_chunks(out_area));
+        dxs.par_chunks_mut(area)
+            .zip(xs.par_chunks(area))
+            .zip(results)
+            .for_each(|((dxs, xs), (ys, grads))| {
+                dxs.fill(0.0);
+                backward(*self, xs, ys, grads, dxs);
+            });
+    }
+
     /// Elements of a channel of the input, and of the result.
     fn areas(&self) -> (usize, usize) {
         (self.rows.side * self.columns.side, self.rows.out * self.columns.out)
@@ -196,25 +226,17 @@ impl CustomOp1 for MaxPool2d {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let xs = kernel::elements(storage, layout)?;
-        let (area, out_area) = self.areas();
-        let mut ys = vec![0f32; self.batch * self.channels * out_area];
-        ys.par_chunks_mut(out_area)
-            .zip(xs.par_chunks(area))
-            .for_each(|(ys, xs)| forward(*self, xs, ys));
-        let shape = (self.batch, self.channels, self.rows.out, self.columns.out);
-        Ok((CpuStorage::F32(ys), shape.into()))
+        let dims = self.result_dims();
+        let mut ys = vec![0f32; dims.iter().product()];
+        self.forward(xs, &mut ys);
+        Ok((CpuStorage::F32(ys), Shape::from(&dims)))
     }
 
     fn bwd(&self, xs: &Tensor, ys: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let grad = grad.contiguous()?;
         let (x, y, g) = (Elements::of(xs)?, Elements::of(ys)?, Elements::of(&grad)?);
-        let (area, out_area) = self.areas();
         let mut dxs = vec![0f32; x.len()];
-        let results = y.par_chunks(out_area).zip(g.par_chunks(out_area));
-        dxs.par_chunks_mut(area)
-            .zip(x.par_chunks(area))
-            .zip(results)
-            .for_each(|((dxs, xs), (ys, grads))| backward(*self, xs, ys, grads, dxs));
+        self.backward(&x, &y, &g, &mut dxs);
         kernel::tensor(dxs, xs.dims()).map(Some)
     }
 }

@@ -19,6 +19,7 @@ mod batch_norm;
 mod buffer;
 mod channels;
 mod conv2d;
+mod conv_norm;
 mod deliver;
 mod gather_rows;
 mod gelu;
@@ -37,6 +38,7 @@ mod rms_norm;
 pub mod rotary_emb;
 mod sliding;
 mod softmax;
+mod stem;
 mod sum_of_squares;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -50,6 +52,7 @@ pub use attention_branch::{attention_branch, AttentionBranch, Tokens};
 pub use batch_norm::{batch_norm, batch_norm_eval, BatchStatistics};
 pub(crate) use batch_norm::{batch_norm_eval_then, batch_norm_then, Then};
 pub use conv2d::conv2d;
+pub use conv_norm::ConvNorm;
 pub(crate) use deliver::{add_to, aside, Gradients};
 pub use gather_rows::gather_rows;
 pub use gelu::gelu;
@@ -64,10 +67,11 @@ pub use patchify::patchify;
 pub use quick_gelu::quick_gelu;
 pub(crate) use residual::add as add_branch;
 pub use residual::Affine;
-pub use residual_block::{residual_block, ConvNorm, ResidualBlock};
+pub use residual_block::{residual_block, ResidualBlock};
 pub use rms_norm::rms_norm;
 pub(crate) use rms_norm::rms_norm_with;
 pub use softmax::{softmax, softmax_last_dim};
+pub use stem::{stem, Pooling};
 pub(crate) use sum_of_squares::sum_of_squares;
 pub use window::{merge_neighbours, relative_position_bias, shift_mask, window_partition, window_reverse};
 pub use window_attention::window_attention;
@@ -92,6 +96,7 @@ pub mod reference {
     pub use super::residual_block::composition as residual_block;
     pub use super::rms_norm::composition as rms_norm;
     pub use super::softmax::composition as softmax;
+    pub use super::stem::composition as stem;
     pub use super::window::{
         composition_bias as relative_position_bias, composition_mask as shift_mask,
         composition_merge as merge_neighbours, composition_partition as window_partition,

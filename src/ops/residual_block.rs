@@ -7,27 +7,13 @@ use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor};
 use super::add_relu::add_relu;
 use super::batch_norm::{batch_norm_then, BatchStatistics, Then};
 use super::buffer::Buffer;
-use super::channels::{through_relu, ChannelNorm, Dims, Moments, Upstream};
-use super::conv2d::{conv2d, Conv2d};
+use super::channels::{through_relu, Moments, Upstream};
+use super::conv2d::conv2d;
+use super::conv_norm::{Bound, ConvNorm, Layer};
 use super::deliver::Deliveries;
 use super::kernel::{self, Elements, Write};
 use super::residual::Affine;
 use crate::error::{Error, Result as OurResult};
-
-/// A convolution and the batch norm behind it.
-#[derive(Clone, Copy, Debug)]
-pub struct ConvNorm<'a> {
-    /// [C', C, k, k]
-    pub weight: &'a Tensor,
-    /// The step from one position to the next, at least 1.
-    pub stride: usize,
-    /// Zeros around the image, on each side.
-    pub padding: usize,
-    /// The batch norm, `[C']`.
-    pub norm: Affine<'a>,
-    /// What the norm adds to the variance.
-    pub eps: f64,
-}
 
 /// The parameters of [`residual_block`].
 #[derive(Clone, Debug)]
@@ -231,48 +217,6 @@ pub fn composition(
     Ok((add_relu(&ys, &identity)?, seen))
 }
 
-struct Layer {
-    conv: Conv2d,
-    eps: f64,
-}
-
-impl Layer {
-    fn new(names: [&'static str; 3], layer: &ConvNorm, xs: &[usize], like: &Tensor) -> OurResult<Self> {
-        let [weight, norm_weight, norm_bias] = names;
-        if let (&[_, channels, ..], &[_, in_channels, ..]) = (xs, layer.weight.dims()) {
-            if channels != in_channels {
-                let expected = format!("[C', {channels}, k, k]");
-                return Err(Error::shape(weight, layer.weight.dims(), expected));
-            }
-        }
-        let conv = Conv2d::new(weight, xs, layer.weight.dims(), layer.stride, layer.padding)?;
-        kernel::check_same_dtype(weight, layer.weight, like)?;
-        for (name, tensor) in [(norm_weight, layer.norm.weight), (norm_bias, layer.norm.bias)] {
-            kernel::check_vector(name, tensor, conv.result_dims()[1])?;
-            kernel::check_same_dtype(name, tensor, like)?;
-        }
-        kernel::check_eps("eps", layer.eps)?;
-        let layer = Self { conv, eps: layer.eps };
-        match layer.dims().count() {
-            0 | 1 => {
-                let expected = "so large that each norm has more than one value per channel";
-                Err(Error::shape("xs", like.dims(), expected))
-            }
-            _ => Ok(layer),
-        }
-    }
-
-    /// Of the convolution's result.
-    fn dims(&self) -> Dims {
-        let [batch, channels, height, width] = self.conv.result_dims();
-        Dims {
-            batch,
-            channels,
-            positions: height * width,
-        }
-    }
-}
-
 struct Op {
     /// The convolutions, the projection last.
     layers: Vec<Layer>,
@@ -288,47 +232,12 @@ struct Op {
     kept: OnceLock<Vec<Buffer>>,
 }
 
-/// A layer and the elements of its parameters.
-struct Bound<'a> {
-    conv: &'a Conv2d,
-    weight: &'a [f32],
-    norm: ChannelNorm<'a>,
-}
-
-impl Bound<'_> {
-    fn conv(&self, xs: &[f32]) -> Buffer {
-        let mut ys = Buffer::new(self.conv.result_len());
-        self.conv.forward(xs, self.weight, &mut ys);
-        ys
-    }
-
-    /// The ReLU of the norm, and the moments by which it is normalised.
-    fn activate(&self, ys: &[f32], given: Option<&[Moments]>) -> (Buffer, Vec<Moments>) {
-        let mut active = Buffer::new(ys.len());
-        let moments = self.norm.forward(ys, given, 0.0, &mut active);
-        (active, moments)
-    }
-}
-
 impl Op {
     /// Calls `f` with the layers of the branch and the projection.
     fn with_layers<T>(&self, f: impl FnOnce(&[Bound], Option<&Bound>) -> Result<T>) -> Result<T> {
         let elements: Vec<_> = self.params.params().iter().map(Elements::of).collect::<Result<_>>()?;
-        let bound = self
-            .layers
-            .iter()
-            .zip(elements.chunks_exact(3))
-            .map(|(layer, params)| Bound {
-                conv: &layer.conv,
-                weight: &params[0],
-                norm: ChannelNorm {
-                    dims: layer.dims(),
-                    eps: layer.eps,
-                    weight: &params[1],
-                    bias: &params[2],
-                },
-            });
-        let mut branch: Vec<_> = bound.collect();
+        let layers = self.layers.iter().zip(elements.chunks_exact(3));
+        let mut branch: Vec<_> = layers.map(|(layer, params)| layer.bind(params)).collect();
         let downsample = if self.has_downsample { branch.pop() } else { None };
         f(&branch, downsample.as_ref())
     }

@@ -1,0 +1,287 @@
+//! The first layers of a ResNet (He et al. 2016, arXiv 1512.03385) as one operation.
+
+use std::sync::{Arc, OnceLock};
+
+use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor};
+
+use super::batch_norm::{batch_norm_then, BatchStatistics, Then};
+use super::buffer::Buffer;
+use super::channels::{Moments, Upstream};
+use super::conv2d::conv2d;
+use super::conv_norm::{Bound, ConvNorm, Layer};
+use super::deliver::Deliveries;
+use super::kernel::{self, Elements, Write};
+use super::max_pool2d::{max_pool2d, MaxPool2d};
+use super::residual::{self, Affine};
+
+/// The windows of a max pooling, see [`max_pool2d`](super::max_pool2d()).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pooling {
+    /// Side of a window.
+    pub kernel: usize,
+    /// From one window to the next, at least 1.
+    pub stride: usize,
+    /// Positions around the image, on each side, that never win; at most half of `kernel`.
+    pub padding: usize,
+}
+
+/// y = maxpool(max(norm(conv(x)), 0)), in training; and what the batch norm saw.
+///
+/// The same as the operations one by one, with less memory: for the backward only the result of the convolution is kept,
+/// of which normalised values are computed again. Gradients of all parameters arrive as ever.
+///
+/// # Arguments
+///
+/// - `xs`: [B, C, H, W]
+/// - `conv`: the convolution and its norm
+/// - `pool`: the pooling
+///
+/// Returns [B, C', H', W'], and the statistics of the norm, through which no gradient flows.
+///
+/// # PyTorch
+///
+/// `F.max_pool2d(F.relu(bn(F.conv2d(xs, weight, stride=stride, padding=padding))), kernel, stride, padding)`, with the norm
+/// in training mode
+///
+/// # Errors
+///
+/// If shapes do not fit or something is empty, the norm has one value per channel only, `eps` is negative or not finite,
+/// or dtypes differ or are no floating-point ones.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use masksub::ops::{stem, Affine, ConvNorm, Pooling};
+/// let tensor = |shape: &[usize]| Tensor::ones(shape, DType::F32, &Device::Cpu);
+/// let (weight, zero, one) = (tensor(&[2, 3, 7, 7])?, (tensor(&[2])? * 0.)?, tensor(&[2])?);
+/// let norm = Affine { weight: &zero, bias: &one };
+/// let conv = ConvNorm { weight: &weight, stride: 2, padding: 3, norm, eps: 1e-5 };
+/// let pool = Pooling { kernel: 3, stride: 2, padding: 1 };
+/// let (ys, _) = stem(&tensor(&[1, 3, 16, 16])?, &conv, pool)?;
+/// assert_eq!(ys.flatten_all()?.to_vec1::<f32>()?, [1.; 32]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+pub fn stem(xs: &Tensor, conv: &ConvNorm, pool: Pooling) -> Result<(Tensor, BatchStatistics)> {
+    kernel::check_float("xs", xs)?;
+    let layer = Layer::new(
+        ["conv.weight", "conv.norm.weight", "conv.norm.bias"],
+        conv,
+        xs.dims(),
+        xs,
+    )?;
+    let windows = MaxPool2d::new(&layer.conv.result_dims(), pool.kernel, pool.stride, pool.padding)?;
+    let params = [conv.weight, conv.norm.weight, conv.norm.bias];
+    if xs.device().is_cpu() && kernel::is_half(xs) {
+        // As in the other operations, rounded once at the end.
+        let dtype = xs.dtype();
+        let [xs, weight, norm_weight, norm_bias] =
+            [xs, conv.weight, conv.norm.weight, conv.norm.bias].map(|t| t.to_dtype(DType::F32));
+        let conv = ConvNorm {
+            weight: &weight?,
+            norm: Affine {
+                weight: &norm_weight?,
+                bias: &norm_bias?,
+            },
+            ..*conv
+        };
+        let (ys, seen) = stem(&xs?, &conv, pool)?;
+        return Ok((ys.to_dtype(dtype)?, seen.to_dtype(dtype)?));
+    }
+    if !kernel::on_cpu_f32(&params) || !kernel::on_cpu_f32(&[xs]) {
+        return composition(xs, conv, pool);
+    }
+    let (ticket, params) = Deliveries::new(&params)?;
+    let moments = Arc::new(OnceLock::new());
+    let count = layer.dims().count();
+    let op = Op {
+        layer,
+        pool: windows,
+        keep: xs.track_op() || ticket.track_op(),
+        params,
+        moments: moments.clone(),
+        kept: OnceLock::new(),
+    };
+    let ys = xs.contiguous()?.apply_op2(&ticket, op)?;
+    let seen = moments.get().map_or(&[][..], Vec::as_slice);
+    Ok((ys, BatchStatistics::of(seen, count)?))
+}
+
+/// [`stem`] of the operations one by one.
+pub fn composition(xs: &Tensor, conv: &ConvNorm, pool: Pooling) -> Result<(Tensor, BatchStatistics)> {
+    let ys = conv2d(xs, conv.weight, conv.stride, conv.padding)?;
+    let (ys, seen) = batch_norm_then(Then::Relu, &ys, conv.norm.weight, conv.norm.bias, conv.eps)?;
+    Ok((max_pool2d(&ys, pool.kernel, pool.stride, pool.padding)?, seen))
+}
+
+struct Op {
+    layer: Layer,
+    pool: MaxPool2d,
+    params: Deliveries,
+    /// Whether there will be a backward.
+    keep: bool,
+    moments: Arc<OnceLock<Vec<Moments>>>,
+    /// What the convolution gave.
+    kept: OnceLock<Buffer>,
+}
+
+impl Op {
+    fn with_layer<T>(&self, f: impl FnOnce(Bound) -> Result<T>) -> Result<T> {
+        let elements: Vec<_> = self.params.params().iter().map(Elements::of).collect::<Result<_>>()?;
+        f(self.layer.bind(&elements))
+    }
+}
+
+impl CustomOp2 for Op {
+    fn name(&self) -> &'static str {
+        "stem"
+    }
+
+    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        let xs = kernel::elements(s1, l1)?;
+        let dims = self.pool.result_dims();
+        let mut ys = vec![0f32; dims.iter().product()];
+        self.with_layer(|layer| {
+            let conv = layer.conv(xs);
+            let (active, moments) = layer.activate(&conv, None);
+            self.pool.forward(&active, &mut ys);
+            self.moments.get_or_init(|| moments);
+            if self.keep {
+                // An operation is run once, when it is applied.
+                self.kept.get_or_init(|| conv);
+            }
+            Ok(())
+        })?;
+        Ok((CpuStorage::F32(ys), Shape::from(&dims)))
+    }
+
+    fn bwd(
+        &self,
+        xs: &Tensor,
+        ticket: &Tensor,
+        node: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (Some(kept), Some(moments)) = (self.kept.get(), self.moments.get()) else {
+            candle_core::bail!("the backward of masksub's stem was called before its forward");
+        };
+        let grad = grad.contiguous()?;
+        let (x, y, g) = (Elements::of(xs)?, Elements::of(node)?, Elements::of(&grad)?);
+        let (dxs, gradients) = self.with_layer(|layer| {
+            let (active, _) = layer.activate(kept, Some(moments));
+            let mut grads = Buffer::new(active.len());
+            self.pool.backward(&active, &y, &g, &mut grads);
+            let upstream = Upstream {
+                grads: None,
+                relu: Some(&active),
+                factors: None,
+            };
+            let [dweight, dbias] = layer.norm.backward(kept, moments, true, upstream, &mut grads);
+            drop(active);
+            let dconv = self.params.gradient(0, node, |out, write| {
+                layer.conv.backward_weight(&x, &grads, out, write);
+            })?;
+            // Images need no gradient, as a rule.
+            let mut dxs = vec![0f32; if xs.track_op() { x.len() } else { 0 }];
+            if xs.track_op() {
+                layer.conv.backward_xs(layer.weight, &grads, &mut dxs, Write::Replace);
+            }
+            let vector = |data: Vec<f32>| {
+                let channels = data.len();
+                kernel::tensor(data, &[channels]).map(Some)
+            };
+            Ok((dxs, vec![dconv, vector(dweight)?, vector(dbias)?]))
+        })?;
+        residual::deliver(&self.params, ticket, gradients, dxs, xs)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{check, check_derivative, random, relative};
+
+    const POOL: Pooling = Pooling {
+        kernel: 3,
+        stride: 2,
+        padding: 1,
+    };
+
+    fn conv(params: &[Tensor], stride: usize) -> ConvNorm<'_> {
+        ConvNorm {
+            weight: &params[0],
+            stride,
+            padding: 1,
+            norm: Affine {
+                weight: &params[1],
+                bias: &params[2],
+            },
+            eps: 1e-2,
+        }
+    }
+
+    fn shapes(xs: [usize; 4], channels: usize, side: usize) -> [Vec<usize>; 4] {
+        let weight = vec![channels, xs[1], side, side];
+        [xs.to_vec(), weight, vec![channels], vec![channels]]
+    }
+
+    #[test]
+    fn equals_its_composition() {
+        for (seed, (xs, channels, side, stride)) in (0..).zip([
+            ([2, 3, 8, 7], 4, 3, 1),
+            ([1, 1, 5, 5], 3, 3, 2),
+            ([3, 2, 33, 40], 17, 7, 2),
+            ([1, 3, 2, 2], 1, 1, 1),
+        ]) {
+            let shapes = shapes(xs, channels, side);
+            let shapes = shapes.each_ref().map(Vec::as_slice);
+            let kernel = |args: &[Tensor]| Ok(stem(&args[0], &conv(&args[1..], stride), POOL)?.0);
+            let reference = |args: &[Tensor]| Ok(composition(&args[0], &conv(&args[1..], stride), POOL)?.0);
+            check(&kernel, &reference, &shapes, seed);
+        }
+    }
+
+    #[test]
+    fn composition_has_the_right_derivative() {
+        let shapes = shapes([2, 2, 5, 4], 2, 3);
+        let shapes = shapes.each_ref().map(Vec::as_slice);
+        let reference = |args: &[Tensor]| Ok(composition(&args[0], &conv(&args[1..], 1), POOL)?.0);
+        check_derivative(&reference, &shapes, 0);
+    }
+
+    fn tensors(dtype: DType) -> Vec<Tensor> {
+        let shapes = shapes([2, 3, 6, 5], 4, 3).into_iter().zip(0..);
+        shapes
+            .map(|(shape, seed)| random(&shape, seed).to_dtype(dtype).unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn statistics_are_those_of_the_norm() {
+        let [single, wide, half] = [DType::F32, DType::F64, DType::BF16].map(tensors);
+        let (_, expected) = composition(&wide[0], &conv(&wide[1..], 1), POOL).unwrap();
+        let (_, seen) = stem(&single[0], &conv(&single[1..], 1), POOL).unwrap();
+        assert!(relative(&seen.mean, &expected.mean) < 1e-6);
+        assert!(relative(&seen.unbiased_var, &expected.unbiased_var) < 1e-6);
+        let (ys, seen) = stem(&half[0], &conv(&half[1..], 1), POOL).unwrap();
+        assert!(ys.dtype() == DType::BF16 && seen.mean.dtype() == DType::BF16);
+    }
+
+    #[test]
+    fn errors_name_the_argument() {
+        let message = |at: usize, shape: &[usize], pool| {
+            let mut args = tensors(DType::F32);
+            args[at] = random(shape, 0).to_dtype(DType::F32).unwrap();
+            stem(&args[0], &conv(&args[1..], 1), pool).unwrap_err().to_string()
+        };
+        assert_eq!(
+            message(0, &[2, 3, 5], POOL),
+            "xs has shape [2, 3, 5], but must be [B, 3, H, W], not empty"
+        );
+        assert_eq!(
+            message(1, &[4, 2, 3, 3], POOL),
+            "conv.weight has shape [4, 2, 3, 3], but must be [C', 3, k, k]"
+        );
+        assert_eq!(message(3, &[5], POOL), "conv.norm.bias has shape [5], but must be [4]");
+        let pool = Pooling { stride: 0, ..POOL };
+        assert_eq!(message(3, &[4], pool), "stride is 0, but must be at least 1");
+    }
+}
