@@ -6,7 +6,7 @@ use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor};
 
 use super::add_relu::add_relu;
 use super::batch_norm::{batch_norm_then, BatchStatistics, Then};
-use super::buffer::Buffer;
+use super::buffer::{Buffer, Kept};
 use super::channels::{through_relu, Moments, Upstream};
 use super::conv2d::conv2d;
 use super::conv_norm::{Bound, ConvNorm, Layer};
@@ -130,7 +130,7 @@ pub fn residual_block(
         keep: xs.track_op() || ticket.track_op(),
         params,
         moments: moments.clone(),
-        kept: OnceLock::new(),
+        kept: Kept::default(),
         layers,
     };
     let counts: Vec<_> = op.layers.iter().map(|layer| layer.dims().count()).collect();
@@ -229,7 +229,7 @@ struct Op {
     /// Of what each convolution gave.
     moments: Arc<OnceLock<Vec<Vec<Moments>>>>,
     /// What each convolution gave.
-    kept: OnceLock<Vec<Buffer>>,
+    kept: Kept<Vec<Buffer>>,
 }
 
 impl Op {
@@ -242,42 +242,50 @@ impl Op {
         f(&branch, downsample.as_ref())
     }
 
-    fn forward(&self, xs: &[f32], branch: &[Bound], downsample: Option<&Bound>) -> Result<Vec<f32>> {
-        let [inner @ .., last] = branch else {
-            candle_core::bail!("masksub's residual block has no convolution");
-        };
-        let (mut kept, mut moments) = (Vec::new(), Vec::new());
-        let mut active = None;
-        for layer in inner {
+    /// What the convolutions give, the projection last: those of the branch one after the other, normalised by the moments
+    /// that are `given`, or else by their own, which come with them.
+    fn convolve(
+        &self,
+        xs: &[f32],
+        branch: &[Bound],
+        downsample: Option<&Bound>,
+        given: Option<&[Vec<Moments>]>,
+    ) -> (Vec<Buffer>, Vec<Vec<Moments>>) {
+        let (mut results, mut moments) = (Vec::new(), Vec::new());
+        let mut active: Option<Buffer> = None;
+        for (i, layer) in branch.iter().enumerate() {
             let ys = layer.conv(active.as_deref().unwrap_or(xs));
-            let (next, seen) = layer.activate(&ys, None);
-            active = Some(next);
-            moments.push(seen);
-            if self.keep {
-                kept.push(ys);
+            if i + 1 < branch.len() {
+                let (next, seen) = layer.activate(&ys, given.map(|given| &given[i][..]));
+                active = Some(next);
+                moments.push(seen);
             }
+            results.push(ys);
         }
-        let inner = last.conv(active.as_deref().unwrap_or(xs));
         drop(active);
-        let projected = downsample.map(|layer| layer.conv(xs));
-        let mut ys = vec![0f32; inner.len()];
-        let of_projection = match (downsample, &projected) {
-            (Some(layer), Some(projected)) => Some(layer.norm.forward(projected, None, f32::NEG_INFINITY, &mut ys)),
-            _ => {
-                kernel::for_rows(&mut ys, 1, |first, ys| ys.copy_from_slice(&xs[first..][..ys.len()]));
-                None
-            }
-        };
-        moments.push(last.norm.forward_onto(&inner, self.drop_path.as_deref(), &mut ys));
+        results.extend(downsample.map(|layer| layer.conv(xs)));
+        (results, moments)
+    }
+
+    fn forward(&self, xs: &[f32], branch: &[Bound], downsample: Option<&Bound>) -> Vec<f32> {
+        let (results, mut moments) = self.convolve(xs, branch, downsample, None);
+        let last = branch.len() - 1;
+        let mut ys = vec![0f32; results[last].len()];
+        let of_projection = downsample.map(|layer| {
+            let projected = &results[branch.len()];
+            layer.norm.forward(projected, None, f32::NEG_INFINITY, &mut ys)
+        });
+        if of_projection.is_none() {
+            kernel::for_rows(&mut ys, 1, |first, ys| ys.copy_from_slice(&xs[first..][..ys.len()]));
+        }
+        let norm = &branch[last].norm;
+        moments.push(norm.forward_onto(&results[last], self.drop_path.as_deref(), &mut ys));
         moments.extend(of_projection);
         self.moments.get_or_init(|| moments);
         if self.keep {
-            kept.push(inner);
-            kept.extend(projected);
-            // An operation is run once, when it is applied.
-            self.kept.get_or_init(|| kept);
+            self.kept.keep(results);
         }
-        Ok(ys)
+        ys
     }
 
     /// The gradients of the input, and those of the parameters.
@@ -288,34 +296,38 @@ impl Op {
         branch: &[Bound],
         downsample: Option<&Bound>,
     ) -> Result<(Vec<f32>, Vec<Option<Tensor>>)> {
-        let (Some(kept), Some(moments)) = (self.kept.get(), self.moments.get()) else {
+        let Some(moments) = self.moments.get() else {
             candle_core::bail!("the backward of masksub's residual_block was called before its forward");
         };
+        let again = || self.convolve(xs, branch, downsample, Some(moments)).0;
+        let mut kept = self.kept.take().unwrap_or_else(again);
         let mut gradients = vec![None; self.params.params().len()];
         let upstream = Upstream {
             grads: Some(grads),
             relu: Some(ys),
             factors: None,
         };
-        // Turns the gradients of a layer's norm into those of its convolution's result and its parameters.
-        let mut backward = |i: usize, layer: &Bound, seen: &[f32], upstream: Upstream, grads: &mut Buffer| {
-            let of_norm = layer.norm.backward(&kept[i], &moments[i], true, upstream, grads);
-            gradients[3 * i] = self.params.gradient(3 * i, node, |out, write| {
-                layer.conv.backward_weight(seen, grads, out, write);
-            })?;
-            for (gradient, data) in gradients[3 * i + 1..].iter_mut().zip(of_norm) {
-                let channels = data.len();
-                *gradient = Some(kernel::tensor(data, &[channels])?);
-            }
-            Ok::<_, candle_core::Error>(())
-        };
+        // Turns the gradients of a layer's norm, whose input was `result`, into those of that and its parameters.
+        let mut backward =
+            |i: usize, layer: &Bound, [seen, result]: [&[f32]; 2], upstream: Upstream, grads: &mut Buffer| {
+                let of_norm = layer.norm.backward(result, &moments[i], true, upstream, grads);
+                gradients[3 * i] = self.params.gradient(3 * i, node, |out, write| {
+                    layer.conv.backward_weight(seen, grads, out, write);
+                })?;
+                for (gradient, data) in gradients[3 * i + 1..].iter_mut().zip(of_norm) {
+                    let channels = data.len();
+                    *gradient = Some(kernel::tensor(data, &[channels])?);
+                }
+                Ok::<_, candle_core::Error>(())
+            };
         let mut dxs = vec![0f32; xs.len()];
         match downsample {
             None => through_relu(ys, grads, &mut dxs),
             Some(layer) => {
-                let i = branch.len();
-                let mut grads = Buffer::new(kept[i].len());
-                backward(i, layer, xs, upstream, &mut grads)?;
+                let result = kept.pop().unwrap_or_else(|| layer.conv(xs));
+                let mut grads = Buffer::new(result.len());
+                backward(branch.len(), layer, [xs, &result], upstream, &mut grads)?;
+                drop(result);
                 layer.conv.backward_xs(layer.weight, &grads, &mut dxs, Write::Replace);
             }
         }
@@ -325,14 +337,20 @@ impl Op {
         };
         let mut grads = Buffer::new(ys.len());
         let mut active: Buffer;
-        for (i, layer) in branch.iter().enumerate().rev() {
-            let Some(before) = i.checked_sub(1) else {
-                backward(i, layer, xs, upstream, &mut grads)?;
+        // From the last one down, each let go when nothing below needs it.
+        let mut index = branch.len();
+        while let Some(result) = kept.pop() {
+            index -= 1;
+            let layer = &branch[index];
+            let Some(before) = kept.last() else {
+                backward(index, layer, [xs, &result], upstream, &mut grads)?;
+                drop(result);
                 layer.conv.backward_xs(layer.weight, &grads, &mut dxs, Write::Add);
                 break;
             };
-            let seen = branch[before].activate(&kept[before], Some(&moments[before])).0;
-            backward(i, layer, &seen, upstream, &mut grads)?;
+            let seen = branch[index - 1].activate(before, Some(&moments[index - 1])).0;
+            backward(index, layer, [&seen, &result], upstream, &mut grads)?;
+            drop(result);
             let mut below = Buffer::new(seen.len());
             layer.conv.backward_xs(layer.weight, &grads, &mut below, Write::Replace);
             grads = below;
@@ -354,7 +372,7 @@ impl CustomOp2 for Op {
 
     fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
         let xs = kernel::elements(s1, l1)?;
-        let ys = self.with_layers(|branch, downsample| self.forward(xs, branch, downsample))?;
+        let ys = self.with_layers(|branch, downsample| Ok(self.forward(xs, branch, downsample)))?;
         let last = self.layers.len() - 1 - usize::from(self.has_downsample);
         let dims = self.layers[last].conv.result_dims();
         Ok((CpuStorage::F32(ys), Shape::from(&dims)))

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor};
 
 use super::batch_norm::{batch_norm_then, BatchStatistics, Then};
-use super::buffer::Buffer;
+use super::buffer::{Buffer, Kept};
 use super::channels::{Moments, Upstream};
 use super::conv2d::conv2d;
 use super::conv_norm::{Bound, ConvNorm, Layer};
@@ -98,7 +98,7 @@ pub fn stem(xs: &Tensor, conv: &ConvNorm, pool: Pooling) -> Result<(Tensor, Batc
         keep: xs.track_op() || ticket.track_op(),
         params,
         moments: moments.clone(),
-        kept: OnceLock::new(),
+        kept: Kept::default(),
     };
     let ys = xs.contiguous()?.apply_op2(&ticket, op)?;
     let seen = moments.get().map_or(&[][..], Vec::as_slice);
@@ -120,7 +120,7 @@ struct Op {
     keep: bool,
     moments: Arc<OnceLock<Vec<Moments>>>,
     /// What the convolution gave.
-    kept: OnceLock<Buffer>,
+    kept: Kept<Buffer>,
 }
 
 impl Op {
@@ -145,8 +145,7 @@ impl CustomOp2 for Op {
             self.pool.forward(&active, &mut ys);
             self.moments.get_or_init(|| moments);
             if self.keep {
-                // An operation is run once, when it is applied.
-                self.kept.get_or_init(|| conv);
+                self.kept.keep(conv);
             }
             Ok(())
         })?;
@@ -160,13 +159,14 @@ impl CustomOp2 for Op {
         node: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (Some(kept), Some(moments)) = (self.kept.get(), self.moments.get()) else {
+        let Some(moments) = self.moments.get() else {
             candle_core::bail!("the backward of masksub's stem was called before its forward");
         };
         let grad = grad.contiguous()?;
         let (x, y, g) = (Elements::of(xs)?, Elements::of(node)?, Elements::of(&grad)?);
         let (dxs, gradients) = self.with_layer(|layer| {
-            let (active, _) = layer.activate(kept, Some(moments));
+            let kept = self.kept.take().unwrap_or_else(|| layer.conv(&x));
+            let (active, _) = layer.activate(&kept, Some(moments));
             let mut grads = Buffer::new(active.len());
             self.pool.backward(&active, &y, &g, &mut grads);
             let upstream = Upstream {
@@ -174,8 +174,8 @@ impl CustomOp2 for Op {
                 relu: Some(&active),
                 factors: None,
             };
-            let [dweight, dbias] = layer.norm.backward(kept, moments, true, upstream, &mut grads);
-            drop(active);
+            let [dweight, dbias] = layer.norm.backward(&kept, moments, true, upstream, &mut grads);
+            drop((active, kept));
             let dconv = self.params.gradient(0, node, |out, write| {
                 layer.conv.backward_weight(&x, &grads, out, write);
             })?;
