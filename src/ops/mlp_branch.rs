@@ -246,7 +246,7 @@ impl CustomOp2 for Op {
         let &Self {
             rows, width, hidden, ..
         } = self;
-        let ys = residual::with_params(&self.params, self.eps, |norm, [fc1, bias], fc2| {
+        let ys = residual::with_params(self.params.params(), self.eps, |norm, [fc1, bias], fc2| {
             let mut h = Buffer::new(rows * hidden);
             kernel::matmul(
                 &mut MatMut::rows(&mut h, rows, hidden, hidden),
@@ -276,7 +276,7 @@ impl CustomOp2 for Op {
         let grad = grad.contiguous()?;
         let (x, g) = (Elements::of(xs)?, Elements::of(&grad)?);
         let wanted = |i| self.params.wanted(i);
-        let (dx, gradients) = residual::with_params(&self.params, self.eps, |norm, [fc1, bias], fc2| {
+        let (dx, gradients) = residual::with_params(self.params.params(), self.eps, |norm, [fc1, bias], fc2| {
             let dropped = residual::dropped(&g, width, self.drop_path.as_deref());
             let mut dh = fc2.backward(&dropped);
             let mut active = Buffer::new(rows * hidden);
