@@ -513,6 +513,7 @@ impl ModuleT for SwinTransformer {
 mod tests {
     use super::*;
     use crate::key::Seed;
+    use crate::ops::testing::{random, relative};
     use crate::weights::Weights;
     use candle_core::{DType, Device};
 
@@ -567,5 +568,26 @@ mod tests {
         for (rate, expected) in rates.zip([0., 0.1, 0.2, 0.3]) {
             assert!((rate - expected).abs() < 1e-12, "{rate} instead of {expected}");
         }
+    }
+
+    /// A rate that no draw falls below takes the operations one by one, as every dropout does, and drops nothing.
+    #[test]
+    fn dropout_leaves_the_rest_as_it_is() {
+        // Wide enough for norms that leave more than a sign.
+        let swin = build(&Config {
+            embed_dim: 16,
+            ..small((8, 16), 4)
+        });
+        let xs = random(&[3, 3, 8, 16], 0).to_dtype(DType::F32).unwrap();
+        let logits = |rate: f64| {
+            let mut pass = Pass::train(Seed::new(1).at(0));
+            pass.impose_dropout(rate).unwrap();
+            let logits = swin.forward_pass(&xs, &mut pass).unwrap();
+            (logits, pass.drop_path_sites(), pass.dropout_sites())
+        };
+        let ((one, paths, sites), (composed, same_paths, same_sites)) = (logits(0.), logits(1e-12));
+        assert_eq!((paths, sites), (same_paths, same_sites));
+        let error = relative(&composed, &one);
+        assert!(error < 2e-6, "off by {error:e}");
     }
 }

@@ -76,7 +76,7 @@ impl Windows<'_> {
 ///
 /// # PyTorch
 ///
-/// With N = window² and n windows in a grid of H x W, [`window_partition`] and [`window_reverse`] as there:
+/// With N = window², n windows in the grid, and what [`window_partition`] and [`window_reverse`] are there:
 ///
 /// ```text
 /// q, k, v = qkv(window_partition(norm(xs))).reshape(B * n, N, 3, num_heads, d).permute(2, 0, 3, 1, 4)
