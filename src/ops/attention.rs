@@ -256,7 +256,7 @@ impl Heads {
         }
     }
 
-    /// Of samples that are windows: `order` tells, window by window, which rows of a grid the tokens are.
+    /// Of samples that are windows: `order` tells, window by window, which rows of a grid the tokens are, each row once.
     pub(super) fn of_windows(dims: Dims, order: Vec<u32>) -> Self {
         Self {
             order: Some(order),
@@ -366,8 +366,8 @@ impl Heads {
                 product(ys, d, Write::Replace, 1.0, p, packed[2].rows(0, n));
                 // The d numbers of a result are fewer to scale than the N probabilities.
                 for ((query, y), &[_, scale]) in (first..).zip(ys.chunks_exact(d)).zip(&*stats) {
-                    // SAFETY: these columns of this row of the result belong to this head of this sample alone, and each
-                    // head of each sample is computed by one thread.
+                    // SAFETY: these columns of this row of the result belong to this head of this sample alone, in
+                    // whatever order rows are, and each head of each sample is computed by one thread.
                     let mut out = unsafe { out.columns(self.result_at(head, query), 1, d, d) };
                     scale_into(y, scale, out.row(0));
                 }
@@ -427,7 +427,7 @@ impl Heads {
             }
             if self.order.is_some() {
                 for (i, row) in gathered.chunks_exact(d).enumerate() {
-                    // SAFETY: as above.
+                    // SAFETY: as above, of a row that no other window has.
                     let mut out = unsafe { out.columns(self.packed_at(head, i / n, i % n), 1, d, d) };
                     out.row(0).copy_from_slice(row);
                 }
