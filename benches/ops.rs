@@ -10,7 +10,7 @@ use std::fmt;
 
 use candle_core::{Device, Result, Tensor, Var};
 use divan::Bencher;
-use masksub::ops::{self, reference, Activation, Affine, AttentionBranch, MlpBranch, Tokens};
+use masksub::ops::{self, reference, Activation, Affine, AttentionBranch, MlpBranch, Tokens, Windows};
 use masksub::Grid;
 
 fn main() {
@@ -366,27 +366,27 @@ bench!(
 
 /// Attention within windows of 7 x 7 tokens in a stage of Swin-T, for 8 samples.
 #[derive(Clone, Copy)]
-struct Windows {
+struct Stage {
     count: usize,
     heads: usize,
 }
 
-impl fmt::Display for Windows {
+impl fmt::Display for Stage {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(f, "{} of {} heads", self.count, self.heads)
     }
 }
 
-const WINDOWS: [Windows; 4] = [windows(64, 3), windows(16, 6), windows(4, 12), windows(1, 24)];
+const STAGES: [Stage; 4] = [stage(64, 3), stage(16, 6), stage(4, 12), stage(1, 24)];
 
-const fn windows(count: usize, heads: usize) -> Windows {
-    Windows { count, heads }
+const fn stage(count: usize, heads: usize) -> Stage {
+    Stage { count, heads }
 }
 
 /// The stages behind which tokens are merged.
-const MERGED: [Windows; 3] = [windows(64, 3), windows(16, 6), windows(4, 12)];
+const MERGED: [Stage; 3] = [stage(64, 3), stage(16, 6), stage(4, 12)];
 
-impl Windows {
+impl Stage {
     fn grid(self) -> Grid {
         let side = 7 * self.count.isqrt();
         Grid::new(side, side)
@@ -403,46 +403,83 @@ impl Windows {
 
 bench!(
     window_attention,
-    WINDOWS: Windows,
-    |w: Windows| vec![var(&[BATCH * w.count, 49, 3 * 32 * w.heads]), var(&[w.heads, 49, 49])],
-    |w: Windows| {
-        let hidden = w.hidden();
-        move |x: &[Var]| ops::window_attention(&x[0], w.heads, &x[1], Some(&hidden))
+    STAGES: Stage,
+    |s: Stage| vec![var(&[BATCH * s.count, 49, 3 * 32 * s.heads]), var(&[s.heads, 49, 49])],
+    |s: Stage| {
+        let hidden = s.hidden();
+        move |x: &[Var]| ops::window_attention(&x[0], s.heads, &x[1], Some(&hidden))
     },
-    |w: Windows| {
-        let hidden = w.hidden();
-        move |x: &[Var]| reference::window_attention(&x[0], w.heads, &x[1], Some(&hidden))
+    |s: Stage| {
+        let hidden = s.hidden();
+        move |x: &[Var]| reference::window_attention(&x[0], s.heads, &x[1], Some(&hidden))
+    }
+);
+
+/// Tokens, the parameters of an attention branch with γ, and the table of biases.
+fn windowed_branch(s: Stage) -> Vec<Var> {
+    let d = 32 * s.heads;
+    let shapes: [&[usize]; 8] = [&[d], &[d], &[3 * d, d], &[3 * d], &[d, d], &[d], &[d], &[169, s.heads]];
+    std::iter::once(s.tokens()).chain(shapes.into_iter().map(var)).collect()
+}
+
+fn of_windows<'a>(s: Stage, x: &'a [Var], mask: &'a Tensor) -> Windows<'a> {
+    Windows {
+        grid: s.grid(),
+        window: 7,
+        shift: 3,
+        table: &x[8],
+        mask: Some(mask),
+    }
+}
+
+bench!(
+    window_attention_branch,
+    STAGES: Stage,
+    windowed_branch,
+    |s: Stage| {
+        let hidden = s.hidden();
+        move |x: &[Var]| {
+            let windows = of_windows(s, x, &hidden);
+            ops::window_attention_branch(&x[0], &of_attention(x, s.heads), &windows, None)
+        }
+    },
+    |s: Stage| {
+        let hidden = s.hidden();
+        move |x: &[Var]| {
+            let windows = of_windows(s, x, &hidden);
+            reference::window_attention_branch(&x[0], &of_attention(x, s.heads), &windows, None)
+        }
     }
 );
 
 bench!(
     window_partition,
-    WINDOWS: Windows,
-    |w: Windows| vec![w.tokens()],
-    |w: Windows| move |x: &[Var]| ops::window_partition(&x[0], w.grid(), 7, 3),
-    |w: Windows| move |x: &[Var]| reference::window_partition(&x[0], w.grid(), 7, 3)
+    STAGES: Stage,
+    |s: Stage| vec![s.tokens()],
+    |s: Stage| move |x: &[Var]| ops::window_partition(&x[0], s.grid(), 7, 3),
+    |s: Stage| move |x: &[Var]| reference::window_partition(&x[0], s.grid(), 7, 3)
 );
 
 bench!(
     window_reverse,
-    WINDOWS: Windows,
-    |w: Windows| vec![var(&[BATCH * w.count, 49, 32 * w.heads])],
-    |w: Windows| move |x: &[Var]| ops::window_reverse(&x[0], w.grid(), 7, 3),
-    |w: Windows| move |x: &[Var]| reference::window_reverse(&x[0], w.grid(), 7, 3)
+    STAGES: Stage,
+    |s: Stage| vec![var(&[BATCH * s.count, 49, 32 * s.heads])],
+    |s: Stage| move |x: &[Var]| ops::window_reverse(&x[0], s.grid(), 7, 3),
+    |s: Stage| move |x: &[Var]| reference::window_reverse(&x[0], s.grid(), 7, 3)
 );
 
 bench!(
     merge_neighbours,
-    MERGED: Windows,
-    |w: Windows| vec![w.tokens()],
-    |w: Windows| move |x: &[Var]| ops::merge_neighbours(&x[0], w.grid()),
-    |w: Windows| move |x: &[Var]| reference::merge_neighbours(&x[0], w.grid())
+    MERGED: Stage,
+    |s: Stage| vec![s.tokens()],
+    |s: Stage| move |x: &[Var]| ops::merge_neighbours(&x[0], s.grid()),
+    |s: Stage| move |x: &[Var]| reference::merge_neighbours(&x[0], s.grid())
 );
 
 bench!(
     relative_position_bias,
-    WINDOWS: Windows,
-    |w: Windows| vec![var(&[169, w.heads])],
+    STAGES: Stage,
+    |s: Stage| vec![var(&[169, s.heads])],
     |_| |x: &[Var]| ops::relative_position_bias(&x[0], 7),
     |_| |x: &[Var]| reference::relative_position_bias(&x[0], 7)
 );
@@ -451,13 +488,13 @@ bench!(
 mod shift_mask {
     use super::*;
 
-    #[divan::bench(args = WINDOWS, sample_count = 9, max_time = 1)]
-    fn kernel_forward(bencher: Bencher, windows: Windows) {
-        bencher.bench_local(|| ops::shift_mask(windows.grid(), 7, 3, &Device::Cpu).unwrap());
+    #[divan::bench(args = STAGES, sample_count = 9, max_time = 1)]
+    fn kernel_forward(bencher: Bencher, stage: Stage) {
+        bencher.bench_local(|| ops::shift_mask(stage.grid(), 7, 3, &Device::Cpu).unwrap());
     }
 
-    #[divan::bench(args = WINDOWS, sample_count = 9, max_time = 1)]
-    fn composed_forward(bencher: Bencher, windows: Windows) {
-        bencher.bench_local(|| reference::shift_mask(windows.grid(), 7, 3, &Device::Cpu).unwrap());
+    #[divan::bench(args = STAGES, sample_count = 9, max_time = 1)]
+    fn composed_forward(bencher: Bencher, stage: Stage) {
+        bencher.bench_local(|| reference::shift_mask(stage.grid(), 7, 3, &Device::Cpu).unwrap());
     }
 }

@@ -5,12 +5,13 @@ use candle_nn::{Init, Module, ModuleT, VarBuilder};
 
 use super::linear::{normal, pytorch_default, Linear};
 use super::mlp::{Mlp, MlpNames, Rates};
+use super::norm::Norm;
 use super::{pool, rules, Constructor};
 use crate::branch::{Forward, MaskTokenModel, Pass};
 use crate::error::Error;
 use crate::grid::Grid;
 use crate::nn::{layer_norm, LayerNorm};
-use crate::ops::{self, Activation};
+use crate::ops::{self, Activation, AttentionBranch, Windows};
 
 /// Whose names the weights have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -234,29 +235,86 @@ fn linear(in_dim: usize, out_dim: usize, vb: VarBuilder) -> Result<Linear> {
     Linear::new(in_dim, out_dim, NORMAL, Init::Const(0.), vb)
 }
 
-/// Attention within windows and an MLP, each a residual branch behind a layer norm.
+/// Attention within windows: a residual branch behind a layer norm.
 #[derive(Clone, Debug)]
-struct Block {
+struct Attention {
     stage: Stage,
     shift: usize,
     mask: Option<Tensor>,
-    norm1: LayerNorm,
+    norm: Norm,
     qkv: Linear,
     table: Tensor,
     proj: Linear,
-    mlp: Mlp,
     rates: Rates,
 }
 
-impl Block {
-    fn new(cfg: &Config, stage: Stage, index: usize, drop_path: f64, vb: VarBuilder) -> Result<Self> {
-        let (d, hidden, side) = (stage.dim, cfg.mlp_ratio * stage.dim, 2 * stage.window - 1);
+impl Attention {
+    fn new(cfg: &Config, stage: Stage, index: usize, rates: Rates, vb: VarBuilder) -> Result<Self> {
+        let (d, side) = (stage.dim, 2 * stage.window - 1);
         let shift = if index % 2 == 1 { stage.shift } else { 0 };
         let mask = match shift {
             0 => None,
             _ => Some(ops::shift_mask(stage.grid, stage.window, shift, vb.device())?),
         };
         let attn = vb.pp("attn");
+        Ok(Self {
+            stage,
+            shift,
+            mask,
+            norm: Norm::new(d, cfg.norm_eps, vb.pp("norm1"))?,
+            qkv: linear(d, 3 * d, attn.pp("qkv"))?,
+            table: attn.get_with_hints((side * side, stage.num_heads), "relative_position_bias_table", NORMAL)?,
+            proj: linear(d, d, attn.pp("proj"))?,
+            rates,
+        })
+    }
+
+    /// [B, L, D] to [B, L, D].
+    fn forward(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+        let Stage {
+            grid,
+            window,
+            num_heads,
+            ..
+        } = self.stage;
+        let (shift, table, mask) = (self.shift, &self.table, self.mask.as_ref());
+        if pass.skip_dropout(self.rates.dropout, 1)? {
+            let branch = AttentionBranch {
+                norm: self.norm.affine(),
+                eps: self.norm.eps,
+                qkv: self.qkv.affine(),
+                num_heads,
+                proj: self.proj.affine(),
+                gamma: None,
+            };
+            let windows = Windows {
+                grid,
+                window,
+                shift,
+                table,
+                mask,
+            };
+            let factors = pass.drop_path_factors(xs.dim(0)?, self.rates.drop_path)?;
+            return ops::window_attention_branch(xs, &branch, &windows, factors.as_deref());
+        }
+        let ys = ops::window_partition(&self.norm.forward(xs)?, grid, window, shift)?;
+        let bias = ops::relative_position_bias(table, window)?;
+        let ys = ops::window_attention(&self.qkv.forward(&ys)?, num_heads, &bias, mask)?;
+        let ys = pass.dropout(&self.proj.forward(&ys)?, self.rates.dropout)?;
+        let ys = ops::window_reverse(&ys, grid, window, shift)?;
+        let factors = pass.drop_path_factors(xs.dim(0)?, self.rates.drop_path)?;
+        ops::add_branch(xs, ys, None, factors.as_deref())
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Block {
+    attention: Attention,
+    mlp: Mlp,
+}
+
+impl Block {
+    fn new(cfg: &Config, stage: Stage, index: usize, drop_path: f64, vb: VarBuilder) -> Result<Self> {
         let rates = Rates {
             dropout: cfg.dropout,
             drop_path,
@@ -266,41 +324,16 @@ impl Block {
             fc1: "mlp.fc1",
             fc2: "mlp.fc2",
         };
+        let (dims, eps) = ([stage.dim, cfg.mlp_ratio * stage.dim], cfg.norm_eps);
         Ok(Self {
-            stage,
-            shift,
-            mask,
-            norm1: layer_norm(d, cfg.norm_eps, vb.pp("norm1"))?,
-            qkv: linear(d, 3 * d, attn.pp("qkv"))?,
-            table: attn.get_with_hints((side * side, stage.num_heads), "relative_position_bias_table", NORMAL)?,
-            proj: linear(d, d, attn.pp("proj"))?,
-            mlp: Mlp::new(
-                [d, hidden],
-                cfg.norm_eps,
-                Activation::Gelu,
-                NORMAL,
-                mlp_names,
-                rates,
-                vb,
-            )?,
-            rates,
+            attention: Attention::new(cfg, stage, index, rates, vb.clone())?,
+            mlp: Mlp::new(dims, eps, Activation::Gelu, NORMAL, mlp_names, rates, vb)?,
         })
     }
 
     fn forward(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
-        let attention = self.attention(&self.norm1.forward(xs)?, pass)?;
-        let xs = (xs + pass.drop_path(&attention, self.rates.drop_path)?)?;
+        let xs = self.attention.forward(xs, pass)?;
         self.mlp.forward(&xs, pass)
-    }
-
-    fn attention(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
-        let Stage { grid, window, .. } = self.stage;
-        let windows = ops::window_partition(xs, grid, window, self.shift)?;
-        let bias = ops::relative_position_bias(&self.table, window)?;
-        let qkv = self.qkv.forward(&windows)?;
-        let heads = ops::window_attention(&qkv, self.stage.num_heads, &bias, self.mask.as_ref())?;
-        let windows = pass.dropout(&self.proj.forward(&heads)?, self.rates.dropout)?;
-        ops::window_reverse(&windows, grid, window, self.shift)
     }
 }
 
@@ -480,6 +513,7 @@ impl ModuleT for SwinTransformer {
 mod tests {
     use super::*;
     use crate::key::Seed;
+    use crate::ops::testing::{random, relative};
     use crate::weights::Weights;
     use candle_core::{DType, Device};
 
@@ -504,7 +538,7 @@ mod tests {
     fn windows(cfg: &Config) -> Vec<(usize, usize, bool)> {
         let blocks = build(cfg).stages.into_iter().flat_map(|(blocks, _)| blocks);
         blocks
-            .map(|block| (block.stage.window, block.shift, block.mask.is_some()))
+            .map(|Block { attention, .. }| (attention.stage.window, attention.shift, attention.mask.is_some()))
             .collect()
     }
 
@@ -530,9 +564,30 @@ mod tests {
         let rates = stages
             .iter()
             .flat_map(|(blocks, _)| blocks)
-            .map(|block| block.rates.drop_path);
+            .map(|block| block.attention.rates.drop_path);
         for (rate, expected) in rates.zip([0., 0.1, 0.2, 0.3]) {
             assert!((rate - expected).abs() < 1e-12, "{rate} instead of {expected}");
         }
+    }
+
+    /// A rate that no draw falls below takes the operations one by one, as every dropout does, and drops nothing.
+    #[test]
+    fn dropout_leaves_the_rest_as_it_is() {
+        // Wide enough for norms that leave more than a sign.
+        let swin = build(&Config {
+            embed_dim: 16,
+            ..small((8, 16), 4)
+        });
+        let xs = random(&[3, 3, 8, 16], 0).to_dtype(DType::F32).unwrap();
+        let logits = |rate: f64| {
+            let mut pass = Pass::train(Seed::new(1).at(0));
+            pass.impose_dropout(rate).unwrap();
+            let logits = swin.forward_pass(&xs, &mut pass).unwrap();
+            (logits, pass.drop_path_sites(), pass.dropout_sites())
+        };
+        let ((one, paths, sites), (composed, same_paths, same_sites)) = (logits(0.), logits(1e-12));
+        assert_eq!((paths, sites), (same_paths, same_sites));
+        let error = relative(&composed, &one);
+        assert!(error < 2e-6, "off by {error:e}");
     }
 }

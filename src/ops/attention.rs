@@ -143,28 +143,6 @@ impl Dims {
     fn block(&self) -> usize {
         self.queries.div_ceil(self.queries.div_ceil(QUERIES))
     }
-
-    /// Where token `token` of a head begins in part `part` of `qkv`: queries, keys, values.
-    fn packed_at(&self, head: Head, part: usize, token: usize) -> usize {
-        let row = head.sample * self.tokens + token;
-        (3 * row + part) * self.width() + head.index * self.head_width
-    }
-
-    /// Where query `query` of a head begins in the result.
-    fn result_at(&self, head: Head, query: usize) -> usize {
-        (head.sample * self.queries + query) * self.width() + head.index * self.head_width
-    }
-
-    /// Tokens `first..first + rows` of part `part` of a head, in `qkv`.
-    fn packed<'a>(&self, qkv: &'a [f32], head: Head, part: usize, first: usize, rows: usize) -> Mat<'a> {
-        let start = self.packed_at(head, part, first);
-        Mat::rows(&qkv[start..], rows, self.head_width, 3 * self.width())
-    }
-
-    /// Queries `first..first + rows` of a head, in the result.
-    fn result<'a>(&self, ys: &'a [f32], head: Head, first: usize, rows: usize) -> Mat<'a> {
-        Mat::rows(&ys[self.result_at(head, first)..], rows, self.head_width, self.width())
-    }
 }
 
 /// Most queries whose scores are held at a time, so that a block of scores stays in the second-level cache.
@@ -189,9 +167,37 @@ pub(super) struct Added<'a> {
 /// Attention in all heads of all samples: what attention of a sequence and within windows share.
 pub(super) struct Heads {
     dims: Dims,
+    /// Where the tokens of consecutive samples lie, if not one after another: the windows of a grid that stays in its own
+    /// order. It repeats itself, so that there may be many such grids.
+    order: Option<Vec<u32>>,
     /// For each query of each head of each sample the largest score and the reciprocal sum of the exponentials, from
     /// which the backward gets the very probabilities of the forward.
     stats: OnceLock<Vec<[f32; 2]>>,
+}
+
+/// Some columns of the rows of a head's sample: its queries, keys, values or results.
+#[derive(Clone, Copy)]
+struct Part<'a> {
+    data: &'a [f32],
+    head_width: usize,
+    /// From one row to the next.
+    stride: usize,
+}
+
+impl<'a> Part<'a> {
+    fn rows(self, first: usize, rows: usize) -> Mat<'a> {
+        Mat::rows(&self.data[first * self.stride..], rows, self.head_width, self.stride)
+    }
+}
+
+/// Queries, keys and values of a head.
+type Packed<'a> = [Part<'a>; 3];
+
+/// The first `len` elements of `scratch`, which is left with the rest.
+fn take<'a>(scratch: &mut &'a mut [f32], len: usize) -> &'a mut [f32] {
+    let (taken, rest) = std::mem::take(scratch).split_at_mut(len);
+    *scratch = rest;
+    taken
 }
 
 kernel::simd_fn! {
@@ -208,9 +214,9 @@ kernel::simd_fn! {
 }
 
 kernel::simd_fn! {
-    fn scale_row<S>(row: &mut [f32], scale: f32) -> () {
-        for x in row {
-            *x *= scale;
+    fn scale_into<S>(xs: &[f32], scale: f32, ys: &mut [f32]) -> () {
+        for (y, x) in ys.iter_mut().zip(xs) {
+            *y = x * scale;
         }
     }
 }
@@ -245,12 +251,83 @@ impl Heads {
     pub(super) fn new(dims: Dims) -> Self {
         Self {
             dims,
+            order: None,
             stats: OnceLock::new(),
         }
     }
 
+    /// Of samples that are windows: `order` tells, window by window, which rows of a grid the tokens are, each row once.
+    pub(super) fn of_windows(dims: Dims, order: Vec<u32>) -> Self {
+        Self {
+            order: Some(order),
+            ..Self::new(dims)
+        }
+    }
+
+    /// The row of the `at`-th token of all samples.
+    fn row(&self, at: usize) -> usize {
+        match &self.order {
+            None => at,
+            Some(order) => at - at % order.len() + order[at % order.len()] as usize,
+        }
+    }
+
+    /// Where token `token` of a head begins in part `part` of `qkv`: queries, keys, values.
+    fn packed_at(&self, head: Head, part: usize, token: usize) -> usize {
+        let row = self.row(head.sample * self.dims.tokens + token);
+        (3 * row + part) * self.dims.width() + head.index * self.dims.head_width
+    }
+
+    /// Where query `query` of a head begins in the result.
+    fn result_at(&self, head: Head, query: usize) -> usize {
+        self.row(head.sample * self.dims.queries + query) * self.dims.width() + head.index * self.dims.head_width
+    }
+
+    /// Elements of scratch memory for a [`Part`].
+    fn gathered(&self) -> usize {
+        match self.order {
+            None => 0,
+            Some(_) => self.dims.tokens * self.dims.head_width,
+        }
+    }
+
+    /// Rows of a head that are `stride` apart where the tokens are in order; otherwise it takes [`gathered`](Self::gathered)
+    /// of `scratch` for them.
+    fn part<'a, 's: 'a>(
+        &self,
+        xs: &'a [f32],
+        at: impl Fn(usize) -> usize,
+        stride: usize,
+        scratch: &mut &'s mut [f32],
+    ) -> Part<'a> {
+        let head_width = self.dims.head_width;
+        if self.order.is_none() {
+            return Part {
+                data: &xs[at(0)..],
+                head_width,
+                stride,
+            };
+        }
+        let data = take(scratch, self.gathered());
+        for (token, row) in data.chunks_exact_mut(head_width).enumerate() {
+            row.copy_from_slice(&xs[at(token)..][..head_width]);
+        }
+        Part {
+            data,
+            head_width,
+            stride: head_width,
+        }
+    }
+
+    fn packed<'a, 's: 'a>(&self, qkv: &'a [f32], head: Head, scratch: &mut &'s mut [f32]) -> Packed<'a> {
+        [0, 1, 2].map(|part| {
+            let at = |token| self.packed_at(head, part, token);
+            self.part(qkv, at, 3 * self.dims.width(), scratch)
+        })
+    }
+
     /// The scores of some queries of a head, in rows of N.
-    fn scores(&self, qkv: &[f32], added: Option<Added>, head: Head, first: usize, scores: &mut [f32]) {
+    fn scores(&self, [q, k, _]: Packed, added: Option<Added>, head: Head, first: usize, scores: &mut [f32]) {
         let n = self.dims.tokens;
         let rows = scores.len() / n;
         let write = match added {
@@ -264,30 +341,35 @@ impl Heads {
                 Write::Add
             }
         };
-        let q = self.dims.packed(qkv, head, 0, first, rows);
-        let k = self.dims.packed(qkv, head, 1, 0, n);
-        product(scores, n, write, self.dims.scale(), q, k.t());
+        product(
+            scores,
+            n,
+            write,
+            self.dims.scale(),
+            q.rows(first, rows),
+            k.rows(0, n).t(),
+        );
     }
 
     fn forward_head(&self, qkv: &[f32], added: Option<Added>, head: Head, out: SharedMut, stats: &mut [[f32; 2]]) {
         let dims = self.dims;
-        let n = dims.tokens;
-        let v = dims.packed(qkv, head, 2, 0, n);
-        kernel::with_scratch(dims.block() * n, |scores| {
+        let (n, d) = (dims.tokens, dims.head_width);
+        kernel::with_scratch(3 * self.gathered() + dims.block() * (n + d), |mut scratch| {
+            let packed = self.packed(qkv, head, &mut scratch);
+            let (scores, ys) = scratch.split_at_mut(dims.block() * n);
             for (block, stats) in stats.chunks_mut(dims.block()).enumerate() {
                 let (first, rows) = (block * dims.block(), stats.len());
-                let scores = &mut scores[..rows * n];
-                self.scores(qkv, added, head, first, scores);
+                let (scores, ys) = (&mut scores[..rows * n], &mut ys[..rows * d]);
+                self.scores(packed, added, head, first, scores);
                 exp_rows(scores, n, stats);
-                let start = dims.result_at(head, first);
-                // SAFETY: these rows and columns of the result belong to this head of this sample alone, and each head
-                // of each sample is computed by one thread.
-                let mut out = unsafe { out.columns(start, rows, dims.head_width, dims.width()) };
                 let p = Mat::rows(scores, rows, n, n);
-                kernel::matmul(&mut out, Write::Replace, 1.0, p, v, Parallelism::None);
+                product(ys, d, Write::Replace, 1.0, p, packed[2].rows(0, n));
                 // The d numbers of a result are fewer to scale than the N probabilities.
-                for (row, &[_, scale]) in stats.iter().enumerate() {
-                    scale_row(out.row(row), scale);
+                for ((query, y), &[_, scale]) in (first..).zip(ys.chunks_exact(d)).zip(&*stats) {
+                    // SAFETY: these columns of this row of the result belong to this head of this sample alone, in
+                    // whatever order rows are, and each head of each sample is computed by one thread.
+                    let mut out = unsafe { out.columns(self.result_at(head, query), 1, d, d) };
+                    scale_into(y, scale, out.row(0));
                 }
             }
         });
@@ -303,25 +385,31 @@ impl Heads {
             stats,
         } = at;
         let dims = self.dims;
-        let (n, d) = (dims.tokens, dims.head_width);
+        let (n, d, width) = (dims.tokens, dims.head_width, dims.width());
         let stats = &stats[(head.sample * dims.heads + head.index) * dims.queries..][..dims.queries];
-        let part = |part, first, rows| dims.packed(qkv, head, part, first, rows);
-        // SAFETY: these rows and columns belong to this head of this sample alone, which one thread computes, and the
-        // results of the calls below are used one at a time.
-        let out =
-            |part, first, rows| unsafe { out.columns(dims.packed_at(head, part, first), rows, d, 3 * dims.width()) };
-        kernel::with_scratch(2 * dims.block() * n, |scratch| {
+        kernel::with_scratch(7 * self.gathered() + 2 * dims.block() * n, |mut scratch| {
+            let packed @ [q, k, v] = self.packed(qkv, head, &mut scratch);
+            let g = self.part(grads, |query| self.result_at(head, query), width, &mut scratch);
+            let gathered = take(&mut scratch, 3 * self.gathered());
             let (scores, h) = scratch.split_at_mut(dims.block() * n);
+            let (into, starts, stride) = match self.order {
+                None => (out, [0, 1, 2].map(|part| self.packed_at(head, part, 0)), 3 * width),
+                Some(_) => (SharedMut::new(gathered), [0, n * d, 2 * n * d], d),
+            };
+            // SAFETY: these rows and columns belong to this head of this sample alone, or are scratch memory, which one
+            // thread computes in; and the results of the calls below are used one at a time.
+            let into =
+                |part: usize, first, rows| unsafe { into.columns(starts[part] + first * stride, rows, d, stride) };
             for (block, stats) in stats.chunks(dims.block()).enumerate() {
                 let (first, rows) = (block * dims.block(), stats.len());
                 let (scores, h) = (&mut scores[..rows * n], &mut h[..rows * n]);
                 let write = if block == 0 { Write::Replace } else { Write::Add };
-                let g = dims.result(grads, head, first, rows);
-                self.scores(qkv, added, head, first, scores);
-                product(h, n, Write::Replace, 1.0, g, part(2, 0, n).t());
+                let g = g.rows(first, rows);
+                self.scores(packed, added, head, first, scores);
+                product(h, n, Write::Replace, 1.0, g, v.rows(0, n).t());
                 let rows_of = scores.chunks_exact_mut(n).zip(h.chunks_exact_mut(n)).zip(stats);
                 for (row, ((scores, h), &stats)) in rows_of.enumerate() {
-                    let start = dims.result_at(head, first + row);
+                    let start = self.result_at(head, first + row);
                     // Σ p h, over d numbers instead of N: p h = p (v g), and p v is the result.
                     let mean_h = dot(&ys[start..start + d], &grads[start..start + d]);
                     backward_row(scores, h, stats, mean_h);
@@ -331,11 +419,18 @@ impl Heads {
                 }
                 let p = Mat::rows(scores, rows, n, n);
                 let ds = Mat::rows(h, rows, n, n);
-                kernel::matmul(&mut out(2, 0, n), write, 1.0, p.t(), g, Parallelism::None);
-                let dq = &mut out(0, first, rows);
-                kernel::matmul(dq, Write::Replace, dims.scale(), ds, part(1, 0, n), Parallelism::None);
-                let dk = &mut out(1, 0, n);
-                kernel::matmul(dk, write, dims.scale(), ds.t(), part(0, first, rows), Parallelism::None);
+                kernel::matmul(&mut into(2, 0, n), write, 1.0, p.t(), g, Parallelism::None);
+                let dq = &mut into(0, first, rows);
+                kernel::matmul(dq, Write::Replace, dims.scale(), ds, k.rows(0, n), Parallelism::None);
+                let dk = &mut into(1, 0, n);
+                kernel::matmul(dk, write, dims.scale(), ds.t(), q.rows(first, rows), Parallelism::None);
+            }
+            if self.order.is_some() {
+                for (i, row) in gathered.chunks_exact(d).enumerate() {
+                    // SAFETY: as above, of a row that no other window has.
+                    let mut out = unsafe { out.columns(self.packed_at(head, i / n, i % n), 1, d, d) };
+                    out.row(0).copy_from_slice(row);
+                }
             }
         });
     }

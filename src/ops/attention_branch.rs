@@ -6,14 +6,15 @@ use std::sync::OnceLock;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use gemm::Parallelism;
 
-use super::attention::{self, Dims, Heads};
+use super::attention::{self, Added, Dims, Heads};
 use super::buffer::Buffer;
 use super::deliver::Deliveries;
 use super::kernel::{self, Elements, Mat, MatMut, Write};
 use super::layer_norm::layer_norm_with;
 use super::linear;
 use super::residual::{self, Affine, Rows};
-use crate::error::Error;
+use super::window;
+use crate::error::{Error, Result as OurResult};
 
 /// The parameters of [`attention_branch`].
 #[derive(Clone, Copy, Debug)]
@@ -33,8 +34,30 @@ pub struct AttentionBranch<'a> {
 }
 
 impl<'a> AttentionBranch<'a> {
-    /// The same with other parameters: norm, qkv, proj, γ.
-    fn with(self, params: &'a [Tensor]) -> Self {
+    /// B, N and D of `xs`, once it, the parameters and the factors on top fit.
+    pub(super) fn check(&self, xs: &Tensor, drop_path: Option<&[f32]>) -> OurResult<[usize; 3]> {
+        let dims @ [_, _, width] = residual::check(xs, self.gamma, drop_path)?;
+        self.norm.check_norm(width, self.eps, xs)?;
+        self.qkv.check(["qkv.weight", "qkv.bias"], 3 * width, width, xs)?;
+        self.proj.check(["proj.weight", "proj.bias"], width, width, xs)?;
+        match self.num_heads > 0 && width.is_multiple_of(self.num_heads) {
+            true => Ok(dims),
+            false => {
+                let allowed = format!("a divisor of D = {width}");
+                Err(Error::invalid("num_heads", self.num_heads, allowed))
+            }
+        }
+    }
+
+    /// The parameters: norm, qkv, proj, γ.
+    pub(super) fn params(&self) -> Vec<&'a Tensor> {
+        let Self { norm, qkv, proj, .. } = self;
+        let params = [norm.weight, norm.bias, qkv.weight, qkv.bias, proj.weight, proj.bias];
+        params.into_iter().chain(self.gamma).collect()
+    }
+
+    /// The same with other parameters.
+    pub(super) fn with(self, params: &'a [Tensor]) -> Self {
         let [norm, qkv, proj] = residual::affines(params);
         Self {
             norm,
@@ -106,18 +129,9 @@ pub fn attention_branch(
     tokens: Tokens,
     drop_path: Option<&[f32]>,
 ) -> Result<Tensor> {
-    let [batch, length, width] = residual::check(xs, branch.gamma, drop_path)?;
-    branch.norm.check_norm(width, branch.eps, xs)?;
-    branch.qkv.check(["qkv.weight", "qkv.bias"], 3 * width, width, xs)?;
-    branch.proj.check(["proj.weight", "proj.bias"], width, width, xs)?;
-    if branch.num_heads == 0 || !width.is_multiple_of(branch.num_heads) {
-        let allowed = format!("a divisor of D = {width}");
-        return Err(Error::invalid("num_heads", branch.num_heads, allowed).into());
-    }
+    let [batch, length, width] = branch.check(xs, drop_path)?;
     let dims = Dims::of(&[batch, length, 3 * width], branch.num_heads)?;
-    let (norm, qkv, proj) = (branch.norm, branch.qkv, branch.proj);
-    let params = [norm.weight, norm.bias, qkv.weight, qkv.bias, proj.weight, proj.bias];
-    let params: Vec<_> = params.into_iter().chain(branch.gamma).collect();
+    let params = branch.params();
     // candle's products of half-precision matrices are slow on a CPU, where there are any.
     if xs.device().is_cpu() && kernel::is_half(xs) {
         let tensors: Vec<_> = [xs].into_iter().chain(params).collect();
@@ -132,13 +146,28 @@ pub fn attention_branch(
         Tokens::All => length,
         Tokens::First => 1,
     };
-    let (ticket, params) = Deliveries::new(&params)?;
+    let dims = Dims { queries, ..dims };
+    apply(xs, branch.eps, &params, dims, Heads::new(dims), None, drop_path)
+}
+
+/// The operation on `xs` [B, N, D], once all has been checked.
+pub(super) fn apply(
+    xs: &Tensor,
+    eps: f64,
+    params: &[&Tensor],
+    dims: Dims,
+    heads: Heads,
+    windowed: Option<Windowed>,
+    drop_path: Option<&[f32]>,
+) -> Result<Tensor> {
+    let (ticket, params) = Deliveries::new(params)?;
     let op = Op {
-        eps: branch.eps as f32,
-        heads: Heads::new(Dims { queries, ..dims }),
+        dims,
+        eps: eps as f32,
+        heads,
+        windowed,
         drop_path: drop_path.map(<[f32]>::to_vec),
         keep: xs.track_op() || ticket.track_op(),
-        dims: Dims { queries, ..dims },
         params,
         kept: OnceLock::new(),
     };
@@ -160,11 +189,21 @@ struct Op {
     dims: Dims,
     eps: f32,
     heads: Heads,
+    windowed: Option<Windowed>,
     drop_path: Option<Vec<f32>>,
+    /// Those of the branch and, if it is windowed, the table.
     params: Deliveries,
     /// Whether there will be a backward.
     keep: bool,
     kept: OnceLock<Kept>,
+}
+
+/// What attention within windows adds to the scores: biases from a table, which is the last of the parameters, and a mask.
+pub(super) struct Windowed {
+    /// Side of a window.
+    pub(super) window: usize,
+    /// [windows, window², window²], contiguous `f32` on the CPU.
+    pub(super) mask: Option<Tensor>,
 }
 
 struct Kept {
@@ -186,6 +225,25 @@ struct Part {
 }
 
 impl Op {
+    /// The parameters of the branch, and the table that comes last where there is one.
+    fn split_params(&self) -> (&[Tensor], Option<&Tensor>) {
+        match (&self.windowed, self.params.params()) {
+            (Some(_), [branch @ .., table]) => (branch, Some(table)),
+            (_, branch) => (branch, None),
+        }
+    }
+
+    /// Calls `f` with what is added to the scores.
+    fn with_added<T>(&self, f: impl FnOnce(Option<Added>) -> T) -> Result<T> {
+        let (Some(Windowed { window, mask }), (_, Some(table))) = (&self.windowed, self.split_params()) else {
+            return Ok(f(None));
+        };
+        let bias = window::bias_of(&Elements::of(table)?, self.dims.heads, *window);
+        let mask = mask.as_ref().map(Elements::of).transpose()?;
+        let mask = mask.as_deref().unwrap_or(&[]);
+        Ok(f(Some(Added { bias: &bias, mask })))
+    }
+
     /// The parts of `qkv` that are computed: all of it, or the queries of the first tokens and all keys and values.
     fn parts(&self) -> Vec<Part> {
         let d = self.dims.width();
@@ -284,18 +342,19 @@ impl CustomOp2 for Op {
             batch, tokens, queries, ..
         } = self.dims;
         let width = self.dims.width();
-        let ys = residual::with_params(&self.params, self.eps, |norm, [weight, bias], proj| {
+        let (branch, _) = self.split_params();
+        let ys = residual::with_params(branch, self.eps, |norm, [weight, bias], proj| -> Result<_> {
             let qkv = self.project(&norm.forward(xs), weight, bias);
             let mut heads = Buffer::new(batch * queries * width);
-            self.heads.forward_into(&qkv, None, &mut heads);
+            self.with_added(|added| self.heads.forward_into(&qkv, added, &mut heads))?;
             let step = tokens / queries;
             let ys = proj.add_to(Rows { data: xs, step }, &heads, self.drop_path.as_deref());
             if self.keep {
                 // An operation is run once, when it is applied.
                 self.kept.get_or_init(|| Kept { qkv, heads });
             }
-            ys
-        })?;
+            Ok(ys)
+        })??;
         Ok((CpuStorage::F32(ys), (batch, queries, width).into()))
     }
 
@@ -313,13 +372,25 @@ impl CustomOp2 for Op {
         let step = self.dims.tokens / self.dims.queries;
         let grad = grad.contiguous()?;
         let (x, g) = (Elements::of(xs)?, Elements::of(&grad)?);
-        let (dx, gradients) = residual::with_params(&self.params, self.eps, |norm, [weight, _], proj| -> Result<_> {
+        let (branch, table) = self.split_params();
+        let with_table = table.is_some() && self.params.wanted(branch.len());
+        let (dx, gradients) = residual::with_params(branch, self.eps, |norm, [weight, _], proj| -> Result<_> {
             let dropped = residual::dropped(&g, width, self.drop_path.as_deref());
             let dheads = proj.backward(&dropped);
             let of_proj = proj.gradients(&self.params, node, &dropped, &kept.heads)?;
             let mut dqkv = Buffer::new(kept.qkv.len());
-            self.heads
-                .backward_into(&kept.qkv, None, &kept.heads, &dheads, &mut dqkv, false)?;
+            let dscores = self.with_added(|added| {
+                self.heads
+                    .backward_into(&kept.qkv, added, &kept.heads, &dheads, &mut dqkv, with_table)
+            })??;
+            let windowed = self.windowed.as_ref().filter(|_| with_table);
+            let dtable = windowed.zip(table).map(|(of, table)| {
+                kernel::tensor(
+                    window::table_gradient(&dscores, self.dims.heads, of.window),
+                    table.dims(),
+                )
+            });
+            let dtable = dtable.transpose()?;
             drop((dheads, dropped));
             let dweight = self.params.gradient(2, node, |out, write| {
                 self.project_weight(out, write, &norm.forward(&x), &dqkv);
@@ -338,7 +409,10 @@ impl CustomOp2 for Op {
             };
             let dnorm = norm.backward(&x, &dnormed, &mut dx)?;
             let dbias = Some(kernel::tensor(dbias, &[3 * width])?);
-            Ok((dx, [&dnorm[..], &[dweight, dbias], &of_proj].concat()))
+            let mut gradients = [&dnorm[..], &[dweight, dbias], &of_proj].concat();
+            gradients.truncate(branch.len());
+            gradients.push(dtable);
+            Ok((dx, gradients))
         })??;
         residual::deliver(&self.params, ticket, gradients, dx, xs)
     }

@@ -246,7 +246,7 @@ impl CustomOp2 for Op {
         let &Self {
             rows, width, hidden, ..
         } = self;
-        let ys = residual::with_params(&self.params, self.eps, |norm, [fc1, bias], fc2| {
+        let ys = residual::with_params(self.params.params(), self.eps, |norm, [fc1, bias], fc2| {
             let mut h = Buffer::new(rows * hidden);
             kernel::matmul(
                 &mut MatMut::rows(&mut h, rows, hidden, hidden),
@@ -281,7 +281,8 @@ impl CustomOp2 for Op {
         } = self;
         let grad = grad.contiguous()?;
         let (x, g) = (Elements::of(xs)?, Elements::of(&grad)?);
-        let (dx, gradients) = residual::with_params(&self.params, self.eps, |norm, [fc1, bias], fc2| -> Result<_> {
+        let params = self.params.params();
+        let (dx, gradients) = residual::with_params(params, self.eps, |norm, [fc1, bias], fc2| -> Result<_> {
             let dropped = residual::dropped(&g, width, self.drop_path.as_deref());
             let mut dh = fc2.backward(&dropped);
             let mut active = Buffer::new(rows * hidden);

@@ -44,6 +44,7 @@ mod sum_of_squares;
 pub(crate) mod testing;
 mod window;
 mod window_attention;
+mod window_attention_branch;
 
 pub use activation::Activation;
 pub use add_relu::add_relu;
@@ -75,6 +76,7 @@ pub use stem::{stem, Pooling};
 pub(crate) use sum_of_squares::sum_of_squares;
 pub use window::{merge_neighbours, relative_position_bias, shift_mask, window_partition, window_reverse};
 pub use window_attention::window_attention;
+pub use window_attention_branch::{window_attention_branch, Windows};
 
 /// The operations composed of candle's own: what runs on other devices and dtypes, the oracle of the kernels' tests, and
 /// what `benches/ops.rs` measures them against.
@@ -103,4 +105,5 @@ pub mod reference {
         composition_reverse as window_reverse,
     };
     pub use super::window_attention::composition as window_attention;
+    pub use super::window_attention_branch::composition as window_attention_branch;
 }

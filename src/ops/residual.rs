@@ -278,7 +278,9 @@ impl<'a> Projection<'a> {
         grads: &[f32],
         inner: &[f32],
     ) -> Result<[Option<Tensor>; 3]> {
-        if !(WEIGHT..=GAMMA).any(|i| params.wanted(i)) {
+        // (Behind them there may be a parameter of the branch's middle.)
+        let mine = WEIGHT..GAMMA + usize::from(self.gamma.is_some());
+        if !mine.into_iter().any(|i| params.wanted(i)) {
             return Ok([None, None, None]);
         }
         let (width, inputs) = (self.bias.len(), self.inputs());
@@ -366,11 +368,11 @@ pub(super) fn dropped<'a>(grads: &'a [f32], width: usize, drop_path: Option<&[f3
 /// Calls `f` with the elements of a branch's parameters, which are a norm's weight and bias, those of the layer in the
 /// middle, those of the projection, and γ if there is one.
 pub(super) fn with_params<T>(
-    params: &Deliveries,
+    params: &[Tensor],
     eps: f32,
     f: impl FnOnce(Norm, [&[f32]; 2], Projection) -> T,
 ) -> Result<T> {
-    let elements: Vec<_> = params.params().iter().map(Elements::of).collect::<Result<_>>()?;
+    let elements: Vec<_> = params.iter().map(Elements::of).collect::<Result<_>>()?;
     let at = |i: usize| -> &[f32] { elements.get(i).map_or(&[], |elements| elements) };
     let norm = Norm {
         weight: at(0),

@@ -177,30 +177,13 @@ pub fn merge_neighbours(tokens: &Tensor, grid: Grid) -> Result<Tensor> {
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn relative_position_bias(table: &Tensor, window: usize) -> Result<Tensor> {
-    super::kernel::check_float("table", table)?;
-    check_window(window)?;
-    let side = 2 * window - 1;
-    let heads = match *table.dims() {
-        [rows, heads] if rows == side * side => heads,
-        _ => {
-            let expected = format!("[{}, num_heads] for a window of {window}", side * side);
-            return Err(Error::shape("table", table.dims(), expected).into());
-        }
-    };
+    let heads = check_table(table, window)?;
     if super::is_half(table) {
         // A row of the table is that of up to N pairs, whose gradients are added.
         return super::in_f32(&[table], |table| relative_position_bias(&table[0], window));
     }
     let positions = window * window;
-    let index: Vec<u32> = (0..positions * positions)
-        .map(|pair| {
-            let (query, key) = (pair / positions, pair % positions);
-            let rows = query / window + window - 1 - key / window;
-            let columns = query % window + window - 1 - key % window;
-            (rows * side + columns) as u32
-        })
-        .collect();
-    let index = Tensor::from_vec(index, positions * positions, table.device())?;
+    let index = Tensor::from_vec(pairs(window), positions * positions, table.device())?;
     table
         .contiguous()?
         .index_select(&index, 0)?
@@ -340,8 +323,40 @@ pub fn composition_mask(grid: Grid, window: usize, shift: usize, device: &Device
     differ.to_dtype(DType::F32)?.affine(-100., 0.)
 }
 
+/// For each pair of a window's positions, the query's first, its row of the table of biases.
+fn pairs(window: usize) -> Vec<u32> {
+    let (positions, side) = (window * window, 2 * window - 1);
+    let row = |pair| {
+        let (query, key) = (pair / positions, pair % positions);
+        let rows = query / window + window - 1 - key / window;
+        let columns = query % window + window - 1 - key % window;
+        (rows * side + columns) as u32
+    };
+    (0..positions * positions).map(row).collect()
+}
+
+/// The numbers of [`relative_position_bias`].
+pub(super) fn bias_of(table: &[f32], num_heads: usize, window: usize) -> Vec<f32> {
+    let pairs = pairs(window);
+    let of_head = |head| pairs.iter().map(move |&row| table[row as usize * num_heads + head]);
+    (0..num_heads).flat_map(of_head).collect()
+}
+
+/// The gradient of the table, from that of [`bias_of`] it.
+pub(super) fn table_gradient(dbias: &[f32], num_heads: usize, window: usize) -> Vec<f32> {
+    let pairs = pairs(window);
+    let side = 2 * window - 1;
+    let mut dtable = vec![0f32; side * side * num_heads];
+    for (head, dbias) in dbias.chunks_exact(pairs.len()).enumerate() {
+        for (&row, grad) in pairs.iter().zip(dbias) {
+            dtable[row as usize * num_heads + head] += grad;
+        }
+    }
+    dtable
+}
+
 /// For each row of the partitioned sequence, which row of the grid it is.
-fn partition_order(grid: Grid, window: usize, shift: usize) -> crate::error::Result<Vec<u32>> {
+pub(super) fn partition_order(grid: Grid, window: usize, shift: usize) -> crate::error::Result<Vec<u32>> {
     check_window(window)?;
     check_shift(window, shift)?;
     if grid.is_empty() || !grid.height.is_multiple_of(window) || !grid.width.is_multiple_of(window) {
@@ -390,6 +405,20 @@ fn check_shift(window: usize, shift: usize) -> crate::error::Result<()> {
             shift,
             format!("less than the window, {window}"),
         )),
+    }
+}
+
+/// The number of heads that a table of biases is for.
+pub(super) fn check_table(table: &Tensor, window: usize) -> crate::error::Result<usize> {
+    super::kernel::check_float("table", table)?;
+    check_window(window)?;
+    let side = 2 * window - 1;
+    match *table.dims() {
+        [rows, heads] if rows == side * side => Ok(heads),
+        _ => {
+            let expected = format!("[{}, num_heads] for a window of {window}", side * side);
+            Err(Error::shape("table", table.dims(), expected))
+        }
     }
 }
 
