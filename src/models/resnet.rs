@@ -181,7 +181,7 @@ impl ConvNorm {
         }
     }
 
-    fn forward(&self, xs: &Tensor, then: Then, pass: &mut Pass) -> Result<Tensor> {
+    fn evaluate(&self, xs: &Tensor, then: Then, pass: &mut Pass) -> Result<Tensor> {
         let ys = ops::conv2d(xs, &self.weight, self.stride, self.padding)?;
         self.norm.forward_then(then, &ys, pass)
     }
@@ -239,30 +239,32 @@ impl Block {
         })
     }
 
-    fn forward(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
-        let factors = pass.drop_path_factors(xs.dim(0)?, self.drop_path)?;
-        if pass.is_train() {
-            let block = ResidualBlock {
-                convs: self.convs.iter().map(ConvNorm::params).collect(),
-                downsample: self.downsample.as_ref().map(ConvNorm::params),
-            };
-            let (ys, seen) = ops::residual_block(xs, &block, factors.as_deref())?;
-            for (conv, seen) in self.convs.iter().chain(&self.downsample).zip(&seen) {
-                conv.norm.note(seen, pass);
-            }
-            return Ok(ys);
-        }
-        // In evaluation norms do not depend on what they see, and no path is dropped.
+    /// The convolutions, the projection last.
+    fn layers(&self) -> impl Iterator<Item = &ConvNorm> {
+        self.convs.iter().chain(&self.downsample)
+    }
+
+    /// The parameters in training, for `batch` samples.
+    fn params(&self, batch: usize, pass: &mut Pass) -> Result<ResidualBlock<'_>> {
+        Ok(ResidualBlock {
+            convs: self.convs.iter().map(ConvNorm::params).collect(),
+            downsample: self.downsample.as_ref().map(ConvNorm::params),
+            drop_path: pass.drop_path_factors(batch, self.drop_path)?,
+        })
+    }
+
+    /// In evaluation: norms do not depend on what they see, and no path is dropped.
+    fn evaluate(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
         let mut ys = xs.clone();
         for (index, conv) in self.convs.iter().enumerate() {
             let then = match index + 1 < self.convs.len() {
                 true => Then::Relu,
                 false => Then::Nothing,
             };
-            ys = conv.forward(&ys, then, pass)?;
+            ys = conv.evaluate(&ys, then, pass)?;
         }
         let identity = match &self.downsample {
-            Some(downsample) => downsample.forward(xs, Then::Nothing, pass)?,
+            Some(downsample) => downsample.evaluate(xs, Then::Nothing, pass)?,
             None => xs.clone(),
         };
         ops::add_relu(&ys, &identity)
@@ -341,20 +343,35 @@ impl ResNet {
     }
 }
 
+/// The max pooling behind the first convolution.
+const POOLING: Pooling = Pooling {
+    kernel: 3,
+    stride: 2,
+    padding: 1,
+};
+
 impl ResNet {
-    fn stem(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
-        let pool = Pooling {
-            kernel: 3,
-            stride: 2,
-            padding: 1,
-        };
-        if pass.is_train() {
-            let (ys, seen) = ops::stem(xs, &self.stem.params(), pool)?;
-            self.stem.norm.note(&seen, pass);
-            return Ok(ys);
+    /// The last map in training: all of it in two operations, which keep and write little in between.
+    fn train(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+        let (ys, seen) = ops::stem(xs, &self.stem.params(), POOLING)?;
+        self.stem.norm.note(&seen, pass);
+        let batch = xs.dim(0)?;
+        let blocks = self.blocks.iter().map(|block| block.params(batch, pass));
+        let blocks = blocks.collect::<Result<Vec<_>>>()?;
+        let (ys, seen) = ops::residual_blocks(&ys, &blocks)?;
+        for (layer, seen) in self.blocks.iter().flat_map(Block::layers).zip(&seen) {
+            layer.norm.note(seen, pass);
         }
-        let ys = self.stem.forward(xs, Then::Relu, pass)?;
-        ops::max_pool2d(&ys, pool.kernel, pool.stride, pool.padding)
+        Ok(ys)
+    }
+
+    fn evaluate(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+        let ys = self.stem.evaluate(xs, Then::Relu, pass)?;
+        let mut ys = ops::max_pool2d(&ys, POOLING.kernel, POOLING.stride, POOLING.padding)?;
+        for block in &self.blocks {
+            ys = block.evaluate(&ys, pass)?;
+        }
+        Ok(ys)
     }
 }
 
@@ -367,10 +384,10 @@ impl Forward for ResNet {
                 return Err(Error::shape("images", xs.dims(), expected).into());
             }
         }
-        let mut ys = self.stem(xs, pass)?;
-        for block in &self.blocks {
-            ys = block.forward(&ys, pass)?;
-        }
+        let ys = match pass.is_train() {
+            true => self.train(xs, pass)?,
+            false => self.evaluate(xs, pass)?,
+        };
         self.fc.forward(&pool::mean(&ys, (2, 3))?)
     }
 }

@@ -239,11 +239,17 @@ impl ChannelNorm<'_> {
         })
     }
 
-    /// Turns y into max(y + s norm(x), 0) with a factor s for each sample, 1 where there are none; returns the moments of
-    /// the input.
-    pub(super) fn forward_onto(&self, xs: &[f32], factors: Option<&[f32]>, ys: &mut [f32]) -> Vec<Moments> {
+    /// Turns y into max(y + s norm(x), 0) with a factor s for each sample, 1 where there are none; returns the moments as
+    /// [`forward`](Self::forward) does.
+    pub(super) fn forward_onto(
+        &self,
+        xs: &[f32],
+        given: Option<&[Moments]>,
+        factors: Option<&[f32]>,
+        ys: &mut [f32],
+    ) -> Vec<Moments> {
         self.dims.map_channels(ys, |channel, mut ys| {
-            let moments = self.moments_of(xs, None, channel);
+            let moments = self.moments_of(xs, given, channel);
             let line = self.line(channel, moments);
             for (sample, xs) in self.dims.rows(xs, channel).enumerate() {
                 forward_row_onto(xs, line, factor(factors, sample), ys.row(sample));

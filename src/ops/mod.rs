@@ -68,7 +68,7 @@ pub use patchify::patchify;
 pub use quick_gelu::quick_gelu;
 pub(crate) use residual::add as add_branch;
 pub use residual::Affine;
-pub use residual_block::{residual_block, ResidualBlock};
+pub use residual_block::{residual_blocks, ResidualBlock};
 pub use rms_norm::rms_norm;
 pub(crate) use rms_norm::rms_norm_with;
 pub use softmax::{softmax, softmax_last_dim};
@@ -95,7 +95,7 @@ pub mod reference {
     pub use super::mlp_branch::composition as mlp_branch;
     pub use super::patchify::composition as patchify;
     pub use super::quick_gelu::composition as quick_gelu;
-    pub use super::residual_block::composition as residual_block;
+    pub use super::residual_block::composition as residual_blocks;
     pub use super::rms_norm::composition as rms_norm;
     pub use super::softmax::composition as softmax;
     pub use super::stem::composition as stem;

@@ -1,4 +1,4 @@
-//! A residual block of convolutions (He et al. 2016, arXiv 1512.03385) as one operation.
+//! Residual blocks of convolutions (He et al. 2016, arXiv 1512.03385) as one operation.
 
 use std::sync::{Arc, OnceLock};
 
@@ -12,16 +12,18 @@ use super::conv2d::conv2d;
 use super::conv_norm::{Bound, ConvNorm, Layer};
 use super::deliver::Deliveries;
 use super::kernel::{self, Elements, Write};
-use super::residual::Affine;
+use super::residual::{self, Affine};
 use crate::error::{Error, Result as OurResult};
 
-/// The parameters of [`residual_block`].
+/// One of [`residual_blocks`].
 #[derive(Clone, Debug)]
 pub struct ResidualBlock<'a> {
     /// One after the other, with a ReLU between two of them: two in a ResNet's basic block, three in a bottleneck.
     pub convs: Vec<ConvNorm<'a>>,
     /// The projection of the input, where it has not the shape of what is added to it.
     pub downsample: Option<ConvNorm<'a>>,
+    /// s, a factor for each of the B samples (stochastic depth), 1 where there is none.
+    pub drop_path: Option<Vec<f32>>,
 }
 
 impl<'a> ResidualBlock<'a> {
@@ -31,9 +33,9 @@ impl<'a> ResidualBlock<'a> {
     }
 
     /// Weight, norm's weight and norm's bias of each layer.
-    fn params(&self) -> Vec<&'a Tensor> {
+    fn params<'s>(&'s self) -> impl Iterator<Item = &'a Tensor> + use<'s, 'a> {
         let of = |layer: &ConvNorm<'a>| [layer.weight, layer.norm.weight, layer.norm.bias];
-        self.layers().flat_map(of).collect()
+        self.layers().flat_map(of)
     }
 
     /// The same with other parameters.
@@ -52,23 +54,29 @@ impl<'a> ResidualBlock<'a> {
             })
             .collect();
         let downsample = self.downsample.and_then(|_| convs.pop());
-        ResidualBlock { convs, downsample }
+        ResidualBlock {
+            convs,
+            downsample,
+            drop_path: self.drop_path.clone(),
+        }
     }
 }
 
-/// y = max(identity(x) + s branch(x), 0), in training: the branch is convolutions with a batch norm behind each and a ReLU
-/// between two, the identity x itself or its projection; and what the batch norms saw.
+/// For one block after the other: y = max(identity(x) + s branch(x), 0), in training, where the branch is convolutions with a
+/// batch norm behind each and a ReLU between two, and the identity x itself or its projection; and what the batch norms
+/// saw.
 ///
-/// The same as the operations one by one, with less memory: for the backward only the results of the convolutions are
-/// kept, of which normalised values are computed again. Gradients of all parameters arrive as ever.
+/// The same as the operations one by one, with less memory: for the backward only the results of the convolutions and of
+/// the blocks are kept, until it has used them; normalised values are computed again. Gradients of all parameters arrive
+/// as ever.
 ///
 /// # Arguments
 ///
 /// - `xs`: [B, C, H, W]
-/// - `block`: the parameters
-/// - `drop_path`: s, a factor for each of the B samples (stochastic depth), 1 where there is none
+/// - `blocks`: the parameters, at least one block's
 ///
-/// Returns [B, C', H', W'], and the statistics of each norm, of the projection's last; no gradient flows through them.
+/// Returns [B, C', H', W'], and the statistics of each norm, block by block, of a projection after those of the branch; no
+/// gradient flows through them.
 ///
 /// # PyTorch
 ///
@@ -82,12 +90,12 @@ impl<'a> ResidualBlock<'a> {
 ///
 /// # Errors
 ///
-/// If there is no convolution, shapes do not fit or something is empty, a norm has one value per channel only, an `eps` is
-/// negative or not finite, or dtypes differ or are no floating-point ones.
+/// If there is no block or no convolution in one, shapes do not fit or something is empty, a norm has one value per channel
+/// only, an `eps` is negative or not finite, or dtypes differ or are no floating-point ones.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
-/// use masksub::ops::{residual_block, Affine, ConvNorm, ResidualBlock};
+/// use masksub::ops::{residual_blocks, Affine, ConvNorm, ResidualBlock};
 /// let tensor = |shape: &[usize]| Tensor::ones(shape, DType::F32, &Device::Cpu);
 /// let (weight, zero, one) = (tensor(&[2, 2, 3, 3])?, (tensor(&[2])? * 0.)?, tensor(&[2])?);
 /// let conv = ConvNorm {
@@ -97,100 +105,68 @@ impl<'a> ResidualBlock<'a> {
 ///     norm: Affine { weight: &zero, bias: &one },
 ///     eps: 1e-5,
 /// };
-/// let block = ResidualBlock { convs: vec![conv, conv], downsample: None };
-/// let (ys, statistics) = residual_block(&tensor(&[1, 2, 4, 4])?, &block, None)?;
-/// assert_eq!(ys.flatten_all()?.to_vec1::<f32>()?, [2.; 32]);
-/// assert_eq!(statistics.len(), 2);
+/// let block = ResidualBlock { convs: vec![conv, conv], downsample: None, drop_path: None };
+/// let (ys, statistics) = residual_blocks(&tensor(&[1, 2, 4, 4])?, &[block.clone(), block])?;
+/// assert_eq!(ys.flatten_all()?.to_vec1::<f32>()?, [3.; 32]);
+/// assert_eq!(statistics.len(), 4);
 /// # Ok::<(), candle_core::Error>(())
 /// ```
-pub fn residual_block(
-    xs: &Tensor,
-    block: &ResidualBlock,
-    drop_path: Option<&[f32]>,
-) -> Result<(Tensor, Vec<BatchStatistics>)> {
-    let layers = check(xs, block, drop_path)?;
-    let params = block.params();
+pub fn residual_blocks(xs: &Tensor, blocks: &[ResidualBlock]) -> Result<(Tensor, Vec<BatchStatistics>)> {
+    let checked = check(xs, blocks)?;
+    let params: Vec<_> = blocks.iter().flat_map(ResidualBlock::params).collect();
     if xs.device().is_cpu() && kernel::is_half(xs) {
         // As in the other operations, rounded once at the end.
         let dtype = xs.dtype();
         let wide = |t: &&Tensor| t.to_dtype(DType::F32);
         let params = params.iter().map(wide).collect::<Result<Vec<_>>>()?;
-        let (ys, seen) = residual_block(&wide(&xs)?, &block.with(&params), drop_path)?;
+        let blocks = blocks.iter().zip(&checked);
+        let blocks: Vec<_> = blocks
+            .map(|(block, checked)| block.with(&params[checked.first_param..]))
+            .collect();
+        let (ys, seen) = residual_blocks(&wide(&xs)?, &blocks)?;
         let seen = seen.iter().map(|seen| seen.to_dtype(dtype)).collect::<Result<_>>()?;
         return Ok((ys.to_dtype(dtype)?, seen));
     }
     if !kernel::on_cpu_f32(&params) || !kernel::on_cpu_f32(&[xs]) {
-        return composition(xs, block, drop_path);
+        return composition(xs, blocks);
     }
     let (ticket, params) = Deliveries::new(&params)?;
     let moments = Arc::new(OnceLock::new());
+    let layers = checked.iter().flat_map(|block| &block.layers);
+    let counts: Vec<_> = layers.map(|layer| layer.dims().count()).collect();
     let op = Op {
-        has_downsample: block.downsample.is_some(),
-        drop_path: drop_path.map(<[f32]>::to_vec),
+        blocks: checked,
         keep: xs.track_op() || ticket.track_op(),
         params,
         moments: moments.clone(),
         kept: Kept::default(),
-        layers,
     };
-    let counts: Vec<_> = op.layers.iter().map(|layer| layer.dims().count()).collect();
     let ys = xs.contiguous()?.apply_op2(&ticket, op)?;
-    let seen = moments.get().map_or(&[][..], Vec::as_slice);
-    let seen = seen
-        .iter()
-        .zip(counts)
-        .map(|(moments, count)| BatchStatistics::of(moments, count));
+    let seen = moments.get().into_iter().flatten().flatten().zip(counts);
+    let seen = seen.map(|(moments, count)| BatchStatistics::of(moments, count));
     Ok((ys, seen.collect::<Result<_>>()?))
 }
 
-/// The layers, once everything fits.
-fn check(xs: &Tensor, block: &ResidualBlock, drop_path: Option<&[f32]>) -> OurResult<Vec<Layer>> {
+/// The geometry of the blocks, once everything fits.
+fn check(xs: &Tensor, blocks: &[ResidualBlock]) -> OurResult<Vec<Block>> {
     kernel::check_float("xs", xs)?;
-    if block.convs.is_empty() {
-        return Err(Error::invalid("convs", "empty", "at least one convolution"));
+    if blocks.is_empty() {
+        return Err(Error::invalid("blocks", "empty", "at least one block"));
     }
-    let mut layers = Vec::with_capacity(block.convs.len() + 1);
     let mut dims = xs.dims().to_vec();
-    for conv in &block.convs {
-        let layer = Layer::new(
-            ["convs.weight", "convs.norm.weight", "convs.norm.bias"],
-            conv,
-            &dims,
-            xs,
-        )?;
-        dims = layer.conv.result_dims().to_vec();
-        layers.push(layer);
+    let mut first_param = 0;
+    let mut checked = Vec::with_capacity(blocks.len());
+    for block in blocks {
+        let block = Block::new(block, &dims, first_param, xs)?;
+        first_param += 3 * block.layers.len();
+        dims = block.result_dims().to_vec();
+        checked.push(block);
     }
-    let identity = match &block.downsample {
-        None => xs.dims().to_vec(),
-        Some(conv) => {
-            let names = ["downsample.weight", "downsample.norm.weight", "downsample.norm.bias"];
-            let layer = Layer::new(names, conv, xs.dims(), xs)?;
-            let dims = layer.conv.result_dims().to_vec();
-            layers.push(layer);
-            dims
-        }
-    };
-    if identity != dims {
-        let allowed = format!("so that it is {dims:?}, as what is added to it");
-        return Err(Error::invalid("downsample", format!("one to {identity:?}"), allowed));
-    }
-    match drop_path {
-        Some(factors) if factors.len() != dims[0] => Err(Error::invalid(
-            "drop_path",
-            format!("{} factors", factors.len()),
-            format!("{}, one for each sample", dims[0]),
-        )),
-        _ => Ok(layers),
-    }
+    Ok(checked)
 }
 
-/// [`residual_block`] of the operations one by one.
-pub fn composition(
-    xs: &Tensor,
-    block: &ResidualBlock,
-    drop_path: Option<&[f32]>,
-) -> Result<(Tensor, Vec<BatchStatistics>)> {
+/// [`residual_blocks`] of the operations one by one.
+pub fn composition(xs: &Tensor, blocks: &[ResidualBlock]) -> Result<(Tensor, Vec<BatchStatistics>)> {
     let mut seen = Vec::new();
     let mut layer = |layer: &ConvNorm, then, xs: &Tensor| -> Result<Tensor> {
         let ys = conv2d(xs, layer.weight, layer.stride, layer.padding)?;
@@ -198,158 +174,221 @@ pub fn composition(
         seen.push(statistics);
         Ok(ys)
     };
-    let mut ys = xs.clone();
-    for (i, conv) in block.convs.iter().enumerate() {
-        let then = match i + 1 < block.convs.len() {
-            true => Then::Relu,
-            false => Then::Nothing,
+    let mut xs = xs.clone();
+    for block in blocks {
+        let mut ys = xs.clone();
+        for (i, conv) in block.convs.iter().enumerate() {
+            let then = match i + 1 < block.convs.len() {
+                true => Then::Relu,
+                false => Then::Nothing,
+            };
+            ys = layer(conv, then, &ys)?;
+        }
+        if let Some(factors) = &block.drop_path {
+            let factors = Tensor::from_slice(factors, (factors.len(), 1, 1, 1), xs.device())?;
+            ys = ys.broadcast_mul(&factors.to_dtype(xs.dtype())?)?;
+        }
+        let identity = match &block.downsample {
+            Some(downsample) => layer(downsample, Then::Nothing, &xs)?,
+            None => xs,
         };
-        ys = layer(conv, then, &ys)?;
+        xs = add_relu(&ys, &identity)?;
     }
-    if let Some(factors) = drop_path {
-        let factors = Tensor::from_slice(factors, (factors.len(), 1, 1, 1), xs.device())?;
-        ys = ys.broadcast_mul(&factors.to_dtype(xs.dtype())?)?;
-    }
-    let identity = match &block.downsample {
-        Some(downsample) => layer(downsample, Then::Nothing, xs)?,
-        None => xs.clone(),
-    };
-    Ok((add_relu(&ys, &identity)?, seen))
+    Ok((xs, seen))
 }
 
-struct Op {
+/// A block without its parameters.
+struct Block {
     /// The convolutions, the projection last.
     layers: Vec<Layer>,
     has_downsample: bool,
     drop_path: Option<Vec<f32>>,
-    /// Three of each layer.
-    params: Deliveries,
-    /// Whether there will be a backward.
-    keep: bool,
-    /// Of what each convolution gave.
-    moments: Arc<OnceLock<Vec<Vec<Moments>>>>,
-    /// What each convolution gave.
-    kept: Kept<Vec<Buffer>>,
+    /// Where its parameters begin, of which each layer has three.
+    first_param: usize,
 }
 
-impl Op {
-    /// Calls `f` with the layers of the branch and the projection.
-    fn with_layers<T>(&self, f: impl FnOnce(&[Bound], Option<&Bound>) -> Result<T>) -> Result<T> {
-        let elements: Vec<_> = self.params.params().iter().map(Elements::of).collect::<Result<_>>()?;
-        let layers = self.layers.iter().zip(elements.chunks_exact(3));
-        let mut branch: Vec<_> = layers.map(|(layer, params)| layer.bind(params)).collect();
-        let downsample = if self.has_downsample { branch.pop() } else { None };
-        f(&branch, downsample.as_ref())
+impl Block {
+    fn new(block: &ResidualBlock, xs: &[usize], first_param: usize, like: &Tensor) -> OurResult<Self> {
+        if block.convs.is_empty() {
+            return Err(Error::invalid("convs", "empty", "at least one convolution"));
+        }
+        let mut layers = Vec::with_capacity(block.convs.len() + 1);
+        let mut dims = xs.to_vec();
+        for conv in &block.convs {
+            let names = ["convs.weight", "convs.norm.weight", "convs.norm.bias"];
+            let layer = Layer::new(names, conv, &dims, like)?;
+            dims = layer.conv.result_dims().to_vec();
+            layers.push(layer);
+        }
+        let identity = match &block.downsample {
+            None => xs.to_vec(),
+            Some(conv) => {
+                let names = ["downsample.weight", "downsample.norm.weight", "downsample.norm.bias"];
+                let layer = Layer::new(names, conv, xs, like)?;
+                let dims = layer.conv.result_dims().to_vec();
+                layers.push(layer);
+                dims
+            }
+        };
+        if identity != dims {
+            let allowed = format!("so that it is {dims:?}, as what is added to it");
+            return Err(Error::invalid("downsample", format!("one to {identity:?}"), allowed));
+        }
+        match &block.drop_path {
+            Some(factors) if factors.len() != dims[0] => Err(Error::invalid(
+                "drop_path",
+                format!("{} factors", factors.len()),
+                format!("{}, one for each sample", dims[0]),
+            )),
+            factors => Ok(Self {
+                layers,
+                has_downsample: block.downsample.is_some(),
+                drop_path: factors.clone(),
+                first_param,
+            }),
+        }
     }
 
-    /// What the convolutions give, the projection last: those of the branch one after the other, normalised by the moments
-    /// that are `given`, or else by their own, which come with them.
-    fn convolve(
-        &self,
-        xs: &[f32],
-        branch: &[Bound],
-        downsample: Option<&Bound>,
-        given: Option<&[Vec<Moments>]>,
-    ) -> (Vec<Buffer>, Vec<Vec<Moments>>) {
+    fn result_dims(&self) -> [usize; 4] {
+        let last = self.layers.len() - 1 - usize::from(self.has_downsample);
+        self.layers[last].conv.result_dims()
+    }
+
+    /// With its parameters out of those of all blocks.
+    fn bind<'a>(&'a self, params: &'a [Elements]) -> BoundBlock<'a> {
+        let layers = self.layers.iter().zip(params[self.first_param..].chunks_exact(3));
+        let mut branch: Vec<_> = layers.map(|(layer, params)| layer.bind(params)).collect();
+        let downsample = if self.has_downsample { branch.pop() } else { None };
+        BoundBlock {
+            branch,
+            downsample,
+            drop_path: self.drop_path.as_deref(),
+            first_param: self.first_param,
+        }
+    }
+}
+
+/// A block and the elements of its parameters.
+struct BoundBlock<'a> {
+    branch: Vec<Bound<'a>>,
+    downsample: Option<Bound<'a>>,
+    drop_path: Option<&'a [f32]>,
+    first_param: usize,
+}
+
+/// The moments of each layer's result.
+type BlockMoments = Vec<Vec<Moments>>;
+
+/// Where gradients of parameters go, in the backward through `node`.
+struct Sink<'a> {
+    params: &'a Deliveries,
+    node: &'a Tensor,
+    gradients: Vec<Option<Tensor>>,
+}
+
+impl Sink<'_> {
+    /// Turns the gradients of a layer's norm, whose input was `result` and the convolution's `xs`, into those of `result`,
+    /// in the same place, and of its parameters, from the `first` on.
+    fn layer(
+        &mut self,
+        first: usize,
+        layer: &Bound,
+        [xs, result]: [&[f32]; 2],
+        moments: &[Moments],
+        upstream: Upstream,
+        grads: &mut [f32],
+    ) -> Result<()> {
+        let of_norm = layer.norm.backward(result, moments, true, upstream, grads);
+        self.gradients[first] = self.params.gradient(first, self.node, |out, write| {
+            layer.conv.backward_weight(xs, grads, out, write);
+        })?;
+        for (gradient, data) in self.gradients[first + 1..].iter_mut().zip(of_norm) {
+            let channels = data.len();
+            *gradient = Some(kernel::tensor(data, &[channels])?);
+        }
+        Ok(())
+    }
+}
+
+impl BoundBlock<'_> {
+    /// What the convolutions give, the projection last, and the moments of all, those that are `given` or else their own.
+    /// Writes the block's result to `ys`, if there is a place for it.
+    fn forward(&self, xs: &[f32], given: Option<&BlockMoments>, ys: Option<&mut [f32]>) -> (Vec<Buffer>, BlockMoments) {
+        let given = |i: usize| given.map(|given| &given[i][..]);
         let (mut results, mut moments) = (Vec::new(), Vec::new());
         let mut active: Option<Buffer> = None;
-        for (i, layer) in branch.iter().enumerate() {
-            let ys = layer.conv(active.as_deref().unwrap_or(xs));
-            if i + 1 < branch.len() {
-                let (next, seen) = layer.activate(&ys, given.map(|given| &given[i][..]));
+        let last = self.branch.len() - 1;
+        for (i, layer) in self.branch.iter().enumerate() {
+            let result = layer.conv(active.as_deref().unwrap_or(xs));
+            if i < last {
+                let (next, seen) = layer.activate(&result, given(i));
                 active = Some(next);
                 moments.push(seen);
             }
-            results.push(ys);
+            results.push(result);
         }
         drop(active);
-        results.extend(downsample.map(|layer| layer.conv(xs)));
+        results.extend(self.downsample.as_ref().map(|layer| layer.conv(xs)));
+        if let Some(ys) = ys {
+            let of_projection = self.downsample.as_ref().map(|layer| {
+                let given = given(last + 1);
+                layer.norm.forward(&results[last + 1], given, f32::NEG_INFINITY, ys)
+            });
+            if of_projection.is_none() {
+                kernel::for_rows(ys, 1, |first, ys| ys.copy_from_slice(&xs[first..][..ys.len()]));
+            }
+            let norm = &self.branch[last].norm;
+            moments.push(norm.forward_onto(&results[last], given(last), self.drop_path, ys));
+            moments.extend(of_projection);
+        }
         (results, moments)
     }
 
-    fn forward(&self, xs: &[f32], branch: &[Bound], downsample: Option<&Bound>) -> Vec<f32> {
-        let (results, mut moments) = self.convolve(xs, branch, downsample, None);
-        let last = branch.len() - 1;
-        let mut ys = vec![0f32; results[last].len()];
-        let of_projection = downsample.map(|layer| {
-            let projected = &results[branch.len()];
-            layer.norm.forward(projected, None, f32::NEG_INFINITY, &mut ys)
-        });
-        if of_projection.is_none() {
-            kernel::for_rows(&mut ys, 1, |first, ys| ys.copy_from_slice(&xs[first..][..ys.len()]));
-        }
-        let norm = &branch[last].norm;
-        moments.push(norm.forward_onto(&results[last], self.drop_path.as_deref(), &mut ys));
-        moments.extend(of_projection);
-        self.moments.get_or_init(|| moments);
-        if self.keep {
-            self.kept.keep(results);
-        }
-        ys
-    }
-
-    /// The gradients of the input, and those of the parameters.
+    /// Writes the gradients of the input to `dxs`, and leaves those of the parameters in `sink`. Of `results`, what the
+    /// convolutions gave, each is let go when nothing needs it any more.
     fn backward(
         &self,
-        node: &Tensor,
         [xs, ys, grads]: [&[f32]; 3],
-        branch: &[Bound],
-        downsample: Option<&Bound>,
-    ) -> Result<(Vec<f32>, Vec<Option<Tensor>>)> {
-        let Some(moments) = self.moments.get() else {
-            candle_core::bail!("the backward of masksub's residual_block was called before its forward");
-        };
-        let again = || self.convolve(xs, branch, downsample, Some(moments)).0;
-        let mut kept = self.kept.take().unwrap_or_else(again);
-        let mut gradients = vec![None; self.params.params().len()];
+        mut results: Vec<Buffer>,
+        moments: &BlockMoments,
+        dxs: &mut [f32],
+        sink: &mut Sink,
+    ) -> Result<()> {
         let upstream = Upstream {
             grads: Some(grads),
             relu: Some(ys),
             factors: None,
         };
-        // Turns the gradients of a layer's norm, whose input was `result`, into those of that and its parameters.
-        let mut backward =
-            |i: usize, layer: &Bound, [seen, result]: [&[f32]; 2], upstream: Upstream, grads: &mut Buffer| {
-                let of_norm = layer.norm.backward(result, &moments[i], true, upstream, grads);
-                gradients[3 * i] = self.params.gradient(3 * i, node, |out, write| {
-                    layer.conv.backward_weight(seen, grads, out, write);
-                })?;
-                for (gradient, data) in gradients[3 * i + 1..].iter_mut().zip(of_norm) {
-                    let channels = data.len();
-                    *gradient = Some(kernel::tensor(data, &[channels])?);
-                }
-                Ok::<_, candle_core::Error>(())
-            };
-        let mut dxs = vec![0f32; xs.len()];
-        match downsample {
-            None => through_relu(ys, grads, &mut dxs),
+        let first = |layer: usize| self.first_param + 3 * layer;
+        match &self.downsample {
+            None => through_relu(ys, grads, dxs),
             Some(layer) => {
-                let result = kept.pop().unwrap_or_else(|| layer.conv(xs));
+                let i = self.branch.len();
+                let result = results.pop().unwrap_or_else(|| layer.conv(xs));
                 let mut grads = Buffer::new(result.len());
-                backward(branch.len(), layer, [xs, &result], upstream, &mut grads)?;
+                sink.layer(first(i), layer, [xs, &result], &moments[i], upstream, &mut grads)?;
                 drop(result);
-                layer.conv.backward_xs(layer.weight, &grads, &mut dxs, Write::Replace);
+                layer.conv.backward_xs(layer.weight, &grads, dxs, Write::Replace);
             }
         }
         let mut upstream = Upstream {
-            factors: self.drop_path.as_deref(),
+            factors: self.drop_path,
             ..upstream
         };
         let mut grads = Buffer::new(ys.len());
         let mut active: Buffer;
-        // From the last one down, each let go when nothing below needs it.
-        let mut index = branch.len();
-        while let Some(result) = kept.pop() {
-            index -= 1;
-            let layer = &branch[index];
-            let Some(before) = kept.last() else {
-                backward(index, layer, [xs, &result], upstream, &mut grads)?;
+        let mut i = self.branch.len();
+        while let Some(result) = results.pop() {
+            i -= 1;
+            let layer = &self.branch[i];
+            let Some(before) = results.last() else {
+                sink.layer(first(i), layer, [xs, &result], &moments[i], upstream, &mut grads)?;
                 drop(result);
-                layer.conv.backward_xs(layer.weight, &grads, &mut dxs, Write::Add);
+                layer.conv.backward_xs(layer.weight, &grads, dxs, Write::Add);
                 break;
             };
-            let seen = branch[index - 1].activate(before, Some(&moments[index - 1])).0;
-            backward(index, layer, [&seen, &result], upstream, &mut grads)?;
+            let (seen, _) = self.branch[i - 1].activate(before, Some(&moments[i - 1]));
+            sink.layer(first(i), layer, [&seen, &result], &moments[i], upstream, &mut grads)?;
             drop(result);
             let mut below = Buffer::new(seen.len());
             layer.conv.backward_xs(layer.weight, &grads, &mut below, Write::Replace);
@@ -361,20 +400,113 @@ impl Op {
                 factors: None,
             };
         }
-        Ok((dxs, gradients))
+        Ok(())
+    }
+}
+
+struct Op {
+    blocks: Vec<Block>,
+    params: Deliveries,
+    /// Whether there will be a backward.
+    keep: bool,
+    /// Of each block.
+    moments: Arc<OnceLock<Vec<BlockMoments>>>,
+    kept: Kept<Vec<KeptBlock>>,
+}
+
+struct KeptBlock {
+    /// What its convolutions gave.
+    results: Vec<Buffer>,
+    /// Its own result, unless it is the last one.
+    ys: Option<Buffer>,
+}
+
+impl Op {
+    fn with_blocks<T>(&self, f: impl FnOnce(&[BoundBlock]) -> Result<T>) -> Result<T> {
+        let params: Vec<_> = self.params.params().iter().map(Elements::of).collect::<Result<_>>()?;
+        let blocks: Vec<_> = self.blocks.iter().map(|block| block.bind(&params)).collect();
+        f(&blocks)
+    }
+
+    /// What there is to keep, and the moments, those that are `given` or else the results' own. Writes the last block's
+    /// result to `last`, if there is a place for it.
+    fn forward(
+        &self,
+        xs: &[f32],
+        blocks: &[BoundBlock],
+        given: Option<&[BlockMoments]>,
+        mut last: Option<&mut [f32]>,
+    ) -> (Vec<KeptBlock>, Vec<BlockMoments>) {
+        let mut kept: Vec<KeptBlock> = Vec::new();
+        let mut moments = Vec::new();
+        for (i, block) in blocks.iter().enumerate() {
+            let xs = kept.last().and_then(|before| before.ys.as_deref()).unwrap_or(xs);
+            let given = given.map(|given| &given[i]);
+            let mut ys = (i + 1 < blocks.len()).then(|| Buffer::new(self.blocks[i].result_dims().iter().product()));
+            let place = ys.as_deref_mut().or_else(|| last.take());
+            let (results, seen) = block.forward(xs, given, place);
+            moments.push(seen);
+            if !self.keep {
+                kept.clear();
+            }
+            kept.push(KeptBlock { results, ys });
+        }
+        (kept, moments)
+    }
+
+    /// The gradients of the input, and those of the parameters.
+    fn backward(
+        &self,
+        node: &Tensor,
+        [xs, ys, grads]: [&[f32]; 3],
+        blocks: &[BoundBlock],
+    ) -> Result<(Vec<f32>, Vec<Option<Tensor>>)> {
+        let Some(moments) = self.moments.get() else {
+            candle_core::bail!("the backward of masksub's residual blocks was called before its forward");
+        };
+        let again = || self.forward(xs, blocks, Some(moments), None).0;
+        let mut kept = self.kept.take().unwrap_or_else(again);
+        let mut sink = Sink {
+            params: &self.params,
+            node,
+            gradients: vec![None; self.params.params().len()],
+        };
+        let mut dxs = vec![0f32; xs.len()];
+        let mut above: Option<Buffer> = None;
+        while let Some(KeptBlock { results, ys: own }) = kept.pop() {
+            let i = kept.len();
+            let (ys, grads) = match (&own, &above) {
+                (Some(own), Some(grads)) => (&own[..], &grads[..]),
+                _ => (ys, grads),
+            };
+            let below = kept.last().and_then(|below| below.ys.as_deref());
+            let mut next = below.map(|below| Buffer::new(below.len()));
+            let into = next.as_deref_mut().unwrap_or(&mut dxs);
+            let slices = [below.unwrap_or(xs), ys, grads];
+            blocks[i].backward(slices, results, &moments[i], into, &mut sink)?;
+            above = next;
+        }
+        Ok((dxs, sink.gradients))
     }
 }
 
 impl CustomOp2 for Op {
     fn name(&self) -> &'static str {
-        "residual-block"
+        "residual-blocks"
     }
 
     fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
         let xs = kernel::elements(s1, l1)?;
-        let ys = self.with_layers(|branch, downsample| Ok(self.forward(xs, branch, downsample)))?;
-        let last = self.layers.len() - 1 - usize::from(self.has_downsample);
-        let dims = self.layers[last].conv.result_dims();
+        let Some(last) = self.blocks.last() else {
+            candle_core::bail!("there are no residual blocks");
+        };
+        let dims = last.result_dims();
+        let mut ys = vec![0f32; dims.iter().product()];
+        let (kept, moments) = self.with_blocks(|blocks| Ok(self.forward(xs, blocks, None, Some(&mut ys))))?;
+        self.moments.get_or_init(|| moments);
+        if self.keep {
+            self.kept.keep(kept);
+        }
         Ok((CpuStorage::F32(ys), Shape::from(&dims)))
     }
 
@@ -387,9 +519,8 @@ impl CustomOp2 for Op {
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let grad = grad.contiguous()?;
         let (x, y, g) = (Elements::of(xs)?, Elements::of(node)?, Elements::of(&grad)?);
-        let (dxs, gradients) =
-            self.with_layers(|branch, downsample| self.backward(node, [&x, &y, &g], branch, downsample))?;
-        super::residual::deliver(&self.params, ticket, gradients, dxs, xs)
+        let (dxs, gradients) = self.with_blocks(|blocks| self.backward(node, [&x, &y, &g], blocks))?;
+        residual::deliver(&self.params, ticket, gradients, dxs, xs)
     }
 }
 
@@ -441,14 +572,26 @@ mod tests {
                 })
                 .collect();
             let downsample = self.downsample.and_then(|_| convs.pop());
-            ResidualBlock { convs, downsample }
+            ResidualBlock {
+                convs,
+                downsample,
+                drop_path: None,
+            }
+        }
+
+        fn dropping<'a>(&self, drop_path: Option<&[f32]>, params: &'a [Tensor]) -> ResidualBlock<'a> {
+            let drop_path = drop_path.map(<[f32]>::to_vec);
+            ResidualBlock {
+                drop_path,
+                ..self.block(params)
+            }
         }
 
         fn check(&self, drop_path: Option<&[f32]>, seed: u64) {
             let shapes = self.shapes();
             let shapes: Vec<_> = shapes.iter().map(Vec::as_slice).collect();
-            let kernel = |args: &[Tensor]| Ok(residual_block(&args[0], &self.block(&args[1..]), drop_path)?.0);
-            let reference = |args: &[Tensor]| Ok(composition(&args[0], &self.block(&args[1..]), drop_path)?.0);
+            let kernel = |args: &[Tensor]| Ok(residual_blocks(&args[0], &[self.dropping(drop_path, &args[1..])])?.0);
+            let reference = |args: &[Tensor]| Ok(composition(&args[0], &[self.dropping(drop_path, &args[1..])])?.0);
             check_op(&kernel, &reference, &shapes, seed);
         }
     }
@@ -497,12 +640,40 @@ mod tests {
         basic([3, 17, 20, 31]).check(None, 3);
     }
 
+    /// Blocks one after the other, whose results are kept, are those one by one.
+    #[test]
+    fn several_blocks_are_one_after_the_other() {
+        // Of one convolution each, so that errors of rounding do not add up.
+        let single = |xs, stride, downsample| Sizes {
+            xs,
+            convs: vec![[5, 3, stride, 1]],
+            downsample,
+        };
+        let same = || single([2, 5, 5, 4], 1, None);
+        let sizes = [single([2, 3, 9, 8], 2, Some([5, 1, 2, 0])), same(), same()];
+        let mut shapes = vec![sizes[0].xs.to_vec()];
+        shapes.extend(sizes.iter().flat_map(|sizes| sizes.shapes().into_iter().skip(1)));
+        let shapes: Vec<_> = shapes.iter().map(Vec::as_slice).collect();
+        fn blocks<'a>(sizes: &[Sizes], mut params: &'a [Tensor]) -> Vec<ResidualBlock<'a>> {
+            let mut blocks = Vec::new();
+            for sizes in sizes {
+                let (mine, others) = params.split_at(3 * sizes.layers().len());
+                blocks.push(sizes.dropping(Some(&[0.5, 2.]), mine));
+                params = others;
+            }
+            blocks
+        }
+        let kernel = |args: &[Tensor]| Ok(residual_blocks(&args[0], &blocks(&sizes, &args[1..]))?.0);
+        let reference = |args: &[Tensor]| Ok(composition(&args[0], &blocks(&sizes, &args[1..]))?.0);
+        check_op(&kernel, &reference, &shapes, 5);
+    }
+
     #[test]
     fn composition_has_the_right_derivative() {
         for (sizes, seed) in [(basic([2, 2, 3, 3]), 0), (bottleneck([2, 2, 4, 3], 2, 3, 2), 1)] {
             let shapes = sizes.shapes();
             let shapes: Vec<_> = shapes.iter().map(Vec::as_slice).collect();
-            let reference = |args: &[Tensor]| Ok(composition(&args[0], &sizes.block(&args[1..]), Some(&[0.5, 2.]))?.0);
+            let reference = |args: &[Tensor]| Ok(composition(&args[0], &[sizes.block(&args[1..])])?.0);
             check_derivative(&reference, &shapes, seed);
         }
     }
@@ -518,8 +689,8 @@ mod tests {
     fn statistics_are_those_of_the_norms() {
         let sizes = bottleneck([3, 4, 6, 5], 3, 5, 2);
         let (single, wide) = (tensors(&sizes, DType::F32), tensors(&sizes, DType::F64));
-        let (_, expected) = composition(&wide[0], &sizes.block(&wide[1..]), None).unwrap();
-        let (_, seen) = residual_block(&single[0], &sizes.block(&single[1..]), None).unwrap();
+        let (_, expected) = composition(&wide[0], &[sizes.block(&wide[1..])]).unwrap();
+        let (_, seen) = residual_blocks(&single[0], &[sizes.block(&single[1..])]).unwrap();
         assert_eq!((seen.len(), expected.len()), (4, 4));
         for (seen, expected) in seen.iter().zip(&expected) {
             assert!(relative(&seen.mean, &expected.mean) < 1e-6);
@@ -527,7 +698,7 @@ mod tests {
             assert!(!seen.mean.track_op() && !seen.unbiased_var.track_op());
         }
         let half = tensors(&sizes, DType::BF16);
-        let (ys, seen) = residual_block(&half[0], &sizes.block(&half[1..]), None).unwrap();
+        let (ys, seen) = residual_blocks(&half[0], &[sizes.block(&half[1..])]).unwrap();
         assert!(ys.dtype() == DType::BF16 && seen[3].mean.dtype() == DType::BF16);
     }
 
@@ -540,11 +711,11 @@ mod tests {
             trained[i] = candle_core::Var::from_tensor(&args[i]).unwrap().as_tensor().clone();
         }
         let values = |args: &[Tensor]| {
-            let (ys, _) = residual_block(&args[0], &sizes.block(&args[1..]), None).unwrap();
+            let (ys, _) = residual_blocks(&args[0], &[sizes.block(&args[1..])]).unwrap();
             ys.flatten_all().unwrap().to_vec1::<f32>().unwrap()
         };
         assert_eq!(values(&args), values(&trained));
-        let (ys, _) = residual_block(&trained[0], &sizes.block(&trained[1..]), None).unwrap();
+        let (ys, _) = residual_blocks(&trained[0], &[sizes.block(&trained[1..])]).unwrap();
         let grads = ys.sum_all().unwrap().backward().unwrap();
         let found: Vec<_> = (0..trained.len())
             .filter(|&i| grads.get(&trained[i]).is_some())
@@ -559,11 +730,12 @@ mod tests {
             let mut args = tensors(&sizes, DType::F32);
             let mut sizes = bottleneck([2, 3, 5, 5], 4, 6, 2);
             change(&mut args, &mut sizes);
-            let drop_path = [1.; 3];
-            let drop_path = (sizes.xs[0] == 0).then_some(&drop_path[..]);
-            residual_block(&args[0], &sizes.block(&args[1..]), drop_path)
-                .unwrap_err()
-                .to_string()
+            let drop_path = (sizes.xs[0] == 0).then(|| vec![1.; 3]);
+            let block = ResidualBlock {
+                drop_path,
+                ..sizes.block(&args[1..])
+            };
+            residual_blocks(&args[0], &[block]).unwrap_err().to_string()
         };
         let tensor = |shape: &[usize]| random(shape, 0).to_dtype(DType::F32).unwrap();
         assert_eq!(
@@ -601,7 +773,7 @@ mod tests {
         let single = tensors(&bottleneck([1, 3, 1, 1], 4, 6, 1), DType::F32);
         let block = bottleneck([1, 3, 1, 1], 4, 6, 1);
         assert_eq!(
-            residual_block(&single[0], &block.block(&single[1..]), None)
+            residual_blocks(&single[0], &[block.block(&single[1..])])
                 .unwrap_err()
                 .to_string(),
             "xs has shape [1, 3, 1, 1], but must be so large that each norm has more than one value per channel"
@@ -609,10 +781,11 @@ mod tests {
         let none = ResidualBlock {
             convs: vec![],
             downsample: None,
+            drop_path: None,
         };
         let xs = Tensor::zeros((1, 1, 2, 2), DType::F32, &Device::Cpu).unwrap();
         assert_eq!(
-            residual_block(&xs, &none, None).unwrap_err().to_string(),
+            residual_blocks(&xs, &[none]).unwrap_err().to_string(),
             "convs is empty, but must be at least one convolution"
         );
     }
