@@ -1,9 +1,11 @@
 //! The affine map of the last dimension.
 
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use gemm::Parallelism;
 
+use super::deliver::Deliveries;
 use super::kernel::{self, Elements, Mat, MatMut, Write};
+use super::residual;
 use crate::error::Error;
 
 /// y = x Wᵀ + b, with the bias's addition and all gradients in one operation.
@@ -50,11 +52,15 @@ pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Ten
     if !kernel::on_cpu_f32(&[xs, weight]) || bias.is_some_and(|b| !kernel::on_cpu_f32(&[b])) {
         return composition(xs, weight, bias);
     }
-    let (xs, weight) = (xs.contiguous()?, weight.contiguous()?);
-    match bias {
-        Some(bias) => xs.apply_op3(&weight, &bias.contiguous()?, Linear),
-        None => xs.apply_op2(&weight, Linear),
-    }
+    let (out_features, in_features) = weight.dims2()?;
+    let params: Vec<_> = [weight].into_iter().chain(bias).collect();
+    let (ticket, params) = Deliveries::new(&params)?;
+    let op = Linear {
+        out_features,
+        in_features,
+        params,
+    };
+    xs.contiguous()?.apply_op2(&ticket, op)
 }
 
 fn check(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> crate::error::Result<()> {
@@ -94,88 +100,44 @@ pub fn composition(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Resul
     }
 }
 
-struct Linear;
-
-fn forward(
-    xs: &[f32],
-    weight: &[f32],
-    bias: Option<&[f32]>,
-    shape: &Shape,
-    weight_shape: &Shape,
-) -> Result<(CpuStorage, Shape)> {
-    let (out_features, in_features) = weight_shape.dims2()?;
-    let rows = xs.len() / in_features;
-    let mut ys = vec![0f32; rows * out_features];
-    let write = match bias {
-        // The product is then added to the bias while it is in registers, instead of in a pass of its own.
-        Some(bias) => {
-            kernel::for_rows(&mut ys, out_features, |_, ys| {
-                for y in ys.chunks_exact_mut(out_features) {
-                    y.copy_from_slice(bias);
-                }
-            });
-            Write::Add
-        }
-        None => Write::Replace,
-    };
-    kernel::matmul(
-        &mut MatMut::rows(&mut ys, rows, out_features, out_features),
-        write,
-        1.0,
-        Mat::rows(xs, rows, in_features, in_features),
-        Mat::rows(weight, out_features, in_features, in_features).t(),
-        Parallelism::Rayon(0),
-    );
-    let mut shape = shape.dims().to_vec();
-    if let Some(last) = shape.last_mut() {
-        *last = out_features;
-    }
-    Ok((CpuStorage::F32(ys), shape.into()))
+struct Linear {
+    out_features: usize,
+    in_features: usize,
+    /// The weight, and the bias if there is one.
+    params: Deliveries,
 }
 
-/// The gradients of `xs`, `weight` and `bias`, each only where one is asked for.
-fn backward(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, grad: &Tensor) -> Result<[Option<Tensor>; 3]> {
-    let grad = grad.contiguous()?;
-    let (out_features, in_features) = weight.dims2()?;
-    let rows = xs.elem_count() / in_features;
-    let g = Elements::of(&grad)?;
-    let g_mat = Mat::rows(&g, rows, out_features, out_features);
-
-    let grad_xs = if xs.track_op() {
-        let w = Elements::of(weight)?;
-        let mut out = vec![0f32; rows * in_features];
+impl Linear {
+    fn forward(&self, xs: &[f32], weight: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
+        let &Self {
+            out_features,
+            in_features,
+            ..
+        } = self;
+        let rows = xs.len() / in_features;
+        let mut ys = vec![0f32; rows * out_features];
+        let write = match bias {
+            // The product is then added to the bias while it is in registers, instead of in a pass of its own.
+            Some(bias) => {
+                kernel::for_rows(&mut ys, out_features, |_, ys| {
+                    for y in ys.chunks_exact_mut(out_features) {
+                        y.copy_from_slice(bias);
+                    }
+                });
+                Write::Add
+            }
+            None => Write::Replace,
+        };
         kernel::matmul(
-            &mut MatMut::rows(&mut out, rows, in_features, in_features),
-            Write::Replace,
+            &mut MatMut::rows(&mut ys, rows, out_features, out_features),
+            write,
             1.0,
-            g_mat,
-            Mat::rows(&w, out_features, in_features, in_features),
+            Mat::rows(xs, rows, in_features, in_features),
+            Mat::rows(weight, out_features, in_features, in_features).t(),
             Parallelism::Rayon(0),
         );
-        Some(kernel::tensor(out, xs.dims())?)
-    } else {
-        None
-    };
-    let grad_weight = if weight.track_op() {
-        let x = Elements::of(xs)?;
-        let mut out = vec![0f32; out_features * in_features];
-        kernel::matmul(
-            &mut MatMut::rows(&mut out, out_features, in_features, in_features),
-            Write::Replace,
-            1.0,
-            g_mat.t(),
-            Mat::rows(&x, rows, in_features, in_features),
-            Parallelism::Rayon(0),
-        );
-        Some(kernel::tensor(out, weight.dims())?)
-    } else {
-        None
-    };
-    let grad_bias = match bias {
-        Some(bias) if bias.track_op() => Some(kernel::tensor(sum_rows(&g, out_features), bias.dims())?),
-        _ => None,
-    };
-    Ok([grad_xs, grad_weight, grad_bias])
+        ys
+    }
 }
 
 /// The sum of the rows of `xs`, each `width` long.
@@ -200,55 +162,52 @@ impl CustomOp2 for Linear {
         "linear"
     }
 
-    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
-        forward(
-            kernel::elements(s1, l1)?,
-            kernel::elements(s2, l2)?,
-            None,
-            l1.shape(),
-            l2.shape(),
-        )
-    }
-
-    fn bwd(&self, xs: &Tensor, weight: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let [grad_xs, grad_weight, _] = backward(xs, weight, None, grad)?;
-        Ok((grad_xs, grad_weight))
-    }
-}
-
-impl CustomOp3 for Linear {
-    fn name(&self) -> &'static str {
-        "linear"
-    }
-
-    fn cpu_fwd(
-        &self,
-        s1: &CpuStorage,
-        l1: &Layout,
-        s2: &CpuStorage,
-        l2: &Layout,
-        s3: &CpuStorage,
-        l3: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let bias = kernel::elements(s3, l3)?;
-        forward(
-            kernel::elements(s1, l1)?,
-            kernel::elements(s2, l2)?,
-            Some(bias),
-            l1.shape(),
-            l2.shape(),
-        )
+    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        let xs = kernel::elements(s1, l1)?;
+        let params: Vec<_> = self.params.params().iter().map(Elements::of).collect::<Result<_>>()?;
+        let ys = self.forward(xs, &params[0], params.get(1).map(|bias| &**bias));
+        let mut dims = l1.dims().to_vec();
+        if let Some(last) = dims.last_mut() {
+            *last = self.out_features;
+        }
+        Ok((CpuStorage::F32(ys), dims.into()))
     }
 
     fn bwd(
         &self,
         xs: &Tensor,
-        weight: &Tensor,
-        bias: &Tensor,
-        _: &Tensor,
+        ticket: &Tensor,
+        node: &Tensor,
         grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        backward(xs, weight, Some(bias), grad).map(Into::into)
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let &Self {
+            out_features,
+            in_features,
+            ..
+        } = self;
+        let grad = grad.contiguous()?;
+        let (x, g) = (Elements::of(xs)?, Elements::of(&grad)?);
+        let rows = x.len() / in_features;
+        let mut dx = vec![0f32; if xs.track_op() { x.len() } else { 0 }];
+        if xs.track_op() {
+            let weight = Elements::of(&self.params.params()[0])?;
+            kernel::matmul(
+                &mut MatMut::rows(&mut dx, rows, in_features, in_features),
+                Write::Replace,
+                1.0,
+                Mat::rows(&g, rows, out_features, out_features),
+                Mat::rows(&weight, out_features, in_features, in_features),
+                Parallelism::Rayon(0),
+            );
+        }
+        let dweight = self.params.gradient(0, node, |out, write| {
+            residual::weight_gradient(out, write, &g, out_features, &x, in_features);
+        })?;
+        let dbias = match self.params.wanted(1) {
+            true => Some(kernel::tensor(sum_rows(&g, out_features), &[out_features])?),
+            false => None,
+        };
+        residual::deliver(&self.params, ticket, vec![dweight, dbias], dx, xs)
     }
 }
 
