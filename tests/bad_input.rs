@@ -737,7 +737,10 @@ mod the_vit {
             half().generate(2, Grid::new(4, 5), key()),
         ] {
             let result = vit.embed(&images(2, "mask"), Some(&mask.unwrap()), &mut Pass::eval());
-            assert!(matches!(error_of(result), Error::Shape { argument: "tokens", .. }));
+            assert!(matches!(
+                error_of(result),
+                Error::InvalidArgument { argument: "mask", .. }
+            ));
         }
     }
 }

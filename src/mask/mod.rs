@@ -168,6 +168,15 @@ impl Mask {
         self.keep.chunks_exact(self.num_keep)
     }
 
+    /// What [`rows`](Self::rows) gives, all at once, if this is a mask for `batch` samples on `grid`.
+    pub(crate) fn indices_on(&self, grid: Grid, batch: usize) -> Result<&[u32]> {
+        if (self.grid, self.batch) != (grid, batch) {
+            let given = format!("for {} samples on {}", self.batch, self.grid);
+            return Err(Error::invalid("mask", given, format!("for {batch} samples on {grid}")));
+        }
+        Ok(&self.keep)
+    }
+
     /// The kept positions, [B, K] u32.
     ///
     /// # Errors

@@ -14,7 +14,7 @@ use crate::grid::Grid;
 use crate::mask::Mask;
 use crate::nn::{layer_norm, LayerNorm};
 pub use crate::ops::Activation;
-use crate::ops::{self, AttentionBranch, Tokens};
+use crate::ops::{self, AttentionBranch, PatchEmbed, Tokens};
 
 /// Whose weights a model has: names and shapes of its parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -564,26 +564,15 @@ impl TokenModel for VisionTransformer {
     }
 
     fn embed(&self, xs: &Tensor, keep: Option<&Mask>, _: &mut Pass) -> Result<Tensor> {
-        self.grid(xs)?;
-        let (batch, d) = (xs.dim(0)?, self.cfg.embed_dim);
-        let patches = ops::patchify(xs, self.cfg.patch_size)?;
-        // The convolution of the papers, as the matrix product it is.
-        let kernel = self.patch_weight.flatten_from(1)?;
-        let tokens = ops::linear(&patches, &kernel, self.patch_bias.as_ref())?;
-        let (cls_token, positions) = match self.cfg.class_token_position {
-            true => {
-                let of_class = self.pos_embed.narrow(1, 0, 1)?;
-                let of_patches = self.pos_embed.narrow(1, 1, self.pos_embed.dim(1)? - 1)?;
-                ((&self.cls_token + of_class)?, of_patches)
-            }
-            false => (self.cls_token.clone(), self.pos_embed.clone()),
+        let grid = self.grid(xs)?;
+        let keep = keep.map(|mask| mask.indices_on(grid, xs.dim(0)?)).transpose()?;
+        let embed = PatchEmbed {
+            weight: &self.patch_weight,
+            bias: self.patch_bias.as_ref(),
+            class_token: &self.cls_token,
+            positions: &self.pos_embed,
         };
-        let tokens = tokens.broadcast_add(&positions)?;
-        let tokens = match keep {
-            Some(mask) => mask.gather(&tokens, 0)?,
-            None => tokens,
-        };
-        let tokens = Tensor::cat(&[&cls_token.broadcast_as((batch, 1, d))?, &tokens], 1)?;
+        let tokens = ops::patch_embed(xs, &embed, keep)?;
         match &self.pre_norm {
             Some(norm) => norm.forward(&tokens),
             None => Ok(tokens),

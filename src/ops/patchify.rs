@@ -44,7 +44,7 @@ pub fn patchify(images: &Tensor, patch_size: usize) -> Result<Tensor> {
     images.contiguous()?.apply_op1(op)
 }
 
-fn check(images: &Tensor, patch_size: usize) -> crate::error::Result<Patchify> {
+pub(super) fn check(images: &Tensor, patch_size: usize) -> crate::error::Result<Patchify> {
     if patch_size == 0 {
         return Err(Error::invalid("patch_size", patch_size, "at least 1"));
     }
@@ -76,7 +76,7 @@ pub fn composition(images: &Tensor, patch_size: usize) -> Result<Tensor> {
 }
 
 #[derive(Clone, Copy)]
-struct Patchify {
+pub(super) struct Patchify {
     batch: usize,
     channels: usize,
     height: usize,
@@ -93,9 +93,50 @@ impl Patchify {
         self.width / self.patch_size
     }
 
+    pub(super) fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// Patches of an image.
+    pub(super) fn count(&self) -> usize {
+        self.rows() * self.columns()
+    }
+
     /// Elements of a patch.
-    fn patch(&self) -> usize {
+    pub(super) fn patch(&self) -> usize {
         self.channels * self.patch_size * self.patch_size
+    }
+
+    /// Elements of an image.
+    pub(super) fn image(&self) -> usize {
+        self.channels * self.height * self.width
+    }
+
+    /// Where the patch at `position` has its rows in an image, channel by channel: the first pixel of each.
+    fn lines(self, position: usize) -> impl Iterator<Item = usize> {
+        let (row, column) = (position / self.columns(), position % self.columns());
+        let p = self.patch_size;
+        (0..self.channels * p).map(move |line| {
+            let (channel, down) = (line / p, line % p);
+            (channel * self.height + row * p + down) * self.width + column * p
+        })
+    }
+
+    /// Writes the patch at `position` of a sample to `patch`.
+    pub(super) fn copy_patch(&self, images: &[f32], sample: usize, position: usize, patch: &mut [f32]) {
+        let image = &images[sample * self.image()..];
+        for (pixels, line) in patch.chunks_exact_mut(self.patch_size).zip(self.lines(position)) {
+            pixels.copy_from_slice(&image[line..][..self.patch_size]);
+        }
+    }
+
+    /// Adds a patch to the one at `position` of an image.
+    pub(super) fn add_patch(&self, patch: &[f32], position: usize, image: &mut [f32]) {
+        for (pixels, line) in patch.chunks_exact(self.patch_size).zip(self.lines(position)) {
+            for (sum, pixel) in image[line..].iter_mut().zip(pixels) {
+                *sum += pixel;
+            }
+        }
     }
 
     fn forward(&self, images: &[f32]) -> Vec<f32> {
