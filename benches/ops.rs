@@ -10,7 +10,10 @@ use std::fmt;
 
 use candle_core::{Device, Result, Tensor, Var};
 use divan::Bencher;
-use masksub::ops::{self, reference, Activation, Affine, AttentionBranch, MlpBranch, Tokens, Windows};
+use masksub::ops::{
+    self, reference, Activation, Affine, AttentionBranch, ConvNorm, MlpBranch, PatchEmbed, Pooling, ResidualBlock,
+    Tokens, Windows,
+};
 use masksub::Grid;
 
 fn main() {
@@ -223,6 +226,41 @@ fn keep(size: Size) -> Vec<u32> {
         .collect()
 }
 
+fn of_patches(x: &[Var]) -> PatchEmbed<'_> {
+    PatchEmbed {
+        weight: &x[1],
+        class_token: &x[2],
+        positions: &x[3],
+        bias: Some(&x[4]),
+    }
+}
+
+/// The indices that leave `size.tokens` tokens, the class token among them, of a 224-pixel image in patches of 16.
+fn keep_of_all(size: Size) -> Vec<u32> {
+    (0..BATCH).flat_map(|_| 0..size.tokens as u32 - 1).collect()
+}
+
+bench!(
+    patch_embed,
+    |size: Size| {
+        let d = size.width;
+        let params = [var(&[d, 3, 16, 16]), var(&[1, 1, d]), var(&[1, 197, d]), var(&[d])];
+        [var(&[BATCH, 3, 224, 224])]
+            .into_iter()
+            .chain(params)
+            .collect::<Vec<_>>()
+    },
+    // Images need no gradient.
+    |size: Size| move |x: &[Var]| ops::patch_embed(
+        &x[0].as_detached_tensor(),
+        &of_patches(x),
+        Some(&keep_of_all(size))
+    ),
+    |size: Size| move |x: &[Var]| {
+        reference::patch_embed(&x[0].as_detached_tensor(), &of_patches(x), Some(&keep_of_all(size)))
+    }
+);
+
 bench!(
     gather_rows,
     |s: Size| vec![tokens(s, s.width)],
@@ -362,6 +400,67 @@ bench!(
     |m: Map| vec![m.var()],
     |_| |x: &[Var]| ops::max_pool2d(&x[0], 3, 2, 1),
     |_| |x: &[Var]| reference::max_pool2d(&x[0], 3, 2, 1)
+);
+
+/// A convolution that keeps the side of its map, or halves it, and its norm.
+fn conv_norm(x: &[Var], stride: usize) -> ConvNorm<'_> {
+    ConvNorm {
+        weight: &x[0],
+        stride,
+        padding: x[0].dims()[3] / 2,
+        norm: Affine {
+            weight: &x[1],
+            bias: &x[2],
+        },
+        eps: 1e-5,
+    }
+}
+
+/// Weight and norm of a convolution.
+fn conv_norm_vars(inputs: usize, outputs: usize, side: usize) -> [Var; 3] {
+    [var(&[outputs, inputs, side, side]), var(&[outputs]), var(&[outputs])]
+}
+
+/// A map and a bottleneck on it, a quarter as wide in the middle.
+fn bottleneck(map: Map) -> Vec<Var> {
+    let (outer, inner) = (map.channels, map.channels / 4);
+    let convs = [(outer, inner, 1), (inner, inner, 3), (inner, outer, 1)];
+    let params = convs.into_iter().flat_map(|(i, o, side)| conv_norm_vars(i, o, side));
+    [map.var()].into_iter().chain(params).collect()
+}
+
+fn of_bottleneck(x: &[Var]) -> [ResidualBlock<'_>; 1] {
+    [ResidualBlock {
+        convs: x[1..].chunks_exact(3).map(|x| conv_norm(x, 1)).collect(),
+        downsample: None,
+        drop_path: None,
+    }]
+}
+
+const BOTTLENECKS: [Map; 4] = [map(256, 56), map(512, 28), map(1024, 14), map(2048, 7)];
+
+bench!(
+    residual_blocks,
+    BOTTLENECKS: Map,
+    bottleneck,
+    |_| |x: &[Var]| Ok(ops::residual_blocks(&x[0], &of_bottleneck(x))?.0),
+    |_| |x: &[Var]| Ok(reference::residual_blocks(&x[0], &of_bottleneck(x))?.0)
+);
+
+const IMAGES: [Map; 1] = [map(3, 224)];
+
+const POOLING: Pooling = Pooling {
+    kernel: 3,
+    stride: 2,
+    padding: 1,
+};
+
+bench!(
+    stem,
+    IMAGES: Map,
+    |images: Map| [images.var()].into_iter().chain(conv_norm_vars(3, 64, 7)).collect(),
+    |_| |x: &[Var]| Ok(ops::stem(&x[0], &conv_norm(&x[1..], 2), POOLING)?.0),
+    |_| |x: &[Var]| Ok(reference::stem(&x[0], &conv_norm(&x[1..], 2), POOLING)?.0)
 );
 
 /// Attention within windows of 7 x 7 tokens in a stage of Swin-T, for 8 samples.

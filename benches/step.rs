@@ -16,13 +16,14 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{bail, ensure, Context, Result};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor, Var};
 use clap::{value_parser, Parser, ValueEnum};
 use masksub::models::resnet::{self, ResNet};
 use masksub::models::swin::{self, SwinTransformer};
 use masksub::models::vit::{self, VisionTransformer};
 use masksub::{
-    Criterion, DropToken, Forward, MaskSub, MaskToken, Params, Pass, PatchDrop, RandomMasking, Seed, SubBranch, Weights,
+    Criterion, DropToken, Forward, Grid, Mask, MaskSub, MaskToken, Params, Pass, PatchDrop, RandomMasking, Seed,
+    SubBranch, TokenModel, Weights,
 };
 use serde_json::json;
 
@@ -62,6 +63,9 @@ enum What {
     Forward,
     Plain,
     Masksub,
+    /// What of a MaskSub step is not the model: masks, losses, gathering of gradients, checks. Of a ViT only, and only on
+    /// request.
+    Rest,
 }
 
 fn main() -> Result<()> {
@@ -69,7 +73,9 @@ fn main() -> Result<()> {
     let flags = Flags::parse();
     match flags.what {
         Some(what) => measure(what, &flags),
-        None => What::value_variants().iter().try_for_each(|what| in_own_process(*what)),
+        None => [What::Forward, What::Plain, What::Masksub]
+            .iter()
+            .try_for_each(|what| in_own_process(*what)),
     }
 }
 
@@ -96,6 +102,12 @@ fn measure(what: What, flags: &Flags) -> Result<()> {
             crop_remainder: true,
             ..size(classes)
         };
+        if what == What::Rest {
+            // For its parameters, which are looked for among the gradients.
+            VisionTransformer::new(&cfg, vb)?;
+            let rest = Rest::new(&cfg, flags.batch, &device)?;
+            return time(what, flags, &device, &weights, rest, DropToken::new(masking));
+        }
         let vit = VisionTransformer::new(&cfg, vb)?;
         return time(what, flags, &device, &weights, vit, DropToken::new(masking));
     }
@@ -115,6 +127,54 @@ fn measure(what: What, flags: &Flags) -> Result<()> {
         "--model is {}, but must be the name of a published size of ViT, ResNet or Swin",
         flags.model
     )
+}
+
+/// A model that computes nothing: its logits are a variable.
+struct Rest {
+    grid: Grid,
+    logits: Tensor,
+    tokens: Tensor,
+}
+
+impl Rest {
+    fn new(cfg: &vit::Config, batch: usize, device: &Device) -> Result<Self> {
+        let (height, width) = cfg.image_size;
+        let grid = Grid::new(height / cfg.patch_size, width / cfg.patch_size);
+        Ok(Self {
+            grid,
+            logits: Var::rand(-1f32, 1., (batch, cfg.num_classes), device)?
+                .as_tensor()
+                .clone(),
+            tokens: Tensor::zeros((batch, 1 + grid.len(), 1), DType::F32, device)?,
+        })
+    }
+}
+
+impl TokenModel for Rest {
+    fn grid(&self, _: &Tensor) -> candle_core::Result<Grid> {
+        Ok(self.grid)
+    }
+
+    fn num_prefix_tokens(&self) -> usize {
+        1
+    }
+
+    fn embed(&self, _: &Tensor, keep: Option<&Mask>, _: &mut Pass) -> candle_core::Result<Tensor> {
+        match keep {
+            Some(mask) => Ok(mask.gather(&self.tokens, 1)?),
+            None => Ok(self.tokens.clone()),
+        }
+    }
+
+    fn classify(&self, _: &Tensor, _: &mut Pass) -> candle_core::Result<Tensor> {
+        Ok(self.logits.clone())
+    }
+}
+
+impl Forward for Rest {
+    fn forward_pass(&self, _: &Tensor, _: &mut Pass) -> candle_core::Result<Tensor> {
+        Ok(self.logits.clone())
+    }
 }
 
 fn find<T: Copy>(sizes: &[(&str, T)], name: &str) -> Option<T> {
@@ -137,6 +197,11 @@ fn time<M: Forward, S: SubBranch<M>>(
     // A Swin's mask token takes part in MaskSub steps only.
     let (weight, params) = match what {
         What::Masksub => (0.5, Params::from_varmap(weights.varmap())),
+        What::Rest => {
+            let params = Params::from_varmap(weights.varmap());
+            let names: Vec<_> = params.iter().map(|(name, _)| name.to_string()).collect();
+            (0.5, names.into_iter().fold(params, Params::allow_missing))
+        }
         _ => (0., Params::from_varmap(weights.varmap()).allow_missing("mask_token")),
     };
     let model = MaskSub::new(model, branch).with_weight(weight)?.with_params(params);
