@@ -12,7 +12,7 @@ use masksub::models::resnet::{self, BlockKind, ResNet};
 use masksub::models::swin::{self, SwinTransformer};
 use masksub::{
     grad, nn, DropSub, Error, Forward, Grid, Mask, MaskSub, MaskToken, MaskTokenModel, Params, Pass, PatchDrop,
-    PathSub, RandomMasking, Seed, SubBranch, Weights,
+    PathSub, RandomMasking, Seed, SubBranch, SubModelLoss, Weights,
 };
 
 fn random(ratio: f64) -> RandomMasking {
@@ -53,6 +53,40 @@ fn parameter_counts_are_the_papers() {
 /// Which of the blocks each sample keeps: 1, or 0.
 fn kept(mask: &Mask) -> Vec<Vec<f32>> {
     mask.to_dense(DType::F32, &CPU).unwrap().to_vec2().unwrap()
+}
+
+/// The two halves, of which the second is added to the first as it comes, are one backward through both branches.
+#[test]
+fn two_halves_give_the_gradients_of_the_joint_loss() {
+    fn check<M: Forward, S: SubBranch<M>>(name: &str, weights: &Weights, model: M, branch: S) {
+        let (xs, ys) = (randn((3, 3, 64, 64), "joint"), labels(3, 4));
+        let key = Seed::new(2).at(0);
+        let params = Params::from_varmap(weights.varmap());
+        let model = MaskSub::new(model, branch).with_params(params.clone());
+        let step = model.backward(&xs, key, |logits| cross_entropy(logits, &ys)).unwrap();
+        let pair = model.forward_pair(&xs, key).unwrap();
+        let main = cross_entropy(&pair.main, &ys).unwrap();
+        let sub = SubModelLoss::default().forward(&pair.sub, &pair.main).unwrap();
+        let joint = grad::backward(&((main + sub).unwrap() / 2.).unwrap(), &params).unwrap();
+        for (param, var) in params.iter() {
+            let [got, expected] = [&step.grads, &joint].map(|grads| grads.get(var).unwrap());
+            let error = distance(got, expected);
+            assert!(error < 1e-5, "{name}: {param} is off by {error:.1e}");
+        }
+    }
+    for block in [BlockKind::Basic, BlockKind::Bottleneck] {
+        let values = random_values(|vb| ResNet::new(&small_resnet(block), vb));
+        let weights = Weights::from_tensors(values);
+        let resnet = ResNet::new(&small_resnet(block), weights.var_builder(DType::F32, &CPU)).unwrap();
+        check("ResNet", &weights, resnet, PatchDrop::new(random(0.5), 16).unwrap());
+    }
+    let cfg = swin::Config {
+        image_size: (64, 64),
+        ..small_swin()
+    };
+    let weights = Weights::from_tensors(random_values(|vb| SwinTransformer::new(&cfg, vb)));
+    let swin = SwinTransformer::new(&cfg, weights.var_builder(DType::F32, &CPU)).unwrap();
+    check("Swin", &weights, swin, MaskToken::new(random(0.5), 16).unwrap());
 }
 
 /// [B, 4 * side, 4 * side], the number of each of 4 x 4 blocks wherever that block is.

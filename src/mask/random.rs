@@ -80,6 +80,7 @@ impl MaskGenerator for RandomMasking {
         let drawn_are_kept = num_drawn == num_keep;
         // In the memory it stays in: to write it elsewhere and copy it would cost as much as to draw it.
         let mut keep: Arc<[u32]> = std::iter::repeat_n(0, batch * num_keep).collect();
+        // (Nobody else has it yet.)
         let rows = Arc::get_mut(&mut keep).unwrap_or_default();
         let samples = rows.par_chunks_exact_mut(num_keep).enumerate();
         samples.with_min_len(FEWEST_POSITIONS.div_ceil(len)).for_each_init(

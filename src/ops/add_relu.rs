@@ -2,6 +2,7 @@
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 
+use super::channels::through_relu;
 use super::kernel::{self, Elements};
 use crate::error::Error;
 
@@ -15,7 +16,7 @@ use crate::error::Error;
 ///
 /// # Derivative
 ///
-/// da = db = g where the result is above 0, and 0 elsewhere.
+/// da = db = g where the result is above 0 or undefined, and 0 elsewhere.
 ///
 /// # PyTorch
 ///
@@ -68,14 +69,6 @@ kernel::simd_fn! {
     }
 }
 
-kernel::simd_fn! {
-    fn backward<S>(ys: &[f32], grads: &[f32], out: &mut [f32]) -> () {
-        for ((out, &y), &g) in out.iter_mut().zip(ys).zip(grads) {
-            *out = if y > 0.0 { g } else { 0.0 };
-        }
-    }
-}
-
 impl CustomOp2 for AddRelu {
     fn name(&self) -> &'static str {
         "add-relu"
@@ -95,10 +88,7 @@ impl CustomOp2 for AddRelu {
         let grad = grad.contiguous()?;
         let (y, g) = (Elements::of(ys)?, Elements::of(&grad)?);
         let mut out = vec![0f32; y.len()];
-        kernel::for_rows(&mut out, 1, |first, out| {
-            let range = first..first + out.len();
-            backward(&y[range.clone()], &g[range], out);
-        });
+        through_relu(&y, &g, &mut out);
         // One tensor is the gradient of both.
         let through = kernel::tensor(out, ys.dims())?;
         Ok((a.track_op().then(|| through.clone()), b.track_op().then_some(through)))
@@ -138,6 +128,16 @@ mod tests {
         let grads = ys.sum_all().unwrap().backward().unwrap();
         assert_eq!(ys.to_vec1::<f32>().unwrap(), [2.0, 0.0, 0.0]);
         assert_eq!(grads.get(&var).unwrap().to_vec1::<f32>().unwrap(), [2.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn what_is_undefined_lets_gradients_through() {
+        let (a, b) = (
+            Var::new(&[f32::NAN, 1.0], &Device::Cpu).unwrap(),
+            Tensor::new(&[0f32, -2.0], &Device::Cpu).unwrap(),
+        );
+        let grads = add_relu(&a, &b).unwrap().sum_all().unwrap().backward().unwrap();
+        assert_eq!(grads.get(&a).unwrap().to_vec1::<f32>().unwrap(), [1.0, 0.0]);
     }
 
     #[test]

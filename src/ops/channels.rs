@@ -161,10 +161,10 @@ kernel::simd_fn! {
 }
 
 kernel::simd_fn! {
-    /// The gradients where the ReLU let something through, `factor` times.
+    /// The gradients where the ReLU let something through, `factor` times. As in PyTorch, what is undefined lets them through.
     fn let_through<S>(ys: &[f32], grads: &[f32], factor: f32, out: &mut [f32]) -> () {
         for ((out, &y), &g) in out.iter_mut().zip(ys).zip(grads) {
-            *out = if y > 0.0 { g * factor } else { 0.0 };
+            *out = if y <= 0.0 { 0.0 } else { g * factor };
         }
     }
 }
@@ -173,7 +173,7 @@ kernel::simd_fn! {
     /// The same in the place of the gradients.
     fn let_through_in_place<S>(ys: &[f32], factor: f32, grads: &mut [f32]) -> () {
         for (g, &y) in grads.iter_mut().zip(ys) {
-            *g = if y > 0.0 { *g * factor } else { 0.0 };
+            *g = if y <= 0.0 { 0.0 } else { *g * factor };
         }
     }
 }

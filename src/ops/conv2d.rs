@@ -64,7 +64,7 @@ pub fn conv2d(xs: &Tensor, weight: &Tensor, stride: usize, padding: usize) -> Re
 fn check(xs: &Tensor, weight: &Tensor, stride: usize, padding: usize) -> crate::error::Result<Conv2d> {
     kernel::check_float("xs", xs)?;
     kernel::check_same_dtype("weight", weight, xs)?;
-    Conv2d::new("weight", xs.dims(), weight.dims(), stride, padding)
+    Conv2d::new(["xs", "weight"], xs.dims(), weight.dims(), stride, padding)
 }
 
 /// [`conv2d`] of candle's operations.
@@ -108,9 +108,9 @@ struct Block {
 }
 
 impl Conv2d {
-    /// A convolution of `xs` with a weight that an error calls `name`.
+    /// A convolution of images with a weight, which an error calls by `names`.
     pub(super) fn new(
-        name: &'static str,
+        [input, name]: [&'static str; 2],
         xs: &[usize],
         weight: &[usize],
         stride: usize,
@@ -130,7 +130,7 @@ impl Conv2d {
                 0 | 1 => "not empty".to_string(),
                 least => format!("with sides of at least {least} for a kernel of {kernel} and a padding of {padding}"),
             };
-            Error::shape("xs", xs, format!("[B, {in_channels}, H, W], {sides}"))
+            Error::shape(input, xs, format!("[B, {in_channels}, H, W], {sides}"))
         };
         let [batch, channels, height, width] = *xs else {
             return Err(unfit());
@@ -176,10 +176,19 @@ impl Conv2d {
         self.rows.window == 1 && self.rows.stride == 1 && self.rows.padding == 0
     }
 
+    /// The most samples that go together.
+    fn samples_together(&self) -> usize {
+        (FEWEST_COLUMNS / self.positions()).clamp(1, self.batch)
+    }
+
     /// Samples that go together, in nearly equal groups.
     fn groups(&self) -> Vec<Range<usize>> {
-        let most = (FEWEST_COLUMNS / self.positions()).clamp(1, self.batch);
-        ranges(self.batch, self.batch.div_ceil(most))
+        ranges(self.batch, self.batch.div_ceil(self.samples_together()))
+    }
+
+    /// The positions of the largest block.
+    fn widest(&self, blocks: &[Block]) -> usize {
+        blocks.iter().map(|block| self.width_of(block)).max().unwrap_or(0)
     }
 
     /// The blocks of a group of samples.
@@ -204,16 +213,10 @@ impl Conv2d {
         block.samples.len() * block.rows.len() * self.columns.out
     }
 
-    /// Calls `f` with two pieces of scratch memory, of which [`seen`](Self::seen) needs the first, for `seen_rows` rows,
-    /// and samples that go together the second.
-    fn with_scratch(&self, seen_rows: usize, f: impl FnOnce(&mut [f32], &mut [f32])) {
-        let columns = self
-            .blocks()
-            .iter()
-            .map(|block| self.width_of(block))
-            .max()
-            .unwrap_or(0);
-        let gathers = self.groups().len() < self.batch;
+    /// Calls `f` with two pieces of scratch memory for blocks of up to `columns` positions, of which [`seen`](Self::seen)
+    /// needs the first, for `seen_rows` rows, and samples that go together the second.
+    fn with_scratch(&self, columns: usize, seen_rows: usize, f: impl FnOnce(&mut [f32], &mut [f32])) {
+        let gathers = self.samples_together() > 1;
         let seen = if self.is_direct() && !gathers {
             0
         } else {
@@ -280,9 +283,10 @@ impl Conv2d {
         let weight = Mat::rows(weight, self.out_channels, seen_rows, seen_rows);
         let out = SharedMut::new(ys);
         let blocks = self.blocks();
+        let widest = self.widest(&blocks);
         let parallelism = within(blocks.len());
         blocks.into_par_iter().for_each(|block| {
-            self.with_scratch(seen_rows, |scratch, result| {
+            self.with_scratch(widest, seen_rows, |scratch, result| {
                 let columns = self.width_of(&block);
                 let seen = self.seen(xs, &block, 0..self.in_channels, scratch);
                 // SAFETY: these positions of this sample belong to this block alone, which one thread computes.
@@ -312,7 +316,7 @@ impl Conv2d {
     pub(super) fn backward_xs(&self, weight: &[f32], grads: &[f32], dxs: &mut [f32], write: Write) {
         let (area, taps) = (self.area(), self.taps());
         let out = SharedMut::new(dxs);
-        let groups = self.groups();
+        let (groups, widest) = (self.groups(), self.widest(&self.blocks()));
         let ranges = ranges(self.in_channels, TASKS.div_ceil(groups.len()));
         let tasks = groups.len() * ranges.len();
         let parallelism = within(tasks);
@@ -332,7 +336,7 @@ impl Conv2d {
                 let start = (sample * self.in_channels + channels.start) * area;
                 out.columns(start, channels.len(), area, area)
             };
-            self.with_scratch(channels.len() * taps, |scratch, gathered| {
+            self.with_scratch(widest, channels.len() * taps, |scratch, gathered| {
                 if self.is_direct() && samples.len() == 1 {
                     let whole = Block {
                         samples: samples.clone(),
@@ -372,6 +376,7 @@ impl Conv2d {
         let width = self.in_channels * taps;
         let ranges = ranges(self.in_channels, (width / WIDTH).clamp(1, TASKS));
         let blocks = self.blocks();
+        let widest = self.widest(&blocks);
         // A narrow gradient is computed several times over, each time from some of the blocks.
         let parts = self::ranges(blocks.len(), TASKS.div_ceil(ranges.len()));
         let (tasks, len) = (parts.len() * ranges.len(), dweight.len());
@@ -382,7 +387,7 @@ impl Conv2d {
                 let start = part * len + channels.start * taps;
                 // SAFETY: these columns of this part belong to this task alone, which one thread computes.
                 let mut out = unsafe { out.columns(start, self.out_channels, channels.len() * taps, width) };
-                self.with_scratch(channels.len() * taps, |scratch, gathered| {
+                self.with_scratch(widest, channels.len() * taps, |scratch, gathered| {
                     for (i, block) in blocks[parts[part].clone()].iter().enumerate() {
                         let write = if i == 0 { write } else { Write::Add };
                         let g = self.gradient(grads, block, gathered);

@@ -1,13 +1,14 @@
 //! A convolution and the batch norm behind it: what a ResNet is made of.
 
-use candle_core::Tensor;
+use candle_core::{Result, Tensor};
 
 use super::buffer::Buffer;
-use super::channels::{ChannelNorm, Dims, Moments};
+use super::channels::{ChannelNorm, Dims, Moments, Upstream};
 use super::conv2d::Conv2d;
+use super::deliver::Deliveries;
 use super::kernel::{self, Elements};
 use super::residual::Affine;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result as OurResult};
 
 /// A convolution and the batch norm behind it.
 #[derive(Clone, Copy, Debug)]
@@ -31,16 +32,16 @@ pub(super) struct Layer {
 }
 
 impl Layer {
-    /// With errors that call the parameters by `names`: the weight's, and weight and bias of the norm.
-    pub(super) fn new(names: [&'static str; 3], layer: &ConvNorm, xs: &[usize], like: &Tensor) -> Result<Self> {
-        let [weight, norm_weight, norm_bias] = names;
+    /// With errors that call by `names` the input, the weight, and weight and bias of the norm.
+    pub(super) fn new(names: [&'static str; 4], layer: &ConvNorm, xs: &[usize], like: &Tensor) -> OurResult<Self> {
+        let [input, weight, norm_weight, norm_bias] = names;
         if let (&[_, channels, ..], &[_, in_channels, ..]) = (xs, layer.weight.dims()) {
             if channels != in_channels {
                 let expected = format!("[C', {channels}, k, k]");
                 return Err(Error::shape(weight, layer.weight.dims(), expected));
             }
         }
-        let conv = Conv2d::new(weight, xs, layer.weight.dims(), layer.stride, layer.padding)?;
+        let conv = Conv2d::new([input, weight], xs, layer.weight.dims(), layer.stride, layer.padding)?;
         kernel::check_same_dtype(weight, layer.weight, like)?;
         for (name, tensor) in [(norm_weight, layer.norm.weight), (norm_bias, layer.norm.bias)] {
             kernel::check_vector(name, tensor, conv.result_dims()[1])?;
@@ -91,7 +92,7 @@ pub(super) struct Bound<'a> {
 
 impl Bound<'_> {
     /// What the convolution gives.
-    pub(super) fn conv(&self, xs: &[f32]) -> Buffer {
+    pub(super) fn convolve(&self, xs: &[f32]) -> Buffer {
         let mut ys = Buffer::new(self.conv.result_len());
         self.conv.forward(xs, self.weight, &mut ys);
         ys
@@ -102,5 +103,45 @@ impl Bound<'_> {
         let mut active = Buffer::new(ys.len());
         let moments = self.norm.forward(ys, given, 0.0, &mut active);
         (active, moments)
+    }
+}
+
+/// Where gradients of parameters go, in the backward through `node`.
+pub(super) struct Sink<'a> {
+    params: &'a Deliveries,
+    node: &'a Tensor,
+    pub(super) gradients: Vec<Option<Tensor>>,
+}
+
+impl<'a> Sink<'a> {
+    pub(super) fn new(params: &'a Deliveries, node: &'a Tensor) -> Self {
+        let gradients = vec![None; params.params().len()];
+        Self {
+            params,
+            node,
+            gradients,
+        }
+    }
+
+    /// Turns the gradients of a layer's norm, whose input was `result` and the convolution's `xs`, into those of `result`,
+    /// in the same place, and of its parameters, from the `first` on.
+    pub(super) fn layer(
+        &mut self,
+        first: usize,
+        layer: &Bound,
+        [xs, result]: [&[f32]; 2],
+        moments: &[Moments],
+        upstream: Upstream,
+        grads: &mut [f32],
+    ) -> Result<()> {
+        let of_norm = layer.norm.backward(result, moments, true, upstream, grads);
+        self.gradients[first] = self.params.gradient(first, self.node, |out, write| {
+            layer.conv.backward_weight(xs, grads, out, write);
+        })?;
+        for (gradient, data) in self.gradients[first + 1..].iter_mut().zip(of_norm) {
+            let channels = data.len();
+            *gradient = Some(kernel::tensor(data, &[channels])?);
+        }
+        Ok(())
     }
 }

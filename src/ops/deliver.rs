@@ -43,7 +43,8 @@ impl Drop for Restore {
 }
 
 /// Calls `backward`, which goes through the graph of `loss`, so that gradients of variables are added to `gradients`, in
-/// their memory, as soon as they are there, instead of going into candle's store; returns both.
+/// their memory, as soon as they are there, instead of going into candle's store; returns both. Sums are those of a joint
+/// backward up to rounding. After an error the gradients are incomplete: one may have been taken out to be added to.
 pub(crate) fn aside<T>(loss: &Tensor, gradients: Gradients, backward: impl FnOnce() -> T) -> (T, Gradients) {
     let nodes = loss.sorted_nodes().iter().map(|node| node.id()).collect();
     let restore = Restore(ASIDE.replace(Some(Aside { nodes, gradients })));

@@ -166,6 +166,7 @@ impl MaxPool2d {
             .zip(xs.par_chunks(area))
             .zip(results)
             .for_each(|((dxs, xs), (ys, grads))| {
+                // The memory may have been used before.
                 dxs.fill(0.0);
                 backward(*self, xs, ys, grads, dxs);
             });

@@ -107,7 +107,7 @@ pub fn patch_embed(images: &Tensor, embed: &PatchEmbed, keep: Option<&[u32]>) ->
 fn check(images: &Tensor, embed: &PatchEmbed, keep: Option<&[u32]>) -> OurResult<(Patchify, bool)> {
     kernel::check_float("images", images)?;
     let (weight, [width, channels, p, columns]) = match *embed.weight.dims() {
-        [d, c, p, q] if d > 0 && c > 0 => (embed.weight, [d, c, p, q]),
+        [d, c, p, q] if d > 0 && c > 0 && p > 0 => (embed.weight, [d, c, p, q]),
         _ => return Err(Error::shape("weight", embed.weight.dims(), "[D, C, p, p], not empty")),
     };
     if p != columns {
@@ -126,6 +126,9 @@ fn check(images: &Tensor, embed: &PatchEmbed, keep: Option<&[u32]>) -> OurResult
         return Err(Error::shape("class_token", embed.class_token.dims(), expected));
     }
     let count = patches.count();
+    if count > u32::MAX as usize {
+        return Err(Error::shape("images", images.dims(), "of less than 2^32 patches"));
+    }
     let class_position = embed.positions.dims() == [1, 1 + count, width];
     if !class_position && embed.positions.dims() != [1, count, width] {
         let expected = format!("[1, {count}, {width}] or [1, {}, {width}]", 1 + count);
@@ -133,7 +136,14 @@ fn check(images: &Tensor, embed: &PatchEmbed, keep: Option<&[u32]>) -> OurResult
     }
     let names = ["weight", "class_token", "positions", "bias"];
     for (name, param) in names.into_iter().zip(embed.params()) {
-        kernel::check_same_dtype(name, param, images)?;
+        if param.dtype() != images.dtype() {
+            let (got, expected) = (param.dtype(), format!("{:?} like images", images.dtype()));
+            return Err(Error::DType {
+                argument: name,
+                got,
+                expected,
+            });
+        }
     }
     if let Some(keep) = keep {
         let batch = images.dims()[0];
@@ -336,8 +346,10 @@ impl CustomOp2 for Op {
         })?;
         let params = self.params.params();
         let mut gradients = vec![dweight];
-        for (param, data) in params[1..].iter().zip(self.gradients_of_sums(&g)) {
-            gradients.push(Some(kernel::tensor(data, param.dims())?));
+        if (1..params.len()).any(|i| self.params.wanted(i)) {
+            for (param, data) in params[1..].iter().zip(self.gradients_of_sums(&g)) {
+                gradients.push(Some(kernel::tensor(data, param.dims())?));
+            }
         }
         let dimages = match images.track_op() {
             true => self.gradient_of_images(&Elements::of(&params[0])?, &g),
@@ -431,6 +443,10 @@ mod tests {
             "weight has shape [5, 3, 2, 1], but must be [D, C, p, p]"
         );
         assert_eq!(
+            message(1, &[5, 3, 0, 0], None),
+            "weight has shape [5, 3, 0, 0], but must be [D, C, p, p], not empty"
+        );
+        assert_eq!(
             message(2, &[1, 5], None),
             "class_token has shape [1, 5], but must be [1, 1, 5]"
         );
@@ -452,7 +468,7 @@ mod tests {
         };
         assert_eq!(
             patch_embed(&args[0], &with_wide, None).unwrap_err().to_string(),
-            "bias has dtype F64, but must be F32 like xs"
+            "bias has dtype F64, but must be F32 like images"
         );
     }
 }

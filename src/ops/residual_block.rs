@@ -9,7 +9,7 @@ use super::batch_norm::{batch_norm_then, BatchStatistics, Then};
 use super::buffer::{Buffer, Kept};
 use super::channels::{through_relu, Moments, Upstream};
 use super::conv2d::conv2d;
-use super::conv_norm::{Bound, ConvNorm, Layer};
+use super::conv_norm::{Bound, ConvNorm, Layer, Sink};
 use super::deliver::Deliveries;
 use super::kernel::{self, Elements, Write};
 use super::residual::{self, Affine};
@@ -68,7 +68,7 @@ impl<'a> ResidualBlock<'a> {
 ///
 /// The same as the operations one by one, with less memory: for the backward only the results of the convolutions and of
 /// the blocks are kept, until it has used them; normalised values are computed again. Gradients of all parameters arrive
-/// as ever.
+/// as ever. (As in PyTorch, parameters must not change between a forward and its backward.)
 ///
 /// # Arguments
 ///
@@ -90,8 +90,9 @@ impl<'a> ResidualBlock<'a> {
 ///
 /// # Errors
 ///
-/// If there is no block or no convolution in one, shapes do not fit or something is empty, a norm has one value per channel
-/// only, an `eps` is negative or not finite, or dtypes differ or are no floating-point ones.
+/// If there is no block or no convolution in one, shapes do not fit or something is empty, a projection is missing or does
+/// not fit, there is not one of `drop_path`'s factors for each sample, a stride is 0, a norm has one value per channel only,
+/// an `eps` is negative or not finite, or dtypes differ or are no floating-point ones.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -215,7 +216,11 @@ impl Block {
         let mut layers = Vec::with_capacity(block.convs.len() + 1);
         let mut dims = xs.to_vec();
         for conv in &block.convs {
-            let names = ["convs.weight", "convs.norm.weight", "convs.norm.bias"];
+            let input = match layers.is_empty() && first_param == 0 {
+                true => "xs",
+                false => "the input of a later convolution",
+            };
+            let names = [input, "convs.weight", "convs.norm.weight", "convs.norm.bias"];
             let layer = Layer::new(names, conv, &dims, like)?;
             dims = layer.conv.result_dims().to_vec();
             layers.push(layer);
@@ -223,7 +228,17 @@ impl Block {
         let identity = match &block.downsample {
             None => xs.to_vec(),
             Some(conv) => {
-                let names = ["downsample.weight", "downsample.norm.weight", "downsample.norm.bias"];
+                let input = if first_param == 0 {
+                    "xs"
+                } else {
+                    "the input of a downsample"
+                };
+                let names = [
+                    input,
+                    "downsample.weight",
+                    "downsample.norm.weight",
+                    "downsample.norm.bias",
+                ];
                 let layer = Layer::new(names, conv, xs, like)?;
                 let dims = layer.conv.result_dims().to_vec();
                 layers.push(layer);
@@ -279,47 +294,15 @@ struct BoundBlock<'a> {
 /// The moments of each layer's result.
 type BlockMoments = Vec<Vec<Moments>>;
 
-/// Where gradients of parameters go, in the backward through `node`.
-struct Sink<'a> {
-    params: &'a Deliveries,
-    node: &'a Tensor,
-    gradients: Vec<Option<Tensor>>,
-}
-
-impl Sink<'_> {
-    /// Turns the gradients of a layer's norm, whose input was `result` and the convolution's `xs`, into those of `result`,
-    /// in the same place, and of its parameters, from the `first` on.
-    fn layer(
-        &mut self,
-        first: usize,
-        layer: &Bound,
-        [xs, result]: [&[f32]; 2],
-        moments: &[Moments],
-        upstream: Upstream,
-        grads: &mut [f32],
-    ) -> Result<()> {
-        let of_norm = layer.norm.backward(result, moments, true, upstream, grads);
-        self.gradients[first] = self.params.gradient(first, self.node, |out, write| {
-            layer.conv.backward_weight(xs, grads, out, write);
-        })?;
-        for (gradient, data) in self.gradients[first + 1..].iter_mut().zip(of_norm) {
-            let channels = data.len();
-            *gradient = Some(kernel::tensor(data, &[channels])?);
-        }
-        Ok(())
-    }
-}
-
 impl BoundBlock<'_> {
-    /// What the convolutions give, the projection last, and the moments of all, those that are `given` or else their own.
-    /// Writes the block's result to `ys`, if there is a place for it.
-    fn forward(&self, xs: &[f32], given: Option<&BlockMoments>, ys: Option<&mut [f32]>) -> (Vec<Buffer>, BlockMoments) {
+    /// What the convolutions give, and the moments of all, those that are `given` or else their own. Writes the block's result to `ys`, if there is a place for it.
+    fn forward(&self, xs: &[f32], given: Option<&BlockMoments>, ys: Option<&mut [f32]>) -> (Results, BlockMoments) {
         let given = |i: usize| given.map(|given| &given[i][..]);
         let (mut results, mut moments) = (Vec::new(), Vec::new());
         let mut active: Option<Buffer> = None;
         let last = self.branch.len() - 1;
         for (i, layer) in self.branch.iter().enumerate() {
-            let result = layer.conv(active.as_deref().unwrap_or(xs));
+            let result = layer.convolve(active.as_deref().unwrap_or(xs));
             if i < last {
                 let (next, seen) = layer.activate(&result, given(i));
                 active = Some(next);
@@ -328,11 +311,12 @@ impl BoundBlock<'_> {
             results.push(result);
         }
         drop(active);
-        results.extend(self.downsample.as_ref().map(|layer| layer.conv(xs)));
+        let projection = self.downsample.as_ref().map(|layer| layer.convolve(xs));
         if let Some(ys) = ys {
-            let of_projection = self.downsample.as_ref().map(|layer| {
+            let of_projection = self.downsample.as_ref().zip(projection.as_ref());
+            let of_projection = of_projection.map(|(layer, result)| {
                 let given = given(last + 1);
-                layer.norm.forward(&results[last + 1], given, f32::NEG_INFINITY, ys)
+                layer.norm.forward(result, given, f32::NEG_INFINITY, ys)
             });
             if of_projection.is_none() {
                 kernel::for_rows(ys, 1, |first, ys| ys.copy_from_slice(&xs[first..][..ys.len()]));
@@ -341,17 +325,21 @@ impl BoundBlock<'_> {
             moments.push(norm.forward_onto(&results[last], given(last), self.drop_path, ys));
             moments.extend(of_projection);
         }
+        let results = Results {
+            branch: results,
+            projection,
+        };
         (results, moments)
     }
 
-    /// Writes the gradients of the input to `dxs`, and leaves those of the parameters in `sink`. Of `results`, what the
+    /// Writes the gradients of the input to `dxs`, where they are asked for, and leaves those of the parameters in `sink`. Of `results`, what the
     /// convolutions gave, each is let go when nothing needs it any more.
     fn backward(
         &self,
         [xs, ys, grads]: [&[f32]; 3],
-        mut results: Vec<Buffer>,
+        results: Results,
         moments: &BlockMoments,
-        dxs: &mut [f32],
+        mut dxs: Option<&mut [f32]>,
         sink: &mut Sink,
     ) -> Result<()> {
         let upstream = Upstream {
@@ -360,15 +348,20 @@ impl BoundBlock<'_> {
             factors: None,
         };
         let first = |layer: usize| self.first_param + 3 * layer;
-        match &self.downsample {
-            None => through_relu(ys, grads, dxs),
-            Some(layer) => {
+        match self.downsample.as_ref().zip(results.projection) {
+            None => {
+                if let Some(dxs) = &mut dxs {
+                    through_relu(ys, grads, dxs);
+                }
+            }
+            Some((layer, result)) => {
                 let i = self.branch.len();
-                let result = results.pop().unwrap_or_else(|| layer.conv(xs));
                 let mut grads = Buffer::new(result.len());
                 sink.layer(first(i), layer, [xs, &result], &moments[i], upstream, &mut grads)?;
                 drop(result);
-                layer.conv.backward_xs(layer.weight, &grads, dxs, Write::Replace);
+                if let Some(dxs) = &mut dxs {
+                    layer.conv.backward_xs(layer.weight, &grads, dxs, Write::Replace);
+                }
             }
         }
         let mut upstream = Upstream {
@@ -377,14 +370,18 @@ impl BoundBlock<'_> {
         };
         let mut grads = Buffer::new(ys.len());
         let mut active: Buffer;
-        let mut i = self.branch.len();
+        let mut results = results.branch;
+        // From the last one down to the first, whose input is the block's.
         while let Some(result) = results.pop() {
-            i -= 1;
+            let i = results.len();
             let layer = &self.branch[i];
             let Some(before) = results.last() else {
                 sink.layer(first(i), layer, [xs, &result], &moments[i], upstream, &mut grads)?;
                 drop(result);
-                layer.conv.backward_xs(layer.weight, &grads, dxs, Write::Add);
+                if let Some(dxs) = &mut dxs {
+                    // The identity's are there.
+                    layer.conv.backward_xs(layer.weight, &grads, dxs, Write::Add);
+                }
                 break;
             };
             let (seen, _) = self.branch[i - 1].activate(before, Some(&moments[i - 1]));
@@ -414,9 +411,14 @@ struct Op {
     kept: Kept<Vec<KeptBlock>>,
 }
 
+/// What the convolutions of a block gave.
+struct Results {
+    branch: Vec<Buffer>,
+    projection: Option<Buffer>,
+}
+
 struct KeptBlock {
-    /// What its convolutions gave.
-    results: Vec<Buffer>,
+    results: Results,
     /// Its own result, unless it is the last one.
     ys: Option<Buffer>,
 }
@@ -454,11 +456,12 @@ impl Op {
         (kept, moments)
     }
 
-    /// The gradients of the input, and those of the parameters.
+    /// The gradients of the input, where `wants_dxs`, and those of the parameters.
     fn backward(
         &self,
         node: &Tensor,
         [xs, ys, grads]: [&[f32]; 3],
+        wants_dxs: bool,
         blocks: &[BoundBlock],
     ) -> Result<(Vec<f32>, Vec<Option<Tensor>>)> {
         let Some(moments) = self.moments.get() else {
@@ -466,12 +469,8 @@ impl Op {
         };
         let again = || self.forward(xs, blocks, Some(moments), None).0;
         let mut kept = self.kept.take().unwrap_or_else(again);
-        let mut sink = Sink {
-            params: &self.params,
-            node,
-            gradients: vec![None; self.params.params().len()],
-        };
-        let mut dxs = vec![0f32; xs.len()];
+        let mut sink = Sink::new(&self.params, node);
+        let mut dxs = vec![0f32; if wants_dxs { xs.len() } else { 0 }];
         let mut above: Option<Buffer> = None;
         while let Some(KeptBlock { results, ys: own }) = kept.pop() {
             let i = kept.len();
@@ -481,7 +480,10 @@ impl Op {
             };
             let below = kept.last().and_then(|below| below.ys.as_deref());
             let mut next = below.map(|below| Buffer::new(below.len()));
-            let into = next.as_deref_mut().unwrap_or(&mut dxs);
+            let into = match &mut next {
+                Some(next) => Some(&mut next[..]),
+                None => wants_dxs.then_some(&mut dxs[..]),
+            };
             let slices = [below.unwrap_or(xs), ys, grads];
             blocks[i].backward(slices, results, &moments[i], into, &mut sink)?;
             above = next;
@@ -519,7 +521,7 @@ impl CustomOp2 for Op {
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let grad = grad.contiguous()?;
         let (x, y, g) = (Elements::of(xs)?, Elements::of(node)?, Elements::of(&grad)?);
-        let (dxs, gradients) = self.with_blocks(|blocks| self.backward(node, [&x, &y, &g], blocks))?;
+        let (dxs, gradients) = self.with_blocks(|blocks| self.backward(node, [&x, &y, &g], xs.track_op(), blocks))?;
         residual::deliver(&self.params, ticket, gradients, dxs, xs)
     }
 }
@@ -666,6 +668,66 @@ mod tests {
         let kernel = |args: &[Tensor]| Ok(residual_blocks(&args[0], &blocks(&sizes, &args[1..]))?.0);
         let reference = |args: &[Tensor]| Ok(composition(&args[0], &blocks(&sizes, &args[1..]))?.0);
         check_op(&kernel, &reference, &shapes, 5);
+    }
+
+    /// A stage of a ResNet-50 in small: numbers and gradients are those of its blocks run apart, to the bit.
+    #[test]
+    fn a_stage_is_its_blocks_one_after_the_other() {
+        let same = || Sizes {
+            downsample: None,
+            ..bottleneck([3, 8, 5, 4], 2, 8, 1)
+        };
+        let sizes = [bottleneck([3, 4, 9, 8], 2, 8, 2), same(), same()];
+        let factors = [[0., 2., 0.5], [1., 0., 3.], [2., 2., 0.]];
+        let shapes = sizes.iter().flat_map(|sizes| sizes.shapes().into_iter().skip(1));
+        let shapes: Vec<_> = [sizes[0].xs.to_vec()].into_iter().chain(shapes).collect();
+        let vars = |seed: u64| {
+            let tensor = |shape: &Vec<usize>, i| random(shape, seed + i).to_dtype(DType::F32).unwrap();
+            let vars = shapes
+                .iter()
+                .zip(0..)
+                .map(|(shape, i)| candle_core::Var::from_tensor(&tensor(shape, i)));
+            vars.collect::<Result<Vec<_>>>().unwrap()
+        };
+        let vars = vars(70);
+        let args: Vec<_> = vars.iter().map(|var| var.as_tensor().clone()).collect();
+        let mut rest = &args[1..];
+        let blocks: Vec<_> = sizes
+            .iter()
+            .zip(&factors)
+            .map(|(sizes, factors)| {
+                let (mine, others) = rest.split_at(3 * sizes.layers().len());
+                rest = others;
+                sizes.dropping(Some(factors), mine)
+            })
+            .collect();
+        let (together, seen) = residual_blocks(&args[0], &blocks).unwrap();
+        let mut apart = args[0].clone();
+        let mut seen_apart = vec![];
+        for block in &blocks {
+            let (ys, seen) = residual_blocks(&apart, std::slice::from_ref(block)).unwrap();
+            apart = ys;
+            seen_apart.extend(seen);
+        }
+        let bits = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(bits(&together), bits(&apart));
+        assert_eq!((seen.len(), seen_apart.len()), (10, 10));
+        for (a, b) in seen.iter().zip(&seen_apart) {
+            assert_eq!(
+                (bits(&a.mean), bits(&a.unbiased_var)),
+                (bits(&b.mean), bits(&b.unbiased_var))
+            );
+        }
+        let upstream = random(together.dims(), 3).to_dtype(DType::F32).unwrap();
+        let [together, apart] = [together, apart].map(|ys| (ys * &upstream).unwrap().sum_all().unwrap().backward());
+        let (together, apart) = (together.unwrap(), apart.unwrap());
+        for (i, var) in vars.iter().enumerate() {
+            assert_eq!(
+                bits(together.get(var).unwrap()),
+                bits(apart.get(var).unwrap()),
+                "input {i}"
+            );
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::batch_norm::{batch_norm_then, BatchStatistics, Then};
 use super::buffer::{Buffer, Kept};
 use super::channels::{Moments, Upstream};
 use super::conv2d::conv2d;
-use super::conv_norm::{Bound, ConvNorm, Layer};
+use super::conv_norm::{Bound, ConvNorm, Layer, Sink};
 use super::deliver::Deliveries;
 use super::kernel::{self, Elements, Write};
 use super::max_pool2d::{max_pool2d, MaxPool2d};
@@ -28,7 +28,8 @@ pub struct Pooling {
 /// y = maxpool(max(norm(conv(x)), 0)), in training; and what the batch norm saw.
 ///
 /// The same as the operations one by one, with less memory: for the backward only the result of the convolution is kept,
-/// of which normalised values are computed again. Gradients of all parameters arrive as ever.
+/// of which normalised values are computed again. Gradients of all parameters arrive as ever. (As in PyTorch, parameters
+/// must not change between a forward and its backward.)
 ///
 /// # Arguments
 ///
@@ -45,8 +46,8 @@ pub struct Pooling {
 ///
 /// # Errors
 ///
-/// If shapes do not fit or something is empty, the norm has one value per channel only, `eps` is negative or not finite,
-/// or dtypes differ or are no floating-point ones.
+/// If shapes do not fit or something is empty, a stride or the pooling's kernel is 0, its padding is more than half of that,
+/// the norm has one value per channel only, `eps` is negative or not finite, or dtypes differ or are no floating-point ones.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -63,7 +64,7 @@ pub struct Pooling {
 pub fn stem(xs: &Tensor, conv: &ConvNorm, pool: Pooling) -> Result<(Tensor, BatchStatistics)> {
     kernel::check_float("xs", xs)?;
     let layer = Layer::new(
-        ["conv.weight", "conv.norm.weight", "conv.norm.bias"],
+        ["xs", "conv.weight", "conv.norm.weight", "conv.norm.bias"],
         conv,
         xs.dims(),
         xs,
@@ -140,7 +141,7 @@ impl CustomOp2 for Op {
         let dims = self.pool.result_dims();
         let mut ys = vec![0f32; dims.iter().product()];
         self.with_layer(|layer| {
-            let conv = layer.conv(xs);
+            let conv = layer.convolve(xs);
             let (active, moments) = layer.activate(&conv, None);
             self.pool.forward(&active, &mut ys);
             self.moments.get_or_init(|| moments);
@@ -165,7 +166,7 @@ impl CustomOp2 for Op {
         let grad = grad.contiguous()?;
         let (x, y, g) = (Elements::of(xs)?, Elements::of(node)?, Elements::of(&grad)?);
         let (dxs, gradients) = self.with_layer(|layer| {
-            let kept = self.kept.take().unwrap_or_else(|| layer.conv(&x));
+            let kept = self.kept.take().unwrap_or_else(|| layer.convolve(&x));
             let (active, _) = layer.activate(&kept, Some(moments));
             let mut grads = Buffer::new(active.len());
             self.pool.backward(&active, &y, &g, &mut grads);
@@ -174,21 +175,15 @@ impl CustomOp2 for Op {
                 relu: Some(&active),
                 factors: None,
             };
-            let [dweight, dbias] = layer.norm.backward(&kept, moments, true, upstream, &mut grads);
+            let mut sink = Sink::new(&self.params, node);
+            sink.layer(0, &layer, [&x, &kept], moments, upstream, &mut grads)?;
             drop((active, kept));
-            let dconv = self.params.gradient(0, node, |out, write| {
-                layer.conv.backward_weight(&x, &grads, out, write);
-            })?;
             // Images need no gradient, as a rule.
             let mut dxs = vec![0f32; if xs.track_op() { x.len() } else { 0 }];
             if xs.track_op() {
                 layer.conv.backward_xs(layer.weight, &grads, &mut dxs, Write::Replace);
             }
-            let vector = |data: Vec<f32>| {
-                let channels = data.len();
-                kernel::tensor(data, &[channels]).map(Some)
-            };
-            Ok((dxs, vec![dconv, vector(dweight)?, vector(dbias)?]))
+            Ok((dxs, sink.gradients))
         })?;
         residual::deliver(&self.params, ticket, gradients, dxs, xs)
     }
