@@ -414,7 +414,7 @@ impl CustomOp2 for Op {
             gradients.push(dtable);
             Ok((dx, gradients))
         })??;
-        residual::deliver(&self.params, ticket, gradients, dx, xs)
+        self.params.give(ticket, gradients, dx, xs)
     }
 }
 

@@ -165,9 +165,28 @@ impl Deliveries {
         Ok(Some(kernel::tensor(elements, param.dims())?))
     }
 
+    /// What an operation on `xs` and the ticket gives back in its backward: the gradient `dx` of `xs`, where it is asked for,
+    /// and that of the ticket, once those of the parameters are left to be delivered.
+    pub(super) fn give(
+        &self,
+        ticket: &Tensor,
+        gradients: Vec<Option<Tensor>>,
+        dx: Vec<f32>,
+        xs: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let dx = match xs.track_op() {
+            true => Some(kernel::tensor(dx, xs.dims())?),
+            false => None,
+        };
+        match ticket.track_op() {
+            true => Ok((dx, Some(self.deliver(gradients)?))),
+            false => Ok((dx, None)),
+        }
+    }
+
     /// Leaves the gradients of a backward, in the order of the parameters, and returns the gradient of the ticket. Those
     /// that nobody waits for are dropped.
-    pub(super) fn deliver(&self, gradients: Vec<Option<Tensor>>) -> Result<Tensor> {
+    fn deliver(&self, gradients: Vec<Option<Tensor>>) -> Result<Tensor> {
         let wanted = gradients
             .into_iter()
             .enumerate()

@@ -5,7 +5,6 @@ use gemm::Parallelism;
 
 use super::deliver::Deliveries;
 use super::kernel::{self, Elements, Mat, MatMut, Write};
-use super::residual;
 use crate::error::Error;
 
 /// y = x Wᵀ + b, with the bias's addition and all gradients in one operation.
@@ -140,6 +139,19 @@ impl Linear {
     }
 }
 
+/// `out` [O, I] = gᵀ x, or that added to it, of `grads` [R, O] and `xs` [R, I].
+pub(super) fn weight_gradient(out: &mut [f32], write: Write, grads: &[f32], outputs: usize, xs: &[f32], inputs: usize) {
+    let rows = xs.len() / inputs;
+    kernel::matmul(
+        &mut MatMut::rows(out, outputs, inputs, inputs),
+        write,
+        1.,
+        Mat::rows(grads, rows, outputs, outputs).t(),
+        Mat::rows(xs, rows, inputs, inputs),
+        Parallelism::Rayon(0),
+    );
+}
+
 /// The sum of the rows of `xs`, each `width` long.
 pub(super) fn sum_rows(xs: &[f32], width: usize) -> Vec<f32> {
     kernel::sum_over_rows(xs.len() / width, width, width, |first, rows, sum| {
@@ -201,13 +213,13 @@ impl CustomOp2 for Linear {
             );
         }
         let dweight = self.params.gradient(0, node, |out, write| {
-            residual::weight_gradient(out, write, &g, out_features, &x, in_features);
+            weight_gradient(out, write, &g, out_features, &x, in_features);
         })?;
         let dbias = match self.params.wanted(1) {
             true => Some(kernel::tensor(sum_rows(&g, out_features), &[out_features])?),
             false => None,
         };
-        residual::deliver(&self.params, ticket, vec![dweight, dbias], dx, xs)
+        self.params.give(ticket, vec![dweight, dbias], dx, xs)
     }
 }
 

@@ -13,6 +13,7 @@ use super::deliver::Deliveries;
 use super::gelu::Gelu;
 use super::kernel::{self, Elements, Mat, MatMut, Write};
 use super::layer_norm::layer_norm_with;
+use super::linear;
 use super::quick_gelu::QuickGelu;
 use super::residual::{self, Affine, Rows};
 
@@ -291,7 +292,7 @@ impl CustomOp2 for Op {
             drop((active, dropped));
 
             let dfc1 = self.params.gradient(2, node, |out, write| {
-                residual::weight_gradient(out, write, &dh, hidden, &norm.forward(&x), width);
+                linear::weight_gradient(out, write, &dh, hidden, &norm.forward(&x), width);
             })?;
             let mut dnormed = Buffer::new(rows * width);
             kernel::matmul(
@@ -308,7 +309,7 @@ impl CustomOp2 for Op {
             let dbias = Some(kernel::tensor(dbias, &[hidden])?);
             Ok((dx, [&dnorm[..], &[dfc1, dbias], &of_fc2].concat()))
         })??;
-        residual::deliver(&self.params, ticket, gradients, dx, xs)
+        self.params.give(ticket, gradients, dx, xs)
     }
 }
 

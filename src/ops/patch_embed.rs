@@ -8,9 +8,8 @@ use super::buffer::Buffer;
 use super::deliver::Deliveries;
 use super::gather_rows::gather_rows;
 use super::kernel::{self, Elements, Mat, MatMut, Write};
-use super::linear::{add_rows_to, linear};
+use super::linear::{self, add_rows_to};
 use super::patchify::{self, patchify, Patchify};
-use super::residual;
 use crate::error::{Error, Result as OurResult};
 
 /// The parameters of [`patch_embed`].
@@ -167,7 +166,7 @@ pub fn composition(images: &Tensor, embed: &PatchEmbed, keep: Option<&[u32]>) ->
     let (_, class_position) = check(images, embed, keep)?;
     let (batch, width) = (images.dim(0)?, embed.weight.dim(0)?);
     let patches = patchify(images, embed.weight.dim(2)?)?;
-    let tokens = linear(&patches, &embed.weight.flatten_from(1)?, embed.bias)?;
+    let tokens = linear::linear(&patches, &embed.weight.flatten_from(1)?, embed.bias)?;
     let (class_token, positions) = match class_position {
         true => {
             let of_class = embed.positions.narrow(1, 0, 1)?;
@@ -342,7 +341,7 @@ impl CustomOp2 for Op {
         let grad = grad.contiguous()?;
         let (x, g) = (Elements::of(images)?, Elements::of(&grad)?);
         let dweight = self.params.gradient(0, node, |out, write| {
-            residual::weight_gradient(out, write, &g, self.width, &self.rows(&x), self.patches.patch());
+            linear::weight_gradient(out, write, &g, self.width, &self.rows(&x), self.patches.patch());
         })?;
         let params = self.params.params();
         let mut gradients = vec![dweight];
@@ -355,7 +354,7 @@ impl CustomOp2 for Op {
             true => self.gradient_of_images(&Elements::of(&params[0])?, &g),
             false => vec![],
         };
-        residual::deliver(&self.params, ticket, gradients, dimages, images)
+        self.params.give(ticket, gradients, dimages, images)
     }
 }
 

@@ -285,7 +285,7 @@ impl<'a> Projection<'a> {
         }
         let (width, inputs) = (self.bias.len(), self.inputs());
         let mut bias = linear::sum_rows(grads, width);
-        let product = |out: &mut [f32], write| weight_gradient(out, write, grads, width, inner, inputs);
+        let product = |out: &mut [f32], write| linear::weight_gradient(out, write, grads, width, inner, inputs);
         let Some(gamma) = self.gamma else {
             let weight = params.gradient(WEIGHT, node, product)?;
             return Ok([weight, Some(kernel::tensor(bias, &[width])?), None]);
@@ -322,19 +322,6 @@ impl<'a> Projection<'a> {
 /// Where a projection stands among a branch's parameters.
 const WEIGHT: usize = 4;
 const GAMMA: usize = 6;
-
-/// `out` [O, I] = gᵀ x, or that added to it, of `grads` [R, O] and `xs` [R, I].
-pub(super) fn weight_gradient(out: &mut [f32], write: Write, grads: &[f32], outputs: usize, xs: &[f32], inputs: usize) {
-    let rows = xs.len() / inputs;
-    kernel::matmul(
-        &mut MatMut::rows(out, outputs, inputs, inputs),
-        write,
-        1.,
-        Mat::rows(grads, rows, outputs, outputs).t(),
-        Mat::rows(xs, rows, inputs, inputs),
-        Parallelism::Rayon(0),
-    );
-}
 
 /// Rows of a matrix: all of them, or the first of each sample.
 #[derive(Clone, Copy)]
@@ -385,22 +372,4 @@ pub(super) fn with_params<T>(
         gamma: (elements.len() > GAMMA).then(|| at(GAMMA)),
     };
     Ok(f(norm, [at(2), at(3)], projection))
-}
-
-/// Leaves the gradients of a branch's parameters where they are asked for; returns those of its input and its ticket.
-pub(super) fn deliver(
-    params: &Deliveries,
-    ticket: &Tensor,
-    gradients: Vec<Option<Tensor>>,
-    dx: Vec<f32>,
-    xs: &Tensor,
-) -> Result<(Option<Tensor>, Option<Tensor>)> {
-    let dx = match xs.track_op() {
-        true => Some(kernel::tensor(dx, xs.dims())?),
-        false => None,
-    };
-    if !ticket.track_op() {
-        return Ok((dx, None));
-    }
-    Ok((dx, Some(params.deliver(gradients)?)))
 }

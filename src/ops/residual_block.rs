@@ -12,7 +12,7 @@ use super::conv2d::conv2d;
 use super::conv_norm::{Bound, ConvNorm, Layer, Sink};
 use super::deliver::Deliveries;
 use super::kernel::{self, Elements, Write};
-use super::residual::{self, Affine};
+use super::residual::Affine;
 use crate::error::{Error, Result as OurResult};
 
 /// One of [`residual_blocks`].
@@ -522,7 +522,7 @@ impl CustomOp2 for Op {
         let grad = grad.contiguous()?;
         let (x, y, g) = (Elements::of(xs)?, Elements::of(node)?, Elements::of(&grad)?);
         let (dxs, gradients) = self.with_blocks(|blocks| self.backward(node, [&x, &y, &g], xs.track_op(), blocks))?;
-        residual::deliver(&self.params, ticket, gradients, dxs, xs)
+        self.params.give(ticket, gradients, dxs, xs)
     }
 }
 

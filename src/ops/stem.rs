@@ -12,7 +12,7 @@ use super::conv_norm::{Bound, ConvNorm, Layer, Sink};
 use super::deliver::Deliveries;
 use super::kernel::{self, Elements, Write};
 use super::max_pool2d::{max_pool2d, MaxPool2d};
-use super::residual::{self, Affine};
+use super::residual::Affine;
 
 /// The windows of a max pooling, see [`max_pool2d`](super::max_pool2d()).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -185,7 +185,7 @@ impl CustomOp2 for Op {
             }
             Ok((dxs, sink.gradients))
         })?;
-        residual::deliver(&self.params, ticket, gradients, dxs, xs)
+        self.params.give(ticket, gradients, dxs, xs)
     }
 }
 
