@@ -4,6 +4,7 @@ use std::cell::Cell;
 
 use candle_core::{CpuStorage, InplaceOp1, InplaceOp2, Layout, Result, Tensor};
 
+use super::elementwise::add;
 use super::kernel;
 
 /// `sum + more`, in the memory of `sum` where that is on the CPU: for a `sum` that is nobody else's.
@@ -45,14 +46,6 @@ fn elements_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a 
 }
 
 struct Accumulate;
-
-kernel::simd_fn! {
-    fn add<S>(sums: &mut [f32], xs: &[f32]) -> () {
-        for (sum, x) in sums.iter_mut().zip(xs) {
-            *sum += x;
-        }
-    }
-}
 
 impl InplaceOp2 for Accumulate {
     fn name(&self) -> &'static str {

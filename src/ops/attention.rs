@@ -6,6 +6,7 @@ use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, D
 use gemm::Parallelism;
 use rayon::prelude::*;
 
+use super::elementwise::{add, dot, scale_into};
 use super::kernel::{self, sum_by, Elements, Mat, MatMut, SharedMut, Write};
 use super::{math, softmax};
 use crate::error::Error;
@@ -214,20 +215,6 @@ kernel::simd_fn! {
 }
 
 kernel::simd_fn! {
-    fn scale_into<S>(xs: &[f32], scale: f32, ys: &mut [f32]) -> () {
-        for (y, x) in ys.iter_mut().zip(xs) {
-            *y = x * scale;
-        }
-    }
-}
-
-kernel::simd_fn! {
-    fn dot<S>(a: &[f32], b: &[f32]) -> f32 {
-        sum_by([a, b], |[a, b]| a * b)
-    }
-}
-
-kernel::simd_fn! {
     /// Turns scores into probabilities p, and the gradient h of p into that of the scores, p (h - `mean_h`).
     fn backward_row<S>(scores: &mut [f32], h: &mut [f32], stats: [f32; 2], mean_h: f32) -> () {
         let [max, scale] = stats;
@@ -235,14 +222,6 @@ kernel::simd_fn! {
             let p = math::exp::<S>(*s - max) * scale;
             *s = p;
             *h = p * (*h - mean_h);
-        }
-    }
-}
-
-kernel::simd_fn! {
-    fn add<S>(sums: &mut [f32], xs: &[f32]) -> () {
-        for (sum, x) in sums.iter_mut().zip(xs) {
-            *sum += x;
         }
     }
 }

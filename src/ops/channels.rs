@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use super::elementwise::scale_into;
 use super::kernel::{self, SharedMut, LANES};
 
 #[derive(Clone, Copy)]
@@ -179,14 +180,6 @@ kernel::simd_fn! {
 }
 
 kernel::simd_fn! {
-    fn scale_row<S>(grads: &[f32], factor: f32, out: &mut [f32]) -> () {
-        for (out, &g) in out.iter_mut().zip(grads) {
-            *out = g * factor;
-        }
-    }
-}
-
-kernel::simd_fn! {
     /// dx = `scale` g + `slope` (x - `mean`) + `shift`, in the place of g.
     fn backward_row<S>(xs: &[f32], mean: f32, scale: f32, slope: f32, shift: f32, dxs: &mut [f32]) -> () {
         for (dx, &x) in dxs.iter_mut().zip(xs) {
@@ -308,7 +301,7 @@ impl Upstream<'_> {
         let factor = factor(self.factors, sample);
         match (self.grads, self.relu) {
             (Some(grads), Some(ys)) => let_through(&ys[row.clone()], &grads[row], factor, out),
-            (Some(grads), None) => scale_row(&grads[row], factor, out),
+            (Some(grads), None) => scale_into(&grads[row], factor, out),
             (None, Some(ys)) => let_through_in_place(&ys[row], factor, out),
             (None, None) => {
                 for g in out {

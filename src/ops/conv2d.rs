@@ -7,6 +7,7 @@ use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::buffer::Buffer;
+use super::elementwise::add;
 use super::kernel::{self, Elements, Mat, MatMut, SharedMut, Write};
 use super::sliding::{check_padding, zip_strided, Sliding};
 use crate::error::Error;
@@ -407,17 +408,9 @@ impl Conv2d {
                 out.fill(0.0);
             }
             for part in partial.chunks_exact(len) {
-                add(&part[first..], out);
+                add(out, &part[first..]);
             }
         });
-    }
-}
-
-kernel::simd_fn! {
-    fn add<S>(xs: &[f32], ys: &mut [f32]) -> () {
-        for (y, x) in ys.iter_mut().zip(xs) {
-            *y += x;
-        }
     }
 }
 

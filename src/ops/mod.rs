@@ -21,6 +21,7 @@ mod channels;
 mod conv2d;
 mod conv_norm;
 mod deliver;
+mod elementwise;
 mod gather_rows;
 mod gelu;
 pub(crate) mod kernel;

@@ -9,6 +9,7 @@ use rayon::prelude::*;
 
 use super::buffer::Buffer;
 use super::deliver::Deliveries;
+use super::elementwise::{dot, scale_into};
 use super::kernel::{self, Elements, Mat, MatMut, Write};
 use super::{layer_norm, linear};
 use crate::error::{Error, Result as OurResult};
@@ -138,14 +139,6 @@ pub(super) struct Projection<'a> {
 }
 
 kernel::simd_fn! {
-    fn scale_into<S>(xs: &[f32], scale: f32, ys: &mut [f32]) -> () {
-        for (y, x) in ys.iter_mut().zip(xs) {
-            *y = x * scale;
-        }
-    }
-}
-
-kernel::simd_fn! {
     fn add_into<S>(a: &[f32], b: &[f32], ys: &mut [f32]) -> () {
         for ((y, a), b) in ys.iter_mut().zip(a).zip(b) {
             *y = a + b;
@@ -168,12 +161,6 @@ kernel::simd_fn! {
         for (y, x) in ys.iter_mut().zip(xs) {
             *y = kernel::fma::<S>(*x, factor, *y);
         }
-    }
-}
-
-kernel::simd_fn! {
-    fn dot<S>(a: &[f32], b: &[f32]) -> f32 {
-        kernel::sum_by([a, b], |[a, b]| a * b)
     }
 }
 

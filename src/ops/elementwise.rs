@@ -1,0 +1,27 @@
+//! The plain loops over slices that several operations need.
+
+use super::kernel;
+
+kernel::simd_fn! {
+    /// sum += x
+    pub(super) fn add<S>(sums: &mut [f32], xs: &[f32]) -> () {
+        for (sum, x) in sums.iter_mut().zip(xs) {
+            *sum += x;
+        }
+    }
+}
+
+kernel::simd_fn! {
+    /// y = x * factor
+    pub(super) fn scale_into<S>(xs: &[f32], factor: f32, ys: &mut [f32]) -> () {
+        for (y, x) in ys.iter_mut().zip(xs) {
+            *y = x * factor;
+        }
+    }
+}
+
+kernel::simd_fn! {
+    pub(super) fn dot<S>(a: &[f32], b: &[f32]) -> f32 {
+        kernel::sum_by([a, b], |[a, b]| a * b)
+    }
+}
