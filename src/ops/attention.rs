@@ -7,7 +7,8 @@ use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::elementwise::{add, dot, scale_into};
-use super::kernel::{self, sum_by, Elements, Mat, MatMut, SharedMut, Write};
+use super::kernel::{self, sum_by, Elements};
+use super::matrix::{self, Mat, MatMut, SharedMut, Write};
 use super::{math, softmax};
 use crate::error::Error;
 
@@ -398,11 +399,11 @@ impl Heads {
                 }
                 let p = Mat::rows(scores, rows, n, n);
                 let ds = Mat::rows(h, rows, n, n);
-                kernel::matmul(&mut into(2, 0, n), write, 1.0, p.t(), g, Parallelism::None);
+                matrix::matmul(&mut into(2, 0, n), write, 1.0, p.t(), g, Parallelism::None);
                 let dq = &mut into(0, first, rows);
-                kernel::matmul(dq, Write::Replace, dims.scale(), ds, k.rows(0, n), Parallelism::None);
+                matrix::matmul(dq, Write::Replace, dims.scale(), ds, k.rows(0, n), Parallelism::None);
                 let dk = &mut into(1, 0, n);
-                kernel::matmul(dk, write, dims.scale(), ds.t(), q.rows(first, rows), Parallelism::None);
+                matrix::matmul(dk, write, dims.scale(), ds.t(), q.rows(first, rows), Parallelism::None);
             }
             if self.order.is_some() {
                 for (i, row) in gathered.chunks_exact(d).enumerate() {
@@ -517,7 +518,7 @@ struct Backward<'a> {
 fn product(out: &mut [f32], width: usize, write: Write, scale: f32, a: Mat, b: Mat) {
     let rows = out.len() / width;
     let mut out = MatMut::rows(out, rows, width, width);
-    kernel::matmul(&mut out, write, scale, a, b, Parallelism::None);
+    matrix::matmul(&mut out, write, scale, a, b, Parallelism::None);
 }
 
 struct Attention(Heads);

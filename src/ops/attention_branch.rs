@@ -9,9 +9,10 @@ use gemm::Parallelism;
 use super::attention::{self, Added, Dims, Heads};
 use super::buffer::Buffer;
 use super::deliver::Deliveries;
-use super::kernel::{self, Elements, Mat, MatMut, Write};
+use super::kernel::{self, Elements};
 use super::layer_norm::layer_norm_with;
 use super::linear;
+use super::matrix::{self, Mat, MatMut, Write};
 use super::residual::{self, Affine, Rows};
 use super::window;
 use crate::error::{Error, Result as OurResult};
@@ -276,7 +277,7 @@ impl Op {
                     }
                 }
             });
-            kernel::matmul(
+            matrix::matmul(
                 &mut MatMut::rows(&mut qkv[start..], part.rows, columns, part.step * 3 * d),
                 Write::Add,
                 1.,
@@ -293,7 +294,7 @@ impl Op {
         let d = self.dims.width();
         for part in self.parts() {
             let [start, columns] = part.columns;
-            kernel::matmul(
+            matrix::matmul(
                 &mut MatMut::rows(&mut out[start * d..], columns, d, d),
                 write,
                 1.,
@@ -312,7 +313,7 @@ impl Op {
         // Keys and values first, which every token has: queries are then added where there are any.
         for (i, part) in self.parts().into_iter().rev().enumerate() {
             let [start, columns] = part.columns;
-            kernel::matmul(
+            matrix::matmul(
                 &mut MatMut::rows(&mut dnormed, part.rows, d, part.step * d),
                 if i == 0 { Write::Replace } else { Write::Add },
                 1.,

@@ -3,7 +3,8 @@
 use rayon::prelude::*;
 
 use super::elementwise::scale_into;
-use super::kernel::{self, SharedMut, LANES};
+use super::kernel::{self, LANES};
+use super::matrix::{MatMut, SharedMut};
 
 #[derive(Clone, Copy)]
 pub(super) struct Dims {
@@ -33,7 +34,7 @@ impl Dims {
 
     /// What `f` gives for each channel and access to its rows in `out`, in parallel, several at a time where channels are
     /// short.
-    fn map_channels<T: Send>(&self, out: &mut [f32], f: impl Fn(usize, kernel::MatMut) -> T + Sync) -> Vec<T> {
+    fn map_channels<T: Send>(&self, out: &mut [f32], f: impl Fn(usize, MatMut) -> T + Sync) -> Vec<T> {
         const FEWEST: usize = 4096;
         let out = SharedMut::new(out);
         (0..self.channels)

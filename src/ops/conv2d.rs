@@ -8,7 +8,8 @@ use rayon::prelude::*;
 
 use super::buffer::Buffer;
 use super::elementwise::add;
-use super::kernel::{self, Elements, Mat, MatMut, SharedMut, Write};
+use super::kernel::{self, Elements};
+use super::matrix::{self, Mat, MatMut, SharedMut, Write};
 use super::sliding::{check_padding, zip_strided, Sliding};
 use crate::error::Error;
 
@@ -297,12 +298,12 @@ impl Conv2d {
                 };
                 if block.samples.len() == 1 {
                     let out = &mut out(block.samples.start, block.rows.start, columns);
-                    kernel::matmul(out, Write::Replace, 1.0, weight, seen, parallelism);
+                    matrix::matmul(out, Write::Replace, 1.0, weight, seen, parallelism);
                     return;
                 }
                 let result = &mut result[..self.out_channels * columns];
                 let product = &mut MatMut::rows(result, self.out_channels, columns, columns);
-                kernel::matmul(product, Write::Replace, 1.0, weight, seen, parallelism);
+                matrix::matmul(product, Write::Replace, 1.0, weight, seen, parallelism);
                 for (i, sample) in block.samples.enumerate() {
                     let mut out = out(sample, 0, positions);
                     for (row, result) in result.chunks_exact(columns).enumerate() {
@@ -345,7 +346,7 @@ impl Conv2d {
                     };
                     let g = self.gradient(grads, &whole, gathered);
                     let out = &mut out(samples.start);
-                    kernel::matmul(out, write, 1.0, weight.t(), g, parallelism);
+                    matrix::matmul(out, write, 1.0, weight.t(), g, parallelism);
                     return;
                 }
                 if write == Write::Replace {
@@ -358,7 +359,7 @@ impl Conv2d {
                     let g = self.gradient(grads, &block, gathered);
                     let dseen = &mut scratch[..rows * columns];
                     let product = &mut MatMut::rows(dseen, rows, columns, columns);
-                    kernel::matmul(product, Write::Replace, 1.0, weight.t(), g, parallelism);
+                    matrix::matmul(product, Write::Replace, 1.0, weight.t(), g, parallelism);
                     let each = columns / samples.len();
                     for (i, sample) in samples.clone().enumerate() {
                         col2im(*self, &dseen[i * each..], columns, block.rows.clone(), &mut out(sample));
@@ -393,7 +394,7 @@ impl Conv2d {
                         let write = if i == 0 { write } else { Write::Add };
                         let g = self.gradient(grads, block, gathered);
                         let seen = self.seen(xs, block, channels.clone(), scratch);
-                        kernel::matmul(&mut out, write, 1.0, g, seen.t(), parallelism);
+                        matrix::matmul(&mut out, write, 1.0, g, seen.t(), parallelism);
                     }
                 });
             });

@@ -17,7 +17,8 @@ use std::thread::{self, ThreadId};
 use candle_core::{CpuStorage, CustomOp2, Device, Layout, Result, Shape, Tensor, TensorId};
 
 use super::accumulate::{accumulate, write_over};
-use super::kernel::{self, Write};
+use super::kernel;
+use super::matrix::Write;
 
 thread_local! {
     /// Where this thread's backward is to lay gradients aside, if it is.

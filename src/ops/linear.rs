@@ -4,7 +4,8 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use gemm::Parallelism;
 
 use super::deliver::Deliveries;
-use super::kernel::{self, Elements, Mat, MatMut, Write};
+use super::kernel::{self, Elements};
+use super::matrix::{self, Mat, MatMut, Write};
 use crate::error::Error;
 
 /// y = x Wᵀ + b, with the bias's addition and all gradients in one operation.
@@ -127,7 +128,7 @@ impl Linear {
             }
             None => Write::Replace,
         };
-        kernel::matmul(
+        matrix::matmul(
             &mut MatMut::rows(&mut ys, rows, out_features, out_features),
             write,
             1.0,
@@ -142,7 +143,7 @@ impl Linear {
 /// `out` [O, I] = gᵀ x, or that added to it, of `grads` [R, O] and `xs` [R, I].
 pub(super) fn weight_gradient(out: &mut [f32], write: Write, grads: &[f32], outputs: usize, xs: &[f32], inputs: usize) {
     let rows = xs.len() / inputs;
-    kernel::matmul(
+    matrix::matmul(
         &mut MatMut::rows(out, outputs, inputs, inputs),
         write,
         1.,
@@ -203,7 +204,7 @@ impl CustomOp2 for Linear {
         let mut dx = vec![0f32; if xs.track_op() { x.len() } else { 0 }];
         if xs.track_op() {
             let weight = Elements::of(&self.params.params()[0])?;
-            kernel::matmul(
+            matrix::matmul(
                 &mut MatMut::rows(&mut dx, rows, in_features, in_features),
                 Write::Replace,
                 1.0,

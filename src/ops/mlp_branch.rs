@@ -11,9 +11,10 @@ use super::activation::{Activation, Pointwise};
 use super::buffer::Buffer;
 use super::deliver::Deliveries;
 use super::gelu::Gelu;
-use super::kernel::{self, Elements, Mat, MatMut, Write};
+use super::kernel::{self, Elements};
 use super::layer_norm::layer_norm_with;
 use super::linear;
+use super::matrix::{self, Mat, MatMut, Write};
 use super::quick_gelu::QuickGelu;
 use super::residual::{self, Affine, Rows};
 
@@ -249,7 +250,7 @@ impl CustomOp2 for Op {
         } = self;
         let ys = residual::with_params(self.params.params(), self.eps, |norm, [fc1, bias], fc2| {
             let mut h = Buffer::new(rows * hidden);
-            kernel::matmul(
+            matrix::matmul(
                 &mut MatMut::rows(&mut h, rows, hidden, hidden),
                 Write::Replace,
                 1.,
@@ -295,7 +296,7 @@ impl CustomOp2 for Op {
                 linear::weight_gradient(out, write, &dh, hidden, &norm.forward(&x), width);
             })?;
             let mut dnormed = Buffer::new(rows * width);
-            kernel::matmul(
+            matrix::matmul(
                 &mut MatMut::rows(&mut dnormed, rows, width, width),
                 Write::Replace,
                 1.,

@@ -29,6 +29,7 @@ mod layer_norm;
 mod lerp;
 mod linear;
 mod math;
+mod matrix;
 mod max_pool2d;
 mod mlp_branch;
 mod patch_embed;

@@ -7,8 +7,9 @@ use rayon::prelude::*;
 use super::buffer::Buffer;
 use super::deliver::Deliveries;
 use super::gather_rows::gather_rows;
-use super::kernel::{self, Elements, Mat, MatMut, Write};
+use super::kernel::{self, Elements};
 use super::linear::{self, add_rows_to};
+use super::matrix::{self, Mat, MatMut, Write};
 use super::patchify::{self, patchify, Patchify};
 use crate::error::{Error, Result as OurResult};
 
@@ -247,7 +248,7 @@ impl Op {
                 }
             }
         });
-        kernel::matmul(
+        matrix::matmul(
             &mut MatMut::rows(&mut ys, rows, d, d),
             Write::Add,
             1.,
@@ -294,7 +295,7 @@ impl Op {
         let (d, len, tokens) = (self.width, self.patches.patch(), self.tokens());
         let rows = self.patches.batch() * tokens;
         let mut patches = Buffer::new(rows * len);
-        kernel::matmul(
+        matrix::matmul(
             &mut MatMut::rows(&mut patches, rows, len, len),
             Write::Replace,
             1.,

@@ -10,7 +10,8 @@ use rayon::prelude::*;
 use super::buffer::Buffer;
 use super::deliver::Deliveries;
 use super::elementwise::{dot, scale_into};
-use super::kernel::{self, Elements, Mat, MatMut, Write};
+use super::kernel::{self, Elements};
+use super::matrix::{self, Mat, MatMut, Write};
 use super::{layer_norm, linear};
 use crate::error::{Error, Result as OurResult};
 
@@ -221,7 +222,7 @@ impl<'a> Projection<'a> {
                 }
             }
         });
-        kernel::matmul(
+        matrix::matmul(
             &mut MatMut::rows(&mut ys, rows, width, width),
             Write::Add,
             1.,
@@ -245,7 +246,7 @@ impl<'a> Projection<'a> {
         let (width, inputs) = (self.bias.len(), self.inputs());
         let rows = grads.len() / width;
         let mut dinner = Buffer::new(rows * inputs);
-        kernel::matmul(
+        matrix::matmul(
             &mut MatMut::rows(&mut dinner, rows, inputs, inputs),
             Write::Replace,
             1.,

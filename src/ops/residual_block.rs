@@ -11,7 +11,8 @@ use super::channels::{through_relu, Moments, Upstream};
 use super::conv2d::conv2d;
 use super::conv_norm::{Bound, ConvNorm, Layer, Sink};
 use super::deliver::Deliveries;
-use super::kernel::{self, Elements, Write};
+use super::kernel::{self, Elements};
+use super::matrix::Write;
 use super::residual::Affine;
 use crate::error::{Error, Result as OurResult};
 

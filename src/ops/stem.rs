@@ -10,7 +10,8 @@ use super::channels::{Moments, Upstream};
 use super::conv2d::conv2d;
 use super::conv_norm::{Bound, ConvNorm, Layer, Sink};
 use super::deliver::Deliveries;
-use super::kernel::{self, Elements, Write};
+use super::kernel::{self, Elements};
+use super::matrix::Write;
 use super::max_pool2d::{max_pool2d, MaxPool2d};
 use super::residual::Affine;
 
