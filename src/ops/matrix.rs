@@ -3,6 +3,7 @@
 use std::marker::PhantomData;
 
 use gemm::Parallelism;
+use rayon::prelude::*;
 
 /// A matrix in memory, read only. Element (i, j) is at `i * row_stride + j * col_stride`.
 #[derive(Clone, Copy)]
@@ -36,6 +37,15 @@ impl<'a> Mat<'a> {
             ..self
         }
     }
+
+    /// The same `rows` at a time.
+    fn par_row_chunks(self, rows: usize) -> impl IndexedParallelIterator<Item = Self> {
+        (0..self.rows.div_ceil(rows)).into_par_iter().map(move |i| Self {
+            data: &self.data[i * rows * self.row_stride..],
+            rows: rows.min(self.rows - i * rows),
+            ..self
+        })
+    }
 }
 
 /// A matrix in memory whose rows are contiguous, to be written.
@@ -46,6 +56,9 @@ pub(super) struct MatMut<'a> {
     row_stride: usize,
     lifetime: PhantomData<&'a mut [f32]>,
 }
+
+// SAFETY: it is the only access to its elements, as `&mut [f32]` is.
+unsafe impl Send for MatMut<'_> {}
 
 impl<'a> MatMut<'a> {
     /// Rows of `cols` elements each, `row_stride` apart.
@@ -120,6 +133,22 @@ impl MatMut<'_> {
         // matrix is the only access to them.
         unsafe { std::slice::from_raw_parts_mut(self.data.add(row * self.row_stride), self.cols) }
     }
+
+    /// The same `rows` at a time.
+    fn par_row_chunks(&mut self, rows: usize) -> impl IndexedParallelIterator<Item = MatMut<'_>> {
+        let (all, row_stride, cols) = (self.rows, self.row_stride, self.cols);
+        // From the first row's start to the last one's end.
+        let shared = SharedMut {
+            data: self.data,
+            len: all.saturating_sub(1) * row_stride + cols,
+            lifetime: PhantomData,
+        };
+        (0..all.div_ceil(rows)).into_par_iter().map(move |i| {
+            // SAFETY: no two chunks have a row in common, rows are no longer than they are apart, and this matrix, which
+            // is the only access to them, is borrowed for as long as the chunks are.
+            unsafe { shared.columns(i * rows * row_stride, rows.min(all - i * rows), cols, row_stride) }
+        })
+    }
 }
 
 /// What becomes of the elements that a product is written over.
@@ -129,11 +158,44 @@ pub(super) enum Write {
     Add,
 }
 
-/// `out = scale * a b`, or `out += scale * a b`.
+/// Columns from which a product may be computed some rows at a time: `gemm` sums the elements of a narrower one in an order
+/// that depends on the number of rows.
+const FEWEST_COLS: usize = 65;
+
+/// Rows that are worth a thread of their own, which packs the whole of the other factor; and where that has to be
+/// transposed for it.
+const FEWEST_ROWS: [usize; 2] = [32, 512];
+
+/// `out = scale * a b`, or `out += scale * a b`; with [`Parallelism::Rayon`] on all threads of the pool.
 ///
 /// The sum over the inner dimension runs in the same order for any number of threads.
 pub(super) fn matmul(out: &mut MatMut, write: Write, scale: f32, a: Mat, b: Mat, parallelism: Parallelism) {
     assert!(a.cols == b.rows && a.rows == out.rows && b.cols == out.cols);
+    let rows = match parallelism {
+        Parallelism::None => None,
+        Parallelism::Rayon(_) => rows_per_thread(out.rows, b),
+    };
+    match rows {
+        None => multiply(out, write, scale, a, b, parallelism),
+        // `gemm`'s own threads wait for each other after every part of the inner dimension.
+        Some(rows) => out
+            .par_row_chunks(rows)
+            .zip(a.par_row_chunks(rows))
+            .for_each(|(mut out, a)| multiply(&mut out, write, scale, a, b, Parallelism::None)),
+    }
+}
+
+/// How many of `rows` rows of a product with `b` each thread computes, unless `gemm` is to share them out.
+fn rows_per_thread(rows: usize, b: Mat) -> Option<usize> {
+    let threads = rayon::current_num_threads();
+    let work = rows.saturating_mul(b.rows).saturating_mul(b.cols);
+    let share = rows.div_ceil(threads);
+    let fewest = FEWEST_ROWS[usize::from(b.col_stride != 1)];
+    let worth = threads > 1 && share >= fewest && b.cols >= FEWEST_COLS && work >= gemm::get_threading_threshold();
+    worth.then_some(share)
+}
+
+fn multiply(out: &mut MatMut, write: Write, scale: f32, a: Mat, b: Mat, parallelism: Parallelism) {
     // SAFETY: the constructors of `Mat` and `MatMut` have checked that every element lies within its slice; `out` is
     // borrowed mutably and `a` and `b` shared, so that they do not overlap.
     unsafe {
@@ -163,7 +225,102 @@ pub(super) fn matmul(out: &mut MatMut, write: Write, scale: f32, a: Mat, b: Mat,
 
 #[cfg(test)]
 mod tests {
-    use super::fits;
+    use super::*;
+    use crate::ops::testing::{pool, random};
+    use candle_core::DType;
+    use proptest::prelude::*;
+
+    /// A matrix of random elements, as it is in memory or as what is in memory transposed.
+    struct Random {
+        data: Vec<f32>,
+        shape: [usize; 2],
+        transposed: bool,
+    }
+
+    impl Random {
+        fn new(shape: [usize; 2], transposed: bool, seed: u64) -> Self {
+            let data = random(&shape, seed).to_dtype(DType::F32).unwrap();
+            let data = data.flatten_all().unwrap().to_vec1().unwrap();
+            Self {
+                data,
+                shape,
+                transposed,
+            }
+        }
+
+        fn mat(&self) -> Mat<'_> {
+            let [rows, cols] = self.shape;
+            match self.transposed {
+                true => Mat::rows(&self.data, cols, rows, rows).t(),
+                false => Mat::rows(&self.data, rows, cols, cols),
+            }
+        }
+
+        fn at(&self, row: usize, col: usize) -> f64 {
+            let [rows, cols] = self.shape;
+            f64::from(
+                self.data[if self.transposed {
+                    col * rows + row
+                } else {
+                    row * cols + col
+                }],
+            )
+        }
+    }
+
+    /// What is in the memory of a matrix with a gap behind each row, once the product is in it.
+    fn product(a: &Random, b: &Random, write: Write, threads: usize) -> Vec<f32> {
+        let ([rows, _], [_, cols]) = (a.shape, b.shape);
+        let mut memory = vec![0.5; rows * (cols + 2)];
+        pool(threads, false).install(|| {
+            let mut out = MatMut::rows(&mut memory, rows, cols, cols + 2);
+            matmul(&mut out, write, 2., a.mat(), b.mat(), Parallelism::Rayon(0));
+        });
+        memory
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        #[test]
+        fn products_are_right_and_the_same_for_any_number_of_threads(
+            rows in 1usize..400, cols in 1usize..200, inner in 1usize..700, transposed: [bool; 2], add: bool,
+        ) {
+            let a = Random::new([rows, inner], transposed[0], 0);
+            let b = Random::new([inner, cols], transposed[1], 1);
+            let write = if add { Write::Add } else { Write::Replace };
+            let single = product(&a, &b, write, 1);
+            for (i, row) in single.chunks_exact(cols + 2).enumerate() {
+                for (j, &got) in row[..cols].iter().enumerate() {
+                    let sum: f64 = (0..inner).map(|k| a.at(i, k) * b.at(k, j)).sum();
+                    let want = 2. * sum + if add { 0.5 } else { 0. };
+                    prop_assert!((f64::from(got) - want).abs() < 1e-4 * (inner as f64).sqrt(), "{got} for {want}");
+                }
+                prop_assert_eq!(&row[cols..], [0.5, 0.5]);
+            }
+            for threads in [2, 3, 8] {
+                prop_assert_eq!(&product(&a, &b, write, threads), &single, "{} threads", threads);
+            }
+        }
+    }
+
+    #[test]
+    fn threads_share_rows_where_that_pays() {
+        let data = vec![0.; 512 * 96];
+        let by_rows = Mat::rows(&data, 512, 96, 96);
+        let transposed = Mat::rows(&data, 96, 512, 512).t();
+        let narrow = Mat::rows(&data, 512, 64, 96);
+        let share = |threads, rows, b| pool(threads, false).install(|| rows_per_thread(rows, b));
+        assert_eq!(share(1, 2048, by_rows), None);
+        assert_eq!((share(2, 62, by_rows), share(2, 63, by_rows)), (None, Some(32)));
+        assert_eq!((share(3, 96, by_rows), share(4, 96, by_rows)), (Some(32), None));
+        assert_eq!(
+            (share(2, 1022, transposed), share(2, 1024, transposed)),
+            (None, Some(512))
+        );
+        assert_eq!(share(2, 2048, narrow), None);
+        assert_eq!(share(2, 64, Mat::rows(&data, 64, 96, 96)), None, "little work");
+    }
 
     #[test]
     fn what_does_not_fit_is_seen_in_spite_of_overflows() {

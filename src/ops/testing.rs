@@ -18,7 +18,7 @@ pub(crate) fn scalar_only() -> bool {
     SCALAR.get()
 }
 
-fn pool(threads: usize, scalar: bool) -> ThreadPool {
+pub(super) fn pool(threads: usize, scalar: bool) -> ThreadPool {
     ThreadPoolBuilder::new()
         .num_threads(threads)
         .start_handler(move |_| SCALAR.set(scalar))
