@@ -482,9 +482,6 @@ const fn stage(count: usize, heads: usize) -> Stage {
     Stage { count, heads }
 }
 
-/// The stages behind which tokens are merged.
-const MERGED: [Stage; 3] = [stage(64, 3), stage(16, 6), stage(4, 12)];
-
 impl Stage {
     fn grid(self) -> Grid {
         let side = 7 * self.count.isqrt();
@@ -565,14 +562,6 @@ bench!(
     |s: Stage| vec![var(&[BATCH * s.count, 49, 32 * s.heads])],
     |s: Stage| move |x: &[Var]| ops::window_reverse(&x[0], s.grid(), 7, 3),
     |s: Stage| move |x: &[Var]| reference::window_reverse(&x[0], s.grid(), 7, 3)
-);
-
-bench!(
-    merge_neighbours,
-    MERGED: Stage,
-    |s: Stage| vec![s.tokens()],
-    |s: Stage| move |x: &[Var]| ops::merge_neighbours(&x[0], s.grid()),
-    |s: Stage| move |x: &[Var]| reference::merge_neighbours(&x[0], s.grid())
 );
 
 bench!(

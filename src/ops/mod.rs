@@ -106,8 +106,7 @@ pub mod reference {
     pub use super::stem::composition as stem;
     pub use super::window::{
         composition_bias as relative_position_bias, composition_mask as shift_mask,
-        composition_merge as merge_neighbours, composition_partition as window_partition,
-        composition_reverse as window_reverse,
+        composition_partition as window_partition, composition_reverse as window_reverse,
     };
     pub use super::window_attention::composition as window_attention;
     pub use super::window_attention_branch::composition as window_attention_branch;

@@ -109,7 +109,7 @@ pub fn window_reverse(windows: &Tensor, grid: Grid, window: usize, shift: usize)
 ///
 /// # Derivative
 ///
-/// Each gradient goes back to its token: see [`gather_rows`](super::gather_rows()).
+/// Each gradient goes back to its token.
 ///
 /// # PyTorch
 ///
@@ -135,15 +135,11 @@ pub fn merge_neighbours(tokens: &Tensor, grid: Grid) -> Result<Tensor> {
         return Err(Error::invalid("grid", grid, "of even sides, at least 2 x 2").into());
     }
     let [batch, width] = check_tokens(tokens, grid)?;
-    let mut order = Vec::with_capacity(grid.len());
-    for row in (0..grid.height).step_by(2) {
-        for column in (0..grid.width).step_by(2) {
-            for (down, right) in [(0, 0), (1, 0), (0, 1), (1, 1)] {
-                order.push(((row + down) * grid.width + column + right) as u32);
-            }
-        }
-    }
-    super::gather_rows(tokens, &order.repeat(batch), 0)?.reshape((batch, grid.len() / 4, 4 * width))
+    // [B, row, down, column, right, D]
+    tokens
+        .reshape((batch, grid.height / 2, 2, grid.width / 2, 2, width))?
+        .permute((0, 1, 3, 4, 2, 5))?
+        .reshape((batch, grid.len() / 4, 4 * width))
 }
 
 /// A learned number for each pair of positions in a window, by how far apart they are.
@@ -277,16 +273,6 @@ pub fn composition_reverse(windows: &Tensor, grid: Grid, window: usize, shift: u
         .reshape((b, grid.height, grid.width, d))?;
     let back = |side: usize| side - shift % side;
     roll(&roll(&tokens, back(grid.height), 1)?, back(grid.width), 2)?.reshape((b, grid.len(), d))
-}
-
-/// [`merge_neighbours`] of candle's operations.
-pub fn composition_merge(tokens: &Tensor, grid: Grid) -> Result<Tensor> {
-    let (b, _, d) = tokens.dims3()?;
-    // [B, row, down, column, right, D]
-    tokens
-        .reshape((b, grid.height / 2, 2, grid.width / 2, 2, d))?
-        .permute((0, 1, 3, 4, 2, 5))?
-        .reshape((b, grid.len() / 4, 4 * d))
 }
 
 /// [`relative_position_bias`] of candle's operations: with the table upside down, a query sees a window of it.
@@ -463,15 +449,6 @@ mod tests {
                 seed,
             );
         }
-        for (seed, (height, width)) in (0..).zip([(2, 2), (4, 6)]) {
-            let grid = Grid::new(height, width);
-            check(
-                &|args| merge_neighbours(&args[0], grid),
-                &|args| composition_merge(&args[0], grid),
-                &[&[2, grid.len(), 3]],
-                seed,
-            );
-        }
         for (seed, window) in (0..).zip([1, 2, 3, 14]) {
             check(
                 &|args| relative_position_bias(&args[0], window),
@@ -492,7 +469,7 @@ mod tests {
         let grid = Grid::new(4, 6);
         check_derivative(&|args| composition_partition(&args[0], grid, 2, 1), &[&[2, 24, 2]], 0);
         check_derivative(&|args| composition_reverse(&args[0], grid, 2, 1), &[&[12, 4, 2]], 1);
-        check_derivative(&|args| composition_merge(&args[0], grid), &[&[2, 24, 2]], 2);
+        check_derivative(&|args| merge_neighbours(&args[0], grid), &[&[2, 24, 2]], 2);
         check_derivative(&|args| composition_bias(&args[0], 3), &[&[25, 2]], 3);
     }
 
@@ -504,6 +481,24 @@ mod tests {
             let windows = window_partition(&tokens, grid, window, shift).unwrap();
             let back = window_reverse(&windows, grid, window, shift).unwrap();
             assert_eq!(back.to_vec3::<f64>().unwrap(), tokens.to_vec3::<f64>().unwrap());
+        }
+    }
+
+    #[test]
+    fn neighbours_are_merged_column_by_column() {
+        for (height, width) in [(2, 2), (4, 6)] {
+            let tokens = random(&[2, height * width, 3], 0);
+            let merged = merge_neighbours(&tokens, Grid::new(height, width)).unwrap();
+            let [tokens, merged] = [tokens, merged].map(|t| t.to_vec3::<f64>().unwrap());
+            for (tokens, merged) in tokens.iter().zip(&merged) {
+                assert_eq!(merged.len(), height * width / 4);
+                for (at, merged) in merged.iter().enumerate() {
+                    let (row, column) = (2 * (at / (width / 2)), 2 * (at % (width / 2)));
+                    let four = [(0, 0), (1, 0), (0, 1), (1, 1)];
+                    let four = four.map(|(down, right)| &tokens[(row + down) * width + column + right][..]);
+                    assert_eq!(merged[..], four.concat());
+                }
+            }
         }
     }
 
