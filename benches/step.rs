@@ -60,7 +60,10 @@ struct Flags {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum What {
+    /// As in training, with all that the backward will need.
     Forward,
+    /// A prediction: nothing is kept. Only on request.
+    Evaluate,
     Plain,
     Masksub,
     /// What of a MaskSub step is not the model: masks, losses, gathering of gradients, checks. Of a ViT only, and only on
@@ -92,7 +95,10 @@ fn in_own_process(what: What) -> Result<()> {
 fn measure(what: What, flags: &Flags) -> Result<()> {
     let device = device::parse(&flags.device).map_err(anyhow::Error::msg)?;
     let weights = Weights::seeded(Seed::new(0));
-    let vb = weights.var_builder(DType::F32, &device);
+    let vb = match what {
+        What::Evaluate => weights.no_grad_builder(DType::F32, &device),
+        _ => weights.var_builder(DType::F32, &device),
+    };
     let image_size = (flags.image_size, flags.image_size);
     let masking = RandomMasking::new(flags.ratio)?;
     let (classes, block) = (1000, 32);
@@ -211,6 +217,7 @@ fn time<M: Forward, S: SubBranch<M>>(
         let start = Instant::now();
         match what {
             What::Forward => drop(model.model().forward_pass(&images, &mut Pass::train(seed.at(step)))?),
+            What::Evaluate => drop(model.model().forward_pass(&images, &mut Pass::eval())?),
             _ => drop(model.backward(&images, seed.at(step), |logits| criterion.forward(logits, &labels))?),
         }
         device.synchronize()?;

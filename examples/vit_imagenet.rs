@@ -8,7 +8,7 @@
 mod support;
 
 use anyhow::{anyhow, ensure, Result};
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use candle_nn::ModuleT;
 use masksub::models::{resnet::ResNet, swin::SwinTransformer, vit::VisionTransformer};
 use masksub::pretrained::Pretrained;
@@ -148,6 +148,9 @@ impl Training<'_> {
         let steps_per_epoch = data.epoch_len().div_ceil(settings.batch_size);
         let schedule = settings.schedule(steps_per_epoch)?;
 
+        // The same weights, of which nothing is kept for a backward.
+        let evaluated = for_evaluation(self.network, weights, &flags.device)?;
+
         let mut trained = Trained {
             weights,
             opt: &mut opt,
@@ -200,11 +203,10 @@ impl Training<'_> {
                     return Ok(End::Interrupted);
                 }
             }
-            // Outside training `model` is the bare network.
             let scores = || {
                 let batches = data.test_batches(settings.batch_size.div_ceil(settings.accumulate));
                 evaluate(Box::new(batches.take_while(|_| !interrupt::asked())), |images| {
-                    Ok(model.forward_t(images, false)?)
+                    Ok(evaluated.forward_t(images, false)?)
                 })
             };
             let of_weights = scores();
@@ -288,13 +290,18 @@ fn check_weights(flags: &Flags, weights: &Weights) -> Result<()> {
     Ok(weights.check_exact(|name| name == "mask_token" || flags.allow_differences)?)
 }
 
-fn evaluate_network(flags: &Flags, data: &dyn Dataset, network: &Network, weights: &Weights) -> Result<Scores> {
-    let vb = weights.var_builder(DType::F32, &flags.device);
-    let model: Box<dyn ModuleT> = match network {
+/// A network that predicts with what the weights are at the time.
+fn for_evaluation(network: &Network, weights: &Weights, device: &Device) -> Result<Box<dyn ModuleT>> {
+    let vb = weights.no_grad_builder(DType::F32, device);
+    Ok(match network {
         Network::Vit(cfg) => Box::new(VisionTransformer::new(cfg, vb)?),
         Network::ResNet(cfg, _) => Box::new(ResNet::new(cfg, vb)?),
         Network::Swin(cfg) => Box::new(SwinTransformer::new(cfg, vb)?),
-    };
+    })
+}
+
+fn evaluate_network(flags: &Flags, data: &dyn Dataset, network: &Network, weights: &Weights) -> Result<Scores> {
+    let model = for_evaluation(network, weights, &flags.device)?;
     check_weights(flags, weights)?;
     let scores = evaluate(data.test_batches(flags.training.batch_size), |images| {
         Ok(model.forward_t(images, false)?)

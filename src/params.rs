@@ -40,10 +40,9 @@ impl Params {
     /// `running_var`), which candle's batch norm keeps there too.
     pub fn from_varmap(varmap: &VarMap) -> Self {
         let data = lock(varmap);
-        let statistics = |name: &str| matches!(name.rsplit('.').next(), Some("running_mean" | "running_var"));
         Self::new(
             data.iter()
-                .filter(|(name, _)| !statistics(name))
+                .filter(|(name, _)| !is_statistic(name))
                 .map(|(name, var)| (name.clone(), var.clone())),
         )
     }
@@ -113,6 +112,11 @@ impl Params {
         let below = |prefix: &String| matches!(name.strip_prefix(prefix.as_str()), Some(rest) if rest.is_empty() || rest.starts_with('.'));
         !self.may_lack_gradient.iter().any(below)
     }
+}
+
+/// Whether a variable of that name is a batch norm's running statistic, which no gradient trains.
+pub(crate) fn is_statistic(name: &str) -> bool {
+    matches!(name.rsplit('.').next(), Some("running_mean" | "running_var"))
 }
 
 /// The variables of a `VarMap`.

@@ -162,6 +162,27 @@ impl Weights {
         VarBuilder::from_backend(Box::new(self.clone()), dtype, device.clone())
     }
 
+    /// A builder of models that only predict, on the memory of the same variables, which are made now where they are not yet:
+    /// what training changes, they see at once. Their weights are no variables themselves, so that nothing is kept for a
+    /// backward: an evaluation in a fraction of the memory, or a teacher that stays as it is. PyTorch's `torch.no_grad()`.
+    ///
+    /// (`running_mean` and `running_var` are the variables all the same: batch norms would copy what is none.)
+    ///
+    /// ```
+    /// use candle_core::{DType, Device, Tensor};
+    /// use candle_nn::Module;
+    /// use masksub::{Seed, Weights};
+    /// let weights = Weights::seeded(Seed::new(0));
+    /// let trained = candle_nn::linear(4, 2, weights.var_builder(DType::F32, &Device::Cpu))?;
+    /// let evaluated = candle_nn::linear(4, 2, weights.no_grad_builder(DType::F32, &Device::Cpu))?;
+    /// let xs = Tensor::ones((1, 4), DType::F32, &Device::Cpu)?;
+    /// assert!(trained.forward(&xs)?.track_op() && !evaluated.forward(&xs)?.track_op());
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
+    pub fn no_grad_builder(&self, dtype: DType, device: &Device) -> VarBuilder<'static> {
+        VarBuilder::from_backend(Box::new(NoGrad(self.clone())), dtype, device.clone())
+    }
+
     /// The variables made so far.
     pub fn varmap(&self) -> &VarMap {
         &self.0.varmap
@@ -332,6 +353,32 @@ impl SimpleBackend for Weights {
     fn contains_tensor(&self, name: &str) -> bool {
         let state = self.lock();
         self.lookup(name).is_some() || state.source.has(name)
+    }
+}
+
+/// Weights that are no variables.
+struct NoGrad(Weights);
+
+impl NoGrad {
+    fn of(&self, name: &str, weight: Tensor) -> Tensor {
+        match params::is_statistic(name) {
+            true => weight,
+            false => weight.detach(),
+        }
+    }
+}
+
+impl SimpleBackend for NoGrad {
+    fn get(&self, shape: Shape, name: &str, init: Init, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
+        Ok(self.of(name, self.0.get(shape, name, init, dtype, device)?))
+    }
+
+    fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
+        Ok(self.of(name, self.0.get_unchecked(name, dtype, device)?))
+    }
+
+    fn contains_tensor(&self, name: &str) -> bool {
+        self.0.contains_tensor(name)
     }
 }
 

@@ -658,3 +658,51 @@ fn hugging_face_weights_give_the_logits_of_candle_transformers() {
         );
     }
 }
+
+/// Models for evaluation, on the weights of one that is trained.
+mod without_gradients {
+    use super::*;
+    use candle_core::Result;
+    use masksub::models::resnet::{BlockKind, ResNet};
+    use masksub::models::swin::SwinTransformer;
+
+    /// What a model of `build` predicts follows the training of another one, to the bit, and has no graph.
+    fn check<M: ModuleT>(name: &str, xs: &Tensor, build: impl Fn(VarBuilder) -> Result<M>) {
+        let weights = Weights::seeded(Seed::new(0));
+        // In this order, as a teacher is made, or the other.
+        let evaluated = build(weights.no_grad_builder(DType::F32, &CPU)).unwrap();
+        let trained = build(weights.var_builder(DType::F32, &CPU)).unwrap();
+        let mut optimizer = SGD::new(Params::from_varmap(weights.varmap()).vars(), 0.1).unwrap();
+        let mut seen = vec![];
+        for _ in 0..2 {
+            let [graph, none] = [&trained, &evaluated].map(|model: &M| model.forward_t(xs, false).unwrap());
+            assert!(graph.track_op() && !none.track_op(), "{name}");
+            assert_eq!(bits(&none), bits(&graph), "{name}");
+            seen.push(bits(&none));
+            let loss = trained.forward_t(xs, true).unwrap().sqr().unwrap().mean_all().unwrap();
+            optimizer.backward_step(&loss).unwrap();
+        }
+        assert_ne!(seen[0], seen[1], "{name}");
+    }
+
+    #[test]
+    fn predict_what_the_trained_model_does() {
+        for (name, cfg) in tiny_forms(5) {
+            check(name, &images(2, "evaluated"), |vb| VisionTransformer::new(&cfg, vb));
+        }
+        let xs = randn((2, 3, 64, 64), "evaluated");
+        for block in [BlockKind::Basic, BlockKind::Bottleneck] {
+            check("ResNet", &xs, |vb| ResNet::new(&common::small_resnet(block), vb));
+        }
+        check("Swin", &randn((2, 3, 32, 64), "evaluated"), |vb| {
+            SwinTransformer::new(&common::small_swin(), vb)
+        });
+        check("candle's convolution and batch norm", &xs, |vb| {
+            let conv = candle_nn::conv2d(3, 4, 3, Default::default(), vb.pp("conv"))?;
+            let norm = candle_nn::batch_norm(4, 1e-5, vb.pp("norm"))?;
+            Ok(candle_nn::func_t(move |xs, train| {
+                norm.forward_t(&conv.forward(xs)?, train)
+            }))
+        });
+    }
+}

@@ -42,7 +42,7 @@ def main():
     parser.add_argument("--ratio", default="0.5")
     parser.add_argument("--iters", default="5")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--what", nargs="+", default=["masksub"], choices=["forward", "plain", "masksub"])
+    parser.add_argument("--what", nargs="+", default=["masksub"], choices=["forward", "evaluate", "plain", "masksub"])
     parser.add_argument("--python", default=sys.executable, help="an interpreter that has PyTorch")
     flags = parser.parse_args()
     crate = [bench_executable(), "--json"]

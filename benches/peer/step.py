@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The steps of `cargo bench --bench step` in plain PyTorch: a forward pass, a plain step, a MaskSub step.
+"""The steps of `cargo bench --bench step` in plain PyTorch: a forward pass, a prediction, a plain step, a MaskSub step.
 
     python3 benches/peer/step.py --model deit3-small --batch 8 --iters 5
 
@@ -265,6 +265,9 @@ def soft_cross_entropy(logits, target):
 def step(what, model, images, labels, ratio):
     if what == "forward":
         return model(images)
+    if what == "evaluate":
+        with torch.no_grad():
+            return model(images)
     # Gradients anew in every step, as the crate gives them.
     model.zero_grad(set_to_none=True)
     main = model(images)
@@ -281,11 +284,11 @@ def main():
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--ratio", type=float, default=0.5)
     parser.add_argument("--iters", type=int, default=5)
-    parser.add_argument("--what", choices=["forward", "plain", "masksub"], default="masksub")
+    parser.add_argument("--what", choices=["forward", "evaluate", "plain", "masksub"], default="masksub")
     flags = parser.parse_args()
 
     torch.manual_seed(0)
-    model = MODELS[flags.model](flags.image_size).train()
+    model = MODELS[flags.model](flags.image_size).train(flags.what != "evaluate")
     images = torch.rand(flags.batch, 3, flags.image_size, flags.image_size) * 2 - 1
     labels = torch.arange(flags.batch)
     seconds = []
