@@ -413,6 +413,7 @@ fn conv_norm(x: &[Var], stride: usize) -> ConvNorm<'_> {
             bias: &x[2],
         },
         eps: 1e-5,
+        running: None,
     }
 }
 

@@ -9,7 +9,7 @@ use super::{pool, rules, Constructor};
 use crate::branch::{Forward, Pass};
 use crate::error::Error;
 use crate::nn::{batch_norm_from, BatchNorm};
-use crate::ops::{self, Affine, Pooling, ResidualBlock, Then};
+use crate::ops::{self, Affine, Pooling, ResidualBlock};
 
 /// What a stage is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,7 +170,7 @@ impl ConvNorm {
         })
     }
 
-    fn params(&self) -> ops::ConvNorm<'_> {
+    fn params(&self, pass: &Pass) -> ops::ConvNorm<'_> {
         let (weight, bias) = self.norm.weight_and_bias();
         ops::ConvNorm {
             weight: &self.weight,
@@ -178,12 +178,8 @@ impl ConvNorm {
             padding: self.padding,
             norm: Affine { weight, bias },
             eps: self.norm.eps(),
+            running: (!pass.is_train()).then(|| self.norm.running()),
         }
-    }
-
-    fn evaluate(&self, xs: &Tensor, then: Then, pass: &mut Pass) -> Result<Tensor> {
-        let ys = ops::conv2d(xs, &self.weight, self.stride, self.padding)?;
-        self.norm.forward_then(then, &ys, pass)
     }
 }
 
@@ -244,30 +240,13 @@ impl Block {
         self.convs.iter().chain(&self.downsample)
     }
 
-    /// The parameters in training, for `batch` samples.
+    /// The parameters, for `batch` samples.
     fn params(&self, batch: usize, pass: &mut Pass) -> Result<ResidualBlock<'_>> {
         Ok(ResidualBlock {
-            convs: self.convs.iter().map(ConvNorm::params).collect(),
-            downsample: self.downsample.as_ref().map(ConvNorm::params),
+            convs: self.convs.iter().map(|conv| conv.params(pass)).collect(),
+            downsample: self.downsample.as_ref().map(|conv| conv.params(pass)),
             drop_path: pass.drop_path_factors(batch, self.drop_path)?,
         })
-    }
-
-    /// In evaluation: norms do not depend on what they see, and no path is dropped.
-    fn evaluate(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
-        let mut ys = xs.clone();
-        for (index, conv) in self.convs.iter().enumerate() {
-            let then = match index + 1 < self.convs.len() {
-                true => Then::Relu,
-                false => Then::Nothing,
-            };
-            ys = conv.evaluate(&ys, then, pass)?;
-        }
-        let identity = match &self.downsample {
-            Some(downsample) => downsample.evaluate(xs, Then::Nothing, pass)?,
-            None => xs.clone(),
-        };
-        ops::add_relu(&ys, &identity)
     }
 }
 
@@ -351,25 +330,19 @@ const POOLING: Pooling = Pooling {
 };
 
 impl ResNet {
-    /// The last map in training: all of it in two operations, which keep and write little in between.
-    fn train(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
-        let (ys, seen) = ops::stem(xs, &self.stem.params(), POOLING)?;
-        self.stem.norm.note(&seen, pass);
+    /// The last map: all of it in two operations, which keep and write little in between.
+    fn features(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+        let (ys, seen) = ops::stem(xs, &self.stem.params(pass), POOLING)?;
+        if let Some(seen) = seen {
+            self.stem.norm.note(&seen, pass);
+        }
         let batch = xs.dim(0)?;
         let blocks = self.blocks.iter().map(|block| block.params(batch, pass));
         let blocks = blocks.collect::<Result<Vec<_>>>()?;
+        // In evaluation the norms do not normalise by what they see, and there is nothing to note.
         let (ys, seen) = ops::residual_blocks(&ys, &blocks)?;
         for (layer, seen) in self.blocks.iter().flat_map(Block::layers).zip(&seen) {
             layer.norm.note(seen, pass);
-        }
-        Ok(ys)
-    }
-
-    fn evaluate(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
-        let ys = self.stem.evaluate(xs, Then::Relu, pass)?;
-        let mut ys = ops::max_pool2d(&ys, POOLING.kernel, POOLING.stride, POOLING.padding)?;
-        for block in &self.blocks {
-            ys = block.evaluate(&ys, pass)?;
         }
         Ok(ys)
     }
@@ -384,10 +357,7 @@ impl Forward for ResNet {
                 return Err(Error::shape("images", xs.dims(), expected).into());
             }
         }
-        let ys = match pass.is_train() {
-            true => self.train(xs, pass)?,
-            false => self.evaluate(xs, pass)?,
-        };
+        let ys = self.features(xs, pass)?;
         self.fc.forward(&pool::mean(&ys, (2, 3))?)
     }
 }

@@ -5,7 +5,7 @@ use candle_nn::{BatchNormConfig, Init, ModuleT, VarBuilder};
 
 use crate::branch::{Forward, Pass};
 use crate::error::Error;
-use crate::ops::{self, BatchStatistics, Then};
+use crate::ops::{self, BatchStatistics, Running};
 
 /// Batch normalisation of each channel, [B, C, ..] to [B, C, ..]: PyTorch's `torch.nn.BatchNorm2d` (and 1d, 3d).
 ///
@@ -96,18 +96,12 @@ pub(crate) fn check_momentum(argument: &'static str, momentum: f64) -> crate::er
 }
 
 impl BatchNorm {
-    /// The norm, and what follows it.
-    pub(crate) fn forward_then(&self, then: Then, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
-        if !pass.is_train() {
-            let (mean, var) = (
-                self.running_mean.as_detached_tensor(),
-                self.running_var.as_detached_tensor(),
-            );
-            return ops::batch_norm_eval_then(then, xs, &mean, &var, &self.weight, &self.bias, self.eps);
+    /// By what it normalises in evaluation.
+    pub(crate) fn running(&self) -> Running<'_> {
+        Running {
+            mean: &self.running_mean,
+            var: &self.running_var,
         }
-        let (ys, statistics) = ops::batch_norm_then(then, xs, &self.weight, &self.bias, self.eps)?;
-        self.note(&statistics, pass);
-        Ok(ys)
     }
 
     /// Hands what an operation with this norm in it has seen of a batch to the pass.
@@ -119,7 +113,13 @@ impl BatchNorm {
 
 impl Forward for BatchNorm {
     fn forward_pass(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
-        self.forward_then(Then::Nothing, xs, pass)
+        if pass.is_train() {
+            let (ys, statistics) = ops::batch_norm(xs, &self.weight, &self.bias, self.eps)?;
+            self.note(&statistics, pass);
+            return Ok(ys);
+        }
+        let Running { mean, var } = self.running();
+        ops::batch_norm_eval(xs, mean, var, &self.weight, &self.bias, self.eps)
     }
 }
 

@@ -83,7 +83,7 @@ pub fn batch_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resu
 
 /// What follows a batch norm in the same operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Then {
+pub(super) enum Then {
     Nothing,
     /// max(y, 0). What it lets through is seen from its result: its input is not kept.
     Relu,
@@ -107,7 +107,7 @@ impl Then {
 }
 
 /// As [`batch_norm`](batch_norm()), and what follows it.
-pub(crate) fn batch_norm_then(
+pub(super) fn batch_norm_then(
     then: Then,
     xs: &Tensor,
     weight: &Tensor,
@@ -190,7 +190,7 @@ pub fn batch_norm_eval(
 }
 
 /// As [`batch_norm_eval`], and what follows it.
-pub(crate) fn batch_norm_eval_then(
+pub(super) fn batch_norm_eval_then(
     then: Then,
     xs: &Tensor,
     mean: &Tensor,
@@ -209,18 +209,12 @@ pub(crate) fn batch_norm_eval_then(
     if !kernel::on_cpu_f32(&[xs, mean, var, weight, bias]) {
         return then.composition(composition_eval(xs, mean, var, weight, bias, eps)?);
     }
-    let (mean, var) = (mean.contiguous()?, var.contiguous()?);
-    let (mean, var) = (Elements::of(&mean)?, Elements::of(&var)?);
-    let moments = mean.iter().zip(var.iter()).map(|(&mean, &var)| Moments {
-        mean: f64::from(mean),
-        var: f64::from(var),
-    });
     let op = BatchNorm {
         dims,
         eps,
         training: false,
         then,
-        moments: Arc::new(OnceLock::from(moments.collect::<Vec<_>>())),
+        moments: Arc::new(OnceLock::from(Moments::of(mean, var)?)),
     };
     xs.contiguous()?
         .apply_op3(&weight.contiguous()?, &bias.contiguous()?, op)

@@ -1,5 +1,6 @@
 //! Normalising the channels of a batch [B, C, ..]: what the batch norms and the residual blocks around them share.
 
+use candle_core::{DType, Result, Tensor};
 use rayon::prelude::*;
 
 use super::elementwise::scale_into;
@@ -57,6 +58,16 @@ pub(super) struct Moments {
 }
 
 impl Moments {
+    /// Of each channel, from tensors `[C]` of any floating-point dtype.
+    pub(super) fn of(mean: &Tensor, var: &Tensor) -> Result<Vec<Self>> {
+        let [mean, var] = [mean, var].map(|t| t.to_dtype(DType::F64)?.to_vec1::<f64>());
+        Ok(mean?
+            .into_iter()
+            .zip(var?)
+            .map(|(mean, var)| Self { mean, var })
+            .collect())
+    }
+
     /// The mean in two parts: what `f32` loses of a mean that is large beside the deviations from it would be missing in
     /// every one of them.
     fn mean(&self) -> (f32, f64) {

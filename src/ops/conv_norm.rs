@@ -2,9 +2,10 @@
 
 use candle_core::{Result, Tensor};
 
+use super::batch_norm::{batch_norm_eval_then, batch_norm_then, BatchStatistics, Then};
 use super::buffer::Buffer;
 use super::channels::{ChannelNorm, Dims, Moments, Upstream};
-use super::conv2d::Conv2d;
+use super::conv2d::{conv2d, Conv2d};
 use super::deliver::Deliveries;
 use super::kernel::{self, Elements};
 use super::residual::Affine;
@@ -23,18 +24,63 @@ pub struct ConvNorm<'a> {
     pub norm: Affine<'a>,
     /// What the norm adds to the variance.
     pub eps: f64,
+    /// By what the norm normalises, as in evaluation; the moments of the batch, as in training, where there is nothing.
+    pub running: Option<Running<'a>>,
+}
+
+/// By what a batch norm normalises in evaluation: `[C']` each, of any floating-point dtype. No gradient flows to them.
+#[derive(Clone, Copy, Debug)]
+pub struct Running<'a> {
+    /// The mean of a channel.
+    pub mean: &'a Tensor,
+    /// Its variance.
+    pub var: &'a Tensor,
+}
+
+impl ConvNorm<'_> {
+    /// The operations one by one, and what comes behind the norm; and what the norm saw, if that is what it normalises by.
+    pub(super) fn composition(&self, then: Then, xs: &Tensor) -> Result<(Tensor, Option<BatchStatistics>)> {
+        let ys = conv2d(xs, self.weight, self.stride, self.padding)?;
+        let Affine { weight, bias } = self.norm;
+        let Some(Running { mean, var }) = self.running else {
+            let (ys, seen) = batch_norm_then(then, &ys, weight, bias, self.eps)?;
+            return Ok((ys, Some(seen)));
+        };
+        let [mean, var] = [mean, var].map(|t| t.to_dtype(ys.dtype()));
+        Ok((
+            batch_norm_eval_then(then, &ys, &mean?, &var?, weight, bias, self.eps)?,
+            None,
+        ))
+    }
+}
+
+/// What a layer's input, its parameters and what it normalises by are called in errors.
+pub(super) struct Names {
+    pub(super) input: &'static str,
+    pub(super) weight: &'static str,
+    /// Weight and bias.
+    pub(super) norm: [&'static str; 2],
+    /// Mean and variance.
+    pub(super) running: [&'static str; 2],
 }
 
 /// A convolution and its norm, without the parameters.
 pub(super) struct Layer {
     pub(super) conv: Conv2d,
     eps: f64,
+    /// Mean and variance by which the norm normalises.
+    running: Option<[Tensor; 2]>,
 }
 
 impl Layer {
-    /// With errors that call by `names` the input, the weight, and weight and bias of the norm.
-    pub(super) fn new(names: [&'static str; 4], layer: &ConvNorm, xs: &[usize], like: &Tensor) -> OurResult<Self> {
-        let [input, weight, norm_weight, norm_bias] = names;
+    /// Once all fits, of an input of shape `xs`, and of the dtype and on the device of `like`.
+    pub(super) fn new(names: &Names, layer: &ConvNorm, xs: &[usize], like: &Tensor) -> OurResult<Self> {
+        let &Names {
+            input,
+            weight,
+            norm,
+            running,
+        } = names;
         if let (&[_, channels, ..], &[_, in_channels, ..]) = (xs, layer.weight.dims()) {
             if channels != in_channels {
                 let expected = format!("[C', {channels}, k, k]");
@@ -43,14 +89,26 @@ impl Layer {
         }
         let conv = Conv2d::new([input, weight], xs, layer.weight.dims(), layer.stride, layer.padding)?;
         kernel::check_same_dtype(weight, layer.weight, like)?;
-        for (name, tensor) in [(norm_weight, layer.norm.weight), (norm_bias, layer.norm.bias)] {
+        for (name, tensor) in norm.into_iter().zip([layer.norm.weight, layer.norm.bias]) {
             kernel::check_vector(name, tensor, conv.result_dims()[1])?;
             kernel::check_same_dtype(name, tensor, like)?;
         }
         kernel::check_eps("eps", layer.eps)?;
-        let layer = Self { conv, eps: layer.eps };
+        if let Some(Running { mean, var }) = layer.running {
+            for (name, tensor) in running.into_iter().zip([mean, var]) {
+                kernel::check_vector(name, tensor, conv.result_dims()[1])?;
+                kernel::check_float(name, tensor)?;
+            }
+        }
+        let layer = Self {
+            conv,
+            eps: layer.eps,
+            running: layer
+                .running
+                .map(|Running { mean, var }| [mean, var].map(Tensor::clone)),
+        };
         match layer.dims().count() {
-            0 | 1 => {
+            0 | 1 if layer.running.is_none() => {
                 let expected = "so large that each norm has more than one value per channel";
                 Err(Error::shape("xs", like.dims(), expected))
             }
@@ -68,9 +126,15 @@ impl Layer {
         }
     }
 
+    /// How many values of a channel its norm sees, if they are what it normalises by.
+    pub(super) fn seen(&self) -> Option<usize> {
+        self.running.is_none().then(|| self.dims().count())
+    }
+
     /// With the elements of its three parameters.
-    pub(super) fn bind<'a>(&'a self, params: &'a [Elements]) -> Bound<'a> {
-        Bound {
+    pub(super) fn bind<'a>(&'a self, params: &'a [Elements]) -> Result<Bound<'a>> {
+        let moments = |[mean, var]: &[Tensor; 2]| Moments::of(mean, var);
+        Ok(Bound {
             conv: &self.conv,
             weight: &params[0],
             norm: ChannelNorm {
@@ -79,7 +143,8 @@ impl Layer {
                 weight: &params[1],
                 bias: &params[2],
             },
-        }
+            running: self.running.as_ref().map(moments).transpose()?,
+        })
     }
 }
 
@@ -88,9 +153,16 @@ pub(super) struct Bound<'a> {
     pub(super) conv: &'a Conv2d,
     pub(super) weight: &'a [f32],
     pub(super) norm: ChannelNorm<'a>,
+    running: Option<Vec<Moments>>,
 }
 
 impl Bound<'_> {
+    /// By what the norm normalises, if not by the moments of what it is handed: those of an earlier forward that are
+    /// `given`, or else what the layer has.
+    pub(super) fn moments<'s>(&'s self, given: Option<&'s [Moments]>) -> Option<&'s [Moments]> {
+        given.or(self.running.as_deref())
+    }
+
     /// What the convolution gives.
     pub(super) fn convolve(&self, xs: &[f32]) -> Buffer {
         let mut ys = Buffer::new(self.conv.result_len());
@@ -101,7 +173,7 @@ impl Bound<'_> {
     /// The norm of what the convolution gave, and its ReLU; and the moments by which it is normalised.
     pub(super) fn activate(&self, ys: &[f32], given: Option<&[Moments]>) -> (Buffer, Vec<Moments>) {
         let mut active = Buffer::new(ys.len());
-        let moments = self.norm.forward(ys, given, 0.0, &mut active);
+        let moments = self.norm.forward(ys, self.moments(given), 0.0, &mut active);
         (active, moments)
     }
 }
@@ -134,7 +206,9 @@ impl<'a> Sink<'a> {
         upstream: Upstream,
         grads: &mut [f32],
     ) -> Result<()> {
-        let of_norm = layer.norm.backward(result, moments, true, upstream, grads);
+        let of_norm = layer
+            .norm
+            .backward(result, moments, layer.running.is_none(), upstream, grads);
         self.gradients[first] = self.params.gradient(first, self.node, |out, write| {
             layer.conv.backward_weight(xs, grads, out, write);
         })?;

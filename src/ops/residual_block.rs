@@ -5,11 +5,10 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor};
 
 use super::add_relu::add_relu;
-use super::batch_norm::{batch_norm_then, BatchStatistics, Then};
+use super::batch_norm::{BatchStatistics, Then};
 use super::buffer::{Buffer, Kept};
 use super::channels::{through_relu, Moments, Upstream};
-use super::conv2d::conv2d;
-use super::conv_norm::{Bound, ConvNorm, Layer, Sink};
+use super::conv_norm::{Bound, ConvNorm, Layer, Names, Sink};
 use super::deliver::Deliveries;
 use super::kernel::{self, Elements};
 use super::matrix::Write;
@@ -40,7 +39,10 @@ impl<'a> ResidualBlock<'a> {
     }
 
     /// The same with other parameters.
-    fn with<'b>(&self, params: &'b [Tensor]) -> ResidualBlock<'b> {
+    fn with<'b>(&self, params: &'b [Tensor]) -> ResidualBlock<'b>
+    where
+        'a: 'b,
+    {
         let layers = self.layers().zip(params.chunks_exact(3));
         let mut convs: Vec<_> = layers
             .map(|(layer, params)| ConvNorm {
@@ -52,6 +54,7 @@ impl<'a> ResidualBlock<'a> {
                 stride: layer.stride,
                 padding: layer.padding,
                 eps: layer.eps,
+                running: layer.running,
             })
             .collect();
         let downsample = self.downsample.and_then(|_| convs.pop());
@@ -63,9 +66,8 @@ impl<'a> ResidualBlock<'a> {
     }
 }
 
-/// For one block after the other: y = max(identity(x) + s branch(x), 0), in training, where the branch is convolutions with a
-/// batch norm behind each and a ReLU between two, and the identity x itself or its projection; and what the batch norms
-/// saw.
+/// For one block after the other: y = max(identity(x) + s branch(x), 0), where the branch is convolutions with a batch norm
+/// behind each and a ReLU between two, and the identity x itself or its projection; and what the batch norms saw.
 ///
 /// The same as the operations one by one, with less memory: for the backward only the results of the convolutions and of
 /// the blocks are kept, until it has used them; normalised values are computed again. Gradients of all parameters arrive
@@ -76,8 +78,8 @@ impl<'a> ResidualBlock<'a> {
 /// - `xs`: [B, C, H, W]
 /// - `blocks`: the parameters, at least one block's
 ///
-/// Returns [B, C', H', W'], and the statistics of each norm, block by block, of a projection after those of the branch; no
-/// gradient flows through them.
+/// Returns [B, C', H', W'], and the statistics of each norm that normalises by them (see [`ConvNorm::running`]), block by
+/// block, of a projection after those of the branch; no gradient flows through them.
 ///
 /// # PyTorch
 ///
@@ -92,8 +94,8 @@ impl<'a> ResidualBlock<'a> {
 /// # Errors
 ///
 /// If there is no block or no convolution in one, shapes do not fit or something is empty, a projection is missing or does
-/// not fit, there is not one of `drop_path`'s factors for each sample, a stride is 0, a norm has one value per channel only,
-/// an `eps` is negative or not finite, or dtypes differ or are no floating-point ones.
+/// not fit, there is not one of `drop_path`'s factors for each sample, a stride is 0, a norm has one value per channel only
+/// to normalise by, an `eps` is negative or not finite, or dtypes differ or are no floating-point ones.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -106,6 +108,7 @@ impl<'a> ResidualBlock<'a> {
 ///     padding: 1,
 ///     norm: Affine { weight: &zero, bias: &one },
 ///     eps: 1e-5,
+///     running: None,
 /// };
 /// let block = ResidualBlock { convs: vec![conv, conv], downsample: None, drop_path: None };
 /// let (ys, statistics) = residual_blocks(&tensor(&[1, 2, 4, 4])?, &[block.clone(), block])?;
@@ -135,7 +138,7 @@ pub fn residual_blocks(xs: &Tensor, blocks: &[ResidualBlock]) -> Result<(Tensor,
     let (ticket, params) = Deliveries::new(&params)?;
     let moments = Arc::new(OnceLock::new());
     let layers = checked.iter().flat_map(|block| &block.layers);
-    let counts: Vec<_> = layers.map(|layer| layer.dims().count()).collect();
+    let counts: Vec<_> = layers.map(Layer::seen).collect();
     let op = Op {
         blocks: checked,
         keep: xs.track_op() || ticket.track_op(),
@@ -145,7 +148,7 @@ pub fn residual_blocks(xs: &Tensor, blocks: &[ResidualBlock]) -> Result<(Tensor,
     };
     let ys = xs.contiguous()?.apply_op2(&ticket, op)?;
     let seen = moments.get().into_iter().flatten().flatten().zip(counts);
-    let seen = seen.map(|(moments, count)| BatchStatistics::of(moments, count));
+    let seen = seen.filter_map(|(moments, count)| Some(BatchStatistics::of(moments, count?)));
     Ok((ys, seen.collect::<Result<_>>()?))
 }
 
@@ -171,9 +174,8 @@ fn check(xs: &Tensor, blocks: &[ResidualBlock]) -> OurResult<Vec<Block>> {
 pub fn composition(xs: &Tensor, blocks: &[ResidualBlock]) -> Result<(Tensor, Vec<BatchStatistics>)> {
     let mut seen = Vec::new();
     let mut layer = |layer: &ConvNorm, then, xs: &Tensor| -> Result<Tensor> {
-        let ys = conv2d(xs, layer.weight, layer.stride, layer.padding)?;
-        let (ys, statistics) = batch_norm_then(then, &ys, layer.norm.weight, layer.norm.bias, layer.eps)?;
-        seen.push(statistics);
+        let (ys, statistics) = layer.composition(then, xs)?;
+        seen.extend(statistics);
         Ok(ys)
     };
     let mut xs = xs.clone();
@@ -221,8 +223,13 @@ impl Block {
                 true => "xs",
                 false => "the input of a later convolution",
             };
-            let names = [input, "convs.weight", "convs.norm.weight", "convs.norm.bias"];
-            let layer = Layer::new(names, conv, &dims, like)?;
+            let names = Names {
+                input,
+                weight: "convs.weight",
+                norm: ["convs.norm.weight", "convs.norm.bias"],
+                running: ["convs.running.mean", "convs.running.var"],
+            };
+            let layer = Layer::new(&names, conv, &dims, like)?;
             dims = layer.conv.result_dims().to_vec();
             layers.push(layer);
         }
@@ -234,13 +241,13 @@ impl Block {
                 } else {
                     "the input of a downsample"
                 };
-                let names = [
+                let names = Names {
                     input,
-                    "downsample.weight",
-                    "downsample.norm.weight",
-                    "downsample.norm.bias",
-                ];
-                let layer = Layer::new(names, conv, xs, like)?;
+                    weight: "downsample.weight",
+                    norm: ["downsample.norm.weight", "downsample.norm.bias"],
+                    running: ["downsample.running.mean", "downsample.running.var"],
+                };
+                let layer = Layer::new(&names, conv, xs, like)?;
                 let dims = layer.conv.result_dims().to_vec();
                 layers.push(layer);
                 dims
@@ -271,16 +278,17 @@ impl Block {
     }
 
     /// With its parameters out of those of all blocks.
-    fn bind<'a>(&'a self, params: &'a [Elements]) -> BoundBlock<'a> {
+    fn bind<'a>(&'a self, params: &'a [Elements]) -> Result<BoundBlock<'a>> {
         let layers = self.layers.iter().zip(params[self.first_param..].chunks_exact(3));
-        let mut branch: Vec<_> = layers.map(|(layer, params)| layer.bind(params)).collect();
+        let branch = layers.map(|(layer, params)| layer.bind(params));
+        let mut branch = branch.collect::<Result<Vec<_>>>()?;
         let downsample = if self.has_downsample { branch.pop() } else { None };
-        BoundBlock {
+        Ok(BoundBlock {
             branch,
             downsample,
             drop_path: self.drop_path.as_deref(),
             first_param: self.first_param,
-        }
+        })
     }
 }
 
@@ -296,8 +304,15 @@ struct BoundBlock<'a> {
 type BlockMoments = Vec<Vec<Moments>>;
 
 impl BoundBlock<'_> {
-    /// What the convolutions give, and the moments of all, those that are `given` or else their own. Writes the block's result to `ys`, if there is a place for it.
-    fn forward(&self, xs: &[f32], given: Option<&BlockMoments>, ys: Option<&mut [f32]>) -> (Results, BlockMoments) {
+    /// What the convolutions give, the last one alone unless all are to be kept, and the moments of all, those that are `given` or
+    /// else their own. Writes the block's result to `ys`, if there is a place for it.
+    fn forward(
+        &self,
+        xs: &[f32],
+        given: Option<&BlockMoments>,
+        keep: bool,
+        ys: Option<&mut [f32]>,
+    ) -> (Results, BlockMoments) {
         let given = |i: usize| given.map(|given| &given[i][..]);
         let (mut results, mut moments) = (Vec::new(), Vec::new());
         let mut active: Option<Buffer> = None;
@@ -308,6 +323,9 @@ impl BoundBlock<'_> {
                 let (next, seen) = layer.activate(&result, given(i));
                 active = Some(next);
                 moments.push(seen);
+                if !keep {
+                    continue;
+                }
             }
             results.push(result);
         }
@@ -316,14 +334,16 @@ impl BoundBlock<'_> {
         if let Some(ys) = ys {
             let of_projection = self.downsample.as_ref().zip(projection.as_ref());
             let of_projection = of_projection.map(|(layer, result)| {
-                let given = given(last + 1);
+                let given = layer.moments(given(last + 1));
                 layer.norm.forward(result, given, f32::NEG_INFINITY, ys)
             });
             if of_projection.is_none() {
                 kernel::for_rows(ys, 1, |first, ys| ys.copy_from_slice(&xs[first..][..ys.len()]));
             }
-            let norm = &self.branch[last].norm;
-            moments.push(norm.forward_onto(&results[last], given(last), self.drop_path, ys));
+            let layer = &self.branch[last];
+            let given = layer.moments(given(last));
+            let result = results.last().map_or(&[][..], |result| result);
+            moments.push(layer.norm.forward_onto(result, given, self.drop_path, ys));
             moments.extend(of_projection);
         }
         let results = Results {
@@ -427,7 +447,8 @@ struct KeptBlock {
 impl Op {
     fn with_blocks<T>(&self, f: impl FnOnce(&[BoundBlock]) -> Result<T>) -> Result<T> {
         let params: Vec<_> = self.params.params().iter().map(Elements::of).collect::<Result<_>>()?;
-        let blocks: Vec<_> = self.blocks.iter().map(|block| block.bind(&params)).collect();
+        let blocks = self.blocks.iter().map(|block| block.bind(&params));
+        let blocks = blocks.collect::<Result<Vec<_>>>()?;
         f(&blocks)
     }
 
@@ -447,7 +468,7 @@ impl Op {
             let given = given.map(|given| &given[i]);
             let mut ys = (i + 1 < blocks.len()).then(|| Buffer::new(self.blocks[i].result_dims().iter().product()));
             let place = ys.as_deref_mut().or_else(|| last.take());
-            let (results, seen) = block.forward(xs, given, place);
+            let (results, seen) = block.forward(xs, given, self.keep, place);
             moments.push(seen);
             if !self.keep {
                 kept.clear();
@@ -531,6 +552,7 @@ impl CustomOp2 for Op {
 mod tests {
     use super::*;
     use crate::ops::testing::{check as check_op, check_derivative, random, relative, rng};
+    use crate::ops::Running;
     use candle_core::Device;
     use rand::Rng as _;
 
@@ -572,6 +594,7 @@ mod tests {
                         bias: &params[2],
                     },
                     eps: 1e-2,
+                    running: None,
                 })
                 .collect();
             let downsample = self.downsample.and_then(|_| convs.pop());
@@ -625,6 +648,53 @@ mod tests {
             let factors: Vec<f32> = (0..batch).map(|i| [0.5, 0., 2.][i % 3]).collect();
             let xs = [batch, size(5), 3 + size(6), 3 + size(6)];
             bottleneck(xs, size(6), size(9), stride).check(Some(&factors), seed);
+        }
+    }
+
+    /// With norms in evaluation: all, or those of a few layers, which are then frozen in training.
+    #[test]
+    fn equals_its_composition_with_running_statistics() {
+        let mut rng = rng(15);
+        let statistics: Vec<_> = (0..4u64)
+            .map(|layer| [random(&[9], layer), random(&[9], 20 + layer).sqr().unwrap()])
+            .collect();
+        for (seed, frozen) in (0..).zip([[true; 4], [true, false, true, false], [false, true, false, true]]) {
+            let mut size = |most| rng.random_range(1..=most);
+            let (batch, stride) = (1 + size(2), size(2));
+            let sizes = bottleneck([batch, size(5), 3 + size(6), 3 + size(6)], 9, 9, stride);
+            let factors: Vec<f32> = (0..batch).map(|i| [0.5, 0., 2.][i % 3]).collect();
+            fn block<'a>(
+                sizes: &Sizes,
+                factors: &[f32],
+                params: &'a [Tensor],
+                running: [Option<Running<'a>>; 4],
+            ) -> ResidualBlock<'a> {
+                let mut block = sizes.dropping(Some(factors), params);
+                for (layer, running) in block.convs.iter_mut().chain(&mut block.downsample).zip(running) {
+                    layer.running = running;
+                }
+                block
+            }
+            let running = |layer: usize| {
+                let [mean, var] = &statistics[layer];
+                frozen[layer].then_some(Running { mean, var })
+            };
+            let running = [0, 1, 2, 3].map(running);
+            let shapes = sizes.shapes();
+            let shapes: Vec<_> = shapes.iter().map(Vec::as_slice).collect();
+            let kernel =
+                |args: &[Tensor]| Ok(residual_blocks(&args[0], &[block(&sizes, &factors, &args[1..], running)])?.0);
+            let reference =
+                |args: &[Tensor]| Ok(composition(&args[0], &[block(&sizes, &factors, &args[1..], running)])?.0);
+            check_op(&kernel, &reference, &shapes, seed);
+            let args = tensors(&sizes, DType::F32);
+            let (_, seen) = residual_blocks(&args[0], &[block(&sizes, &factors, &args[1..], running)]).unwrap();
+            let (_, expected) = composition(&args[0], &[block(&sizes, &factors, &args[1..], running)]).unwrap();
+            let trained = frozen.iter().filter(|&&frozen| !frozen).count();
+            assert_eq!((seen.len(), expected.len()), (trained, trained));
+            for (seen, expected) in seen.iter().zip(&expected) {
+                assert!(relative(&seen.mean, &expected.mean) < 1e-5);
+            }
         }
     }
 

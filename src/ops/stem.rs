@@ -4,11 +4,10 @@ use std::sync::{Arc, OnceLock};
 
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor};
 
-use super::batch_norm::{batch_norm_then, BatchStatistics, Then};
+use super::batch_norm::{BatchStatistics, Then};
 use super::buffer::{Buffer, Kept};
 use super::channels::{Moments, Upstream};
-use super::conv2d::conv2d;
-use super::conv_norm::{Bound, ConvNorm, Layer, Sink};
+use super::conv_norm::{Bound, ConvNorm, Layer, Names, Sink};
 use super::deliver::Deliveries;
 use super::kernel::{self, Elements};
 use super::matrix::Write;
@@ -26,7 +25,7 @@ pub struct Pooling {
     pub padding: usize,
 }
 
-/// y = maxpool(max(norm(conv(x)), 0)), in training; and what the batch norm saw.
+/// y = maxpool(max(norm(conv(x)), 0)); and what the batch norm saw.
 ///
 /// The same as the operations one by one, with less memory: for the backward only the result of the convolution is kept,
 /// of which normalised values are computed again. Gradients of all parameters arrive as ever. (As in PyTorch, parameters
@@ -38,17 +37,17 @@ pub struct Pooling {
 /// - `conv`: the convolution and its norm
 /// - `pool`: the pooling
 ///
-/// Returns [B, C', H', W'], and the statistics of the norm, through which no gradient flows.
+/// Returns [B, C', H', W'], and the statistics of the norm, if it normalises by them (see [`ConvNorm::running`]); no gradient
+/// flows through them.
 ///
 /// # PyTorch
 ///
-/// `F.max_pool2d(F.relu(bn(F.conv2d(xs, weight, stride=stride, padding=padding))), kernel, stride, padding)`, with the norm
-/// in training mode
+/// `F.max_pool2d(F.relu(bn(F.conv2d(xs, weight, stride=stride, padding=padding))), kernel, stride, padding)`
 ///
 /// # Errors
 ///
 /// If shapes do not fit or something is empty, a stride or the pooling's kernel is 0, its padding is more than half of that,
-/// the norm has one value per channel only, `eps` is negative or not finite, or dtypes differ or are no floating-point ones.
+/// the norm has one value per channel only to normalise by, `eps` is negative or not finite, or dtypes differ or are no floating-point ones.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -56,20 +55,21 @@ pub struct Pooling {
 /// let tensor = |shape: &[usize]| Tensor::ones(shape, DType::F32, &Device::Cpu);
 /// let (weight, zero, one) = (tensor(&[2, 3, 7, 7])?, (tensor(&[2])? * 0.)?, tensor(&[2])?);
 /// let norm = Affine { weight: &zero, bias: &one };
-/// let conv = ConvNorm { weight: &weight, stride: 2, padding: 3, norm, eps: 1e-5 };
+/// let conv = ConvNorm { weight: &weight, stride: 2, padding: 3, norm, eps: 1e-5, running: None };
 /// let pool = Pooling { kernel: 3, stride: 2, padding: 1 };
 /// let (ys, _) = stem(&tensor(&[1, 3, 16, 16])?, &conv, pool)?;
 /// assert_eq!(ys.flatten_all()?.to_vec1::<f32>()?, [1.; 32]);
 /// # Ok::<(), candle_core::Error>(())
 /// ```
-pub fn stem(xs: &Tensor, conv: &ConvNorm, pool: Pooling) -> Result<(Tensor, BatchStatistics)> {
+pub fn stem(xs: &Tensor, conv: &ConvNorm, pool: Pooling) -> Result<(Tensor, Option<BatchStatistics>)> {
     kernel::check_float("xs", xs)?;
-    let layer = Layer::new(
-        ["xs", "conv.weight", "conv.norm.weight", "conv.norm.bias"],
-        conv,
-        xs.dims(),
-        xs,
-    )?;
+    let names = Names {
+        input: "xs",
+        weight: "conv.weight",
+        norm: ["conv.norm.weight", "conv.norm.bias"],
+        running: ["conv.running.mean", "conv.running.var"],
+    };
+    let layer = Layer::new(&names, conv, xs.dims(), xs)?;
     let windows = MaxPool2d::new(&layer.conv.result_dims(), pool.kernel, pool.stride, pool.padding)?;
     let params = [conv.weight, conv.norm.weight, conv.norm.bias];
     if xs.device().is_cpu() && kernel::is_half(xs) {
@@ -86,14 +86,15 @@ pub fn stem(xs: &Tensor, conv: &ConvNorm, pool: Pooling) -> Result<(Tensor, Batc
             ..*conv
         };
         let (ys, seen) = stem(&xs?, &conv, pool)?;
-        return Ok((ys.to_dtype(dtype)?, seen.to_dtype(dtype)?));
+        let seen = seen.map(|seen| seen.to_dtype(dtype)).transpose()?;
+        return Ok((ys.to_dtype(dtype)?, seen));
     }
     if !kernel::on_cpu_f32(&params) || !kernel::on_cpu_f32(&[xs]) {
         return composition(xs, conv, pool);
     }
     let (ticket, params) = Deliveries::new(&params)?;
     let moments = Arc::new(OnceLock::new());
-    let count = layer.dims().count();
+    let count = layer.seen();
     let op = Op {
         layer,
         pool: windows,
@@ -103,14 +104,14 @@ pub fn stem(xs: &Tensor, conv: &ConvNorm, pool: Pooling) -> Result<(Tensor, Batc
         kept: Kept::default(),
     };
     let ys = xs.contiguous()?.apply_op2(&ticket, op)?;
-    let seen = moments.get().map_or(&[][..], Vec::as_slice);
-    Ok((ys, BatchStatistics::of(seen, count)?))
+    let seen = moments.get().zip(count);
+    let seen = seen.map(|(moments, count)| BatchStatistics::of(moments, count));
+    Ok((ys, seen.transpose()?))
 }
 
 /// [`stem`] of the operations one by one.
-pub fn composition(xs: &Tensor, conv: &ConvNorm, pool: Pooling) -> Result<(Tensor, BatchStatistics)> {
-    let ys = conv2d(xs, conv.weight, conv.stride, conv.padding)?;
-    let (ys, seen) = batch_norm_then(Then::Relu, &ys, conv.norm.weight, conv.norm.bias, conv.eps)?;
+pub fn composition(xs: &Tensor, conv: &ConvNorm, pool: Pooling) -> Result<(Tensor, Option<BatchStatistics>)> {
+    let (ys, seen) = conv.composition(Then::Relu, xs)?;
     Ok((max_pool2d(&ys, pool.kernel, pool.stride, pool.padding)?, seen))
 }
 
@@ -128,7 +129,7 @@ struct Op {
 impl Op {
     fn with_layer<T>(&self, f: impl FnOnce(Bound) -> Result<T>) -> Result<T> {
         let elements: Vec<_> = self.params.params().iter().map(Elements::of).collect::<Result<_>>()?;
-        f(self.layer.bind(&elements))
+        f(self.layer.bind(&elements)?)
     }
 }
 
@@ -194,6 +195,7 @@ impl CustomOp2 for Op {
 mod tests {
     use super::*;
     use crate::ops::testing::{check, check_derivative, random, relative};
+    use crate::ops::Running;
 
     const POOL: Pooling = Pooling {
         kernel: 3,
@@ -211,6 +213,7 @@ mod tests {
                 bias: &params[2],
             },
             eps: 1e-2,
+            running: None,
         }
     }
 
@@ -236,6 +239,29 @@ mod tests {
     }
 
     #[test]
+    fn equals_its_composition_in_evaluation() {
+        let [mean, var] = [random(&[5], 8), random(&[5], 9).sqr().unwrap()];
+        let running = Some(Running { mean: &mean, var: &var });
+        fn evaluated<'a>(params: &'a [Tensor], running: Option<Running<'a>>) -> ConvNorm<'a> {
+            ConvNorm {
+                running,
+                ..conv(params, 2)
+            }
+        }
+        // One value per channel is enough.
+        for (seed, xs) in (0..).zip([[3, 2, 9, 12], [1, 2, 1, 1]]) {
+            let shapes = shapes(xs, 5, 3);
+            let shapes = shapes.each_ref().map(Vec::as_slice);
+            let kernel = |args: &[Tensor]| Ok(stem(&args[0], &evaluated(&args[1..], running), POOL)?.0);
+            let reference = |args: &[Tensor]| Ok(composition(&args[0], &evaluated(&args[1..], running), POOL)?.0);
+            check(&kernel, &reference, &shapes, seed);
+            let args = shapes.map(|shape| random(shape, 1).to_dtype(DType::F32).unwrap());
+            let (_, seen) = stem(&args[0], &evaluated(&args[1..], running), POOL).unwrap();
+            assert!(seen.is_none());
+        }
+    }
+
+    #[test]
     fn composition_has_the_right_derivative() {
         let shapes = shapes([2, 2, 5, 4], 2, 3);
         let shapes = shapes.each_ref().map(Vec::as_slice);
@@ -255,10 +281,11 @@ mod tests {
         let [single, wide, half] = [DType::F32, DType::F64, DType::BF16].map(tensors);
         let (_, expected) = composition(&wide[0], &conv(&wide[1..], 1), POOL).unwrap();
         let (_, seen) = stem(&single[0], &conv(&single[1..], 1), POOL).unwrap();
+        let (seen, expected) = (seen.unwrap(), expected.unwrap());
         assert!(relative(&seen.mean, &expected.mean) < 1e-6);
         assert!(relative(&seen.unbiased_var, &expected.unbiased_var) < 1e-6);
         let (ys, seen) = stem(&half[0], &conv(&half[1..], 1), POOL).unwrap();
-        assert!(ys.dtype() == DType::BF16 && seen.mean.dtype() == DType::BF16);
+        assert!(ys.dtype() == DType::BF16 && seen.unwrap().mean.dtype() == DType::BF16);
     }
 
     #[test]
@@ -277,6 +304,25 @@ mod tests {
             "conv.weight has shape [4, 2, 3, 3], but must be [C', 3, k, k]"
         );
         assert_eq!(message(3, &[5], POOL), "conv.norm.bias has shape [5], but must be [4]");
+        let args = tensors(DType::F32);
+        let evaluated = |mean: &Tensor, var: &Tensor| {
+            let running = Some(Running { mean, var });
+            let conv = ConvNorm {
+                running,
+                ..conv(&args[1..], 1)
+            };
+            stem(&args[0], &conv, POOL).unwrap_err().to_string()
+        };
+        let (four, five) = (random(&[4], 0), random(&[5], 0));
+        assert_eq!(
+            evaluated(&five, &four),
+            "conv.running.mean has shape [5], but must be [4]"
+        );
+        let integers = four.to_dtype(DType::U32).unwrap();
+        assert_eq!(
+            evaluated(&four, &integers),
+            "conv.running.var has dtype U32, but must be f32, f64, f16 or bf16"
+        );
         let pool = Pooling { stride: 0, ..POOL };
         assert_eq!(message(3, &[4], pool), "stride is 0, but must be at least 1");
     }
