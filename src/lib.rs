@@ -53,8 +53,9 @@
 //!   the losses ([`Criterion`], [`SubModelLoss`]), [`Params`] and [`grad`].
 //! * **Models and layers that can be trained**: [`models`], [`nn`], [`ops`]. candle's fused layer norm, RMS norm, softmax
 //!   and rotary embeddings cut gradients without a word; those in [`nn`] and [`ops`] have the same names and shapes.
-//! * **Weights**: [`Weights`], a `VarBuilder` source of trainable variables, from a seed or a file; [`pretrained`], the
-//!   checkpoints of other projects, recognised and fitted to the model.
+//! * **Weights**: [`Weights`], a `VarBuilder` source of trainable variables, from a seed or a file, and of models on the same
+//!   memory that only predict ([`Weights::no_grad_builder`]); [`pretrained`], the checkpoints of other projects, recognised
+//!   and fitted to the model.
 //! * **The recipes' pieces**, without a loop: [`train::optim`] (AdamW, LAMB, SGD, with parameter groups and a state that can
 //!   be restored), [`train::schedule`], [`train::ema`], [`train::mix`], [`train::accumulate`], [`train::checkpoint`].
 //!
