@@ -8,7 +8,7 @@ use super::input_flags::InputFlags;
 use super::network::{self, Input, Network};
 use super::recipe::Recipe;
 use super::recipe_flags::RecipeFlags;
-use anyhow::{ensure, Result};
+use anyhow::{bail, ensure, Result};
 use candle_core::Device;
 use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
@@ -223,6 +223,9 @@ impl Flags {
                 self.recipe == Recipe::Plain,
                 "--recipe is for images: say with --data where they are (the digits are trained by the plain one)"
             );
+            if let Some(flag) = self.input.any() {
+                bail!("{flag} is for the images in --data: the digits are trained as they are");
+            }
             let train_size = self.train_size.unwrap_or(digits::POOL);
             let Input { image_size, .. } = network.input();
             let digits = Digits::load(train_size, self.seed, image_size / digits::SIDE, &self.device)?;
@@ -439,5 +442,28 @@ mod tests {
         );
         assert!(error("--image-size 12").contains("must be a multiple of 8, the size of the digits"));
         assert!(error("--model resnet50 --patch-size 4").contains("a ResNet does not"));
+    }
+
+    #[test]
+    fn the_digits_take_no_flags_of_the_input() {
+        for flag in [
+            "--augment none",
+            "--flip 0",
+            "--auto-augment none",
+            "--magnitude 1",
+            "--color-jitter 0",
+            "--random-erasing 0",
+            "--repeated-augment 1",
+            "--interpolation bicubic",
+            "--crop-pct 1",
+            "--workers 1",
+        ] {
+            let error = parse(flag).unwrap().dataset().err().unwrap().to_string();
+            let name = flag.split(' ').next().unwrap();
+            assert_eq!(
+                error,
+                format!("{name} is for the images in --data: the digits are trained as they are")
+            );
+        }
     }
 }

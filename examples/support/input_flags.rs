@@ -80,6 +80,35 @@ pub enum AutoKind {
 }
 
 impl InputFlags {
+    /// One of those that are given, if any is.
+    pub fn any(&self) -> Option<&'static str> {
+        let Self {
+            augment,
+            flip,
+            auto_augment,
+            magnitude,
+            color_jitter,
+            random_erasing,
+            repeated_augment,
+            interpolation,
+            crop_pct,
+            workers,
+        } = self;
+        let flags = [
+            ("--augment", augment.is_some()),
+            ("--flip", flip.is_some()),
+            ("--auto-augment", auto_augment.is_some()),
+            ("--magnitude", magnitude.is_some()),
+            ("--color-jitter", color_jitter.is_some()),
+            ("--random-erasing", random_erasing.is_some()),
+            ("--repeated-augment", repeated_augment.is_some()),
+            ("--interpolation", interpolation.is_some()),
+            ("--crop-pct", crop_pct.is_some()),
+            ("--workers", workers.is_some()),
+        ];
+        flags.into_iter().find(|(_, given)| *given).map(|(name, _)| name)
+    }
+
     /// How images are turned into what `network` takes.
     pub fn transform(&self, network: &Network) -> Transform {
         let input = network.input();
