@@ -185,7 +185,7 @@ impl Conv2d {
 
     /// Samples that go together, in nearly equal groups.
     fn groups(&self) -> Vec<Range<usize>> {
-        ranges(self.batch, self.batch.div_ceil(self.samples_together()))
+        kernel::ranges(self.batch, self.batch.div_ceil(self.samples_together()))
     }
 
     /// The positions of the largest block.
@@ -199,7 +199,7 @@ impl Conv2d {
             1 => (self.positions() / COLUMNS).max(1),
             _ => 1,
         };
-        let rows = ranges(self.rows.out, blocks);
+        let rows = kernel::ranges(self.rows.out, blocks);
         rows.into_iter().map(move |rows| Block {
             samples: samples.clone(),
             rows,
@@ -319,7 +319,7 @@ impl Conv2d {
         let (area, taps) = (self.area(), self.taps());
         let out = SharedMut::new(dxs);
         let (groups, widest) = (self.groups(), self.widest(&self.blocks()));
-        let ranges = ranges(self.in_channels, TASKS.div_ceil(groups.len()));
+        let ranges = kernel::ranges(self.in_channels, TASKS.div_ceil(groups.len()));
         let tasks = groups.len() * ranges.len();
         let parallelism = within(tasks);
         let tasks = (0..tasks)
@@ -376,11 +376,11 @@ impl Conv2d {
         const WIDTH: usize = 128;
         let taps = self.taps();
         let width = self.in_channels * taps;
-        let ranges = ranges(self.in_channels, (width / WIDTH).clamp(1, TASKS));
+        let ranges = kernel::ranges(self.in_channels, (width / WIDTH).clamp(1, TASKS));
         let blocks = self.blocks();
         let widest = self.widest(&blocks);
         // A narrow gradient is computed several times over, each time from some of the blocks.
-        let parts = self::ranges(blocks.len(), TASKS.div_ceil(ranges.len()));
+        let parts = kernel::ranges(blocks.len(), TASKS.div_ceil(ranges.len()));
         let (tasks, len) = (parts.len() * ranges.len(), dweight.len());
         let parallelism = within(tasks);
         let compute = |out: SharedMut, write| {
@@ -413,12 +413,6 @@ impl Conv2d {
             }
         });
     }
-}
-
-/// `0..len` in `count` nearly equal pieces, or in `len`.
-fn ranges(len: usize, count: usize) -> Vec<Range<usize>> {
-    let count = count.min(len);
-    (0..count).map(|i| i * len / count..(i + 1) * len / count).collect()
 }
 
 /// How a matrix product in each of `tasks` tasks is to run: itself in parallel where there are fewer tasks than threads.

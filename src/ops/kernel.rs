@@ -7,7 +7,7 @@
 //! that has the same fused multiply-add.
 
 use std::cell::Cell;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 
 use candle_core::{CpuStorage, DType, Layout, Result, Storage, StorageRef, Tensor};
 use pulp::{Simd, WithSimd};
@@ -223,6 +223,12 @@ pub(crate) fn shares_memory(a: &Tensor, b: &Tensor) -> Result<bool> {
 /// A tensor on the CPU from its elements.
 pub(crate) fn tensor(data: Vec<f32>, shape: &[usize]) -> Result<Tensor> {
     Tensor::from_vec(data, shape, &candle_core::Device::Cpu)
+}
+
+/// `0..len` in `count` nearly equal pieces, or in `len`.
+pub(crate) fn ranges(len: usize, count: usize) -> Vec<Range<usize>> {
+    let count = count.min(len);
+    (0..count).map(|i| i * len / count..(i + 1) * len / count).collect()
 }
 
 /// Rows of one piece of parallel work on a tensor of rows `width` long.

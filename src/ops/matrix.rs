@@ -1,9 +1,12 @@
 //! Matrix products on slices: `gemm`'s, with views that have checked what it takes on trust.
 
 use std::marker::PhantomData;
+use std::ops::Range;
 
 use gemm::Parallelism;
 use rayon::prelude::*;
+
+use super::kernel;
 
 /// A matrix in memory, read only. Element (i, j) is at `i * row_stride + j * col_stride`.
 #[derive(Clone, Copy)]
@@ -38,11 +41,11 @@ impl<'a> Mat<'a> {
         }
     }
 
-    /// The same `rows` at a time.
-    fn par_row_chunks(self, rows: usize) -> impl IndexedParallelIterator<Item = Self> {
-        (0..self.rows.div_ceil(rows)).into_par_iter().map(move |i| Self {
-            data: &self.data[i * rows * self.row_stride..],
-            rows: rows.min(self.rows - i * rows),
+    /// The rows of each range.
+    fn par_split_rows<'r>(self, ranges: &'r [Range<usize>]) -> impl IndexedParallelIterator<Item = Self> + use<'a, 'r> {
+        ranges.par_iter().map(move |range| Self {
+            data: &self.data[range.start * self.row_stride..],
+            rows: range.len(),
             ..self
         })
     }
@@ -134,19 +137,20 @@ impl MatMut<'_> {
         unsafe { std::slice::from_raw_parts_mut(self.data.add(row * self.row_stride), self.cols) }
     }
 
-    /// The same `rows` at a time.
-    fn par_row_chunks(&mut self, rows: usize) -> impl IndexedParallelIterator<Item = MatMut<'_>> {
-        let (all, row_stride, cols) = (self.rows, self.row_stride, self.cols);
+    /// The rows of each range, of which none begins before the end of the one before it.
+    fn par_split_rows<'s>(&'s mut self, ranges: &'s [Range<usize>]) -> impl IndexedParallelIterator<Item = MatMut<'s>> {
+        assert!(ranges.windows(2).all(|pair| pair[0].end <= pair[1].start));
+        let (rows, row_stride, cols) = (self.rows, self.row_stride, self.cols);
         // From the first row's start to the last one's end.
         let shared = SharedMut {
             data: self.data,
-            len: all.saturating_sub(1) * row_stride + cols,
+            len: rows.saturating_sub(1) * row_stride + cols,
             lifetime: PhantomData,
         };
-        (0..all.div_ceil(rows)).into_par_iter().map(move |i| {
-            // SAFETY: no two chunks have a row in common, rows are no longer than they are apart, and this matrix, which
-            // is the only access to them, is borrowed for as long as the chunks are.
-            unsafe { shared.columns(i * rows * row_stride, rows.min(all - i * rows), cols, row_stride) }
+        ranges.par_iter().map(move |range| {
+            // SAFETY: no two ranges have a row in common, rows are no longer than they are apart, and this matrix, which
+            // is the only access to them, is borrowed for as long as the parts are.
+            unsafe { shared.columns(range.start * row_stride, range.len(), cols, row_stride) }
         })
     }
 }
@@ -159,11 +163,12 @@ pub(super) enum Write {
 }
 
 /// Columns from which a product may be computed some rows at a time: `gemm` sums the elements of a narrower one in an order
-/// that depends on the number of rows.
+/// that depends on the number of rows. (So it does of a single row, and of some with a few.)
 const FEWEST_COLS: usize = 65;
 
 /// Rows that are worth a thread of their own, which packs the whole of the other factor; and where that has to be
-/// transposed for it.
+/// transposed for it. Measured on two threads at the sizes of ViT-tiny, -small and -base; on many, fewer rows are left for
+/// each, and `gemm` shares them out.
 const FEWEST_ROWS: [usize; 2] = [32, 512];
 
 /// `out = scale * a b`, or `out += scale * a b`; with [`Parallelism::Rayon`] on all threads of the pool.
@@ -171,28 +176,22 @@ const FEWEST_ROWS: [usize; 2] = [32, 512];
 /// The sum over the inner dimension runs in the same order for any number of threads.
 pub(super) fn matmul(out: &mut MatMut, write: Write, scale: f32, a: Mat, b: Mat, parallelism: Parallelism) {
     assert!(a.cols == b.rows && a.rows == out.rows && b.cols == out.cols);
-    let rows = match parallelism {
-        Parallelism::None => None,
-        Parallelism::Rayon(_) => rows_per_thread(out.rows, b),
-    };
-    match rows {
-        None => multiply(out, write, scale, a, b, parallelism),
-        // `gemm`'s own threads wait for each other after every part of the inner dimension.
-        Some(rows) => out
-            .par_row_chunks(rows)
-            .zip(a.par_row_chunks(rows))
-            .for_each(|(mut out, a)| multiply(&mut out, write, scale, a, b, Parallelism::None)),
+    if matches!(parallelism, Parallelism::None) || !may_share_rows(out.rows, b) {
+        return multiply(out, write, scale, a, b, parallelism);
     }
+    // `gemm`'s own threads wait for each other after every part of the inner dimension.
+    let shares = kernel::ranges(out.rows, rayon::current_num_threads());
+    out.par_split_rows(&shares)
+        .zip(a.par_split_rows(&shares))
+        .for_each(|(mut out, a)| multiply(&mut out, write, scale, a, b, Parallelism::None));
 }
 
-/// How many of `rows` rows of a product with `b` each thread computes, unless `gemm` is to share them out.
-fn rows_per_thread(rows: usize, b: Mat) -> Option<usize> {
+/// Whether each thread is to compute its share of the `rows` rows of a product with `b`. Otherwise they are left to `gemm`.
+fn may_share_rows(rows: usize, b: Mat) -> bool {
     let threads = rayon::current_num_threads();
     let work = rows.saturating_mul(b.rows).saturating_mul(b.cols);
-    let share = rows.div_ceil(threads);
     let fewest = FEWEST_ROWS[usize::from(b.col_stride != 1)];
-    let worth = threads > 1 && share >= fewest && b.cols >= FEWEST_COLS && work >= gemm::get_threading_threshold();
-    worth.then_some(share)
+    threads > 1 && rows / threads >= fewest && b.cols >= FEWEST_COLS && work >= gemm::get_threading_threshold()
 }
 
 fn multiply(out: &mut MatMut, write: Write, scale: f32, a: Mat, b: Mat, parallelism: Parallelism) {
@@ -274,9 +273,33 @@ mod tests {
         let mut memory = vec![0.5; rows * (cols + 2)];
         pool(threads, false).install(|| {
             let mut out = MatMut::rows(&mut memory, rows, cols, cols + 2);
-            matmul(&mut out, write, 2., a.mat(), b.mat(), Parallelism::Rayon(0));
+            matmul(&mut out, write, 0.3, a.mat(), b.mat(), Parallelism::Rayon(0));
         });
         memory
+    }
+
+    fn shares(rows: usize, b: &Random, threads: usize) -> bool {
+        pool(threads, false).install(|| may_share_rows(rows, b.mat()))
+    }
+
+    /// Numbers, what lies between the rows, and that each number of threads gives the same bits.
+    fn check([rows, inner, cols]: [usize; 3], transposed: [bool; 2], write: Write, threads: &[usize]) {
+        let a = Random::new([rows, inner], transposed[0], 0);
+        let b = Random::new([inner, cols], transposed[1], 1);
+        let case = format!("{rows} x {inner} x {cols}, {transposed:?}, {write:?}");
+        let single = product(&a, &b, write, 1);
+        for (i, row) in single.chunks_exact(cols + 2).enumerate() {
+            for (j, &got) in row[..cols].iter().enumerate() {
+                let sum: f64 = (0..inner).map(|k| a.at(i, k) * b.at(k, j)).sum();
+                let want = 0.3 * sum + if write == Write::Add { 0.5 } else { 0. };
+                let error = (f64::from(got) - want).abs();
+                assert!(error < 1e-5 * (inner as f64).sqrt(), "{case}: {got} for {want}");
+            }
+            assert_eq!(row[cols..], [0.5, 0.5], "{case}");
+        }
+        for &threads in threads {
+            assert!(product(&a, &b, write, threads) == single, "{case}, {threads} threads");
+        }
     }
 
     proptest! {
@@ -284,42 +307,42 @@ mod tests {
 
         #[test]
         fn products_are_right_and_the_same_for_any_number_of_threads(
-            rows in 1usize..400, cols in 1usize..200, inner in 1usize..700, transposed: [bool; 2], add: bool,
+            rows in 1usize..400, inner in 1usize..700, cols in 1usize..200, transposed: [bool; 2], add: bool,
         ) {
-            let a = Random::new([rows, inner], transposed[0], 0);
-            let b = Random::new([inner, cols], transposed[1], 1);
             let write = if add { Write::Add } else { Write::Replace };
-            let single = product(&a, &b, write, 1);
-            for (i, row) in single.chunks_exact(cols + 2).enumerate() {
-                for (j, &got) in row[..cols].iter().enumerate() {
-                    let sum: f64 = (0..inner).map(|k| a.at(i, k) * b.at(k, j)).sum();
-                    let want = 2. * sum + if add { 0.5 } else { 0. };
-                    prop_assert!((f64::from(got) - want).abs() < 1e-4 * (inner as f64).sqrt(), "{got} for {want}");
-                }
-                prop_assert_eq!(&row[cols..], [0.5, 0.5]);
-            }
-            for threads in [2, 3, 8] {
-                prop_assert_eq!(&product(&a, &b, write, threads), &single, "{} threads", threads);
+            check([rows, inner, cols], transposed, write, &[2, 3, 8]);
+        }
+    }
+
+    /// Where each thread computes its rows; 33 rows for each but the last of 40 would leave it a single one.
+    #[test]
+    fn products_whose_rows_are_shared_are_the_same() {
+        for (shape, transposed, threads) in [
+            ([1100, 70, 90], [false, true], 2),
+            ([1600, 33, 66], [true, true], 3),
+            ([1288, 768, 96], [false, false], 40),
+            ([1288, 600, 96], [true, false], 40),
+        ] {
+            let [rows, inner, cols] = shape;
+            assert!(shares(rows, &Random::new([inner, cols], transposed[1], 1), threads));
+            for write in [Write::Replace, Write::Add] {
+                check(shape, transposed, write, &[2, threads, 64]);
             }
         }
     }
 
     #[test]
     fn threads_share_rows_where_that_pays() {
-        let data = vec![0.; 512 * 96];
-        let by_rows = Mat::rows(&data, 512, 96, 96);
-        let transposed = Mat::rows(&data, 96, 512, 512).t();
-        let narrow = Mat::rows(&data, 512, 64, 96);
-        let share = |threads, rows, b| pool(threads, false).install(|| rows_per_thread(rows, b));
-        assert_eq!(share(1, 2048, by_rows), None);
-        assert_eq!((share(2, 62, by_rows), share(2, 63, by_rows)), (None, Some(32)));
-        assert_eq!((share(3, 96, by_rows), share(4, 96, by_rows)), (Some(32), None));
-        assert_eq!(
-            (share(2, 1022, transposed), share(2, 1024, transposed)),
-            (None, Some(512))
-        );
-        assert_eq!(share(2, 2048, narrow), None);
-        assert_eq!(share(2, 64, Mat::rows(&data, 64, 96, 96)), None, "little work");
+        let by_rows = Random::new([512, 96], false, 0);
+        let transposed = Random::new([512, 96], true, 0);
+        let narrow = Random::new([512, 64], false, 0);
+        assert!(!shares(2048, &by_rows, 1) && shares(2048, &by_rows, 2));
+        assert!(!shares(63, &by_rows, 2) && shares(64, &by_rows, 2));
+        assert!(!shares(95, &by_rows, 3) && shares(96, &by_rows, 3));
+        assert!(!shares(1023, &transposed, 2) && shares(1024, &transposed, 2));
+        assert!(!shares(2048, &narrow, 2));
+        // Little work.
+        assert!(!shares(64, &Random::new([64, 96], false, 0), 2));
     }
 
     #[test]
