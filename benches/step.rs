@@ -1,4 +1,4 @@
-//! Time and peak memory of a forward pass, a plain training step and a MaskSub step.
+//! Time and peak memory of a forward pass, a plain training step and a MaskSub step; on request of a prediction.
 //!
 //!     cargo bench --bench step -- --model deit3-small --batch 8 --iters 5 --json
 //!

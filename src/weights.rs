@@ -162,11 +162,12 @@ impl Weights {
         VarBuilder::from_backend(Box::new(self.clone()), dtype, device.clone())
     }
 
-    /// A builder of models that only predict, on the memory of the same variables, which are made now where they are not yet:
-    /// what training changes, they see at once. Their weights are no variables themselves, so that nothing is kept for a
-    /// backward: an evaluation in a fraction of the memory, or a teacher that stays as it is. PyTorch's `torch.no_grad()`.
+    /// A builder of models that predict, on the memory of the same variables, which are made now where they are not yet: what
+    /// training changes, they see at once. Their weights are no variables themselves (PyTorch's `requires_grad_(False)`), so
+    /// that of inputs that are none either nothing is kept for a backward (`torch.no_grad()`).
     ///
-    /// (`running_mean` and `running_var` are the variables all the same: batch norms would copy what is none.)
+    /// `running_mean` and `running_var` are the variables all the same, for batch norms copy what is none: run such a model with
+    /// `train` false, or it writes the trained one's statistics.
     ///
     /// ```
     /// use candle_core::{DType, Device, Tensor};

@@ -665,6 +665,9 @@ mod without_gradients {
     use candle_core::Result;
     use masksub::models::resnet::{BlockKind, ResNet};
     use masksub::models::swin::SwinTransformer;
+    use masksub::train::ema::Ema;
+    use masksub::train::optim::{AdamW, AdamWConfig, ParamGroups};
+    use std::collections::BTreeSet;
 
     /// What a model of `build` predicts follows the training of another one, to the bit, and has no graph.
     fn check<M: ModuleT>(name: &str, xs: &Tensor, build: impl Fn(VarBuilder) -> Result<M>) {
@@ -672,17 +675,30 @@ mod without_gradients {
         // In this order, as a teacher is made, or the other.
         let evaluated = build(weights.no_grad_builder(DType::F32, &CPU)).unwrap();
         let trained = build(weights.var_builder(DType::F32, &CPU)).unwrap();
-        let mut optimizer = SGD::new(Params::from_varmap(weights.varmap()).vars(), 0.1).unwrap();
-        let mut seen = vec![];
-        for _ in 0..2 {
+        let params = Params::from_varmap(weights.varmap());
+        // Which write to the variables in ways of their own.
+        let mut candle = SGD::new(params.vars(), 0.1).unwrap();
+        let cfg = AdamWConfig {
+            lr: 0.1,
+            ..Default::default()
+        };
+        let mut ours = AdamW::with_groups(ParamGroups::new(&params), cfg).unwrap();
+        let mut ema = Ema::of(weights.varmap(), 0.5).unwrap();
+        let predictions = || {
             let [graph, none] = [&trained, &evaluated].map(|model: &M| model.forward_t(xs, false).unwrap());
             assert!(graph.track_op() && !none.track_op(), "{name}");
             assert_eq!(bits(&none), bits(&graph), "{name}");
-            seen.push(bits(&none));
-            let loss = trained.forward_t(xs, true).unwrap().sqr().unwrap().mean_all().unwrap();
-            optimizer.backward_step(&loss).unwrap();
-        }
-        assert_ne!(seen[0], seen[1], "{name}");
+            bits(&none)
+        };
+        let loss = || trained.forward_t(xs, true).unwrap().sqr().unwrap().mean_all().unwrap();
+        let mut seen = BTreeSet::from([predictions()]);
+        candle.backward_step(&loss()).unwrap();
+        seen.insert(predictions());
+        ours.backward_step(&loss()).unwrap();
+        seen.insert(predictions());
+        ema.update().unwrap();
+        seen.insert(ema.averaged(predictions).unwrap());
+        assert_eq!(seen.len(), 4, "{name}");
     }
 
     #[test]

@@ -250,8 +250,8 @@ impl Block {
     }
 }
 
-/// A ResNet that can be trained: batch norm in training mode, a max pooling and convolutions with a backward of their
-/// own, drop path.
+/// A ResNet that can be trained: batch norm with statistics of the batch, a max pooling and convolutions with a backward of
+/// their own, drop path.
 ///
 /// It is a [`ModuleT`] like any candle model and a [`Forward`] model for [`PatchDrop`](crate::PatchDrop). Names are
 /// timm's and torchvision's, which candle-transformers' ResNet has, too.
@@ -339,10 +339,11 @@ impl ResNet {
         let batch = xs.dim(0)?;
         let blocks = self.blocks.iter().map(|block| block.params(batch, pass));
         let blocks = blocks.collect::<Result<Vec<_>>>()?;
-        // In evaluation the norms do not normalise by what they see, and there is nothing to note.
         let (ys, seen) = ops::residual_blocks(&ys, &blocks)?;
         for (layer, seen) in self.blocks.iter().flat_map(Block::layers).zip(&seen) {
-            layer.norm.note(seen, pass);
+            if let Some(seen) = seen {
+                layer.norm.note(seen, pass);
+            }
         }
         Ok(ys)
     }

@@ -5,7 +5,7 @@ use candle_nn::{BatchNormConfig, Init, ModuleT, VarBuilder};
 
 use crate::branch::{Forward, Pass};
 use crate::error::Error;
-use crate::ops::{self, BatchStatistics, Running};
+use crate::ops::{self, BatchStatistics, RunningStatistics};
 
 /// Batch normalisation of each channel, [B, C, ..] to [B, C, ..]: PyTorch's `torch.nn.BatchNorm2d` (and 1d, 3d).
 ///
@@ -97,8 +97,8 @@ pub(crate) fn check_momentum(argument: &'static str, momentum: f64) -> crate::er
 
 impl BatchNorm {
     /// By what it normalises in evaluation.
-    pub(crate) fn running(&self) -> Running<'_> {
-        Running {
+    pub(crate) fn running(&self) -> RunningStatistics<'_> {
+        RunningStatistics {
             mean: &self.running_mean,
             var: &self.running_var,
         }
@@ -118,7 +118,7 @@ impl Forward for BatchNorm {
             self.note(&statistics, pass);
             return Ok(ys);
         }
-        let Running { mean, var } = self.running();
+        let RunningStatistics { mean, var } = self.running();
         ops::batch_norm_eval(xs, mean, var, &self.weight, &self.bias, self.eps)
     }
 }

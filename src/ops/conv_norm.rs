@@ -1,6 +1,6 @@
 //! A convolution and the batch norm behind it: what a ResNet is made of.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
 use super::batch_norm::{batch_norm_eval_then, batch_norm_then, BatchStatistics, Then};
 use super::buffer::Buffer;
@@ -24,13 +24,13 @@ pub struct ConvNorm<'a> {
     pub norm: Affine<'a>,
     /// What the norm adds to the variance.
     pub eps: f64,
-    /// By what the norm normalises, as in evaluation; the moments of the batch, as in training, where there is nothing.
-    pub running: Option<Running<'a>>,
+    /// What the norm normalises by, in evaluation or where it is frozen; `None`: the batch's own moments, as in training.
+    pub running: Option<RunningStatistics<'a>>,
 }
 
 /// By what a batch norm normalises in evaluation: `[C']` each, of any floating-point dtype. No gradient flows to them.
 #[derive(Clone, Copy, Debug)]
-pub struct Running<'a> {
+pub struct RunningStatistics<'a> {
     /// The mean of a channel.
     pub mean: &'a Tensor,
     /// Its variance.
@@ -42,15 +42,18 @@ impl ConvNorm<'_> {
     pub(super) fn composition(&self, then: Then, xs: &Tensor) -> Result<(Tensor, Option<BatchStatistics>)> {
         let ys = conv2d(xs, self.weight, self.stride, self.padding)?;
         let Affine { weight, bias } = self.norm;
-        let Some(Running { mean, var }) = self.running else {
+        let Some(RunningStatistics { mean, var }) = self.running else {
             let (ys, seen) = batch_norm_then(then, &ys, weight, bias, self.eps)?;
             return Ok((ys, Some(seen)));
         };
-        let [mean, var] = [mean, var].map(|t| t.to_dtype(ys.dtype()));
-        Ok((
-            batch_norm_eval_then(then, &ys, &mean?, &var?, weight, bias, self.eps)?,
-            None,
-        ))
+        // In half precision in f32, as the batch norm does it, but with statistics that may be of f32 already.
+        let dtype = match kernel::is_half(&ys) {
+            true => DType::F32,
+            false => ys.dtype(),
+        };
+        let [wide, mean, var, weight, bias] = [&ys, mean, var, weight, bias].map(|t| t.to_dtype(dtype));
+        let normed = batch_norm_eval_then(then, &wide?, &mean?, &var?, &weight?, &bias?, self.eps)?;
+        Ok((normed.to_dtype(ys.dtype())?, None))
     }
 }
 
@@ -94,7 +97,7 @@ impl Layer {
             kernel::check_same_dtype(name, tensor, like)?;
         }
         kernel::check_eps("eps", layer.eps)?;
-        if let Some(Running { mean, var }) = layer.running {
+        if let Some(RunningStatistics { mean, var }) = layer.running {
             for (name, tensor) in running.into_iter().zip([mean, var]) {
                 kernel::check_vector(name, tensor, conv.result_dims()[1])?;
                 kernel::check_float(name, tensor)?;
@@ -105,7 +108,7 @@ impl Layer {
             eps: layer.eps,
             running: layer
                 .running
-                .map(|Running { mean, var }| [mean, var].map(Tensor::clone)),
+                .map(|RunningStatistics { mean, var }| [mean, var].map(Tensor::clone)),
         };
         match layer.dims().count() {
             0 | 1 if layer.running.is_none() => {
@@ -127,7 +130,7 @@ impl Layer {
     }
 
     /// How many values of a channel its norm sees, if they are what it normalises by.
-    pub(super) fn seen(&self) -> Option<usize> {
+    pub(super) fn count_seen(&self) -> Option<usize> {
         self.running.is_none().then(|| self.dims().count())
     }
 
@@ -157,8 +160,8 @@ pub(super) struct Bound<'a> {
 }
 
 impl Bound<'_> {
-    /// By what the norm normalises, if not by the moments of what it is handed: those of an earlier forward that are
-    /// `given`, or else what the layer has.
+    /// What the norm normalises by, if not the moments of what it is handed: those of an earlier forward that are `given`, or
+    /// else the running statistics.
     pub(super) fn moments<'s>(&'s self, given: Option<&'s [Moments]>) -> Option<&'s [Moments]> {
         given.or(self.running.as_deref())
     }

@@ -55,7 +55,7 @@ pub use attention::attention;
 pub use attention_branch::{attention_branch, AttentionBranch, Tokens};
 pub use batch_norm::{batch_norm, batch_norm_eval, BatchStatistics};
 pub use conv2d::conv2d;
-pub use conv_norm::{ConvNorm, Running};
+pub use conv_norm::{ConvNorm, RunningStatistics};
 pub(crate) use deliver::{add_to, aside, Gradients};
 pub use gather_rows::gather_rows;
 pub use gelu::gelu;

@@ -78,12 +78,12 @@ impl<'a> ResidualBlock<'a> {
 /// - `xs`: [B, C, H, W]
 /// - `blocks`: the parameters, at least one block's
 ///
-/// Returns [B, C', H', W'], and the statistics of each norm that normalises by them (see [`ConvNorm::running`]), block by
-/// block, of a projection after those of the branch; no gradient flows through them.
+/// Returns [B, C', H', W'], and the statistics of each norm, block by block, a projection's after those of the branch; none
+/// where the norm does not normalise by them (see [`ConvNorm::running`]). No gradient flows through them.
 ///
 /// # PyTorch
 ///
-/// A bottleneck without a projection, with norms in training mode:
+/// A bottleneck without a projection:
 ///
 /// ```text
 /// ys = F.relu(bn1(F.conv2d(xs, w1)))
@@ -116,7 +116,7 @@ impl<'a> ResidualBlock<'a> {
 /// assert_eq!(statistics.len(), 4);
 /// # Ok::<(), candle_core::Error>(())
 /// ```
-pub fn residual_blocks(xs: &Tensor, blocks: &[ResidualBlock]) -> Result<(Tensor, Vec<BatchStatistics>)> {
+pub fn residual_blocks(xs: &Tensor, blocks: &[ResidualBlock]) -> Result<(Tensor, Vec<Option<BatchStatistics>>)> {
     let checked = check(xs, blocks)?;
     let params: Vec<_> = blocks.iter().flat_map(ResidualBlock::params).collect();
     if xs.device().is_cpu() && kernel::is_half(xs) {
@@ -129,7 +129,10 @@ pub fn residual_blocks(xs: &Tensor, blocks: &[ResidualBlock]) -> Result<(Tensor,
             .map(|(block, checked)| block.with(&params[checked.first_param..]))
             .collect();
         let (ys, seen) = residual_blocks(&wide(&xs)?, &blocks)?;
-        let seen = seen.iter().map(|seen| seen.to_dtype(dtype)).collect::<Result<_>>()?;
+        let seen = seen
+            .into_iter()
+            .map(|seen| seen.map(|seen| seen.to_dtype(dtype)).transpose());
+        let seen = seen.collect::<Result<_>>()?;
         return Ok((ys.to_dtype(dtype)?, seen));
     }
     if !kernel::on_cpu_f32(&params) || !kernel::on_cpu_f32(&[xs]) {
@@ -138,7 +141,7 @@ pub fn residual_blocks(xs: &Tensor, blocks: &[ResidualBlock]) -> Result<(Tensor,
     let (ticket, params) = Deliveries::new(&params)?;
     let moments = Arc::new(OnceLock::new());
     let layers = checked.iter().flat_map(|block| &block.layers);
-    let counts: Vec<_> = layers.map(Layer::seen).collect();
+    let counts: Vec<_> = layers.map(Layer::count_seen).collect();
     let op = Op {
         blocks: checked,
         keep: xs.track_op() || ticket.track_op(),
@@ -148,7 +151,7 @@ pub fn residual_blocks(xs: &Tensor, blocks: &[ResidualBlock]) -> Result<(Tensor,
     };
     let ys = xs.contiguous()?.apply_op2(&ticket, op)?;
     let seen = moments.get().into_iter().flatten().flatten().zip(counts);
-    let seen = seen.filter_map(|(moments, count)| Some(BatchStatistics::of(moments, count?)));
+    let seen = seen.map(|(moments, count)| count.map(|count| BatchStatistics::of(moments, count)).transpose());
     Ok((ys, seen.collect::<Result<_>>()?))
 }
 
@@ -171,11 +174,11 @@ fn check(xs: &Tensor, blocks: &[ResidualBlock]) -> OurResult<Vec<Block>> {
 }
 
 /// [`residual_blocks`] of the operations one by one.
-pub fn composition(xs: &Tensor, blocks: &[ResidualBlock]) -> Result<(Tensor, Vec<BatchStatistics>)> {
+pub fn composition(xs: &Tensor, blocks: &[ResidualBlock]) -> Result<(Tensor, Vec<Option<BatchStatistics>>)> {
     let mut seen = Vec::new();
     let mut layer = |layer: &ConvNorm, then, xs: &Tensor| -> Result<Tensor> {
         let (ys, statistics) = layer.composition(then, xs)?;
-        seen.extend(statistics);
+        seen.push(statistics);
         Ok(ys)
     };
     let mut xs = xs.clone();
@@ -304,8 +307,8 @@ struct BoundBlock<'a> {
 type BlockMoments = Vec<Vec<Moments>>;
 
 impl BoundBlock<'_> {
-    /// What the convolutions give, the last one alone unless all are to be kept, and the moments of all, those that are `given` or
-    /// else their own. Writes the block's result to `ys`, if there is a place for it.
+    /// What the convolutions give, the last one alone unless all are to be kept, and the moments that their norms normalise by:
+    /// those `given`, or else the running statistics or what they see. Writes the block's result to `ys`, if there is a place for it.
     fn forward(
         &self,
         xs: &[f32],
@@ -452,8 +455,8 @@ impl Op {
         f(&blocks)
     }
 
-    /// What there is to keep, and the moments, those that are `given` or else the results' own. Writes the last block's
-    /// result to `last`, if there is a place for it.
+    /// What there is to keep, and the moments: those `given`, or else what the blocks give. Writes the last block's result to
+    /// `last`, if there is a place for it.
     fn forward(
         &self,
         xs: &[f32],
@@ -552,7 +555,7 @@ impl CustomOp2 for Op {
 mod tests {
     use super::*;
     use crate::ops::testing::{check as check_op, check_derivative, random, relative, rng};
-    use crate::ops::Running;
+    use crate::ops::RunningStatistics;
     use candle_core::Device;
     use rand::Rng as _;
 
@@ -667,34 +670,61 @@ mod tests {
                 sizes: &Sizes,
                 factors: &[f32],
                 params: &'a [Tensor],
-                running: [Option<Running<'a>>; 4],
-            ) -> ResidualBlock<'a> {
-                let mut block = sizes.dropping(Some(factors), params);
-                for (layer, running) in block.convs.iter_mut().chain(&mut block.downsample).zip(running) {
-                    layer.running = running;
-                }
-                block
+                running: &'a [Option<[Tensor; 2]>],
+            ) -> [ResidualBlock<'a>; 1] {
+                [frozen_at(sizes.dropping(Some(factors), params), running)]
             }
-            let running = |layer: usize| {
-                let [mean, var] = &statistics[layer];
-                frozen[layer].then_some(Running { mean, var })
-            };
-            let running = [0, 1, 2, 3].map(running);
+            let running: Vec<_> = statistics
+                .iter()
+                .zip(frozen)
+                .map(|(statistics, frozen)| frozen.then(|| statistics.clone()))
+                .collect();
             let shapes = sizes.shapes();
             let shapes: Vec<_> = shapes.iter().map(Vec::as_slice).collect();
-            let kernel =
-                |args: &[Tensor]| Ok(residual_blocks(&args[0], &[block(&sizes, &factors, &args[1..], running)])?.0);
-            let reference =
-                |args: &[Tensor]| Ok(composition(&args[0], &[block(&sizes, &factors, &args[1..], running)])?.0);
-            check_op(&kernel, &reference, &shapes, seed);
+            let kernel = |args: &[Tensor]| residual_blocks(&args[0], &block(&sizes, &factors, &args[1..], &running));
+            let reference = |args: &[Tensor]| composition(&args[0], &block(&sizes, &factors, &args[1..], &running));
+            check_op(
+                &|args| Ok(kernel(args)?.0),
+                &|args| Ok(reference(args)?.0),
+                &shapes,
+                seed,
+            );
             let args = tensors(&sizes, DType::F32);
-            let (_, seen) = residual_blocks(&args[0], &[block(&sizes, &factors, &args[1..], running)]).unwrap();
-            let (_, expected) = composition(&args[0], &[block(&sizes, &factors, &args[1..], running)]).unwrap();
-            let trained = frozen.iter().filter(|&&frozen| !frozen).count();
-            assert_eq!((seen.len(), expected.len()), (trained, trained));
-            for (seen, expected) in seen.iter().zip(&expected) {
-                assert!(relative(&seen.mean, &expected.mean) < 1e-5);
+            let [(_, seen), (_, expected)] = [kernel(&args).unwrap(), reference(&args).unwrap()];
+            assert_eq!((seen.len(), expected.len()), (4, 4));
+            for ((seen, expected), frozen) in seen.iter().zip(&expected).zip(frozen) {
+                assert_eq!((seen.is_none(), expected.is_none()), (frozen, frozen));
+                if let (Some(seen), Some(expected)) = (seen, expected) {
+                    assert!(relative(&seen.mean, &expected.mean) < 1e-5);
+                    assert!(relative(&seen.unbiased_var, &expected.unbiased_var) < 1e-5);
+                }
             }
+        }
+    }
+
+    /// The layers that have statistics (mean and variance) normalise by them.
+    fn frozen_at<'a>(mut block: ResidualBlock<'a>, running: &'a [Option<[Tensor; 2]>]) -> ResidualBlock<'a> {
+        for (layer, running) in block.convs.iter_mut().chain(&mut block.downsample).zip(running) {
+            layer.running = running.as_ref().map(|[mean, var]| RunningStatistics { mean, var });
+        }
+        block
+    }
+
+    /// They are no parameters, though a batch norm keeps them in variables.
+    #[test]
+    fn running_statistics_get_no_gradient() {
+        let sizes = bottleneck([2, 3, 5, 5], 6, 6, 1);
+        for dtype in [DType::F32, DType::F64, DType::BF16] {
+            let var = |seed| candle_core::Var::from_tensor(&random(&[6], seed).sqr().unwrap().to_dtype(dtype).unwrap());
+            let vars = [var(0).unwrap(), var(1).unwrap()];
+            let running = vec![Some(vars.each_ref().map(|var| var.as_tensor().clone())); 4];
+            let mut args = tensors(&sizes, dtype);
+            args[1] = candle_core::Var::from_tensor(&args[1]).unwrap().as_tensor().clone();
+            let block = frozen_at(sizes.block(&args[1..]), &running);
+            let (ys, _) = residual_blocks(&args[0], &[block]).unwrap();
+            let grads = ys.sum_all().unwrap().backward().unwrap();
+            assert!(grads.get(&args[1]).is_some());
+            assert!(vars.iter().all(|var| grads.get(var).is_none()), "{dtype:?}");
         }
     }
 
@@ -744,6 +774,13 @@ mod tests {
     /// A stage of a ResNet-50 in small: numbers and gradients are those of its blocks run apart, to the bit.
     #[test]
     fn a_stage_is_its_blocks_one_after_the_other() {
+        check_stage(|_| false);
+        check_stage(|_| true);
+        check_stage(|layer| layer % 3 == 1);
+    }
+
+    /// With running statistics in some of the layers.
+    fn check_stage(is_frozen: impl Fn(usize) -> bool) {
         let same = || Sizes {
             downsample: None,
             ..bottleneck([3, 8, 5, 4], 2, 8, 1)
@@ -762,14 +799,23 @@ mod tests {
         };
         let vars = vars(70);
         let args: Vec<_> = vars.iter().map(|var| var.as_tensor().clone()).collect();
-        let mut rest = &args[1..];
+        let channels = args[1..].chunks_exact(3).map(|params| params[1].dims());
+        let running: Vec<_> = channels
+            .enumerate()
+            .map(|(layer, c)| {
+                is_frozen(layer).then(|| [random(c, layer as u64), random(c, 30 + layer as u64).sqr().unwrap()])
+            })
+            .collect();
+        let (mut rest, mut rest_running) = (&args[1..], &running[..]);
         let blocks: Vec<_> = sizes
             .iter()
             .zip(&factors)
             .map(|(sizes, factors)| {
-                let (mine, others) = rest.split_at(3 * sizes.layers().len());
-                rest = others;
-                sizes.dropping(Some(factors), mine)
+                let layers = sizes.layers().len();
+                let (mine, running);
+                (mine, rest) = rest.split_at(3 * layers);
+                (running, rest_running) = rest_running.split_at(layers);
+                frozen_at(sizes.dropping(Some(factors), mine), running)
             })
             .collect();
         let (together, seen) = residual_blocks(&args[0], &blocks).unwrap();
@@ -783,11 +829,13 @@ mod tests {
         let bits = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         assert_eq!(bits(&together), bits(&apart));
         assert_eq!((seen.len(), seen_apart.len()), (10, 10));
-        for (a, b) in seen.iter().zip(&seen_apart) {
-            assert_eq!(
-                (bits(&a.mean), bits(&a.unbiased_var)),
-                (bits(&b.mean), bits(&b.unbiased_var))
-            );
+        let all_bits = |seen: &Option<BatchStatistics>| {
+            let BatchStatistics { mean, unbiased_var } = seen.as_ref()?;
+            Some([bits(mean), bits(unbiased_var)])
+        };
+        for (layer, (a, b)) in seen.iter().zip(&seen_apart).enumerate() {
+            assert_eq!(all_bits(a), all_bits(b));
+            assert_eq!(a.is_none(), is_frozen(layer));
         }
         let upstream = random(together.dims(), 3).to_dtype(DType::F32).unwrap();
         let [together, apart] = [together, apart].map(|ys| (ys * &upstream).unwrap().sum_all().unwrap().backward());
@@ -825,14 +873,14 @@ mod tests {
         let (_, expected) = composition(&wide[0], &[sizes.block(&wide[1..])]).unwrap();
         let (_, seen) = residual_blocks(&single[0], &[sizes.block(&single[1..])]).unwrap();
         assert_eq!((seen.len(), expected.len()), (4, 4));
-        for (seen, expected) in seen.iter().zip(&expected) {
+        for (seen, expected) in seen.iter().flatten().zip(expected.iter().flatten()) {
             assert!(relative(&seen.mean, &expected.mean) < 1e-6);
             assert!(relative(&seen.unbiased_var, &expected.unbiased_var) < 1e-6);
             assert!(!seen.mean.track_op() && !seen.unbiased_var.track_op());
         }
         let half = tensors(&sizes, DType::BF16);
         let (ys, seen) = residual_blocks(&half[0], &[sizes.block(&half[1..])]).unwrap();
-        assert!(ys.dtype() == DType::BF16 && seen[3].mean.dtype() == DType::BF16);
+        assert!(ys.dtype() == DType::BF16 && seen[3].as_ref().unwrap().mean.dtype() == DType::BF16);
     }
 
     #[test]
@@ -910,6 +958,18 @@ mod tests {
                 .unwrap_err()
                 .to_string(),
             "xs has shape [1, 3, 1, 1], but must be so large that each norm has more than one value per channel"
+        );
+        let args = tensors(&sizes, DType::F32);
+        let frozen = |layer: usize, c: [usize; 2]| {
+            let mut running = vec![None; 4];
+            running[layer] = Some(c.map(|c| random(&[c], 0)));
+            let block = frozen_at(sizes.block(&args[1..]), &running);
+            residual_blocks(&args[0], &[block]).unwrap_err().to_string()
+        };
+        assert_eq!(frozen(1, [4, 5]), "convs.running.var has shape [5], but must be [4]");
+        assert_eq!(
+            frozen(3, [5, 6]),
+            "downsample.running.mean has shape [5], but must be [6]"
         );
         let none = ResidualBlock {
             convs: vec![],

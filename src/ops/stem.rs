@@ -42,7 +42,10 @@ pub struct Pooling {
 ///
 /// # PyTorch
 ///
-/// `F.max_pool2d(F.relu(bn(F.conv2d(xs, weight, stride=stride, padding=padding))), kernel, stride, padding)`
+/// ```text
+/// ys = F.conv2d(xs, weight, stride=conv.stride, padding=conv.padding)
+/// F.max_pool2d(F.relu(bn(ys)), pool.kernel, pool.stride, pool.padding)
+/// ```
 ///
 /// # Errors
 ///
@@ -94,7 +97,7 @@ pub fn stem(xs: &Tensor, conv: &ConvNorm, pool: Pooling) -> Result<(Tensor, Opti
     }
     let (ticket, params) = Deliveries::new(&params)?;
     let moments = Arc::new(OnceLock::new());
-    let count = layer.seen();
+    let count = layer.count_seen();
     let op = Op {
         layer,
         pool: windows,
@@ -195,7 +198,7 @@ impl CustomOp2 for Op {
 mod tests {
     use super::*;
     use crate::ops::testing::{check, check_derivative, random, relative};
-    use crate::ops::Running;
+    use crate::ops::RunningStatistics;
 
     const POOL: Pooling = Pooling {
         kernel: 3,
@@ -241,8 +244,8 @@ mod tests {
     #[test]
     fn equals_its_composition_in_evaluation() {
         let [mean, var] = [random(&[5], 8), random(&[5], 9).sqr().unwrap()];
-        let running = Some(Running { mean: &mean, var: &var });
-        fn evaluated<'a>(params: &'a [Tensor], running: Option<Running<'a>>) -> ConvNorm<'a> {
+        let running = Some(RunningStatistics { mean: &mean, var: &var });
+        fn evaluated<'a>(params: &'a [Tensor], running: Option<RunningStatistics<'a>>) -> ConvNorm<'a> {
             ConvNorm {
                 running,
                 ..conv(params, 2)
@@ -306,7 +309,7 @@ mod tests {
         assert_eq!(message(3, &[5], POOL), "conv.norm.bias has shape [5], but must be [4]");
         let args = tensors(DType::F32);
         let evaluated = |mean: &Tensor, var: &Tensor| {
-            let running = Some(Running { mean, var });
+            let running = Some(RunningStatistics { mean, var });
             let conv = ConvNorm {
                 running,
                 ..conv(&args[1..], 1)
