@@ -219,13 +219,6 @@ bench!(
     |_| |x: &[Var]| reference::mlp_branch(&x[0], &of_mlp(x), None)
 );
 
-/// The even positions, so half of them.
-fn keep(size: Size) -> Vec<u32> {
-    (0..BATCH)
-        .flat_map(|_| (0..size.tokens as u32 - 1).step_by(2))
-        .collect()
-}
-
 fn of_patches(x: &[Var]) -> PatchEmbed<'_> {
     PatchEmbed {
         weight: &x[1],
@@ -258,19 +251,6 @@ bench!(
     ),
     |size: Size| move |x: &[Var]| {
         reference::patch_embed(&x[0].as_detached_tensor(), &of_patches(x), Some(&keep_of_all(size)))
-    }
-);
-
-bench!(
-    gather_rows,
-    |s: Size| vec![tokens(s, s.width)],
-    |s: Size| {
-        let keep = keep(s);
-        move |x: &[Var]| ops::gather_rows(&x[0], &keep, 1)
-    },
-    |s: Size| {
-        let keep = keep(s);
-        move |x: &[Var]| reference::gather_rows(&x[0], &keep, 1)
     }
 );
 

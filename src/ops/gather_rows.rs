@@ -1,9 +1,7 @@
 //! Selection of tokens.
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
-use rayon::prelude::*;
+use candle_core::{Result, Tensor};
 
-use super::kernel::{self, Elements};
 use crate::error::Error;
 
 /// Keeps the prefix tokens and, of the others, those that are listed, in the order of the list.
@@ -42,168 +40,47 @@ use crate::error::Error;
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn gather_rows(tokens: &Tensor, keep: &[u32], num_prefix: usize) -> Result<Tensor> {
-    let op = GatherRows::new(tokens.dims(), keep, num_prefix)?;
-    if !kernel::on_cpu_f32(&[tokens]) || tokens.elem_count() == 0 {
-        return composition(tokens, keep, num_prefix);
+    let [batch, num_tokens, width] = check(tokens.dims(), keep, num_prefix)?;
+    let kept = keep.len() / batch;
+    let mut rows = Vec::with_capacity(batch * (num_prefix + kept));
+    for sample in 0..batch {
+        let first = sample * num_tokens;
+        rows.extend((first..first + num_prefix).map(|row| row as u32));
+        let keep = &keep[sample * kept..][..kept];
+        rows.extend(keep.iter().map(|&index| (first + num_prefix) as u32 + index));
     }
-    tokens.contiguous()?.apply_op1(op)
-}
-
-/// [`gather_rows`] of candle's operations.
-pub fn composition(tokens: &Tensor, keep: &[u32], num_prefix: usize) -> Result<Tensor> {
-    let op = GatherRows::new(tokens.dims(), keep, num_prefix)?;
-    let rows: Vec<u32> = op.sources().map(|row| row as u32).collect();
     let rows = Tensor::new(rows, tokens.device())?;
     tokens
-        .reshape((op.batch * op.tokens, op.width))?
+        .reshape((batch * num_tokens, width))?
         .index_select(&rows, 0)?
-        .reshape((op.batch, op.prefix + op.kept(), op.width))
+        .reshape((batch, num_prefix + kept, width))
 }
 
-struct GatherRows {
-    batch: usize,
-    /// P + L.
-    tokens: usize,
-    width: usize,
-    prefix: usize,
-    keep: Vec<u32>,
-}
-
-impl GatherRows {
-    fn new(tokens: &[usize], keep: &[u32], prefix: usize) -> crate::error::Result<Self> {
-        let &[batch, num_tokens, width] = tokens else {
-            return Err(Error::shape("tokens", tokens, "[B, P + L, D]"));
-        };
-        let Some(positions) = num_tokens.checked_sub(prefix) else {
-            return Err(Error::shape(
-                "tokens",
-                tokens,
-                format!("[B, P + L, D] with num_prefix P = {prefix}"),
-            ));
-        };
-        if batch == 0 || !keep.len().is_multiple_of(batch) {
-            let given = format!("{} indices", keep.len());
-            return Err(Error::invalid(
-                "keep",
-                given,
-                format!("as many indices for each of {batch} samples"),
-            ));
-        }
-        if let Some(index) = keep.iter().find(|&&index| index as usize >= positions) {
-            return Err(Error::invalid("keep", index, format!("below L = {positions}")));
-        }
-        Ok(Self {
-            batch,
-            tokens: num_tokens,
-            width,
-            prefix,
-            keep: keep.to_vec(),
-        })
+/// B, P + L and D, once all fits.
+fn check(tokens: &[usize], keep: &[u32], num_prefix: usize) -> crate::error::Result<[usize; 3]> {
+    let &[batch, num_tokens, width] = tokens else {
+        return Err(Error::shape("tokens", tokens, "[B, P + L, D]"));
+    };
+    let Some(positions) = num_tokens.checked_sub(num_prefix) else {
+        let expected = format!("[B, P + L, D] with num_prefix P = {num_prefix}");
+        return Err(Error::shape("tokens", tokens, expected));
+    };
+    if batch == 0 || !keep.len().is_multiple_of(batch) {
+        let given = format!("{} indices", keep.len());
+        let allowed = format!("as many indices for each of {batch} samples");
+        return Err(Error::invalid("keep", given, allowed));
     }
-
-    /// K.
-    fn kept(&self) -> usize {
-        self.keep.len() / self.batch
-    }
-
-    /// For each row of the result the row of `tokens` it comes from, samples one after another.
-    fn sources(&self) -> impl Iterator<Item = usize> + '_ {
-        (0..self.batch).flat_map(move |sample| self.sources_of(sample).map(move |row| sample * self.tokens + row))
-    }
-
-    fn sources_of(&self, sample: usize) -> impl Iterator<Item = usize> + '_ {
-        let keep = &self.keep[sample * self.kept()..][..self.kept()];
-        (0..self.prefix).chain(keep.iter().map(|&index| self.prefix + index as usize))
-    }
-}
-
-impl CustomOp1 for GatherRows {
-    fn name(&self) -> &'static str {
-        "gather-rows"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let tokens = kernel::elements(storage, layout)?;
-        let rows = self.prefix + self.kept();
-        let mut out = vec![0f32; self.batch * rows * self.width];
-        if !out.is_empty() {
-            let samples = tokens.par_chunks(self.tokens * self.width);
-            let outs = out.par_chunks_mut(rows * self.width);
-            outs.zip(samples).enumerate().for_each(|(sample, (out, tokens))| {
-                for (out, row) in out.chunks_exact_mut(self.width).zip(self.sources_of(sample)) {
-                    out.copy_from_slice(&tokens[row * self.width..][..self.width]);
-                }
-            });
-        }
-        Ok((CpuStorage::F32(out), (self.batch, rows, self.width).into()))
-    }
-
-    fn bwd(&self, tokens: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let grad = grad.contiguous()?;
-        let g = Elements::of(&grad)?;
-        let rows = self.prefix + self.kept();
-        let mut out = vec![0f32; tokens.elem_count()];
-        if rows > 0 {
-            let grads = g.par_chunks(rows * self.width);
-            let outs = out.par_chunks_mut(self.tokens * self.width);
-            outs.zip(grads).enumerate().for_each(|(sample, (out, grads))| {
-                for (grad, row) in grads.chunks_exact(self.width).zip(self.sources_of(sample)) {
-                    for (o, g) in out[row * self.width..][..self.width].iter_mut().zip(grad) {
-                        *o += g;
-                    }
-                }
-            });
-        }
-        kernel::tensor(out, tokens.dims()).map(Some)
+    match keep.iter().find(|&&index| index as usize >= positions) {
+        Some(index) => Err(Error::invalid("keep", index, format!("below L = {positions}"))),
+        None => Ok([batch, num_tokens, width]),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{check, check_derivative, random, rng};
-    use rand::seq::SliceRandom as _;
-    use rand::Rng as _;
-
-    /// For each sample `kept` of `positions` indices, in random order.
-    fn draw(batch: usize, positions: usize, kept: usize, rng: &mut impl rand::Rng) -> Vec<u32> {
-        let mut keep = vec![];
-        for _ in 0..batch {
-            let mut all: Vec<u32> = (0..positions as u32).collect();
-            all.shuffle(rng);
-            keep.extend(&all[..kept]);
-        }
-        keep
-    }
-
-    fn check_keep(shape: [usize; 3], keep: &[u32], prefix: usize, seed: u64) {
-        let kernel = |args: &[Tensor]| gather_rows(&args[0], keep, prefix);
-        let reference = |args: &[Tensor]| composition(&args[0], keep, prefix);
-        check(&kernel, &reference, &[&shape], seed);
-    }
-
-    #[test]
-    fn equals_its_composition() {
-        let mut rng = rng(7);
-        for seed in 0..8 {
-            let mut size = |most| rng.random_range(1..=most);
-            let (b, p, l, d) = (size(4), size(3) - 1, size(40), size(30));
-            let k = size(l);
-            let keep = draw(b, l, k, &mut rng);
-            check_keep([b, p + l, d], &keep, p, seed);
-        }
-    }
-
-    #[test]
-    fn equals_its_composition_at_the_edges() {
-        check_keep([1, 1, 1], &[0], 0, 0);
-        // Nothing but the prefix.
-        check_keep([2, 4, 5], &[], 1, 1);
-        check_keep([2, 4, 5], &[], 4, 1);
-        // A token that is kept twice gets both gradients.
-        check_keep([1, 4, 5], &[2, 2, 0], 1, 2);
-        check_keep([8, 197, 32], &draw(8, 196, 98, &mut rng(8)), 1, 3);
-    }
+    use crate::ops::testing::{check_derivative, random};
+    use candle_core::{DType, Var};
 
     #[test]
     fn kept_rows_are_the_tokens_themselves() {
@@ -220,9 +97,34 @@ mod tests {
     }
 
     #[test]
-    fn composition_has_the_right_derivative() {
-        let reference = |args: &[Tensor]| composition(&args[0], &[2, 0, 1, 3], 1);
-        check_derivative(&reference, &[&[2, 5, 3]], 0);
+    fn has_the_right_derivative() {
+        check_derivative(&|args| gather_rows(&args[0], &[2, 0, 1, 3], 1), &[&[2, 5, 3]], 0);
+        // Nothing but the prefix.
+        check_derivative(&|args| gather_rows(&args[0], &[], 2), &[&[2, 5, 3]], 1);
+    }
+
+    #[test]
+    fn gradients_go_back_to_their_places() {
+        let tokens = Var::from_tensor(&random(&[1, 4, 2], 0).to_dtype(DType::F32).unwrap()).unwrap();
+        // A token that is kept twice gets both.
+        let kept = gather_rows(&tokens.transpose(1, 2).unwrap().contiguous().unwrap(), &[1, 1], 0).unwrap();
+        let upstream = Tensor::arange(1f32, 9., tokens.device())
+            .unwrap()
+            .reshape((1, 2, 4))
+            .unwrap();
+        let grads = (kept * upstream).unwrap().sum_all().unwrap().backward().unwrap();
+        let gradient = grads.get(&tokens).unwrap().to_vec3::<f32>().unwrap();
+        assert_eq!(gradient, [[[0., 6.], [0., 8.], [0., 10.], [0., 12.]]]);
+    }
+
+    #[test]
+    fn nothing_is_gathered_or_refused() {
+        assert_eq!(
+            gather_rows(&random(&[2, 3, 0], 0), &[1, 0], 1).unwrap().dims(),
+            [2, 2, 0]
+        );
+        assert_eq!(gather_rows(&random(&[2, 3, 2], 0), &[], 0).unwrap().dims(), [2, 0, 2]);
+        assert!(gather_rows(&random(&[0, 3, 2], 0), &[], 1).is_err());
     }
 
     #[test]

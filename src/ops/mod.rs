@@ -90,7 +90,6 @@ pub mod reference {
     pub use super::attention_branch::composition as attention_branch;
     pub use super::batch_norm::{composition as batch_norm, composition_eval as batch_norm_eval};
     pub use super::conv2d::composition as conv2d;
-    pub use super::gather_rows::composition as gather_rows;
     pub use super::gelu::composition as gelu;
     pub use super::layer_norm::composition as layer_norm;
     pub use super::linear::composition as linear;
