@@ -1,4 +1,5 @@
-//! Time and peak memory of a forward pass, a plain training step and a MaskSub step; on request of a prediction.
+//! Time and peak memory of a forward pass, a plain training step and a MaskSub step; on request of a prediction, and of
+//! what in a MaskSub step is not the model.
 //!
 //!     cargo bench --bench step -- --model deit3-small --batch 8 --iters 5 --json
 //!

@@ -43,6 +43,7 @@ impl<'a> Mat<'a> {
 
     /// The rows of each range.
     fn par_split_rows<'r>(self, ranges: &'r [Range<usize>]) -> impl IndexedParallelIterator<Item = Self> + use<'a, 'r> {
+        assert!(within(ranges, self.rows));
         ranges.par_iter().map(move |range| Self {
             data: &self.data[range.start * self.row_stride..],
             rows: range.len(),
@@ -75,6 +76,11 @@ impl<'a> MatMut<'a> {
             lifetime: PhantomData,
         }
     }
+}
+
+/// Whether each range is one of some of `rows` rows.
+fn within(ranges: &[Range<usize>], rows: usize) -> bool {
+    ranges.iter().all(|range| range.start <= range.end && range.end <= rows)
 }
 
 /// Whether `rows` rows of `cols` elements, `row_stride` apart, lie within `len` elements.
@@ -139,7 +145,7 @@ impl MatMut<'_> {
 
     /// The rows of each range, of which none begins before the end of the one before it.
     fn par_split_rows<'s>(&'s mut self, ranges: &'s [Range<usize>]) -> impl IndexedParallelIterator<Item = MatMut<'s>> {
-        assert!(ranges.windows(2).all(|pair| pair[0].end <= pair[1].start));
+        assert!(within(ranges, self.rows) && ranges.windows(2).all(|pair| pair[0].end <= pair[1].start));
         let (rows, row_stride, cols) = (self.rows, self.row_stride, self.cols);
         // From the first row's start to the last one's end.
         let shared = SharedMut {
@@ -195,7 +201,7 @@ fn may_share_rows(rows: usize, b: Mat) -> bool {
 }
 
 fn multiply(out: &mut MatMut, write: Write, scale: f32, a: Mat, b: Mat, parallelism: Parallelism) {
-    // SAFETY: the constructors of `Mat` and `MatMut` have checked that every element lies within its slice; `out` is
+    // SAFETY: what makes a `Mat` or a `MatMut` has checked that every element lies within its slice; `out` is
     // borrowed mutably and `a` and `b` shared, so that they do not overlap.
     unsafe {
         gemm::gemm(

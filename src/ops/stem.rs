@@ -264,6 +264,31 @@ mod tests {
         }
     }
 
+    /// Of -1001 the nearest number in bf16 is -1000.
+    #[test]
+    fn running_statistics_are_not_rounded_to_half_precision() {
+        let mut half = tensors(DType::BF16);
+        half[2] = half[2].ones_like().unwrap();
+        half[3] = (half[3].ones_like().unwrap() * -1004.).unwrap();
+        let mean = Tensor::full(-1001f32, 4, half[0].device()).unwrap();
+        let var = mean.ones_like().unwrap();
+        let conv = |args| {
+            let running = Some(RunningStatistics { mean: &mean, var: &var });
+            ConvNorm {
+                running,
+                ..conv(args, 1)
+            }
+        };
+        let single: Vec<_> = half.iter().map(|t| t.to_dtype(DType::F32).unwrap()).collect();
+        let (expected, _) = stem(&single[0], &conv(&single[1..]), POOL).unwrap();
+        let conv = conv(&half[1..]);
+        for got in [stem(&half[0], &conv, POOL), composition(&half[0], &conv, POOL)] {
+            let (got, _) = got.unwrap();
+            assert_eq!(got.dtype(), DType::BF16);
+            assert!(relative(&got, &expected) < 0.03);
+        }
+    }
+
     #[test]
     fn composition_has_the_right_derivative() {
         let shapes = shapes([2, 2, 5, 4], 2, 3);
