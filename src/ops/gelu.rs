@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor};
 use pulp::Simd;
 
-use super::activation::{self, Pointwise};
+use super::pointwise::{self, Pointwise};
 use super::{kernel, math};
 
 /// y = x Φ(x), with Φ(x) = (1 + erf(x/√2)) / 2 the standard normal distribution: the exact GELU.
@@ -35,7 +35,7 @@ use super::{kernel, math};
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn gelu(xs: &Tensor) -> Result<Tensor> {
-    activation::apply::<Gelu>(xs)
+    pointwise::apply::<Gelu>(xs)
 }
 
 /// [`gelu`] of candle's operations.
@@ -69,6 +69,6 @@ impl Pointwise for Gelu {
 mod tests {
     #[test]
     fn equals_its_composition_and_has_its_derivative() {
-        crate::ops::activation::testing::check_activation::<super::Gelu>();
+        crate::ops::pointwise::testing::check_pointwise::<super::Gelu>();
     }
 }

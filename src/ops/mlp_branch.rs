@@ -7,7 +7,7 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use gemm::Parallelism;
 use pulp::{Simd, WithSimd};
 
-use super::activation::{Activation, Pointwise};
+use super::activation::Activation;
 use super::buffer::Buffer;
 use super::deliver::Deliveries;
 use super::gelu::Gelu;
@@ -15,6 +15,7 @@ use super::kernel::{self, Elements};
 use super::layer_norm::layer_norm_with;
 use super::linear;
 use super::matrix::{self, Mat, MatMut, Write};
+use super::pointwise::Pointwise;
 use super::quick_gelu::QuickGelu;
 use super::residual::{self, Affine, Rows};
 

@@ -34,6 +34,7 @@ mod max_pool2d;
 mod mlp_branch;
 mod patch_embed;
 mod patchify;
+mod pointwise;
 mod quick_gelu;
 mod residual;
 mod residual_block;

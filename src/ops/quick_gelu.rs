@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor};
 use pulp::Simd;
 
-use super::activation::{self, Pointwise};
+use super::pointwise::{self, Pointwise};
 use super::{kernel, math};
 
 /// The slope at which x σ(slope x) comes closest to GELU (Hendrycks and Gimpel 2016, arXiv 1606.08415, section 2).
@@ -38,7 +38,7 @@ const SLOPE: f64 = 1.702;
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn quick_gelu(xs: &Tensor) -> Result<Tensor> {
-    activation::apply::<QuickGelu>(xs)
+    pointwise::apply::<QuickGelu>(xs)
 }
 
 /// [`quick_gelu`] of candle's operations.
@@ -74,6 +74,6 @@ impl Pointwise for QuickGelu {
 mod tests {
     #[test]
     fn equals_its_composition_and_has_its_derivative() {
-        crate::ops::activation::testing::check_activation::<super::QuickGelu>();
+        crate::ops::pointwise::testing::check_pointwise::<super::QuickGelu>();
     }
 }
