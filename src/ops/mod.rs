@@ -2,7 +2,8 @@
 //!
 //! On the CPU in `f32` they run kernels with a forward and a backward of their own, compiled for several instruction sets
 //! and dispatched at run time; everywhere else they are composed of candle's operations, as those are everywhere that only
-//! move tokens. In `bf16` and `f16` normalisations, softmax and activations are computed in `f32` and rounded once at the end.
+//! move tokens. In `bf16` and `f16` normalisations, softmax and activations are computed in `f32` and rounded once at the
+//! end.
 //!
 //! Of those that candle-nn also has, [`layer_norm`](layer_norm()), [`rms_norm`](rms_norm()), [`softmax_last_dim`] and
 //! [`rotary_emb`] stop gradients there, silently: a model that uses them trains only a part of its weights. The functions

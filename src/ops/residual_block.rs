@@ -307,8 +307,9 @@ struct BoundBlock<'a> {
 type BlockMoments = Vec<Vec<Moments>>;
 
 impl BoundBlock<'_> {
-    /// What the convolutions give, the last one alone unless all are to be kept, and the moments that their norms normalise by:
-    /// those `given`, or else the running statistics or what they see. Writes the block's result to `ys`, if there is a place for it.
+    /// What the convolutions give, the last one alone unless all are to be kept, and the moments that their norms normalise
+    /// by: those `given`, or else the running statistics or what they see. Writes the block's result to `ys`, if there is a
+    /// place for it.
     fn forward(
         &self,
         xs: &[f32],
@@ -356,8 +357,8 @@ impl BoundBlock<'_> {
         (results, moments)
     }
 
-    /// Writes the gradients of the input to `dxs`, where they are asked for, and leaves those of the parameters in `sink`. Of `results`, what the
-    /// convolutions gave, each is let go when nothing needs it any more.
+    /// Writes the gradients of the input to `dxs`, where they are asked for, and leaves those of the parameters in `sink`. Of
+    /// `results`, what the convolutions gave, each is let go when nothing needs it any more.
     fn backward(
         &self,
         [xs, ys, grads]: [&[f32]; 3],

@@ -50,7 +50,8 @@ pub struct Pooling {
 /// # Errors
 ///
 /// If shapes do not fit or something is empty, a stride or the pooling's kernel is 0, its padding is more than half of that,
-/// the norm has one value per channel only to normalise by, `eps` is negative or not finite, or dtypes differ or are no floating-point ones.
+/// the norm has one value per channel only to normalise by, `eps` is negative or not finite, or dtypes differ or are no
+/// floating-point ones.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
