@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, TensorId};
 
+use crate::check;
 use crate::error::{Error, Result};
 use crate::ops::{self, Gradients};
 use crate::params::Params;
@@ -129,9 +130,7 @@ pub fn merge(grads: &mut GradStore, other: GradStore) -> Result<()> {
 /// [`Error::InvalidArgument`] when `max_norm` is not above 0; [`Error::NonFiniteGradient`] when a gradient is infinite
 /// or NaN, with all gradients as they were.
 pub fn clip_grad_norm(grads: &mut GradStore, params: &Params, max_norm: f64) -> Result<f64> {
-    if max_norm.is_nan() || max_norm <= 0. {
-        return Err(Error::invalid("max_norm", max_norm, "above 0"));
-    }
+    check::bound("max_norm", max_norm)?;
     let trained = params
         .iter()
         .filter_map(|(name, var)| Some((name, grads.get_id(var.id())?)));

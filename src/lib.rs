@@ -73,6 +73,7 @@
 #![warn(missing_docs)]
 
 mod branch;
+mod check;
 mod error;
 pub mod grad;
 mod grid;
@@ -80,24 +81,26 @@ mod key;
 mod loss;
 mod mask;
 mod masksub;
+mod model;
 pub mod models;
 pub mod nn;
 pub mod ops;
 mod params;
+mod pass;
 pub mod pretrained;
 pub mod train;
 mod weights;
 
-pub use branch::{
-    DropSub, DropToken, Forward, MaskToken, MaskTokenModel, Pass, PatchDrop, PathSub, Plain, SubBranch, TokenModel,
-};
+pub use branch::{DropSub, DropToken, MaskToken, PatchDrop, PathSub, SubBranch};
 pub use error::{Error, Result};
 pub use grid::Grid;
 pub use key::{KeyedRng, Purpose, Seed, StepKey};
 pub use loss::{Criterion, SubModelLoss};
 pub use mask::{num_keep, BlockMasking, Fill, Mask, MaskGenerator, MaskRatio, RandomMasking};
 pub use masksub::{Branches, MaskSub, Step};
+pub use model::{Forward, MaskTokenModel, Plain, TokenModel};
 pub use params::Params;
+pub use pass::Pass;
 pub use weights::Weights;
 
 // README's code compiles and runs with the documentation tests.

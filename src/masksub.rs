@@ -4,14 +4,17 @@ use candle_core::backprop::GradStore;
 use candle_core::Tensor;
 use candle_nn::ModuleT;
 
-use crate::branch::{Pass, Plain, SubBranch};
+use crate::branch::SubBranch;
+use crate::check;
 use crate::error::{Error, Result};
 use crate::grad;
 use crate::key::StepKey;
 use crate::loss::SubModelLoss;
 use crate::mask::Mask;
+use crate::model::Plain;
 use crate::ops::Gradients;
 use crate::params::Params;
+use crate::pass::Pass;
 
 /// A model `M` trained with a sub-branch `S` of itself (MaskSub, Heo et al., CVPR 2025, arXiv 2306.11339).
 ///
@@ -91,9 +94,7 @@ impl<M, S: SubBranch<M>> MaskSub<M, S> {
     /// # Errors
     /// [`Error::InvalidArgument`] when `weight` is NaN or outside [0, 1].
     pub fn with_weight(self, weight: f64) -> Result<Self> {
-        if !(0. ..=1.).contains(&weight) {
-            return Err(Error::invalid("weight", weight, "within [0, 1]"));
-        }
+        check::share("weight", weight)?;
         Ok(Self { weight, ..self })
     }
 

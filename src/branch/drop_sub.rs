@@ -2,9 +2,12 @@
 
 use candle_core::{Result, Tensor};
 
-use super::{Forward, Pass, SubBranch};
+use super::SubBranch;
+use crate::check;
 use crate::error::Error;
 use crate::mask::Mask;
+use crate::model::Forward;
+use crate::pass::Pass;
 
 /// Runs the model with dropout at `rate` wherever it asks its [`Pass`] for dropout, in the place of its recipe's rate
 /// (MaskSub, arXiv 2306.11339, section 4). The main branch keeps the recipe's.
@@ -19,7 +22,7 @@ impl DropSub {
     /// # Errors
     /// [`Error::InvalidArgument`] when `rate` is NaN or outside [0, 1).
     pub fn new(rate: f64) -> crate::error::Result<Self> {
-        super::pass::check_rate("rate", rate).map(|rate| Self { rate })
+        check::rate("rate", rate).map(|rate| Self { rate })
     }
 }
 

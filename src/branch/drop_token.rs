@@ -2,9 +2,11 @@
 
 use candle_core::{Result, Tensor};
 
-use super::{Pass, SubBranch, TokenModel};
+use super::SubBranch;
 use crate::error::Error;
 use crate::mask::{Mask, MaskGenerator};
+use crate::model::TokenModel;
+use crate::pass::Pass;
 
 /// Runs a [`TokenModel`] on the tokens that a generator keeps, dropped after the position embedding is added. At a mask
 /// ratio r the sub-branch costs about (1 - r) of the main branch (MaskSub, arXiv 2306.11339, section 3).

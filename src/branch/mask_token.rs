@@ -2,10 +2,12 @@
 
 use candle_core::{Result, Tensor};
 
-use super::{MaskTokenModel, Pass, SubBranch};
+use super::SubBranch;
 use crate::error::Error;
 use crate::grid::Grid;
 use crate::mask::{Mask, MaskGenerator};
+use crate::model::MaskTokenModel;
+use crate::pass::Pass;
 
 /// Runs a [`MaskTokenModel`] with the positions that a generator does not keep replaced by the model's mask token, in
 /// square blocks of the image. The sequence stays as long as it is, so it costs what the main branch costs.

@@ -3,16 +3,12 @@
 mod drop_sub;
 mod drop_token;
 mod mask_token;
-mod model;
-mod pass;
 mod patch_drop;
 mod path_sub;
 
 pub use drop_sub::DropSub;
 pub use drop_token::DropToken;
 pub use mask_token::MaskToken;
-pub use model::{Forward, MaskTokenModel, Plain, TokenModel};
-pub use pass::Pass;
 pub use patch_drop::PatchDrop;
 pub use path_sub::PathSub;
 
@@ -21,16 +17,17 @@ use candle_core::{Result, Tensor};
 use crate::error::Error;
 use crate::grid::Grid;
 use crate::mask::Mask;
+use crate::pass::Pass;
 
 /// Makes a sub-model of a model `M`: how its two branches run.
 ///
 /// | branch | for | hides |
 /// |---|---|---|
-/// | [`DropToken`] | a [`TokenModel`] | tokens: the sequence gets shorter |
-/// | [`MaskToken`] | a [`MaskTokenModel`] | blocks of positions, behind a learned token |
-/// | [`PatchDrop`] | any [`Forward`] model, so any candle module through [`Plain`] | blocks of the image |
-/// | [`DropSub`] | a [`Forward`] model that asks its [`Pass`] for dropout | activations |
-/// | [`PathSub`] | a [`Forward`] model that asks its [`Pass`] for drop path | residual branches |
+/// | [`DropToken`] | a [`TokenModel`](crate::TokenModel) | tokens: the sequence gets shorter |
+/// | [`MaskToken`] | a [`MaskTokenModel`](crate::MaskTokenModel) | blocks of positions, behind a learned token |
+/// | [`PatchDrop`] | any [`Forward`](crate::Forward) model, so any candle module through [`Plain`](crate::Plain) | blocks of the image |
+/// | [`DropSub`] | a [`Forward`](crate::Forward) model that asks its [`Pass`] for dropout | activations |
+/// | [`PathSub`] | a [`Forward`](crate::Forward) model that asks its [`Pass`] for drop path | residual branches |
 pub trait SubBranch<M: ?Sized> {
     /// The main branch: the untouched model. Logits [B, classes] of `xs` [B, ...].
     ///

@@ -2,9 +2,11 @@
 
 use candle_core::{Result, Tensor};
 
-use super::{Forward, Pass, SubBranch};
+use super::SubBranch;
 use crate::error::Error;
 use crate::mask::{Fill, Mask, MaskGenerator};
+use crate::model::Forward;
+use crate::pass::Pass;
 
 /// Runs any model on images [B, C, H, W] in which the blocks that a generator does not keep are filled, with 0 unless
 /// told otherwise. It costs what the main branch costs: the image stays as large as it is.

@@ -3,6 +3,7 @@
 use candle_core::{DType, Tensor, D};
 
 use super::{binary_cross_entropy, soft_cross_entropy, upcast};
+use crate::check;
 use crate::error::{Error, Result};
 
 /// A loss of logits (not probabilities) against labels: cross-entropy or binary cross-entropy.
@@ -58,9 +59,7 @@ impl Criterion {
     /// # Errors
     /// [`Error::InvalidArgument`] when `label_smoothing` is NaN or outside [0, 1].
     pub fn with_label_smoothing(self, label_smoothing: f64) -> Result<Self> {
-        if !(0. ..=1.).contains(&label_smoothing) {
-            return Err(Error::invalid("label_smoothing", label_smoothing, "within [0, 1]"));
-        }
+        check::share("label_smoothing", label_smoothing)?;
         Ok(Self {
             label_smoothing,
             ..self
@@ -83,13 +82,7 @@ impl Criterion {
                 "for binary cross-entropy only",
             ));
         }
-        if !(0. ..1.).contains(&target_threshold) {
-            return Err(Error::invalid(
-                "target_threshold",
-                target_threshold,
-                "at least 0 and below 1",
-            ));
-        }
+        check::rate("target_threshold", target_threshold)?;
         Ok(Self {
             target_threshold: Some(target_threshold),
             ..self

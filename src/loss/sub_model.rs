@@ -3,6 +3,7 @@
 use candle_core::Tensor;
 
 use super::{binary_cross_entropy, log_softmax, scale, sigmoid, soft_cross_entropy, upcast};
+use crate::check;
 use crate::error::{Error, Result};
 
 /// How far the sub-branch's prediction is from the main branch's own, which is detached here: nothing flows into it
@@ -74,9 +75,7 @@ impl SubModelLoss {
     /// # Errors
     /// [`Error::InvalidArgument`] when `temperature` is not positive and finite.
     pub fn with_temperature(self, temperature: f64) -> Result<Self> {
-        if !(temperature > 0. && temperature.is_finite()) {
-            return Err(Error::invalid("temperature", temperature, "positive and finite"));
-        }
+        let temperature = check::positive("temperature", temperature)?;
         Ok(Self { temperature, ..self })
     }
 

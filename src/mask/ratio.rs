@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use rand_distr::Distribution;
 
-use crate::error::{Error, Result};
+use crate::check;
+use crate::error::Result;
 use crate::key::{KeyedRng, Purpose, StepKey};
 
 /// How many of `len` positions are kept at a mask ratio r: `max(1, floor(len * (1 - r) + 1e-6))`.
@@ -14,10 +15,8 @@ use crate::key::{KeyedRng, Purpose, StepKey};
 /// # Errors
 /// [`Error::InvalidArgument`] when `len` is 0, or `mask_ratio` is NaN or outside [0, 1).
 pub fn num_keep(len: usize, mask_ratio: f64) -> Result<usize> {
-    if len == 0 {
-        return Err(Error::invalid("len", len, "at least 1"));
-    }
-    let kept = (len as f64 * (1. - check(mask_ratio)?) + 1e-6).floor() as usize;
+    let len = check::at_least_one("len", len)?;
+    let kept = (len as f64 * (1. - check::rate("mask_ratio", mask_ratio)?) + 1e-6).floor() as usize;
     Ok(kept.max(1))
 }
 
@@ -46,7 +45,7 @@ impl MaskRatio {
     /// # Errors
     /// [`Error::InvalidArgument`] when `mask_ratio` is NaN or outside [0, 1).
     pub fn fixed(mask_ratio: f64) -> Result<Self> {
-        check(mask_ratio).map(Kind::Fixed).map(Self)
+        check::rate("mask_ratio", mask_ratio).map(Kind::Fixed).map(Self)
     }
 
     /// A ratio drawn once per step from any distribution of `rand_distr`, or one of your own. A draw outside [0, 1) is
@@ -62,7 +61,7 @@ impl MaskRatio {
     pub fn at(&self, key: StepKey) -> Result<f64> {
         match &self.0 {
             Kind::Fixed(mask_ratio) => Ok(*mask_ratio),
-            Kind::Drawn(sample) => check(sample(&mut key.step_rng(Purpose::MASK_RATIO))),
+            Kind::Drawn(sample) => check::rate("mask_ratio", sample(&mut key.step_rng(Purpose::MASK_RATIO))),
         }
     }
 }
@@ -73,13 +72,5 @@ impl std::fmt::Debug for MaskRatio {
             Kind::Fixed(mask_ratio) => write!(f, "MaskRatio({mask_ratio})"),
             Kind::Drawn(_) => f.write_str("MaskRatio(drawn)"),
         }
-    }
-}
-
-fn check(mask_ratio: f64) -> Result<f64> {
-    if (0. ..1.).contains(&mask_ratio) {
-        Ok(mask_ratio)
-    } else {
-        Err(Error::invalid("mask_ratio", mask_ratio, "at least 0 and below 1"))
     }
 }

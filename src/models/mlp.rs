@@ -5,8 +5,8 @@ use candle_nn::{Init, VarBuilder};
 
 use super::linear::Linear;
 use super::norm::Norm;
-use crate::branch::Pass;
 use crate::ops::{self, Activation, MlpBranch};
+use crate::pass::Pass;
 
 /// What a branch does in training beside its arithmetic.
 #[derive(Clone, Copy, Debug)]

@@ -6,10 +6,12 @@ use candle_nn::{Init, ModuleT, VarBuilder};
 
 use super::linear::{pytorch_default, Linear};
 use super::{pool, rules, Constructor};
-use crate::branch::{Forward, Pass};
+use crate::check;
 use crate::error::Error;
+use crate::model::Forward;
 use crate::nn::{batch_norm_from, BatchNorm};
 use crate::ops::{self, Affine, Pooling, ResidualBlock};
+use crate::pass::Pass;
 
 /// What a stage is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,16 +110,16 @@ impl Config {
     ];
 
     fn check(&self) -> crate::error::Result<()> {
-        rules::check_counts([
+        check::counts([
             ("stem_channels", self.stem_channels),
             ("in_channels", self.in_channels),
             ("num_classes", self.num_classes),
         ])?;
-        rules::check_counts(self.depths.map(|depth| ("depths", depth)))?;
-        rules::check_counts(self.channels.map(|channels| ("channels", channels)))?;
-        rules::check_rate("drop_path", self.drop_path)?;
-        ops::check_eps("norm_eps", self.norm_eps)?;
-        crate::nn::check_momentum("norm_momentum", self.norm_momentum)
+        check::counts(self.depths.map(|depth| ("depths", depth)))?;
+        check::counts(self.channels.map(|channels| ("channels", channels)))?;
+        check::rate("drop_path", self.drop_path)?;
+        check::non_negative("norm_eps", self.norm_eps)?;
+        check::share("norm_momentum", self.norm_momentum).map(drop)
     }
 
     fn norm(&self) -> candle_nn::BatchNormConfig {

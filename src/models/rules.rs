@@ -1,22 +1,7 @@
 //! Rules that the configurations of all models follow.
 
+use crate::check::MOST;
 use crate::error::{Error, Result};
-
-/// Most of anything that a configuration counts, so that the sizes of weights, which are products of two, fit in a
-/// `usize`.
-const MOST: usize = 1 << 20;
-
-/// An error that names the first of `counts` that is 0 or beyond all measure.
-pub(super) fn check_counts(counts: impl IntoIterator<Item = (&'static str, usize)>) -> Result<()> {
-    for (argument, value) in counts {
-        match value {
-            0 => return Err(Error::invalid(argument, value, "at least 1")),
-            1..=MOST => {}
-            _ => return Err(Error::invalid(argument, value, format!("at most {MOST}"))),
-        }
-    }
-    Ok(())
-}
 
 /// C p², the numbers in a patch.
 pub(super) fn patch_len(in_channels: usize, patch_size: usize) -> Result<usize> {
@@ -26,14 +11,6 @@ pub(super) fn patch_len(in_channels: usize, patch_size: usize) -> Result<usize> 
         let allowed = format!("so small that the {in_channels} channels of a patch are at most {MOST} numbers");
         Error::invalid("patch_size", patch_size, allowed)
     })
-}
-
-/// An error unless `rate`, of dropout or drop path, leaves something.
-pub(super) fn check_rate(argument: &'static str, rate: f64) -> Result<()> {
-    match (0. ..1.).contains(&rate) {
-        true => Ok(()),
-        false => Err(Error::invalid(argument, rate, "at least 0 and below 1")),
-    }
 }
 
 /// The drop-path rate of one of `blocks` blocks: 0 in the first, `last` in the last, and evenly between (arXiv 1603.09382).

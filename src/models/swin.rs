@@ -7,11 +7,13 @@ use super::linear::{normal, pytorch_default, Linear};
 use super::mlp::{Mlp, MlpNames, Rates};
 use super::norm::Norm;
 use super::{pool, rules, Constructor};
-use crate::branch::{Forward, MaskTokenModel, Pass};
+use crate::check;
 use crate::error::Error;
 use crate::grid::Grid;
+use crate::model::{Forward, MaskTokenModel};
 use crate::nn::{layer_norm, LayerNorm};
 use crate::ops::{self, Activation, AttentionBranch, Windows};
+use crate::pass::Pass;
 
 /// Whose names the weights have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,7 +134,7 @@ impl Config {
     fn stages(&self) -> crate::error::Result<Vec<Stage>> {
         // Of more, the first would need images of 2^16 tokens a side.
         const MOST_STAGES: usize = 16;
-        rules::check_counts([
+        check::counts([
             ("patch_size", self.patch_size),
             ("in_channels", self.in_channels),
             ("num_classes", self.num_classes),
@@ -143,7 +145,7 @@ impl Config {
             ("image_size", self.image_size.0.max(1)),
             ("image_size", self.image_size.1.max(1)),
         ])?;
-        rules::check_counts(self.depths.iter().map(|&depth| ("depths", depth)))?;
+        check::counts(self.depths.iter().map(|&depth| ("depths", depth)))?;
         rules::patch_len(self.in_channels, self.patch_size)?;
         if !(1..=MOST_STAGES).contains(&self.depths.len()) {
             let value = format!("{} stages", self.depths.len());
@@ -153,9 +155,9 @@ impl Config {
             let allowed = format!("as many as depths, {}", self.depths.len());
             return Err(Error::invalid("num_heads", format!("{:?}", self.num_heads), allowed));
         }
-        rules::check_rate("dropout", self.dropout)?;
-        rules::check_rate("drop_path", self.drop_path)?;
-        ops::check_eps("norm_eps", self.norm_eps)?;
+        check::rate("dropout", self.dropout)?;
+        check::rate("drop_path", self.drop_path)?;
+        check::non_negative("norm_eps", self.norm_eps)?;
         let (height, width) = self.image_size;
         let size = format!("{height} x {width}");
         let fits = |side: usize| side > 0 && side.is_multiple_of(self.patch_size);

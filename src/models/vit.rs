@@ -8,13 +8,15 @@ use super::mlp::{Mlp, MlpNames, Rates};
 use super::norm::Norm;
 use super::vit_names::{Names, Qkv, CLIP, HUGGING_FACE, TIMM};
 use super::{pool, rules, Constructor};
-use crate::branch::{Forward, Pass, TokenModel};
+use crate::check;
 use crate::error::Error;
 use crate::grid::Grid;
 use crate::mask::Mask;
+use crate::model::{Forward, TokenModel};
 use crate::nn::{layer_norm, LayerNorm};
 pub use crate::ops::Activation;
 use crate::ops::{self, AttentionBranch, PatchEmbed, Tokens};
+use crate::pass::Pass;
 
 /// Whose weights a model has: names and shapes of its parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -278,7 +280,7 @@ impl Config {
     }
 
     fn check(&self) -> crate::error::Result<()> {
-        rules::check_counts([
+        check::counts([
             ("patch_size", self.patch_size),
             ("in_channels", self.in_channels),
             ("num_classes", self.num_classes),
@@ -295,9 +297,9 @@ impl Config {
             let allowed = format!("a divisor of embed_dim, {}", self.embed_dim);
             return Err(Error::invalid("num_heads", self.num_heads, allowed));
         }
-        rules::check_rate("dropout", self.dropout)?;
-        rules::check_rate("drop_path", self.drop_path)?;
-        ops::check_eps("norm_eps", self.norm_eps)?;
+        check::rate("dropout", self.dropout)?;
+        check::rate("drop_path", self.drop_path)?;
+        check::non_negative("norm_eps", self.norm_eps)?;
         let (height, width) = self.image_size;
         if !self.fits(height) || !self.fits(width) {
             let value = format!("{height} x {width}");

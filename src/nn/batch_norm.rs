@@ -3,9 +3,11 @@
 use candle_core::{Result, Tensor, Var};
 use candle_nn::{BatchNormConfig, Init, ModuleT, VarBuilder};
 
-use crate::branch::{Forward, Pass};
+use crate::check;
 use crate::error::Error;
+use crate::model::Forward;
 use crate::ops::{self, BatchStatistics, RunningStatistics};
+use crate::pass::Pass;
 
 /// Batch normalisation of each channel, [B, C, ..] to [B, C, ..]: PyTorch's `torch.nn.BatchNorm2d` (and 1d, 3d).
 ///
@@ -69,8 +71,8 @@ pub(crate) fn batch_norm_from(
     weight: f64,
     vb: VarBuilder,
 ) -> Result<BatchNorm> {
-    ops::check_eps("eps", config.eps)?;
-    check_momentum("momentum", config.momentum)?;
+    check::non_negative("eps", config.eps)?;
+    check::share("momentum", config.momentum)?;
     if !config.affine || !config.remove_mean {
         let value = format!("affine {}, remove_mean {}", config.affine, config.remove_mean);
         return Err(Error::invalid("config", value, "both true").into());
@@ -85,14 +87,6 @@ pub(crate) fn batch_norm_from(
         eps: config.eps,
         momentum: config.momentum,
     })
-}
-
-/// An error unless `momentum` is a share.
-pub(crate) fn check_momentum(argument: &'static str, momentum: f64) -> crate::error::Result<()> {
-    match (0. ..=1.).contains(&momentum) {
-        true => Ok(()),
-        false => Err(Error::invalid(argument, momentum, "within [0, 1]")),
-    }
 }
 
 impl BatchNorm {

@@ -26,8 +26,8 @@ mod batch_norm;
 mod layer_norm;
 mod rms_norm;
 
+pub(crate) use batch_norm::batch_norm_from;
 pub use batch_norm::{batch_norm, BatchNorm};
-pub(crate) use batch_norm::{batch_norm_from, check_momentum};
 pub use candle_nn::{BatchNormConfig, LayerNormConfig};
 pub use layer_norm::{layer_norm, layer_norm_no_bias, LayerNorm};
 pub use rms_norm::{rms_norm, RmsNorm};

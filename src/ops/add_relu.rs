@@ -2,8 +2,9 @@
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 
-use super::channels::through_relu;
-use super::kernel::{self, Elements};
+use super::cpu::channels::through_relu;
+use super::cpu::kernel::{self, Elements};
+use crate::check;
 use crate::error::Error;
 
 /// max(a + b, 0): how a ResNet's block ends (He et al., arXiv 1512.03385).
@@ -33,7 +34,7 @@ use crate::error::Error;
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn add_relu(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    kernel::check_float("a", a)?;
+    check::float("a", a)?;
     if a.dims() != b.dims() {
         return Err(Error::shape("b", b.dims(), format!("{:?} like a", a.dims())).into());
     }

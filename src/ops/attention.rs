@@ -6,10 +6,12 @@ use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, D
 use gemm::Parallelism;
 use rayon::prelude::*;
 
-use super::elementwise::{add, dot, scale_into};
-use super::kernel::{self, sum_by, Elements};
-use super::matrix::{self, Mat, MatMut, SharedMut, Write};
-use super::{math, softmax};
+use super::cpu::elementwise::{add, dot, scale_into};
+use super::cpu::kernel::{self, sum_by, Elements};
+use super::cpu::math;
+use super::cpu::matrix::{self, Mat, MatMut, SharedMut, Write};
+use super::softmax;
+use crate::check;
 use crate::error::Error;
 
 /// y = softmax(q kᵀ / √d) v in each head, the heads' results side by side.
@@ -48,7 +50,7 @@ use crate::error::Error;
 /// ```
 pub fn attention(qkv: &Tensor, num_heads: usize) -> Result<Tensor> {
     let dims = Dims::of(qkv.dims(), num_heads)?;
-    kernel::check_float("qkv", qkv)?;
+    check::float("qkv", qkv)?;
     if qkv.device().is_cpu() && kernel::is_half(qkv) {
         return kernel::in_f32(&[qkv], |t| attention(&t[0], num_heads));
     }
@@ -64,7 +66,7 @@ pub fn composition(qkv: &Tensor, num_heads: usize) -> Result<Tensor> {
 }
 
 /// [`composition`] with something done to the scores, [B, num_heads, N, N], before the softmax.
-pub(super) fn composition_with(
+pub(crate) fn composition_with(
     qkv: &Tensor,
     num_heads: usize,
     scores: impl FnOnce(Tensor) -> Result<Tensor>,
@@ -99,23 +101,21 @@ pub(super) fn composition_with(
 }
 
 #[derive(Clone, Copy)]
-pub(super) struct Dims {
-    pub(super) batch: usize,
-    pub(super) tokens: usize,
+pub(crate) struct Dims {
+    pub(crate) batch: usize,
+    pub(crate) tokens: usize,
     /// How many tokens of each sample, from the first on, ask for a result.
-    pub(super) queries: usize,
-    pub(super) heads: usize,
-    pub(super) head_width: usize,
+    pub(crate) queries: usize,
+    pub(crate) heads: usize,
+    pub(crate) head_width: usize,
 }
 
 impl Dims {
-    pub(super) fn of(qkv: &[usize], heads: usize) -> crate::error::Result<Self> {
+    pub(crate) fn of(qkv: &[usize], heads: usize) -> crate::error::Result<Self> {
         let &[batch, tokens, packed] = qkv else {
             return Err(Error::shape("qkv", qkv, "[B, N, 3 D]"));
         };
-        if heads == 0 {
-            return Err(Error::invalid("num_heads", heads, "at least 1"));
-        }
+        check::at_least_one("num_heads", heads)?;
         let Some(parts) = heads.checked_mul(3).filter(|parts| packed.is_multiple_of(*parts)) else {
             return Err(Error::shape(
                 "qkv",
@@ -133,7 +133,7 @@ impl Dims {
     }
 
     /// D.
-    pub(super) fn width(&self) -> usize {
+    pub(crate) fn width(&self) -> usize {
         self.heads * self.head_width
     }
 
@@ -159,15 +159,15 @@ struct Head {
 
 /// What is added to the scores before the softmax.
 #[derive(Clone, Copy)]
-pub(super) struct Added<'a> {
+pub(crate) struct Added<'a> {
     /// [heads, N, N]
-    pub(super) bias: &'a [f32],
+    pub(crate) bias: &'a [f32],
     /// [windows, N, N], where sample s has that of window s modulo the number of windows; empty if there is none.
-    pub(super) mask: &'a [f32],
+    pub(crate) mask: &'a [f32],
 }
 
 /// Attention in all heads of all samples: what attention of a sequence and within windows share.
-pub(super) struct Heads {
+pub(crate) struct Heads {
     dims: Dims,
     /// Where the tokens of consecutive samples lie, if not one after another: the windows of a grid that stays in its own
     /// order. It repeats itself, so that there may be many such grids.
@@ -228,7 +228,7 @@ kernel::simd_fn! {
 }
 
 impl Heads {
-    pub(super) fn new(dims: Dims) -> Self {
+    pub(crate) fn new(dims: Dims) -> Self {
         Self {
             dims,
             order: None,
@@ -237,7 +237,7 @@ impl Heads {
     }
 
     /// Of samples that are windows: `order` tells, window by window, which rows of a grid the tokens are, each row once.
-    pub(super) fn of_windows(dims: Dims, order: Vec<u32>) -> Self {
+    pub(crate) fn of_windows(dims: Dims, order: Vec<u32>) -> Self {
         Self {
             order: Some(order),
             ..Self::new(dims)
@@ -415,7 +415,7 @@ impl Heads {
         });
     }
 
-    pub(super) fn forward(&self, qkv: &[f32], added: Option<Added>) -> (CpuStorage, Shape) {
+    pub(crate) fn forward(&self, qkv: &[f32], added: Option<Added>) -> (CpuStorage, Shape) {
         let Dims { batch, queries, .. } = self.dims;
         let mut ys = vec![0f32; batch * queries * self.dims.width()];
         self.forward_into(qkv, added, &mut ys);
@@ -423,7 +423,7 @@ impl Heads {
     }
 
     /// Writes the result [B, queries, D].
-    pub(super) fn forward_into(&self, qkv: &[f32], added: Option<Added>, ys: &mut [f32]) {
+    pub(crate) fn forward_into(&self, qkv: &[f32], added: Option<Added>, ys: &mut [f32]) {
         let Dims {
             batch, queries, heads, ..
         } = self.dims;
@@ -441,7 +441,7 @@ impl Heads {
     }
 
     /// The gradients of `qkv` and, if `with_bias`, of [`Added::bias`].
-    pub(super) fn backward(
+    pub(crate) fn backward(
         &self,
         qkv: &Tensor,
         added: Option<Added>,
@@ -458,7 +458,7 @@ impl Heads {
 
     /// Writes the gradient of `qkv`, that of the queries only for those that there are. Returns, if `with_bias`, that of
     /// [`Added::bias`], which is added up over the samples in an order that the shapes alone decide.
-    pub(super) fn backward_into(
+    pub(crate) fn backward_into(
         &self,
         qkv: &[f32],
         added: Option<Added>,

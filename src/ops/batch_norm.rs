@@ -4,8 +4,9 @@ use std::sync::{Arc, OnceLock};
 
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor};
 
-use super::channels::{ChannelNorm, Dims, Moments, Upstream};
-use super::kernel::{self, Elements};
+use super::cpu::channels::{ChannelNorm, Dims, Moments, Upstream};
+use super::cpu::kernel::{self, Elements};
+use crate::check;
 use crate::error::Error;
 
 /// What a batch norm saw of a mini-batch, detached.
@@ -19,7 +20,7 @@ pub struct BatchStatistics {
 
 impl BatchStatistics {
     /// Of channels of `count` values each.
-    pub(super) fn of(moments: &[Moments], count: usize) -> Result<Self> {
+    pub(crate) fn of(moments: &[Moments], count: usize) -> Result<Self> {
         // What makes the variance of a sample that of what it was drawn from.
         let unbiased = count as f64 / (count - 1) as f64;
         let vector = |of: &dyn Fn(&Moments) -> f64| {
@@ -32,7 +33,7 @@ impl BatchStatistics {
         })
     }
 
-    pub(super) fn to_dtype(&self, dtype: DType) -> Result<Self> {
+    pub(crate) fn to_dtype(&self, dtype: DType) -> Result<Self> {
         Ok(Self {
             mean: self.mean.to_dtype(dtype)?,
             unbiased_var: self.unbiased_var.to_dtype(dtype)?,
@@ -83,7 +84,7 @@ pub fn batch_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resu
 
 /// What follows a batch norm in the same operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Then {
+pub(crate) enum Then {
     Nothing,
     /// max(y, 0). What it lets through is seen from its result: its input is not kept.
     Relu,
@@ -107,7 +108,7 @@ impl Then {
 }
 
 /// As [`batch_norm`](batch_norm()), and what follows it.
-pub(super) fn batch_norm_then(
+pub(crate) fn batch_norm_then(
     then: Then,
     xs: &Tensor,
     weight: &Tensor,
@@ -190,7 +191,7 @@ pub fn batch_norm_eval(
 }
 
 /// As [`batch_norm_eval`], and what follows it.
-pub(super) fn batch_norm_eval_then(
+pub(crate) fn batch_norm_eval_then(
     then: Then,
     xs: &Tensor,
     mean: &Tensor,
@@ -221,7 +222,7 @@ pub(super) fn batch_norm_eval_then(
 }
 
 fn check(xs: &Tensor, vectors: &[(&'static str, &Tensor)], eps: f64) -> crate::error::Result<Dims> {
-    kernel::check_float("xs", xs)?;
+    check::float("xs", xs)?;
     let [batch, channels, positions @ ..] = xs.dims() else {
         return Err(Error::shape("xs", xs.dims(), "[B, C, ..]"));
     };
@@ -229,10 +230,10 @@ fn check(xs: &Tensor, vectors: &[(&'static str, &Tensor)], eps: f64) -> crate::e
         return Err(Error::shape("xs", xs.dims(), "[B, C, ..], not empty"));
     }
     for &(argument, tensor) in vectors {
-        kernel::check_vector(argument, tensor, *channels)?;
-        kernel::check_same_dtype(argument, tensor, xs)?;
+        check::vector(argument, tensor, *channels)?;
+        check::same_dtype(argument, tensor, xs)?;
     }
-    kernel::check_eps("eps", eps)?;
+    check::non_negative("eps", eps)?;
     Ok(Dims {
         batch: *batch,
         channels: *channels,

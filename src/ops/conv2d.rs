@@ -6,11 +6,12 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, D};
 use gemm::Parallelism;
 use rayon::prelude::*;
 
-use super::buffer::Buffer;
-use super::elementwise::add;
-use super::kernel::{self, Elements};
-use super::matrix::{self, Mat, MatMut, SharedMut, Write};
-use super::sliding::{check_padding, zip_strided, Sliding};
+use super::cpu::buffer::Buffer;
+use super::cpu::elementwise::add;
+use super::cpu::kernel::{self, Elements};
+use super::cpu::matrix::{self, Mat, MatMut, SharedMut, Write};
+use super::cpu::sliding::{check_padding, zip_strided, Sliding};
+use crate::check;
 use crate::error::Error;
 
 /// y[b, o, i, j] = Σ x[b, c, i * stride + u - padding, j * stride + v - padding] weight[o, c, u, v], with zeros outside of
@@ -64,8 +65,8 @@ pub fn conv2d(xs: &Tensor, weight: &Tensor, stride: usize, padding: usize) -> Re
 }
 
 fn check(xs: &Tensor, weight: &Tensor, stride: usize, padding: usize) -> crate::error::Result<Conv2d> {
-    kernel::check_float("xs", xs)?;
-    kernel::check_same_dtype("weight", weight, xs)?;
+    check::float("xs", xs)?;
+    check::same_dtype("weight", weight, xs)?;
     Conv2d::new(["xs", "weight"], xs.dims(), weight.dims(), stride, padding)
 }
 
@@ -84,7 +85,7 @@ pub fn composition(xs: &Tensor, weight: &Tensor, stride: usize, padding: usize) 
 }
 
 #[derive(Clone, Copy)]
-pub(super) struct Conv2d {
+pub(crate) struct Conv2d {
     batch: usize,
     in_channels: usize,
     out_channels: usize,
@@ -111,7 +112,7 @@ struct Block {
 
 impl Conv2d {
     /// A convolution of images with a weight, which an error calls by `names`.
-    pub(super) fn new(
+    pub(crate) fn new(
         [input, name]: [&'static str; 2],
         xs: &[usize],
         weight: &[usize],
@@ -124,9 +125,7 @@ impl Conv2d {
         if weight.contains(&0) || kernel != columns {
             return Err(Error::shape(name, weight, "[C', C, k, k], not empty"));
         }
-        if stride == 0 {
-            return Err(Error::invalid("stride", stride, "at least 1"));
-        }
+        check::at_least_one("stride", stride)?;
         let unfit = || {
             let sides = match kernel.saturating_sub(padding.saturating_mul(2)) {
                 0 | 1 => "not empty".to_string(),
@@ -270,17 +269,17 @@ impl Conv2d {
     }
 
     /// Elements of the result.
-    pub(super) fn result_len(&self) -> usize {
+    pub(crate) fn result_len(&self) -> usize {
         self.batch * self.out_channels * self.positions()
     }
 
     /// Shape of the result.
-    pub(super) fn result_dims(&self) -> [usize; 4] {
+    pub(crate) fn result_dims(&self) -> [usize; 4] {
         [self.batch, self.out_channels, self.rows.out, self.columns.out]
     }
 
     /// Writes the result to `ys`.
-    pub(super) fn forward(&self, xs: &[f32], weight: &[f32], ys: &mut [f32]) {
+    pub(crate) fn forward(&self, xs: &[f32], weight: &[f32], ys: &mut [f32]) {
         let (positions, seen_rows) = (self.positions(), self.in_channels * self.taps());
         let weight = Mat::rows(weight, self.out_channels, seen_rows, seen_rows);
         let out = SharedMut::new(ys);
@@ -315,7 +314,7 @@ impl Conv2d {
     }
 
     /// The gradient by the input: written to `dxs`, or added to it.
-    pub(super) fn backward_xs(&self, weight: &[f32], grads: &[f32], dxs: &mut [f32], write: Write) {
+    pub(crate) fn backward_xs(&self, weight: &[f32], grads: &[f32], dxs: &mut [f32], write: Write) {
         let (area, taps) = (self.area(), self.taps());
         let out = SharedMut::new(dxs);
         let (groups, widest) = (self.groups(), self.widest(&self.blocks()));
@@ -371,7 +370,7 @@ impl Conv2d {
 
     /// The gradient by the weight: written to `dweight`, or added to it. The blocks' shares are added in an order that the
     /// shapes alone decide.
-    pub(super) fn backward_weight(&self, xs: &[f32], grads: &[f32], dweight: &mut [f32], write: Write) {
+    pub(crate) fn backward_weight(&self, xs: &[f32], grads: &[f32], dweight: &mut [f32], write: Write) {
         // Columns of the gradient that are computed together, if there are as many.
         const WIDTH: usize = 128;
         let taps = self.taps();

@@ -3,8 +3,9 @@
 use candle_core::{Result, Tensor};
 use pulp::Simd;
 
-use super::pointwise::{self, Pointwise};
-use super::{kernel, math};
+use super::cpu::kernel;
+use super::cpu::math;
+use super::cpu::pointwise::{self, Pointwise};
 
 /// y = x Φ(x), with Φ(x) = (1 + erf(x/√2)) / 2 the standard normal distribution: the exact GELU.
 ///
@@ -44,7 +45,7 @@ pub fn composition(xs: &Tensor) -> Result<Tensor> {
     xs * cdf
 }
 
-pub(super) struct Gelu;
+pub(crate) struct Gelu;
 
 impl Pointwise for Gelu {
     const NAME: &'static str = "gelu";
@@ -69,6 +70,6 @@ impl Pointwise for Gelu {
 mod tests {
     #[test]
     fn equals_its_composition_and_has_its_derivative() {
-        crate::ops::pointwise::testing::check_pointwise::<super::Gelu>();
+        crate::ops::cpu::pointwise::testing::check_pointwise::<super::Gelu>();
     }
 }

@@ -2,7 +2,8 @@
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, D};
 
-use super::kernel::{self, sum_by, Elements};
+use super::cpu::kernel::{self, sum_by, Elements};
+use crate::check;
 use crate::error::Error;
 
 /// y = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias, over the last dimension.
@@ -62,15 +63,15 @@ pub(crate) fn layer_norm_with(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor
 }
 
 fn check(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps: f64) -> crate::error::Result<()> {
-    kernel::check_float("xs", xs)?;
-    kernel::check_eps("eps", eps)?;
+    check::float("xs", xs)?;
+    check::non_negative("eps", eps)?;
     let Some(&width) = xs.dims().last() else {
         return Err(Error::shape("xs", xs.dims(), "[.., D]"));
     };
     for (argument, tensor) in [("weight", Some(weight)), ("bias", bias)] {
         if let Some(tensor) = tensor {
-            kernel::check_vector(argument, tensor, width)?;
-            kernel::check_same_dtype(argument, tensor, xs)?;
+            check::vector(argument, tensor, width)?;
+            check::same_dtype(argument, tensor, xs)?;
         }
     }
     Ok(())
@@ -102,7 +103,7 @@ fn moments(x: &[f32], eps: f32) -> (f32, f32) {
 }
 
 kernel::simd_fn! {
-    pub(super) fn forward_rows<S>(xs: &[f32], weight: &[f32], bias: Option<&[f32]>, eps: f32, ys: &mut [f32]) -> () {
+    pub(crate) fn forward_rows<S>(xs: &[f32], weight: &[f32], bias: Option<&[f32]>, eps: f32, ys: &mut [f32]) -> () {
         let width = weight.len();
         for (x, y) in xs.chunks_exact(width).zip(ys.chunks_exact_mut(width)) {
             let (mean, scale) = moments(x, eps);
@@ -124,7 +125,7 @@ kernel::simd_fn! {
 
 kernel::simd_fn! {
     /// Adds to `dxs`, and the rows' share to `sums`, which holds the gradient of the weight and then that of the bias.
-    pub(super) fn backward_rows<S>(
+    pub(crate) fn backward_rows<S>(
         xs: &[f32],
         weight: &[f32],
         grads: &[f32],

@@ -2,7 +2,7 @@
 
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor};
 
-use super::kernel;
+use super::cpu::kernel;
 
 /// `start + (end - start) weight`, in the memory of `start` where that is f32 on the CPU: for a `start` that is nobody
 /// else's. `torch.lerp`. No gradient flows through it.

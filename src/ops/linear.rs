@@ -3,9 +3,10 @@
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use gemm::Parallelism;
 
-use super::deliver::Deliveries;
-use super::kernel::{self, Elements};
-use super::matrix::{self, Mat, MatMut, Write};
+use super::autograd::deliver::Deliveries;
+use super::cpu::kernel::{self, Elements};
+use super::cpu::matrix::{self, Mat, MatMut, Write};
+use crate::check;
 use crate::error::Error;
 
 /// y = x Wᵀ + b, with the bias's addition and all gradients in one operation.
@@ -64,8 +65,8 @@ pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Ten
 }
 
 fn check(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> crate::error::Result<()> {
-    kernel::check_float("xs", xs)?;
-    kernel::check_same_dtype("weight", weight, xs)?;
+    check::float("xs", xs)?;
+    check::same_dtype("weight", weight, xs)?;
     let [out_features, in_features] = *weight.dims() else {
         return Err(Error::shape("weight", weight.dims(), "[O, I]"));
     };
@@ -77,8 +78,8 @@ fn check(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> crate::error::R
         ));
     }
     if let Some(bias) = bias {
-        kernel::check_same_dtype("bias", bias, xs)?;
-        kernel::check_vector("bias", bias, out_features)?;
+        check::same_dtype("bias", bias, xs)?;
+        check::vector("bias", bias, out_features)?;
     }
     Ok(())
 }
@@ -141,7 +142,7 @@ impl Linear {
 }
 
 /// `out` [O, I] = gᵀ x, or that added to it, of `grads` [R, O] and `xs` [R, I].
-pub(super) fn weight_gradient(out: &mut [f32], write: Write, grads: &[f32], outputs: usize, xs: &[f32], inputs: usize) {
+pub(crate) fn weight_gradient(out: &mut [f32], write: Write, grads: &[f32], outputs: usize, xs: &[f32], inputs: usize) {
     let rows = xs.len() / inputs;
     matrix::matmul(
         &mut MatMut::rows(out, outputs, inputs, inputs),
@@ -154,14 +155,14 @@ pub(super) fn weight_gradient(out: &mut [f32], write: Write, grads: &[f32], outp
 }
 
 /// The sum of the rows of `xs`, each `width` long.
-pub(super) fn sum_rows(xs: &[f32], width: usize) -> Vec<f32> {
+pub(crate) fn sum_rows(xs: &[f32], width: usize) -> Vec<f32> {
     kernel::sum_over_rows(xs.len() / width, width, width, |first, rows, sum| {
         add_rows_to(&xs[first * width..][..rows * width], sum);
     })
 }
 
 kernel::simd_fn! {
-    pub(super) fn add_rows_to<S>(xs: &[f32], sum: &mut [f32]) -> () {
+    pub(crate) fn add_rows_to<S>(xs: &[f32], sum: &mut [f32]) -> () {
         for row in xs.chunks_exact(sum.len()) {
             for (s, x) in sum.iter_mut().zip(row) {
                 *s += x;

@@ -3,8 +3,9 @@
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, D};
 use rayon::prelude::*;
 
-use super::kernel::{self, Elements};
-use super::sliding::{check_padding, zip_strided, Sliding};
+use super::cpu::kernel::{self, Elements};
+use super::cpu::sliding::{check_padding, zip_strided, Sliding};
+use crate::check;
 use crate::error::Error;
 
 /// y\[b, c, i, j\] = the largest of x\[b, c, i * stride + u - padding, j * stride + v - padding\] for u and v below `kernel`
@@ -55,7 +56,7 @@ pub fn max_pool2d(xs: &Tensor, kernel: usize, stride: usize, padding: usize) -> 
 }
 
 fn check(xs: &Tensor, kernel: usize, stride: usize, padding: usize) -> crate::error::Result<MaxPool2d> {
-    kernel::check_float("xs", xs)?;
+    check::float("xs", xs)?;
     MaxPool2d::new(xs.dims(), kernel, stride, padding)
 }
 
@@ -100,7 +101,7 @@ pub fn composition(xs: &Tensor, kernel: usize, stride: usize, padding: usize) ->
 }
 
 #[derive(Clone, Copy)]
-pub(super) struct MaxPool2d {
+pub(crate) struct MaxPool2d {
     batch: usize,
     channels: usize,
     rows: Sliding,
@@ -109,11 +110,9 @@ pub(super) struct MaxPool2d {
 
 impl MaxPool2d {
     /// Of images of these dimensions.
-    pub(super) fn new(xs: &[usize], kernel: usize, stride: usize, padding: usize) -> crate::error::Result<Self> {
+    pub(crate) fn new(xs: &[usize], kernel: usize, stride: usize, padding: usize) -> crate::error::Result<Self> {
         for (argument, value) in [("kernel", kernel), ("stride", stride)] {
-            if value == 0 {
-                return Err(Error::invalid(argument, value, "at least 1"));
-            }
+            check::at_least_one(argument, value)?;
         }
         if padding > kernel / 2 {
             return Err(Error::invalid(
@@ -146,12 +145,12 @@ impl MaxPool2d {
         })
     }
 
-    pub(super) fn result_dims(&self) -> [usize; 4] {
+    pub(crate) fn result_dims(&self) -> [usize; 4] {
         [self.batch, self.channels, self.rows.out, self.columns.out]
     }
 
     /// Writes the result to `ys`.
-    pub(super) fn forward(&self, xs: &[f32], ys: &mut [f32]) {
+    pub(crate) fn forward(&self, xs: &[f32], ys: &mut [f32]) {
         let (area, out_area) = self.areas();
         ys.par_chunks_mut(out_area)
             .zip(xs.par_chunks(area))
@@ -159,7 +158,7 @@ impl MaxPool2d {
     }
 
     /// Writes the gradients of the input to `dxs`.
-    pub(super) fn backward(&self, xs: &[f32], ys: &[f32], grads: &[f32], dxs: &mut [f32]) {
+    pub(crate) fn backward(&self, xs: &[f32], ys: &[f32], grads: &[f32], dxs: &mut [f32]) {
         let (area, out_area) = self.areas();
         let results = ys.par_chunks(out_area).zip(grads.par_chunks(out_area));
         dxs.par_chunks_mut(area)

@@ -11,77 +11,62 @@
 //!
 //! The same input gives the same bits, whatever the number of threads.
 
-mod accumulate;
 mod activation;
 mod add_relu;
 mod attention;
-mod attention_branch;
+mod autograd;
 mod batch_norm;
-mod buffer;
-mod channels;
 mod conv2d;
-mod conv_norm;
-mod deliver;
-mod elementwise;
+pub(crate) mod cpu;
+mod fused;
 mod gather_rows;
 mod gelu;
-pub(crate) mod kernel;
 mod layer_norm;
 mod lerp;
 mod linear;
-mod math;
-mod matrix;
 mod max_pool2d;
-mod mlp_branch;
-mod patch_embed;
 mod patchify;
-mod pointwise;
 mod quick_gelu;
-mod residual;
-mod residual_block;
 mod rms_norm;
 pub mod rotary_emb;
-mod sliding;
 mod softmax;
-mod stem;
 mod sum_of_squares;
 #[cfg(test)]
 pub(crate) mod testing;
 mod window;
 mod window_attention;
-mod window_attention_branch;
 
 pub use activation::Activation;
 pub use add_relu::add_relu;
 pub use attention::attention;
-pub use attention_branch::{attention_branch, AttentionBranch, Tokens};
+pub(crate) use autograd::deliver::{add_to, aside, Gradients};
 pub use batch_norm::{batch_norm, batch_norm_eval, BatchStatistics};
 pub use conv2d::conv2d;
-pub use conv_norm::{ConvNorm, RunningStatistics};
-pub(crate) use deliver::{add_to, aside, Gradients};
+pub(crate) use cpu::kernel::{in_f32, is_half, on_cpu_f32, Elements};
+pub use fused::attention_branch::{attention_branch, AttentionBranch, Tokens};
+pub use fused::conv_norm::{ConvNorm, RunningStatistics};
+pub use fused::mlp_branch::{mlp_branch, MlpBranch};
+pub use fused::patch_embed::{patch_embed, PatchEmbed};
+pub(crate) use fused::residual::add as add_branch;
+pub use fused::residual::Affine;
+pub use fused::residual_block::{residual_blocks, ResidualBlock};
+pub use fused::stem::{stem, Pooling};
+pub use fused::window_attention_branch::{window_attention_branch, Windows};
 pub use gather_rows::gather_rows;
 pub use gelu::gelu;
-pub(crate) use kernel::{check_eps, in_f32, is_half, on_cpu_f32, Elements};
 pub use layer_norm::layer_norm;
 pub(crate) use layer_norm::layer_norm_with;
 pub(crate) use lerp::lerp;
 pub use linear::linear;
 pub use max_pool2d::max_pool2d;
-pub use mlp_branch::{mlp_branch, MlpBranch};
-pub use patch_embed::{patch_embed, PatchEmbed};
 pub use patchify::patchify;
 pub use quick_gelu::quick_gelu;
-pub(crate) use residual::add as add_branch;
-pub use residual::Affine;
-pub use residual_block::{residual_blocks, ResidualBlock};
 pub use rms_norm::rms_norm;
 pub(crate) use rms_norm::rms_norm_with;
 pub use softmax::{softmax, softmax_last_dim};
-pub use stem::{stem, Pooling};
 pub(crate) use sum_of_squares::sum_of_squares;
 pub use window::{merge_neighbours, relative_position_bias, shift_mask, window_partition, window_reverse};
 pub use window_attention::window_attention;
-pub use window_attention_branch::{window_attention_branch, Windows};
 
 /// The operations composed of candle's own: what runs on other devices and dtypes, the oracle of the kernels' tests, and
 /// what `benches/ops.rs` measures them against.
@@ -89,25 +74,25 @@ pub use window_attention_branch::{window_attention_branch, Windows};
 pub mod reference {
     pub use super::add_relu::composition as add_relu;
     pub use super::attention::composition as attention;
-    pub use super::attention_branch::composition as attention_branch;
     pub use super::batch_norm::{composition as batch_norm, composition_eval as batch_norm_eval};
     pub use super::conv2d::composition as conv2d;
+    pub use super::fused::attention_branch::composition as attention_branch;
+    pub use super::fused::mlp_branch::composition as mlp_branch;
+    pub use super::fused::patch_embed::composition as patch_embed;
+    pub use super::fused::residual_block::composition as residual_blocks;
+    pub use super::fused::stem::composition as stem;
+    pub use super::fused::window_attention_branch::composition as window_attention_branch;
     pub use super::gelu::composition as gelu;
     pub use super::layer_norm::composition as layer_norm;
     pub use super::linear::composition as linear;
     pub use super::max_pool2d::composition as max_pool2d;
-    pub use super::mlp_branch::composition as mlp_branch;
-    pub use super::patch_embed::composition as patch_embed;
     pub use super::patchify::composition as patchify;
     pub use super::quick_gelu::composition as quick_gelu;
-    pub use super::residual_block::composition as residual_blocks;
     pub use super::rms_norm::composition as rms_norm;
     pub use super::softmax::composition as softmax;
-    pub use super::stem::composition as stem;
     pub use super::window::{
         composition_bias as relative_position_bias, composition_mask as shift_mask,
         composition_partition as window_partition, composition_reverse as window_reverse,
     };
     pub use super::window_attention::composition as window_attention;
-    pub use super::window_attention_branch::composition as window_attention_branch;
 }

@@ -3,7 +3,8 @@
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::kernel::{self, Elements};
+use super::cpu::kernel::{self, Elements};
+use crate::check;
 use crate::error::Error;
 
 /// The patches of images as rows, each in the order of a convolution's kernel.
@@ -44,10 +45,8 @@ pub fn patchify(images: &Tensor, patch_size: usize) -> Result<Tensor> {
     images.contiguous()?.apply_op1(op)
 }
 
-pub(super) fn check(images: &Tensor, patch_size: usize) -> crate::error::Result<Patchify> {
-    if patch_size == 0 {
-        return Err(Error::invalid("patch_size", patch_size, "at least 1"));
-    }
+pub(crate) fn check(images: &Tensor, patch_size: usize) -> crate::error::Result<Patchify> {
+    check::at_least_one("patch_size", patch_size)?;
     match *images.dims() {
         [batch, channels, height, width] if height >= patch_size && width >= patch_size => Ok(Patchify {
             batch,
@@ -76,7 +75,7 @@ pub fn composition(images: &Tensor, patch_size: usize) -> Result<Tensor> {
 }
 
 #[derive(Clone, Copy)]
-pub(super) struct Patchify {
+pub(crate) struct Patchify {
     batch: usize,
     channels: usize,
     height: usize,
@@ -93,22 +92,22 @@ impl Patchify {
         self.width / self.patch_size
     }
 
-    pub(super) fn batch(&self) -> usize {
+    pub(crate) fn batch(&self) -> usize {
         self.batch
     }
 
     /// Patches of an image.
-    pub(super) fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.rows() * self.columns()
     }
 
     /// Elements of a patch.
-    pub(super) fn patch(&self) -> usize {
+    pub(crate) fn patch(&self) -> usize {
         self.channels * self.patch_size * self.patch_size
     }
 
     /// Elements of an image.
-    pub(super) fn image(&self) -> usize {
+    pub(crate) fn image(&self) -> usize {
         self.channels * self.height * self.width
     }
 
@@ -123,7 +122,7 @@ impl Patchify {
     }
 
     /// Writes the patch at `position` of a sample to `patch`.
-    pub(super) fn copy_patch(&self, images: &[f32], sample: usize, position: usize, patch: &mut [f32]) {
+    pub(crate) fn copy_patch(&self, images: &[f32], sample: usize, position: usize, patch: &mut [f32]) {
         let image = &images[sample * self.image()..];
         for (pixels, line) in patch.chunks_exact_mut(self.patch_size).zip(self.lines(position)) {
             pixels.copy_from_slice(&image[line..][..self.patch_size]);
@@ -131,7 +130,7 @@ impl Patchify {
     }
 
     /// Adds a patch to the one at `position` of an image.
-    pub(super) fn add_patch(&self, patch: &[f32], position: usize, image: &mut [f32]) {
+    pub(crate) fn add_patch(&self, patch: &[f32], position: usize, image: &mut [f32]) {
         for (pixels, line) in patch.chunks_exact(self.patch_size).zip(self.lines(position)) {
             for (sum, pixel) in image[line..].iter_mut().zip(pixels) {
                 *sum += pixel;

@@ -3,8 +3,9 @@
 use candle_core::{Result, Tensor};
 use pulp::Simd;
 
-use super::pointwise::{self, Pointwise};
-use super::{kernel, math};
+use super::cpu::kernel;
+use super::cpu::math;
+use super::cpu::pointwise::{self, Pointwise};
 
 /// The slope at which x σ(slope x) comes closest to GELU (Hendrycks and Gimpel 2016, arXiv 1606.08415, section 2).
 const SLOPE: f64 = 1.702;
@@ -48,7 +49,7 @@ pub fn composition(xs: &Tensor) -> Result<Tensor> {
     xs * sigmoid
 }
 
-pub(super) struct QuickGelu;
+pub(crate) struct QuickGelu;
 
 impl Pointwise for QuickGelu {
     const NAME: &'static str = "quick-gelu";
@@ -74,6 +75,6 @@ impl Pointwise for QuickGelu {
 mod tests {
     #[test]
     fn equals_its_composition_and_has_its_derivative() {
-        crate::ops::pointwise::testing::check_pointwise::<super::QuickGelu>();
+        crate::ops::cpu::pointwise::testing::check_pointwise::<super::QuickGelu>();
     }
 }

@@ -2,7 +2,8 @@
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, D};
 
-use super::kernel::{self, sum_by, Elements};
+use super::cpu::kernel::{self, sum_by, Elements};
+use crate::check;
 use crate::error::Error;
 
 /// y = x / sqrt(mean(x²) + eps) * weight, over the last dimension.
@@ -56,13 +57,13 @@ pub(crate) fn rms_norm_with(xs: &Tensor, weight: &Tensor, eps: f64) -> Result<Te
 }
 
 fn check(xs: &Tensor, weight: &Tensor, eps: f64) -> crate::error::Result<()> {
-    kernel::check_float("xs", xs)?;
-    kernel::check_eps("eps", eps)?;
+    check::float("xs", xs)?;
+    check::non_negative("eps", eps)?;
     let Some(&width) = xs.dims().last() else {
         return Err(Error::shape("xs", xs.dims(), "[.., D]"));
     };
-    kernel::check_vector("weight", weight, width)?;
-    kernel::check_same_dtype("weight", weight, xs)
+    check::vector("weight", weight, width)?;
+    check::same_dtype("weight", weight, xs)
 }
 
 /// [`rms_norm`] of candle's operations.

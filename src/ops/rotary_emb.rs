@@ -38,7 +38,8 @@
 
 use candle_core::{Result, Tensor, D};
 
-use super::kernel;
+use super::cpu::kernel;
+use crate::check;
 use crate::error::Error;
 
 /// Rotates elements i and i + d/2 of each head of `xs` [B, H, T, d]: Llama's arrangement in the weights of Hugging Face.
@@ -67,7 +68,7 @@ type Rotate = fn(&Tensor, &Tensor, &Tensor) -> Result<Tensor>;
 /// Checks the arguments, brings `cos` and `sin` to a shape that broadcasts, and rotates; `positions` is the dimension of
 /// T in `xs`.
 fn apply(xs: &Tensor, cos: &Tensor, sin: &Tensor, positions: usize, rotate: Rotate) -> Result<Tensor> {
-    kernel::check_float("xs", xs)?;
+    check::float("xs", xs)?;
     let expected = if positions == 1 {
         "[B, T, H, d] with d even"
     } else {
@@ -81,7 +82,7 @@ fn apply(xs: &Tensor, cos: &Tensor, sin: &Tensor, positions: usize, rotate: Rota
     }
     let length = xs.dim(positions)?;
     let angles = |argument, angles: &Tensor| -> Result<Tensor> {
-        kernel::check_same_dtype(argument, angles, xs)?;
+        check::same_dtype(argument, angles, xs)?;
         let samples = match *angles.dims() {
             [t, half] if t >= length && half == width / 2 => 1,
             [b, t, half] if b == batch && t >= length && half == width / 2 => b,

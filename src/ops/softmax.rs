@@ -3,8 +3,9 @@
 use candle_core::shape::Dim;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, D};
 
-use super::kernel::{self, sum_by, Elements};
-use super::math;
+use super::cpu::kernel::{self, sum_by, Elements};
+use super::cpu::math;
+use crate::check;
 use crate::error::Error;
 
 /// y = exp(x) / Σ exp(x) over the last dimension.
@@ -37,7 +38,7 @@ use crate::error::Error;
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn softmax_last_dim(xs: &Tensor) -> Result<Tensor> {
-    kernel::check_float("xs", xs)?;
+    check::float("xs", xs)?;
     if xs.rank() == 0 {
         return Err(Error::shape("xs", xs.dims(), "[.., C]").into());
     }
@@ -73,7 +74,7 @@ pub fn softmax<I: Dim>(xs: &Tensor, dim: I) -> Result<Tensor> {
     if dim + 1 == xs.rank() {
         return softmax_last_dim(xs);
     }
-    kernel::check_float("xs", xs)?;
+    check::float("xs", xs)?;
     if kernel::is_half(xs) {
         return kernel::in_f32(&[xs], |t| composition(&t[0], dim));
     }

@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Result, Tensor, D};
 use rayon::prelude::*;
 
-use super::kernel::{self, Elements, LANES};
+use super::cpu::kernel::{self, Elements, LANES};
 
 /// The sum of the squares of all elements, in f64, whatever the dtype. No gradient flows through it.
 pub(crate) fn sum_of_squares(tensor: &Tensor) -> Result<f64> {

@@ -7,7 +7,7 @@ use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use super::deliver::{aside, Gradients};
+use super::autograd::deliver::{aside, Gradients};
 
 thread_local! {
     static SCALAR: Cell<bool> = const { Cell::new(false) };
@@ -18,7 +18,7 @@ pub(crate) fn scalar_only() -> bool {
     SCALAR.get()
 }
 
-pub(super) fn pool(threads: usize, scalar: bool) -> ThreadPool {
+pub(crate) fn pool(threads: usize, scalar: bool) -> ThreadPool {
     ThreadPoolBuilder::new()
         .num_threads(threads)
         .start_handler(move |_| SCALAR.set(scalar))

@@ -3,6 +3,7 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 
+use crate::check;
 use crate::error::Error;
 use crate::grid::Grid;
 
@@ -322,14 +323,14 @@ fn pairs(window: usize) -> Vec<u32> {
 }
 
 /// The numbers of [`relative_position_bias`].
-pub(super) fn bias_of(table: &[f32], num_heads: usize, window: usize) -> Vec<f32> {
+pub(crate) fn bias_of(table: &[f32], num_heads: usize, window: usize) -> Vec<f32> {
     let pairs = pairs(window);
     let of_head = |head| pairs.iter().map(move |&row| table[row as usize * num_heads + head]);
     (0..num_heads).flat_map(of_head).collect()
 }
 
 /// The gradient of the table, from that of [`bias_of`] it.
-pub(super) fn table_gradient(dbias: &[f32], num_heads: usize, window: usize) -> Vec<f32> {
+pub(crate) fn table_gradient(dbias: &[f32], num_heads: usize, window: usize) -> Vec<f32> {
     let pairs = pairs(window);
     let side = 2 * window - 1;
     let mut dtable = vec![0f32; side * side * num_heads];
@@ -342,7 +343,7 @@ pub(super) fn table_gradient(dbias: &[f32], num_heads: usize, window: usize) -> 
 }
 
 /// For each row of the partitioned sequence, which row of the grid it is.
-pub(super) fn partition_order(grid: Grid, window: usize, shift: usize) -> crate::error::Result<Vec<u32>> {
+pub(crate) fn partition_order(grid: Grid, window: usize, shift: usize) -> crate::error::Result<Vec<u32>> {
     check_window(window)?;
     check_shift(window, shift)?;
     if grid.is_empty() || !grid.height.is_multiple_of(window) || !grid.width.is_multiple_of(window) {
@@ -395,8 +396,8 @@ fn check_shift(window: usize, shift: usize) -> crate::error::Result<()> {
 }
 
 /// The number of heads that a table of biases is for.
-pub(super) fn check_table(table: &Tensor, window: usize) -> crate::error::Result<usize> {
-    super::kernel::check_float("table", table)?;
+pub(crate) fn check_table(table: &Tensor, window: usize) -> crate::error::Result<usize> {
+    check::float("table", table)?;
     check_window(window)?;
     let side = 2 * window - 1;
     match *table.dims() {

@@ -3,7 +3,8 @@
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor};
 
 use super::attention::{self, Added, Dims, Heads};
-use super::kernel::{self, Elements};
+use super::cpu::kernel::{self, Elements};
+use crate::check;
 use crate::error::Error;
 
 /// y = softmax(q kᵀ / √d + bias + mask) v in each head, the heads' results side by side.
@@ -66,7 +67,7 @@ pub fn window_attention(qkv: &Tensor, num_heads: usize, bias: &Tensor, mask: Opt
 fn check(qkv: &Tensor, num_heads: usize, bias: &Tensor, mask: Option<&Tensor>) -> crate::error::Result<Dims> {
     let dims = Dims::of(qkv.dims(), num_heads)?;
     let n = dims.tokens;
-    kernel::check_float("qkv", qkv)?;
+    check::float("qkv", qkv)?;
     if bias.dims() != [num_heads, n, n] {
         let expected = format!("[{num_heads}, {n}, {n}]");
         return Err(Error::shape("bias", bias.dims(), expected));
@@ -79,7 +80,7 @@ fn check(qkv: &Tensor, num_heads: usize, bias: &Tensor, mask: Option<&Tensor>) -
         });
     }
     if let Some(mask) = mask {
-        kernel::check_float("mask", mask)?;
+        check::float("mask", mask)?;
         match *mask.dims() {
             [windows, rows, columns]
                 if windows > 0 && dims.batch.is_multiple_of(windows) && (rows, columns) == (n, n) => {}

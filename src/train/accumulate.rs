@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, TensorId};
 
+use crate::check;
 use crate::error::{Error, Result};
 use crate::ops;
 use crate::params::Params;
@@ -67,9 +68,7 @@ impl Accumulator {
     /// [`Error::InvalidArgument`] when `samples` is 0; [`Error::Shape`] when a gradient has another shape than before.
     /// Nothing is added then.
     pub fn add(&mut self, grads: &GradStore, samples: usize) -> Result<()> {
-        if samples == 0 {
-            return Err(Error::invalid("samples", samples, "at least 1"));
-        }
+        check::at_least_one("samples", samples)?;
         for (name, id, _) in &self.params {
             if let (Some(mean), Some(grad)) = (self.means.get(id), grads.get_id(*id)) {
                 if mean.dims() != grad.dims() {

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::VarMap;
 
+use crate::check;
 use crate::error::{Error, Result};
 use crate::ops;
 use crate::params;
@@ -64,9 +65,7 @@ impl Ema {
     /// # Errors
     /// [`Error::InvalidArgument`] when `decay` is not within [0, 1), when there is no variable, or two of a name.
     pub fn new(vars: impl IntoIterator<Item = (String, Var)>, decay: f64) -> Result<Self> {
-        if !(0. ..1.).contains(&decay) {
-            return Err(Error::invalid("decay", decay, "at least 0 and below 1"));
-        }
+        check::rate("decay", decay)?;
         let floats = vars.into_iter().filter(|(_, var)| var.dtype().is_float());
         let entry = |(name, var): (String, Var)| {
             let average = match ops::is_half(&var) {

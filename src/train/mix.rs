@@ -4,6 +4,7 @@ use candle_core::{DType, Device, Tensor, D};
 use rand::Rng;
 use rand_distr::{Beta, Distribution};
 
+use crate::check;
 use crate::error::{Error, Result};
 use crate::key::{KeyedRng, Purpose, StepKey};
 
@@ -73,18 +74,14 @@ impl Mix {
     /// # Errors
     /// [`Error::InvalidArgument`] when `num_classes` is 0 or an alpha is negative, infinite or NaN.
     pub fn new(num_classes: usize, mixup_alpha: f64, cutmix_alpha: f64) -> Result<Self> {
-        if num_classes == 0 {
-            return Err(Error::invalid("num_classes", 0, "at least 1"));
-        }
-        let beta = |argument, alpha: f64| match alpha {
+        let beta = |argument, alpha: f64| match check::non_negative(argument, alpha)? {
             0. => Ok(None),
-            _ if alpha > 0. && alpha.is_finite() => Beta::new(alpha, alpha)
+            _ => Beta::new(alpha, alpha)
                 .map(Some)
                 .map_err(|error| Error::invalid(argument, alpha, error.to_string())),
-            _ => Err(Error::invalid(argument, alpha, "at least 0 and finite")),
         };
         Ok(Self {
-            num_classes,
+            num_classes: check::at_least_one("num_classes", num_classes)?,
             mixup: beta("mixup_alpha", mixup_alpha)?,
             cutmix: beta("cutmix_alpha", cutmix_alpha)?,
             prob: 1.,
@@ -98,7 +95,7 @@ impl Mix {
     /// # Errors
     /// [`Error::InvalidArgument`] when `prob` is not within [0, 1].
     pub fn with_prob(self, prob: f64) -> Result<Self> {
-        let prob = probability("prob", prob)?;
+        let prob = check::share("prob", prob)?;
         Ok(Self { prob, ..self })
     }
 
@@ -107,7 +104,7 @@ impl Mix {
     /// # Errors
     /// [`Error::InvalidArgument`] when `switch_prob` is not within [0, 1].
     pub fn with_switch_prob(self, switch_prob: f64) -> Result<Self> {
-        let switch_prob = probability("switch_prob", switch_prob)?;
+        let switch_prob = check::share("switch_prob", switch_prob)?;
         Ok(Self { switch_prob, ..self })
     }
 
@@ -117,7 +114,7 @@ impl Mix {
     /// # Errors
     /// [`Error::InvalidArgument`] when `label_smoothing` is not within [0, 1].
     pub fn with_label_smoothing(self, label_smoothing: f64) -> Result<Self> {
-        let label_smoothing = probability("label_smoothing", label_smoothing)?;
+        let label_smoothing = check::share("label_smoothing", label_smoothing)?;
         Ok(Self {
             label_smoothing,
             ..self
@@ -271,12 +268,5 @@ impl MixKind {
             }
         }
         Ok(Tensor::from_vec(mask, (1, 1, height, width), device)?)
-    }
-}
-
-fn probability(argument: &'static str, value: f64) -> Result<f64> {
-    match (0. ..=1.).contains(&value) {
-        true => Ok(value),
-        false => Err(Error::invalid(argument, value, "within [0, 1]")),
     }
 }

@@ -18,7 +18,8 @@
 
 use std::f64::consts::PI;
 
-use crate::error::{Error, Result};
+use crate::check;
+use crate::error::Result;
 
 /// The learning rate of each step, counted from 0.
 pub trait Schedule {
@@ -33,9 +34,7 @@ pub trait Schedule {
     where
         Self: Sized,
     {
-        if steps_per_epoch == 0 {
-            return Err(Error::invalid("steps_per_epoch", 0, "at least 1"));
-        }
+        check::at_least_one("steps_per_epoch", steps_per_epoch)?;
         Ok(PerEpoch {
             schedule: self,
             steps_per_epoch,
@@ -123,7 +122,7 @@ impl Cosine {
     /// [`Error::InvalidArgument`] when `peak` is negative, infinite or NaN.
     pub fn new(peak: f64, total_steps: usize) -> Result<Self> {
         Ok(Self {
-            peak: check("peak", peak)?,
+            peak: check::non_negative("peak", peak)?,
             total_steps,
             warmup_steps: 0,
             warmup_start: 0.,
@@ -139,7 +138,7 @@ impl Cosine {
     pub fn with_warmup(self, steps: usize, start: f64) -> Result<Self> {
         Ok(Self {
             warmup_steps: steps,
-            warmup_start: check("start", start)?,
+            warmup_start: check::non_negative("start", start)?,
             ..self
         })
     }
@@ -150,7 +149,7 @@ impl Cosine {
     /// [`Error::InvalidArgument`] when `floor` is negative, infinite or NaN.
     pub fn with_floor(self, floor: f64) -> Result<Self> {
         Ok(Self {
-            floor: check("floor", floor)?,
+            floor: check::non_negative("floor", floor)?,
             ..self
         })
     }
@@ -218,13 +217,6 @@ pub struct Scaled<S> {
 impl<S: Schedule> Schedule for Scaled<S> {
     fn at(&self, step: usize) -> f64 {
         self.factor * self.schedule.at(step)
-    }
-}
-
-fn check(argument: &'static str, rate: f64) -> Result<f64> {
-    match (0. ..f64::INFINITY).contains(&rate) {
-        true => Ok(rate),
-        false => Err(Error::invalid(argument, rate, "at least 0 and finite")),
     }
 }
 

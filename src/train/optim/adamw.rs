@@ -3,9 +3,10 @@
 use candle_core::Tensor;
 
 use super::optimizer::private::{At, Update};
-use super::optimizer::{check, pieces, Rule};
+use super::optimizer::{pieces, Rule};
+use crate::check;
 use crate::error::Result;
-use crate::ops::kernel::{self, fma};
+use crate::ops::cpu::kernel::{self, fma};
 
 /// AdamW (Loshchilov and Hutter, arXiv 1711.05101): Adam with weight decay apart from the gradient. `torch.optim.AdamW`.
 ///
@@ -83,8 +84,7 @@ impl Update for AdamWConfig {
     }
 
     fn check(&self) -> Result<()> {
-        check_moments(self.beta1, self.beta2, self.eps)?;
-        check_rates(self.lr, self.weight_decay)
+        check_adam(self.lr, [self.beta1, self.beta2], self.eps, self.weight_decay)
     }
 
     fn buffers(&self) -> &'static [&'static str] {
@@ -128,21 +128,12 @@ pub(super) fn bias_correction(beta: f64, step: u64) -> f64 {
     1. - beta.powf(step as f64)
 }
 
-pub(super) fn check_moments(beta1: f64, beta2: f64, eps: f64) -> Result<()> {
-    for (argument, beta) in [("beta1", beta1), ("beta2", beta2)] {
-        check(argument, beta, (0. ..1.).contains(&beta), "at least 0 and below 1")?;
-    }
-    check("eps", eps, (0. ..f64::INFINITY).contains(&eps), "at least 0 and finite")
-}
-
-pub(super) fn check_rates(lr: f64, weight_decay: f64) -> Result<()> {
-    for (argument, rate) in [("lr", lr), ("weight_decay", weight_decay)] {
-        check(
-            argument,
-            rate,
-            (0. ..f64::INFINITY).contains(&rate),
-            "at least 0 and finite",
-        )?;
+/// An error unless the settings that all of Adam's kin have are within their ranges.
+pub(super) fn check_adam(lr: f64, [beta1, beta2]: [f64; 2], eps: f64, weight_decay: f64) -> Result<()> {
+    check::rate("beta1", beta1)?;
+    check::rate("beta2", beta2)?;
+    for (argument, value) in [("eps", eps), ("lr", lr), ("weight_decay", weight_decay)] {
+        check::non_negative(argument, value)?;
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use candle_core::Var;
 
+use crate::check;
 use crate::error::{Error, Result};
 use crate::params::Params;
 
@@ -74,9 +75,9 @@ impl ParamGroups {
     pub fn with_lr_scale(mut self, scale: impl Fn(&str) -> f64) -> Result<Self> {
         for group in &mut self.0 {
             let scale = scale(&group.name);
-            if !(0. ..f64::INFINITY).contains(&scale) {
+            if !check::is_non_negative(scale) {
                 let value = format!("{scale} for {}", group.name);
-                return Err(Error::invalid("scale", value, "at least 0 and finite"));
+                return Err(Error::invalid("scale", value, check::NON_NEGATIVE));
             }
             group.lr_scale *= scale;
         }
@@ -92,9 +93,7 @@ impl ParamGroups {
     /// # Errors
     /// [`Error::InvalidArgument`] when `decay` is not in (0, 1] or a layer is beyond n + 1.
     pub fn with_layer_decay(self, decay: f64, num_layers: usize, layer_of: impl Fn(&str) -> usize) -> Result<Self> {
-        if !(decay > 0. && decay <= 1.) {
-            return Err(Error::invalid("decay", decay, "above 0 and at most 1"));
-        }
+        check::positive_share("decay", decay)?;
         let beyond = |group: &&Group| layer_of(&group.name) > num_layers + 1;
         if let Some(group) = self.0.iter().find(beyond) {
             let value = format!("{} for {}", layer_of(&group.name), group.name);

@@ -2,11 +2,12 @@
 
 use candle_core::Tensor;
 
-use super::adamw::{bias_correction, check_moments, check_rates};
+use super::adamw::{bias_correction, check_adam};
 use super::optimizer::private::{At, Update};
-use super::optimizer::{check, pieces, Rule};
+use super::optimizer::{pieces, Rule};
+use crate::check;
 use crate::error::Result;
-use crate::ops::kernel::{self, fma};
+use crate::ops::cpu::kernel::{self, fma};
 
 /// LAMB (You et al., arXiv 1904.00962) as timm has it and DeiT-III and ResNet's RSB recipes use it: gradients are first
 /// scaled down to a global norm, moments are corrected for their start, and where weight decay applies the step is as
@@ -125,11 +126,10 @@ impl Update for LambConfig {
     }
 
     fn check(&self) -> Result<()> {
-        check_moments(self.beta1, self.beta2, self.eps)?;
         if let Some(max) = self.max_grad_norm {
-            check("max_grad_norm", max, max > 0., "above 0")?;
+            check::bound("max_grad_norm", max)?;
         }
-        check_rates(self.lr, self.weight_decay)
+        check_adam(self.lr, [self.beta1, self.beta2], self.eps, self.weight_decay)
     }
 
     fn buffers(&self) -> &'static [&'static str] {

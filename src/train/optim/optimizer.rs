@@ -431,11 +431,3 @@ pub(super) fn pieces<const N: usize>(
     );
     [a[0] + b[0], a[1] + b[1]]
 }
-
-/// An error unless `value` is within `range`, in words `allowed`.
-pub(super) fn check(argument: &'static str, value: f64, within: bool, allowed: &str) -> Result<()> {
-    match within {
-        true => Ok(()),
-        false => Err(Error::invalid(argument, value, allowed)),
-    }
-}

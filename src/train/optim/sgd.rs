@@ -2,11 +2,11 @@
 
 use candle_core::Tensor;
 
-use super::adamw::check_rates;
 use super::optimizer::private::{At, Update};
-use super::optimizer::{check, pieces, Rule};
+use super::optimizer::{pieces, Rule};
+use crate::check;
 use crate::error::Result;
-use crate::ops::kernel::{self, fma};
+use crate::ops::cpu::kernel::{self, fma};
 
 /// Stochastic gradient descent with momentum, Nesterov's on request, and weight decay added to the gradient.
 /// `torch.optim.SGD`.
@@ -77,9 +77,9 @@ impl Update for SgdConfig {
     }
 
     fn check(&self) -> Result<()> {
-        let within = (0. ..1.).contains(&self.momentum);
-        check("momentum", self.momentum, within, "at least 0 and below 1")?;
-        check_rates(self.lr, self.weight_decay)
+        check::rate("momentum", self.momentum)?;
+        check::non_negative("lr", self.lr)?;
+        check::non_negative("weight_decay", self.weight_decay).map(drop)
     }
 
     fn buffers(&self) -> &'static [&'static str] {

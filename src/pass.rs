@@ -4,9 +4,9 @@ use candle_core::{Tensor, Var};
 use rand::{Rng, RngCore};
 use rayon::prelude::*;
 
+use crate::check;
 use crate::error::{Error, Result};
-use crate::key::Purpose;
-use crate::key::StepKey;
+use crate::key::{Purpose, StepKey};
 
 /// One forward pass of a model: training or not, where its random draws come from, the rates that a sub-branch imposes,
 /// and the batch statistics it has seen, which count only once the step is accepted.
@@ -48,7 +48,7 @@ impl Imposed {
     fn next(&mut self, recipe: f64, argument: &'static str) -> Result<(f64, u32)> {
         let site = self.sites;
         self.sites += 1;
-        Ok((check_rate(argument, self.rate.unwrap_or(recipe))?, site))
+        Ok((check::rate(argument, self.rate.unwrap_or(recipe))?, site))
     }
 }
 
@@ -103,7 +103,7 @@ impl Pass {
     /// # Errors
     /// [`Error::InvalidArgument`] when `rate` is NaN or outside [0, 1).
     pub fn impose_dropout(&mut self, rate: f64) -> Result<()> {
-        self.dropout.rate = Some(check_rate("rate", rate)?);
+        self.dropout.rate = Some(check::rate("rate", rate)?);
         Ok(())
     }
 
@@ -112,7 +112,7 @@ impl Pass {
     /// # Errors
     /// [`Error::InvalidArgument`] when `rate` is NaN or outside [0, 1).
     pub fn impose_drop_path(&mut self, rate: f64) -> Result<()> {
-        self.drop_path.rate = Some(check_rate("rate", rate)?);
+        self.drop_path.rate = Some(check::rate("rate", rate)?);
         Ok(())
     }
 
@@ -179,7 +179,7 @@ impl Pass {
     /// # Errors
     /// [`Error::InvalidArgument`] when `rate` is NaN or outside [0, 1).
     pub(crate) fn skip_dropout(&mut self, rate: f64, sites: u32) -> candle_core::Result<bool> {
-        let rate = check_rate("dropout", self.dropout.rate.unwrap_or(rate))?;
+        let rate = check::rate("dropout", self.dropout.rate.unwrap_or(rate))?;
         let off = !self.train || rate == 0.;
         if off {
             self.dropout.sites += sites;
@@ -267,14 +267,6 @@ impl Pass {
             }
         }
         averages.iter().try_for_each(|(var, updated)| Ok(var.set(updated)?))
-    }
-}
-
-pub(super) fn check_rate(argument: &'static str, rate: f64) -> Result<f64> {
-    if (0. ..1.).contains(&rate) {
-        Ok(rate)
-    } else {
-        Err(Error::invalid(argument, rate, "at least 0 and below 1"))
     }
 }
 

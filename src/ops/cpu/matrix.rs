@@ -10,7 +10,7 @@ use super::kernel;
 
 /// A matrix in memory, read only. Element (i, j) is at `i * row_stride + j * col_stride`.
 #[derive(Clone, Copy)]
-pub(super) struct Mat<'a> {
+pub(crate) struct Mat<'a> {
     data: &'a [f32],
     rows: usize,
     cols: usize,
@@ -20,7 +20,7 @@ pub(super) struct Mat<'a> {
 
 impl<'a> Mat<'a> {
     /// Rows of `cols` elements each, `row_stride` apart.
-    pub(super) fn rows(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
+    pub(crate) fn rows(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
         assert!(fits(data.len(), rows, cols, row_stride));
         Self {
             data,
@@ -31,7 +31,7 @@ impl<'a> Mat<'a> {
         }
     }
 
-    pub(super) fn t(self) -> Self {
+    pub(crate) fn t(self) -> Self {
         Self {
             rows: self.cols,
             cols: self.rows,
@@ -53,7 +53,7 @@ impl<'a> Mat<'a> {
 }
 
 /// A matrix in memory whose rows are contiguous, to be written.
-pub(super) struct MatMut<'a> {
+pub(crate) struct MatMut<'a> {
     data: *mut f32,
     rows: usize,
     cols: usize,
@@ -66,7 +66,7 @@ unsafe impl Send for MatMut<'_> {}
 
 impl<'a> MatMut<'a> {
     /// Rows of `cols` elements each, `row_stride` apart.
-    pub(super) fn rows(data: &'a mut [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
+    pub(crate) fn rows(data: &'a mut [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
         assert!(fits(data.len(), rows, cols, row_stride) && cols <= row_stride);
         Self {
             data: data.as_mut_ptr(),
@@ -92,7 +92,7 @@ fn fits(len: usize, rows: usize, cols: usize, row_stride: usize) -> bool {
 
 /// A matrix whose rows are pieces of a larger one's, so that several threads can write next to each other.
 #[derive(Clone, Copy)]
-pub(super) struct SharedMut<'a> {
+pub(crate) struct SharedMut<'a> {
     data: *mut f32,
     len: usize,
     lifetime: PhantomData<&'a mut [f32]>,
@@ -105,7 +105,7 @@ unsafe impl Send for SharedMut<'_> {}
 unsafe impl Sync for SharedMut<'_> {}
 
 impl<'a> SharedMut<'a> {
-    pub(super) fn new(data: &'a mut [f32]) -> Self {
+    pub(crate) fn new(data: &'a mut [f32]) -> Self {
         Self {
             data: data.as_mut_ptr(),
             len: data.len(),
@@ -118,7 +118,7 @@ impl<'a> SharedMut<'a> {
     /// # Safety
     ///
     /// While the result is in use, nothing else may read or write these elements.
-    pub(super) unsafe fn columns(self, start: usize, rows: usize, cols: usize, row_stride: usize) -> MatMut<'a> {
+    pub(crate) unsafe fn columns(self, start: usize, rows: usize, cols: usize, row_stride: usize) -> MatMut<'a> {
         assert!(start <= self.len && fits(self.len - start, rows, cols, row_stride) && cols <= row_stride);
         MatMut {
             // SAFETY: `start` is at most the length.
@@ -132,11 +132,11 @@ impl<'a> SharedMut<'a> {
 }
 
 impl MatMut<'_> {
-    pub(super) fn num_rows(&self) -> usize {
+    pub(crate) fn num_rows(&self) -> usize {
         self.rows
     }
 
-    pub(super) fn row(&mut self, row: usize) -> &mut [f32] {
+    pub(crate) fn row(&mut self, row: usize) -> &mut [f32] {
         assert!(row < self.rows);
         // SAFETY: the constructors have checked that `rows` rows of `cols` elements are within the allocation, and this
         // matrix is the only access to them.
@@ -163,7 +163,7 @@ impl MatMut<'_> {
 
 /// What becomes of the elements that a product is written over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Write {
+pub(crate) enum Write {
     Replace,
     Add,
 }
@@ -180,7 +180,7 @@ const FEWEST_ROWS: [usize; 2] = [32, 512];
 /// `out = scale * a b`, or `out += scale * a b`; with [`Parallelism::Rayon`] on all threads of the pool.
 ///
 /// The sum over the inner dimension runs in the same order for any number of threads.
-pub(super) fn matmul(out: &mut MatMut, write: Write, scale: f32, a: Mat, b: Mat, parallelism: Parallelism) {
+pub(crate) fn matmul(out: &mut MatMut, write: Write, scale: f32, a: Mat, b: Mat, parallelism: Parallelism) {
     assert!(a.cols == b.rows && a.rows == out.rows && b.cols == out.cols);
     if matches!(parallelism, Parallelism::None) || !may_share_rows(out.rows, b) {
         return multiply(out, write, scale, a, b, parallelism);

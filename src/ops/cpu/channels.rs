@@ -8,15 +8,15 @@ use super::kernel::{self, LANES};
 use super::matrix::{MatMut, SharedMut};
 
 #[derive(Clone, Copy)]
-pub(super) struct Dims {
-    pub(super) batch: usize,
-    pub(super) channels: usize,
-    pub(super) positions: usize,
+pub(crate) struct Dims {
+    pub(crate) batch: usize,
+    pub(crate) channels: usize,
+    pub(crate) positions: usize,
 }
 
 impl Dims {
     /// Values of a channel.
-    pub(super) fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.batch * self.positions
     }
 
@@ -52,14 +52,14 @@ impl Dims {
 
 /// Mean and biased variance of a channel.
 #[derive(Clone, Copy)]
-pub(super) struct Moments {
-    pub(super) mean: f64,
-    pub(super) var: f64,
+pub(crate) struct Moments {
+    pub(crate) mean: f64,
+    pub(crate) var: f64,
 }
 
 impl Moments {
     /// Of each channel, from tensors `[C]` of any floating-point dtype.
-    pub(super) fn of(mean: &Tensor, var: &Tensor) -> Result<Vec<Self>> {
+    pub(crate) fn of(mean: &Tensor, var: &Tensor) -> Result<Vec<Self>> {
         let [mean, var] = [mean, var].map(|t| t.to_dtype(DType::F64)?.to_vec1::<f64>());
         Ok(mean?
             .into_iter()
@@ -78,11 +78,11 @@ impl Moments {
 
 /// A norm of channels: y = (x - mean) / sqrt(var + eps) * weight + bias.
 #[derive(Clone, Copy)]
-pub(super) struct ChannelNorm<'a> {
-    pub(super) dims: Dims,
-    pub(super) eps: f64,
-    pub(super) weight: &'a [f32],
-    pub(super) bias: &'a [f32],
+pub(crate) struct ChannelNorm<'a> {
+    pub(crate) dims: Dims,
+    pub(crate) eps: f64,
+    pub(crate) weight: &'a [f32],
+    pub(crate) bias: &'a [f32],
 }
 
 /// A norm of one channel: y = (x - mean) * scale + shift.
@@ -95,13 +95,13 @@ struct Line {
 
 /// The gradients of a norm's result.
 #[derive(Clone, Copy)]
-pub(super) struct Upstream<'a> {
+pub(crate) struct Upstream<'a> {
     /// The gradients as they come, or none where they stand in the place of the input's gradients.
-    pub(super) grads: Option<&'a [f32]>,
+    pub(crate) grads: Option<&'a [f32]>,
     /// The result of a ReLU on the way: only where it is above 0, anything comes through.
-    pub(super) relu: Option<&'a [f32]>,
+    pub(crate) relu: Option<&'a [f32]>,
     /// What each sample's gradients are multiplied with.
-    pub(super) factors: Option<&'a [f32]>,
+    pub(crate) factors: Option<&'a [f32]>,
 }
 
 /// The sums of `terms` over the elements of N rows of the same length, added to `acc` in `f64`.
@@ -201,7 +201,7 @@ kernel::simd_fn! {
 }
 
 /// The gradients where a ReLU, whose result is `ys`, let something through.
-pub(super) fn through_relu(ys: &[f32], grads: &[f32], out: &mut [f32]) {
+pub(crate) fn through_relu(ys: &[f32], grads: &[f32], out: &mut [f32]) {
     kernel::for_rows(out, 1, |first, out| {
         let range = first..first + out.len();
         let_through(&ys[range.clone()], &grads[range], 1.0, out);
@@ -232,7 +232,7 @@ impl ChannelNorm<'_> {
     }
 
     /// Writes max(norm(x), `floor`) to `ys`; returns the moments by which it is normalised, those `given` or the input's.
-    pub(super) fn forward(&self, xs: &[f32], given: Option<&[Moments]>, floor: f32, ys: &mut [f32]) -> Vec<Moments> {
+    pub(crate) fn forward(&self, xs: &[f32], given: Option<&[Moments]>, floor: f32, ys: &mut [f32]) -> Vec<Moments> {
         // A channel at a time, so that its values are still in cache when they are normalised.
         self.dims.map_channels(ys, |channel, mut ys| {
             let moments = self.moments_of(xs, given, channel);
@@ -246,7 +246,7 @@ impl ChannelNorm<'_> {
 
     /// Turns y into max(y + s norm(x), 0) with a factor s for each sample, 1 where there are none; returns the moments as
     /// [`forward`](Self::forward) does.
-    pub(super) fn forward_onto(
+    pub(crate) fn forward_onto(
         &self,
         xs: &[f32],
         given: Option<&[Moments]>,
@@ -265,7 +265,7 @@ impl ChannelNorm<'_> {
 
     /// Writes the gradients of the input, which the moments depend on where they are `its_own`, to `dxs`; returns those of
     /// weight and bias.
-    pub(super) fn backward(
+    pub(crate) fn backward(
         &self,
         xs: &[f32],
         moments: &[Moments],

@@ -17,8 +17,8 @@ use std::thread::{self, ThreadId};
 use candle_core::{CpuStorage, CustomOp2, Device, Layout, Result, Shape, Tensor, TensorId};
 
 use super::accumulate::{accumulate, write_over};
-use super::kernel;
-use super::matrix::Write;
+use crate::ops::cpu::kernel;
+use crate::ops::cpu::matrix::Write;
 
 thread_local! {
     /// Where this thread's backward is to lay gradients aside, if it is.
@@ -118,14 +118,14 @@ struct Waiting {
 const MOST_WAITING: usize = 64;
 
 /// The parameters of an operation, and where it leaves their gradients.
-pub(super) struct Deliveries {
+pub(crate) struct Deliveries {
     params: Vec<Tensor>,
     counter: Arc<Mutex<Counter>>,
 }
 
 impl Deliveries {
     /// The ticket, to be made an input of the operation, and its other end, to be kept in it. `params` are on the CPU.
-    pub(super) fn new(params: &[&Tensor]) -> Result<(Tensor, Self)> {
+    pub(crate) fn new(params: &[&Tensor]) -> Result<(Tensor, Self)> {
         let counter = Arc::new(Mutex::new(Counter::default()));
         let mut ticket = Tensor::zeros((), candle_core::DType::F32, &Device::Cpu)?;
         for (index, param) in params.iter().enumerate().filter(|(_, param)| param.track_op()) {
@@ -137,18 +137,18 @@ impl Deliveries {
     }
 
     /// The parameters, contiguous, in the order in which they were given.
-    pub(super) fn params(&self) -> &[Tensor] {
+    pub(crate) fn params(&self) -> &[Tensor] {
         &self.params
     }
 
     /// Whether there is such a parameter, and its gradient is asked for.
-    pub(super) fn wanted(&self, index: usize) -> bool {
+    pub(crate) fn wanted(&self, index: usize) -> bool {
         self.params.get(index).is_some_and(Tensor::track_op)
     }
 
     /// The gradient of a parameter, where it is asked for. `write` writes it to fresh memory; or, where the backward that
     /// goes through `node` lays gradients [`aside`] and has one of this parameter, adds it to that.
-    pub(super) fn gradient(
+    pub(crate) fn gradient(
         &self,
         index: usize,
         node: &Tensor,
@@ -168,7 +168,7 @@ impl Deliveries {
 
     /// What an operation on `xs` and the ticket gives back in its backward: the gradient `dx` of `xs`, where it is asked for,
     /// and that of the ticket, once those of the parameters are left to be delivered.
-    pub(super) fn give(
+    pub(crate) fn give(
         &self,
         ticket: &Tensor,
         gradients: Vec<Option<Tensor>>,

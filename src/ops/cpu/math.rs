@@ -65,7 +65,7 @@ pub(crate) fn sigmoid<S: Simd>(x: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::kernel::simd_fn;
+    use crate::ops::cpu::kernel::simd_fn;
 
     simd_fn! {
         fn exp_all<S>(xs: &[f32], ys: &mut [f32]) -> () {

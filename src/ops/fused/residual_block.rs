@@ -4,16 +4,17 @@ use std::sync::{Arc, OnceLock};
 
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor};
 
-use super::add_relu::add_relu;
-use super::batch_norm::{BatchStatistics, Then};
-use super::buffer::{Buffer, Kept};
-use super::channels::{through_relu, Moments, Upstream};
 use super::conv_norm::{Bound, ConvNorm, Layer, Names, Sink};
-use super::deliver::Deliveries;
-use super::kernel::{self, Elements};
-use super::matrix::Write;
 use super::residual::Affine;
+use crate::check;
 use crate::error::{Error, Result as OurResult};
+use crate::ops::add_relu::add_relu;
+use crate::ops::autograd::deliver::Deliveries;
+use crate::ops::batch_norm::{BatchStatistics, Then};
+use crate::ops::cpu::buffer::{Buffer, Kept};
+use crate::ops::cpu::channels::{through_relu, Moments, Upstream};
+use crate::ops::cpu::kernel::{self, Elements};
+use crate::ops::cpu::matrix::Write;
 
 /// One of [`residual_blocks`].
 #[derive(Clone, Debug)]
@@ -157,7 +158,7 @@ pub fn residual_blocks(xs: &Tensor, blocks: &[ResidualBlock]) -> Result<(Tensor,
 
 /// The geometry of the blocks, once everything fits.
 fn check(xs: &Tensor, blocks: &[ResidualBlock]) -> OurResult<Vec<Block>> {
-    kernel::check_float("xs", xs)?;
+    check::float("xs", xs)?;
     if blocks.is_empty() {
         return Err(Error::invalid("blocks", "empty", "at least one block"));
     }
@@ -260,19 +261,13 @@ impl Block {
             let allowed = format!("so that it is {dims:?}, as what is added to it");
             return Err(Error::invalid("downsample", format!("one to {identity:?}"), allowed));
         }
-        match &block.drop_path {
-            Some(factors) if factors.len() != dims[0] => Err(Error::invalid(
-                "drop_path",
-                format!("{} factors", factors.len()),
-                format!("{}, one for each sample", dims[0]),
-            )),
-            factors => Ok(Self {
-                layers,
-                has_downsample: block.downsample.is_some(),
-                drop_path: factors.clone(),
-                first_param,
-            }),
-        }
+        check::drop_path(block.drop_path.as_deref(), dims[0])?;
+        Ok(Self {
+            layers,
+            has_downsample: block.downsample.is_some(),
+            drop_path: block.drop_path.clone(),
+            first_param,
+        })
     }
 
     fn result_dims(&self) -> [usize; 4] {

@@ -7,13 +7,15 @@ use candle_core::{Result, Tensor};
 use gemm::Parallelism;
 use rayon::prelude::*;
 
-use super::buffer::Buffer;
-use super::deliver::Deliveries;
-use super::elementwise::{dot, scale_into};
-use super::kernel::{self, Elements};
-use super::matrix::{self, Mat, MatMut, Write};
-use super::{layer_norm, linear};
+use crate::check;
 use crate::error::{Error, Result as OurResult};
+use crate::ops::autograd::deliver::Deliveries;
+use crate::ops::cpu::buffer::Buffer;
+use crate::ops::cpu::elementwise::{dot, scale_into};
+use crate::ops::cpu::kernel::{self, Elements};
+use crate::ops::cpu::matrix::{self, Mat, MatMut, Write};
+use crate::ops::layer_norm;
+use crate::ops::linear;
 
 /// The parameters of an affine map: of a linear layer `weight` [O, I] and `bias` `[O]`, of a norm both `[D]`.
 #[derive(Clone, Copy, Debug)]
@@ -25,14 +27,14 @@ pub struct Affine<'a> {
 }
 
 impl Affine<'_> {
-    pub(super) fn linear(self, xs: &Tensor) -> Result<Tensor> {
+    pub(crate) fn linear(self, xs: &Tensor) -> Result<Tensor> {
         linear::linear(xs, self.weight, Some(self.bias))
     }
 
     /// An error unless this is a linear layer from `inputs` to `outputs` elements of the dtype of `xs`.
-    pub(super) fn check(self, names: [&'static str; 2], outputs: usize, inputs: usize, xs: &Tensor) -> OurResult<()> {
-        kernel::check_same_dtype(names[0], self.weight, xs)?;
-        kernel::check_same_dtype(names[1], self.bias, xs)?;
+    pub(crate) fn check(self, names: [&'static str; 2], outputs: usize, inputs: usize, xs: &Tensor) -> OurResult<()> {
+        check::same_dtype(names[0], self.weight, xs)?;
+        check::same_dtype(names[1], self.bias, xs)?;
         if self.weight.dims() != [outputs, inputs] {
             return Err(Error::shape(
                 names[0],
@@ -40,20 +42,20 @@ impl Affine<'_> {
                 format!("[{outputs}, {inputs}]"),
             ));
         }
-        kernel::check_vector(names[1], self.bias, outputs)
+        check::vector(names[1], self.bias, outputs)
     }
 
-    pub(super) fn check_norm(self, width: usize, eps: f64, xs: &Tensor) -> OurResult<()> {
+    pub(crate) fn check_norm(self, width: usize, eps: f64, xs: &Tensor) -> OurResult<()> {
         for (name, tensor) in [("norm.weight", self.weight), ("norm.bias", self.bias)] {
-            kernel::check_same_dtype(name, tensor, xs)?;
-            kernel::check_vector(name, tensor, width)?;
+            check::same_dtype(name, tensor, xs)?;
+            check::vector(name, tensor, width)?;
         }
-        kernel::check_eps("eps", eps)
+        check::non_negative("eps", eps).map(drop)
     }
 }
 
 /// The first three pairs of weight and bias.
-pub(super) fn affines(params: &[Tensor]) -> [Affine<'_>; 3] {
+pub(crate) fn affines(params: &[Tensor]) -> [Affine<'_>; 3] {
     [0, 2, 4].map(|i| Affine {
         weight: &params[i],
         bias: &params[i + 1],
@@ -61,23 +63,17 @@ pub(super) fn affines(params: &[Tensor]) -> [Affine<'_>; 3] {
 }
 
 /// B, N and D of `xs`, once it and the scales and factors on top of a branch fit.
-pub(super) fn check(xs: &Tensor, gamma: Option<&Tensor>, drop_path: Option<&[f32]>) -> OurResult<[usize; 3]> {
-    kernel::check_float("xs", xs)?;
+pub(crate) fn check(xs: &Tensor, gamma: Option<&Tensor>, drop_path: Option<&[f32]>) -> OurResult<[usize; 3]> {
+    check::float("xs", xs)?;
     let &[batch, tokens, width] = xs.dims() else {
         return Err(Error::shape("xs", xs.dims(), "[B, N, D]"));
     };
     if let Some(gamma) = gamma {
-        kernel::check_same_dtype("gamma", gamma, xs)?;
-        kernel::check_vector("gamma", gamma, width)?;
+        check::same_dtype("gamma", gamma, xs)?;
+        check::vector("gamma", gamma, width)?;
     }
-    match drop_path {
-        Some(factors) if factors.len() != batch => Err(Error::invalid(
-            "drop_path",
-            format!("{} factors", factors.len()),
-            format!("{batch}, one for each sample"),
-        )),
-        _ => Ok([batch, tokens, width]),
-    }
+    check::drop_path(drop_path, batch)?;
+    Ok([batch, tokens, width])
 }
 
 /// `xs + drop_path * gamma * branch` of candle's operations.
@@ -98,14 +94,14 @@ pub(crate) fn add(xs: &Tensor, branch: Tensor, gamma: Option<&Tensor>, drop_path
 
 /// A layer norm of rows `width` long, which backwards is computed again from its input instead of kept.
 #[derive(Clone, Copy)]
-pub(super) struct Norm<'a> {
-    pub(super) weight: &'a [f32],
-    pub(super) bias: &'a [f32],
-    pub(super) eps: f32,
+pub(crate) struct Norm<'a> {
+    pub(crate) weight: &'a [f32],
+    pub(crate) bias: &'a [f32],
+    pub(crate) eps: f32,
 }
 
 impl Norm<'_> {
-    pub(super) fn forward(self, xs: &[f32]) -> Buffer {
+    pub(crate) fn forward(self, xs: &[f32]) -> Buffer {
         let width = self.weight.len();
         let mut ys = Buffer::new(xs.len());
         kernel::for_rows(&mut ys, width, |first, ys| {
@@ -116,7 +112,7 @@ impl Norm<'_> {
     }
 
     /// Adds the gradient of `xs` to `dxs`; returns those of weight and bias.
-    pub(super) fn backward(self, xs: &[f32], grads: &[f32], dxs: &mut [f32]) -> Result<[Option<Tensor>; 2]> {
+    pub(crate) fn backward(self, xs: &[f32], grads: &[f32], dxs: &mut [f32]) -> Result<[Option<Tensor>; 2]> {
         let width = self.weight.len();
         let mut dweight = kernel::for_rows_summing(dxs, width, 2 * width, |first, dxs, sums| {
             let rows = first * width..first * width + dxs.len();
@@ -132,11 +128,11 @@ impl Norm<'_> {
 /// costs nothing for each token, and neither does its gradient, Σ over inputs of W dW' + b db', with dW' and db' those of
 /// the layer as it is scaled.
 #[derive(Clone, Copy)]
-pub(super) struct Projection<'a> {
+pub(crate) struct Projection<'a> {
     /// [D, I]
-    pub(super) weight: &'a [f32],
-    pub(super) bias: &'a [f32],
-    pub(super) gamma: Option<&'a [f32]>,
+    pub(crate) weight: &'a [f32],
+    pub(crate) bias: &'a [f32],
+    pub(crate) gamma: Option<&'a [f32]>,
 }
 
 kernel::simd_fn! {
@@ -166,7 +162,7 @@ kernel::simd_fn! {
 }
 
 /// Numbers as they are, or scaled.
-pub(super) enum Scaled<'a> {
+pub(crate) enum Scaled<'a> {
     As(&'a [f32]),
     By(Buffer),
 }
@@ -209,7 +205,7 @@ impl<'a> Projection<'a> {
     }
 
     /// x + factor * (inner W'ᵀ + b'), where a sample's rows share the factor.
-    pub(super) fn add_to(self, xs: Rows, inner: &[f32], drop_path: Option<&[f32]>) -> Vec<f32> {
+    pub(crate) fn add_to(self, xs: Rows, inner: &[f32], drop_path: Option<&[f32]>) -> Vec<f32> {
         let (width, inputs) = (self.bias.len(), self.inputs());
         let rows = inner.len() / inputs;
         let bias = self.scaled_bias();
@@ -242,7 +238,7 @@ impl<'a> Projection<'a> {
     }
 
     /// The gradient of `inner`, from `grads` that have drop path's factors in them.
-    pub(super) fn backward(self, grads: &[f32]) -> Buffer {
+    pub(crate) fn backward(self, grads: &[f32]) -> Buffer {
         let (width, inputs) = (self.bias.len(), self.inputs());
         let rows = grads.len() / width;
         let mut dinner = Buffer::new(rows * inputs);
@@ -259,7 +255,7 @@ impl<'a> Projection<'a> {
 
     /// The gradients of weight, bias and γ, which are the last of `params`, where they are asked for. `grads` are those of
     /// the result in the backward through `node`, with drop path's factors in them.
-    pub(super) fn gradients(
+    pub(crate) fn gradients(
         self,
         params: &Deliveries,
         node: &Tensor,
@@ -313,10 +309,10 @@ const GAMMA: usize = 6;
 
 /// Rows of a matrix: all of them, or the first of each sample.
 #[derive(Clone, Copy)]
-pub(super) struct Rows<'a> {
-    pub(super) data: &'a [f32],
+pub(crate) struct Rows<'a> {
+    pub(crate) data: &'a [f32],
     /// From one row to the next, in rows.
-    pub(super) step: usize,
+    pub(crate) step: usize,
 }
 
 impl<'a> Rows<'a> {
@@ -326,7 +322,7 @@ impl<'a> Rows<'a> {
 }
 
 /// Gradients with drop path's factors in them.
-pub(super) fn dropped<'a>(grads: &'a [f32], width: usize, drop_path: Option<&[f32]>) -> Scaled<'a> {
+pub(crate) fn dropped<'a>(grads: &'a [f32], width: usize, drop_path: Option<&[f32]>) -> Scaled<'a> {
     let Some(factors) = drop_path else {
         return Scaled::As(grads);
     };
@@ -342,7 +338,7 @@ pub(super) fn dropped<'a>(grads: &'a [f32], width: usize, drop_path: Option<&[f3
 
 /// Calls `f` with the elements of a branch's parameters, which are a norm's weight and bias, those of the layer in the
 /// middle, those of the projection, and γ if there is one.
-pub(super) fn with_params<T>(
+pub(crate) fn with_params<T>(
     params: &[Tensor],
     eps: f32,
     f: impl FnOnce(Norm, [&[f32]; 2], Projection) -> T,

@@ -4,7 +4,7 @@ use super::kernel;
 
 kernel::simd_fn! {
     /// sum += x
-    pub(super) fn add<S>(sums: &mut [f32], xs: &[f32]) -> () {
+    pub(crate) fn add<S>(sums: &mut [f32], xs: &[f32]) -> () {
         for (sum, x) in sums.iter_mut().zip(xs) {
             *sum += x;
         }
@@ -13,7 +13,7 @@ kernel::simd_fn! {
 
 kernel::simd_fn! {
     /// y = x * factor
-    pub(super) fn scale_into<S>(xs: &[f32], factor: f32, ys: &mut [f32]) -> () {
+    pub(crate) fn scale_into<S>(xs: &[f32], factor: f32, ys: &mut [f32]) -> () {
         for (y, x) in ys.iter_mut().zip(xs) {
             *y = x * factor;
         }
@@ -21,7 +21,7 @@ kernel::simd_fn! {
 }
 
 kernel::simd_fn! {
-    pub(super) fn dot<S>(a: &[f32], b: &[f32]) -> f32 {
+    pub(crate) fn dot<S>(a: &[f32], b: &[f32]) -> f32 {
         kernel::sum_by([a, b], |[a, b]| a * b)
     }
 }

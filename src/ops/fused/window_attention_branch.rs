@@ -3,14 +3,16 @@
 
 use candle_core::{DType, Result, Tensor};
 
-use super::attention::{Dims, Heads};
 use super::attention_branch::{self, AttentionBranch, Windowed};
-use super::layer_norm::layer_norm_with;
-use super::window::{self, relative_position_bias, window_partition, window_reverse};
-use super::window_attention::window_attention;
-use super::{kernel, residual};
+use super::residual;
+use crate::check;
 use crate::error::{Error, Result as OurResult};
 use crate::grid::Grid;
+use crate::ops::attention::{Dims, Heads};
+use crate::ops::cpu::kernel;
+use crate::ops::layer_norm::layer_norm_with;
+use crate::ops::window::{self, relative_position_bias, window_partition, window_reverse};
+use crate::ops::window_attention::window_attention;
 
 /// The windows of [`window_attention_branch`], and what they add to the scores.
 #[derive(Clone, Copy, Debug)]
@@ -42,13 +44,13 @@ impl Windows<'_> {
             let expected = format!("[B, {}, D], not empty, for a grid of {grid}", grid.len());
             return Err(Error::shape("xs", xs.dims(), expected));
         }
-        kernel::check_same_dtype("table", table, xs)?;
+        check::same_dtype("table", table, xs)?;
         if window::check_table(table, window)? != num_heads {
             let expected = format!("[{}, {num_heads}]", (2 * window - 1) * (2 * window - 1));
             return Err(Error::shape("table", table.dims(), expected));
         }
         if let Some(mask) = mask {
-            kernel::check_float("mask", mask)?;
+            check::float("mask", mask)?;
             let positions = window * window;
             let expected = [grid.len() / positions, positions, positions];
             if mask.dims() != expected {

@@ -13,8 +13,6 @@ use candle_core::{CpuStorage, DType, Layout, Result, Storage, StorageRef, Tensor
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use crate::error::Error;
-
 /// Partial sums of a reduction: two AVX registers of `f32`, enough to hide an addition's latency.
 pub(crate) const LANES: usize = 16;
 
@@ -29,7 +27,7 @@ const MOST_PARTIALS: usize = 64;
 #[inline]
 pub(crate) fn dispatch<O: WithSimd>(op: O) -> O::Output {
     #[cfg(test)]
-    if super::testing::scalar_only() {
+    if crate::ops::testing::scalar_only() {
         return op.with_simd(pulp::Scalar::new());
     }
     // `pulp::Arch` knows AVX2 only with a feature that `gemm`, and so candle, is built without; the token itself is
@@ -58,7 +56,7 @@ macro_rules! simd_fn {
                     $body
                 }
             }
-            $crate::ops::kernel::dispatch(Call(($($arg,)*)))
+            $crate::ops::cpu::kernel::dispatch(Call(($($arg,)*)))
         }
     };
 }
@@ -136,46 +134,6 @@ pub(crate) fn in_f32(tensors: &[&Tensor], op: impl FnOnce(&[Tensor]) -> Result<T
         .map(|t| t.to_dtype(DType::F32))
         .collect::<Result<Vec<_>>>()?;
     op(&wide)?.to_dtype(tensors[0].dtype())
-}
-
-/// An error unless `tensor` holds floating-point numbers that can be differentiated.
-pub(crate) fn check_float(argument: &'static str, tensor: &Tensor) -> crate::error::Result<()> {
-    match tensor.dtype() {
-        DType::F32 | DType::F64 | DType::F16 | DType::BF16 => Ok(()),
-        got => Err(Error::DType {
-            argument,
-            got,
-            expected: "f32, f64, f16 or bf16".into(),
-        }),
-    }
-}
-
-/// An error unless `tensor` has the dtype of `xs`.
-pub(crate) fn check_same_dtype(argument: &'static str, tensor: &Tensor, xs: &Tensor) -> crate::error::Result<()> {
-    if tensor.dtype() == xs.dtype() {
-        return Ok(());
-    }
-    Err(Error::DType {
-        argument,
-        got: tensor.dtype(),
-        expected: format!("{:?} like xs", xs.dtype()),
-    })
-}
-
-/// An error unless `tensor` has shape `[size]`.
-pub(crate) fn check_vector(argument: &'static str, tensor: &Tensor, size: usize) -> crate::error::Result<()> {
-    if tensor.dims() == [size] {
-        return Ok(());
-    }
-    Err(Error::shape(argument, tensor.dims(), format!("[{size}]")))
-}
-
-/// An error unless `eps`, which is added to a variance, leaves it one.
-pub(crate) fn check_eps(argument: &'static str, eps: f64) -> crate::error::Result<()> {
-    match eps >= 0.0 && eps.is_finite() {
-        true => Ok(()),
-        false => Err(Error::invalid(argument, eps, "at least 0 and finite")),
-    }
 }
 
 /// The elements of a contiguous `f32` argument of a custom op.

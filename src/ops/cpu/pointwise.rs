@@ -6,11 +6,12 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use pulp::{Simd, WithSimd};
 
 use super::kernel::{self, Elements};
+use crate::check;
 
 /// A function of one element.
 ///
 /// The functions must be `#[inline(always)]`, so that they are compiled for the instruction set of their caller.
-pub(super) trait Pointwise: Send + Sync + 'static {
+pub(crate) trait Pointwise: Send + Sync + 'static {
     const NAME: &'static str;
 
     fn value<S: Simd>(x: f32) -> f32;
@@ -23,8 +24,8 @@ pub(super) trait Pointwise: Send + Sync + 'static {
 }
 
 /// The function applied to every element of `xs`.
-pub(super) fn apply<A: Pointwise>(xs: &Tensor) -> Result<Tensor> {
-    kernel::check_float("xs", xs)?;
+pub(crate) fn apply<A: Pointwise>(xs: &Tensor) -> Result<Tensor> {
+    check::float("xs", xs)?;
     if kernel::is_half(xs) {
         return kernel::in_f32(&[xs], |t| apply::<A>(&t[0]));
     }
@@ -108,7 +109,7 @@ impl<A: Pointwise> CustomOp1 for Op<A> {
 }
 
 #[cfg(test)]
-pub(super) mod testing {
+pub(crate) mod testing {
     use super::*;
     use crate::ops::testing::{check, check_derivative, check_on, random, rng};
     use rand::Rng as _;

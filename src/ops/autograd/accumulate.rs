@@ -4,8 +4,8 @@ use std::cell::Cell;
 
 use candle_core::{CpuStorage, InplaceOp1, InplaceOp2, Layout, Result, Tensor};
 
-use super::elementwise::add;
-use super::kernel;
+use crate::ops::cpu::elementwise::add;
+use crate::ops::cpu::kernel;
 
 /// `sum + more`, in the memory of `sum` where that is on the CPU: for a `sum` that is nobody else's.
 pub(crate) fn accumulate(sum: Tensor, more: &Tensor) -> Result<Tensor> {
@@ -18,7 +18,7 @@ pub(crate) fn accumulate(sum: Tensor, more: &Tensor) -> Result<Tensor> {
 }
 
 /// Calls `write` with the elements of a contiguous `f32` tensor on the CPU that is nobody else's.
-pub(super) fn write_over(tensor: &Tensor, write: impl FnOnce(&mut [f32])) -> Result<()> {
+pub(crate) fn write_over(tensor: &Tensor, write: impl FnOnce(&mut [f32])) -> Result<()> {
     tensor.inplace_op1(&WriteOver(Cell::new(Some(write))))
 }
 

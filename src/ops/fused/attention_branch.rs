@@ -6,16 +6,16 @@ use std::sync::OnceLock;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use gemm::Parallelism;
 
-use super::attention::{self, Added, Dims, Heads};
-use super::buffer::Buffer;
-use super::deliver::Deliveries;
-use super::kernel::{self, Elements};
-use super::layer_norm::layer_norm_with;
-use super::linear;
-use super::matrix::{self, Mat, MatMut, Write};
 use super::residual::{self, Affine, Rows};
-use super::window;
 use crate::error::{Error, Result as OurResult};
+use crate::ops::attention::{self, Added, Dims, Heads};
+use crate::ops::autograd::deliver::Deliveries;
+use crate::ops::cpu::buffer::Buffer;
+use crate::ops::cpu::kernel::{self, Elements};
+use crate::ops::cpu::matrix::{self, Mat, MatMut, Write};
+use crate::ops::layer_norm::layer_norm_with;
+use crate::ops::linear;
+use crate::ops::window;
 
 /// The parameters of [`attention_branch`].
 #[derive(Clone, Copy, Debug)]
@@ -24,7 +24,7 @@ pub struct AttentionBranch<'a> {
     pub norm: Affine<'a>,
     /// What the norm adds to the variance.
     pub eps: f64,
-    /// The projection to queries, keys and values, packed as [`attention`](super::attention()) has them: [3 D, D].
+    /// The projection to queries, keys and values, packed as [`attention`](crate::ops::attention()) has them: [3 D, D].
     pub qkv: Affine<'a>,
     /// Attention heads, a divisor of D.
     pub num_heads: usize,
@@ -36,7 +36,7 @@ pub struct AttentionBranch<'a> {
 
 impl<'a> AttentionBranch<'a> {
     /// B, N and D of `xs`, once it, the parameters and the factors on top fit.
-    pub(super) fn check(&self, xs: &Tensor, drop_path: Option<&[f32]>) -> OurResult<[usize; 3]> {
+    pub(crate) fn check(&self, xs: &Tensor, drop_path: Option<&[f32]>) -> OurResult<[usize; 3]> {
         let dims @ [_, _, width] = residual::check(xs, self.gamma, drop_path)?;
         self.norm.check_norm(width, self.eps, xs)?;
         self.qkv.check(["qkv.weight", "qkv.bias"], 3 * width, width, xs)?;
@@ -51,14 +51,14 @@ impl<'a> AttentionBranch<'a> {
     }
 
     /// The parameters: norm, qkv, proj, γ.
-    pub(super) fn params(&self) -> Vec<&'a Tensor> {
+    pub(crate) fn params(&self) -> Vec<&'a Tensor> {
         let Self { norm, qkv, proj, .. } = self;
         let params = [norm.weight, norm.bias, qkv.weight, qkv.bias, proj.weight, proj.bias];
         params.into_iter().chain(self.gamma).collect()
     }
 
     /// The same with other parameters.
-    pub(super) fn with(self, params: &'a [Tensor]) -> Self {
+    pub(crate) fn with(self, params: &'a [Tensor]) -> Self {
         let [norm, qkv, proj] = residual::affines(params);
         Self {
             norm,
@@ -152,7 +152,7 @@ pub fn attention_branch(
 }
 
 /// The operation on `xs` [B, N, D], once all has been checked.
-pub(super) fn apply(
+pub(crate) fn apply(
     xs: &Tensor,
     eps: f64,
     params: &[&Tensor],
@@ -200,11 +200,11 @@ struct Op {
 }
 
 /// What attention within windows adds to the scores: biases from a table, which is the last of the parameters, and a mask.
-pub(super) struct Windowed {
+pub(crate) struct Windowed {
     /// Side of a window.
-    pub(super) window: usize,
+    pub(crate) window: usize,
     /// [windows, window², window²], contiguous `f32` on the CPU.
-    pub(super) mask: Option<Tensor>,
+    pub(crate) mask: Option<Tensor>,
 }
 
 struct Kept {

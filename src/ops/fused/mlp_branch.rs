@@ -7,17 +7,17 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use gemm::Parallelism;
 use pulp::{Simd, WithSimd};
 
-use super::activation::Activation;
-use super::buffer::Buffer;
-use super::deliver::Deliveries;
-use super::gelu::Gelu;
-use super::kernel::{self, Elements};
-use super::layer_norm::layer_norm_with;
-use super::linear;
-use super::matrix::{self, Mat, MatMut, Write};
-use super::pointwise::Pointwise;
-use super::quick_gelu::QuickGelu;
 use super::residual::{self, Affine, Rows};
+use crate::ops::activation::Activation;
+use crate::ops::autograd::deliver::Deliveries;
+use crate::ops::cpu::buffer::Buffer;
+use crate::ops::cpu::kernel::{self, Elements};
+use crate::ops::cpu::matrix::{self, Mat, MatMut, Write};
+use crate::ops::cpu::pointwise::Pointwise;
+use crate::ops::gelu::Gelu;
+use crate::ops::layer_norm::layer_norm_with;
+use crate::ops::linear;
+use crate::ops::quick_gelu::QuickGelu;
 
 /// The parameters of [`mlp_branch`].
 #[derive(Clone, Copy, Debug)]

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use candle_core::{Result, Tensor};
 use candle_nn::ModuleT;
 
-use super::Pass;
 use crate::grid::Grid;
 use crate::mask::Mask;
+use crate::pass::Pass;
 
 /// A model that is run as a whole: images (or whatever it takes) in, logits out.
 ///

@@ -30,7 +30,7 @@ fn take(free: &mut Vec<Vec<f32>>, len: usize, evicted: &mut Vec<Vec<f32>>) -> Op
 }
 
 /// Numbers in memory that is given back when they are dropped.
-pub(super) struct Buffer {
+pub(crate) struct Buffer {
     /// At least `len` numbers.
     data: Vec<f32>,
     len: usize,
@@ -38,7 +38,7 @@ pub(super) struct Buffer {
 
 impl Buffer {
     /// `len` numbers, whatever was left in them.
-    pub(super) fn new(len: usize) -> Self {
+    pub(crate) fn new(len: usize) -> Self {
         // Pieces that are too short make room for a new one; they are let go once the lock is.
         let mut too_short = Vec::new();
         let reused = take(&mut free(), len, &mut too_short);
@@ -69,7 +69,7 @@ impl Drop for Buffer {
 }
 
 /// What a forward keeps for the first backward, which lets it go. A second one computes it again.
-pub(super) struct Kept<T>(Mutex<Option<T>>);
+pub(crate) struct Kept<T>(Mutex<Option<T>>);
 
 impl<T> Default for Kept<T> {
     fn default() -> Self {
@@ -78,11 +78,11 @@ impl<T> Default for Kept<T> {
 }
 
 impl<T> Kept<T> {
-    pub(super) fn keep(&self, value: T) {
+    pub(crate) fn keep(&self, value: T) {
         *self.lock() = Some(value);
     }
 
-    pub(super) fn take(&self) -> Option<T> {
+    pub(crate) fn take(&self) -> Option<T> {
         self.lock().take()
     }
 

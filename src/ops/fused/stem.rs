@@ -4,17 +4,18 @@ use std::sync::{Arc, OnceLock};
 
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor};
 
-use super::batch_norm::{BatchStatistics, Then};
-use super::buffer::{Buffer, Kept};
-use super::channels::{Moments, Upstream};
 use super::conv_norm::{Bound, ConvNorm, Layer, Names, Sink};
-use super::deliver::Deliveries;
-use super::kernel::{self, Elements};
-use super::matrix::Write;
-use super::max_pool2d::{max_pool2d, MaxPool2d};
 use super::residual::Affine;
+use crate::check;
+use crate::ops::autograd::deliver::Deliveries;
+use crate::ops::batch_norm::{BatchStatistics, Then};
+use crate::ops::cpu::buffer::{Buffer, Kept};
+use crate::ops::cpu::channels::{Moments, Upstream};
+use crate::ops::cpu::kernel::{self, Elements};
+use crate::ops::cpu::matrix::Write;
+use crate::ops::max_pool2d::{max_pool2d, MaxPool2d};
 
-/// The windows of a max pooling, see [`max_pool2d`](super::max_pool2d()).
+/// The windows of a max pooling, see [`max_pool2d`](crate::ops::max_pool2d()).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pooling {
     /// Side of a window.
@@ -66,7 +67,7 @@ pub struct Pooling {
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn stem(xs: &Tensor, conv: &ConvNorm, pool: Pooling) -> Result<(Tensor, Option<BatchStatistics>)> {
-    kernel::check_float("xs", xs)?;
+    check::float("xs", xs)?;
     let names = Names {
         input: "xs",
         weight: "conv.weight",

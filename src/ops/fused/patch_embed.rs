@@ -4,14 +4,15 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use gemm::Parallelism;
 use rayon::prelude::*;
 
-use super::buffer::Buffer;
-use super::deliver::Deliveries;
-use super::gather_rows::gather_rows;
-use super::kernel::{self, Elements};
-use super::linear::{self, add_rows_to};
-use super::matrix::{self, Mat, MatMut, Write};
-use super::patchify::{self, patchify, Patchify};
+use crate::check;
 use crate::error::{Error, Result as OurResult};
+use crate::ops::autograd::deliver::Deliveries;
+use crate::ops::cpu::buffer::Buffer;
+use crate::ops::cpu::kernel::{self, Elements};
+use crate::ops::cpu::matrix::{self, Mat, MatMut, Write};
+use crate::ops::gather_rows::gather_rows;
+use crate::ops::linear::{self, add_rows_to};
+use crate::ops::patchify::{self, patchify, Patchify};
 
 /// The parameters of [`patch_embed`].
 #[derive(Clone, Copy, Debug)]
@@ -105,7 +106,7 @@ pub fn patch_embed(images: &Tensor, embed: &PatchEmbed, keep: Option<&[u32]>) ->
 
 /// The patches, and whether the class token has a position, once everything fits.
 fn check(images: &Tensor, embed: &PatchEmbed, keep: Option<&[u32]>) -> OurResult<(Patchify, bool)> {
-    kernel::check_float("images", images)?;
+    check::float("images", images)?;
     let (weight, [width, channels, p, columns]) = match *embed.weight.dims() {
         [d, c, p, q] if d > 0 && c > 0 && p > 0 => (embed.weight, [d, c, p, q]),
         _ => return Err(Error::shape("weight", embed.weight.dims(), "[D, C, p, p], not empty")),
@@ -119,7 +120,7 @@ fn check(images: &Tensor, embed: &PatchEmbed, keep: Option<&[u32]>) -> OurResult
         return Err(Error::shape("images", images.dims(), expected()));
     }
     if let Some(bias) = embed.bias {
-        kernel::check_vector("bias", bias, width)?;
+        check::vector("bias", bias, width)?;
     }
     if embed.class_token.dims() != [1, 1, width] {
         let expected = format!("[1, 1, {width}]");

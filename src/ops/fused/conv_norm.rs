@@ -2,14 +2,15 @@
 
 use candle_core::{DType, Result, Tensor};
 
-use super::batch_norm::{batch_norm_eval_then, batch_norm_then, BatchStatistics, Then};
-use super::buffer::Buffer;
-use super::channels::{ChannelNorm, Dims, Moments, Upstream};
-use super::conv2d::{conv2d, Conv2d};
-use super::deliver::Deliveries;
-use super::kernel::{self, Elements};
 use super::residual::Affine;
+use crate::check;
 use crate::error::{Error, Result as OurResult};
+use crate::ops::autograd::deliver::Deliveries;
+use crate::ops::batch_norm::{batch_norm_eval_then, batch_norm_then, BatchStatistics, Then};
+use crate::ops::conv2d::{conv2d, Conv2d};
+use crate::ops::cpu::buffer::Buffer;
+use crate::ops::cpu::channels::{ChannelNorm, Dims, Moments, Upstream};
+use crate::ops::cpu::kernel::{self, Elements};
 
 /// A convolution and the batch norm behind it.
 #[derive(Clone, Copy, Debug)]
@@ -39,7 +40,7 @@ pub struct RunningStatistics<'a> {
 
 impl ConvNorm<'_> {
     /// The operations one by one, and what comes behind the norm; and what the norm saw, if that is what it normalises by.
-    pub(super) fn composition(&self, then: Then, xs: &Tensor) -> Result<(Tensor, Option<BatchStatistics>)> {
+    pub(crate) fn composition(&self, then: Then, xs: &Tensor) -> Result<(Tensor, Option<BatchStatistics>)> {
         let ys = conv2d(xs, self.weight, self.stride, self.padding)?;
         let Affine { weight, bias } = self.norm;
         let Some(RunningStatistics { mean, var }) = self.running else {
@@ -58,18 +59,18 @@ impl ConvNorm<'_> {
 }
 
 /// What a layer's input, its parameters and what it normalises by are called in errors.
-pub(super) struct Names {
-    pub(super) input: &'static str,
-    pub(super) weight: &'static str,
+pub(crate) struct Names {
+    pub(crate) input: &'static str,
+    pub(crate) weight: &'static str,
     /// Weight and bias.
-    pub(super) norm: [&'static str; 2],
+    pub(crate) norm: [&'static str; 2],
     /// Mean and variance.
-    pub(super) running: [&'static str; 2],
+    pub(crate) running: [&'static str; 2],
 }
 
 /// A convolution and its norm, without the parameters.
-pub(super) struct Layer {
-    pub(super) conv: Conv2d,
+pub(crate) struct Layer {
+    pub(crate) conv: Conv2d,
     eps: f64,
     /// Mean and variance by which the norm normalises.
     running: Option<[Tensor; 2]>,
@@ -77,7 +78,7 @@ pub(super) struct Layer {
 
 impl Layer {
     /// Once all fits, of an input of shape `xs`, and of the dtype and on the device of `like`.
-    pub(super) fn new(names: &Names, layer: &ConvNorm, xs: &[usize], like: &Tensor) -> OurResult<Self> {
+    pub(crate) fn new(names: &Names, layer: &ConvNorm, xs: &[usize], like: &Tensor) -> OurResult<Self> {
         let &Names {
             input,
             weight,
@@ -91,16 +92,16 @@ impl Layer {
             }
         }
         let conv = Conv2d::new([input, weight], xs, layer.weight.dims(), layer.stride, layer.padding)?;
-        kernel::check_same_dtype(weight, layer.weight, like)?;
+        check::same_dtype(weight, layer.weight, like)?;
         for (name, tensor) in norm.into_iter().zip([layer.norm.weight, layer.norm.bias]) {
-            kernel::check_vector(name, tensor, conv.result_dims()[1])?;
-            kernel::check_same_dtype(name, tensor, like)?;
+            check::vector(name, tensor, conv.result_dims()[1])?;
+            check::same_dtype(name, tensor, like)?;
         }
-        kernel::check_eps("eps", layer.eps)?;
+        check::non_negative("eps", layer.eps)?;
         if let Some(RunningStatistics { mean, var }) = layer.running {
             for (name, tensor) in running.into_iter().zip([mean, var]) {
-                kernel::check_vector(name, tensor, conv.result_dims()[1])?;
-                kernel::check_float(name, tensor)?;
+                check::vector(name, tensor, conv.result_dims()[1])?;
+                check::float(name, tensor)?;
             }
         }
         let layer = Self {
@@ -120,7 +121,7 @@ impl Layer {
     }
 
     /// Of the convolution's result.
-    pub(super) fn dims(&self) -> Dims {
+    pub(crate) fn dims(&self) -> Dims {
         let [batch, channels, height, width] = self.conv.result_dims();
         Dims {
             batch,
@@ -130,12 +131,12 @@ impl Layer {
     }
 
     /// How many values of a channel its norm sees, if they are what it normalises by.
-    pub(super) fn count_seen(&self) -> Option<usize> {
+    pub(crate) fn count_seen(&self) -> Option<usize> {
         self.running.is_none().then(|| self.dims().count())
     }
 
     /// With the elements of its three parameters.
-    pub(super) fn bind<'a>(&'a self, params: &'a [Elements]) -> Result<Bound<'a>> {
+    pub(crate) fn bind<'a>(&'a self, params: &'a [Elements]) -> Result<Bound<'a>> {
         let moments = |[mean, var]: &[Tensor; 2]| Moments::of(mean, var);
         Ok(Bound {
             conv: &self.conv,
@@ -152,29 +153,29 @@ impl Layer {
 }
 
 /// A layer and the elements of its parameters.
-pub(super) struct Bound<'a> {
-    pub(super) conv: &'a Conv2d,
-    pub(super) weight: &'a [f32],
-    pub(super) norm: ChannelNorm<'a>,
+pub(crate) struct Bound<'a> {
+    pub(crate) conv: &'a Conv2d,
+    pub(crate) weight: &'a [f32],
+    pub(crate) norm: ChannelNorm<'a>,
     running: Option<Vec<Moments>>,
 }
 
 impl Bound<'_> {
     /// What the norm normalises by, if not the moments of what it is handed: those of an earlier forward that are `given`, or
     /// else the running statistics.
-    pub(super) fn moments<'s>(&'s self, given: Option<&'s [Moments]>) -> Option<&'s [Moments]> {
+    pub(crate) fn moments<'s>(&'s self, given: Option<&'s [Moments]>) -> Option<&'s [Moments]> {
         given.or(self.running.as_deref())
     }
 
     /// What the convolution gives.
-    pub(super) fn convolve(&self, xs: &[f32]) -> Buffer {
+    pub(crate) fn convolve(&self, xs: &[f32]) -> Buffer {
         let mut ys = Buffer::new(self.conv.result_len());
         self.conv.forward(xs, self.weight, &mut ys);
         ys
     }
 
     /// The norm of what the convolution gave, and its ReLU; and the moments by which it is normalised.
-    pub(super) fn activate(&self, ys: &[f32], given: Option<&[Moments]>) -> (Buffer, Vec<Moments>) {
+    pub(crate) fn activate(&self, ys: &[f32], given: Option<&[Moments]>) -> (Buffer, Vec<Moments>) {
         let mut active = Buffer::new(ys.len());
         let moments = self.norm.forward(ys, self.moments(given), 0.0, &mut active);
         (active, moments)
@@ -182,14 +183,14 @@ impl Bound<'_> {
 }
 
 /// Where gradients of parameters go, in the backward through `node`.
-pub(super) struct Sink<'a> {
+pub(crate) struct Sink<'a> {
     params: &'a Deliveries,
     node: &'a Tensor,
-    pub(super) gradients: Vec<Option<Tensor>>,
+    pub(crate) gradients: Vec<Option<Tensor>>,
 }
 
 impl<'a> Sink<'a> {
-    pub(super) fn new(params: &'a Deliveries, node: &'a Tensor) -> Self {
+    pub(crate) fn new(params: &'a Deliveries, node: &'a Tensor) -> Self {
         let gradients = vec![None; params.params().len()];
         Self {
             params,
@@ -200,7 +201,7 @@ impl<'a> Sink<'a> {
 
     /// Turns the gradients of a layer's norm, whose input was `result` and the convolution's `xs`, into those of `result`,
     /// in the same place, and of its parameters, from the `first` on.
-    pub(super) fn layer(
+    pub(crate) fn layer(
         &mut self,
         first: usize,
         layer: &Bound,

@@ -1,0 +1,154 @@
+//! What arguments may be: the ranges, dtypes and shapes that constructors and operations share.
+//!
+//! Each check gives its value back, or the error that names the argument, its value and what is allowed.
+
+use candle_core::{DType, Tensor};
+
+use crate::error::{Error, Result};
+
+/// Most of anything that a configuration counts, so that the sizes of weights, which are products of two, fit in a
+/// `usize`.
+pub(crate) const MOST: usize = 1 << 20;
+
+/// A rate in [0, 1): of masking, dropout or drop path, which leave something, or of an average that moves.
+pub(crate) fn rate(argument: &'static str, value: f64) -> Result<f64> {
+    within(argument, value, (0. ..1.).contains(&value), "at least 0 and below 1")
+}
+
+/// A share or a probability, in [0, 1].
+pub(crate) fn share(argument: &'static str, value: f64) -> Result<f64> {
+    within(argument, value, (0. ..=1.).contains(&value), "within [0, 1]")
+}
+
+/// A share in (0, 1], by which something is multiplied again and again.
+pub(crate) fn positive_share(argument: &'static str, value: f64) -> Result<f64> {
+    within(argument, value, value > 0. && value <= 1., "above 0 and at most 1")
+}
+
+/// A learning rate, a decay, an eps: at least 0 and finite.
+pub(crate) fn non_negative(argument: &'static str, value: f64) -> Result<f64> {
+    within(argument, value, is_non_negative(value), NON_NEGATIVE)
+}
+
+/// Whether `value` is at least 0 and finite.
+pub(crate) fn is_non_negative(value: f64) -> bool {
+    (0. ..f64::INFINITY).contains(&value)
+}
+
+/// What [`is_non_negative`] asks for.
+pub(crate) const NON_NEGATIVE: &str = "at least 0 and finite";
+
+/// A divisor, so above 0 and finite.
+pub(crate) fn positive(argument: &'static str, value: f64) -> Result<f64> {
+    within(argument, value, value > 0. && value.is_finite(), "above 0 and finite")
+}
+
+/// A bound, which may be infinite: above 0.
+pub(crate) fn bound(argument: &'static str, value: f64) -> Result<f64> {
+    within(argument, value, value > 0., "above 0")
+}
+
+fn within(argument: &'static str, value: f64, within: bool, allowed: &str) -> Result<f64> {
+    if within {
+        Ok(value)
+    } else {
+        Err(Error::invalid(argument, value, allowed))
+    }
+}
+
+/// At least 1.
+pub(crate) fn at_least_one(argument: &'static str, value: usize) -> Result<usize> {
+    if value == 0 {
+        return Err(Error::invalid(argument, value, "at least 1"));
+    }
+    Ok(value)
+}
+
+/// Each of what a configuration counts: 1 to [`MOST`].
+pub(crate) fn counts(counts: impl IntoIterator<Item = (&'static str, usize)>) -> Result<()> {
+    for (argument, value) in counts {
+        if at_least_one(argument, value)? > MOST {
+            return Err(Error::invalid(argument, value, format!("at most {MOST}")));
+        }
+    }
+    Ok(())
+}
+
+/// A tensor of floating-point numbers that can be differentiated.
+pub(crate) fn float(argument: &'static str, tensor: &Tensor) -> Result<()> {
+    match tensor.dtype() {
+        DType::F32 | DType::F64 | DType::F16 | DType::BF16 => Ok(()),
+        got => Err(Error::DType {
+            argument,
+            got,
+            expected: "f32, f64, f16 or bf16".into(),
+        }),
+    }
+}
+
+/// A tensor of the dtype of `xs`, as which the other one is known to the caller.
+pub(crate) fn same_dtype(argument: &'static str, tensor: &Tensor, xs: &Tensor) -> Result<()> {
+    if tensor.dtype() == xs.dtype() {
+        return Ok(());
+    }
+    Err(Error::DType {
+        argument,
+        got: tensor.dtype(),
+        expected: format!("{:?} like xs", xs.dtype()),
+    })
+}
+
+/// A tensor of shape `[size]`.
+pub(crate) fn vector(argument: &'static str, tensor: &Tensor, size: usize) -> Result<()> {
+    if tensor.dims() == [size] {
+        return Ok(());
+    }
+    Err(Error::shape(argument, tensor.dims(), format!("[{size}]")))
+}
+
+/// One of drop path's factors for each of `batch` samples, where there are any.
+pub(crate) fn drop_path(factors: Option<&[f32]>, batch: usize) -> Result<()> {
+    match factors {
+        Some(factors) if factors.len() != batch => Err(Error::invalid(
+            "drop_path",
+            format!("{} factors", factors.len()),
+            format!("{batch}, one for each sample"),
+        )),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_have_the_ends_that_they_say() {
+        type Check = fn(&'static str, f64) -> Result<f64>;
+        let cases: [(Check, &[f64], &[f64]); 6] = [
+            (rate, &[0., 0.999], &[-0.001, 1., f64::NAN]),
+            (share, &[0., 1.], &[-0.001, 1.001, f64::NAN]),
+            (positive_share, &[1e-9, 1.], &[0., 1.001, f64::NAN]),
+            (non_negative, &[0., 1e300], &[-1e-9, f64::INFINITY, f64::NAN]),
+            (positive, &[1e-9, 1e300], &[0., f64::INFINITY, f64::NAN]),
+            (bound, &[1e-9, f64::INFINITY], &[0., -1., f64::NAN]),
+        ];
+        for (check, good, bad) in cases {
+            for &value in good {
+                assert_eq!(check("x", value).unwrap(), value);
+            }
+            for &value in bad {
+                let message = check("x", value).unwrap_err().to_string();
+                assert!(message.starts_with(&format!("x is {value}, but must be ")), "{message}");
+            }
+        }
+    }
+
+    #[test]
+    fn counts_are_positive_and_bounded() {
+        assert!(counts([("depth", 1), ("width", MOST)]).is_ok());
+        let message = |count| counts([("depth", 1), ("width", count)]).unwrap_err().to_string();
+        assert_eq!(message(0), "width is 0, but must be at least 1");
+        assert_eq!(message(MOST + 1), "width is 1048577, but must be at most 1048576");
+    }
+}

@@ -1,0 +1,12 @@
+//! Kernels on `f32` slices: dispatch on the CPU's features, partitions, matrix products, memory.
+//!
+//! Nothing here knows of gradients, and next to nothing of tensors.
+
+pub(crate) mod buffer;
+pub(crate) mod channels;
+pub(crate) mod elementwise;
+pub(crate) mod kernel;
+pub(crate) mod math;
+pub(crate) mod matrix;
+pub(crate) mod pointwise;
+pub(crate) mod sliding;

@@ -1,0 +1,10 @@
+//! Whole branches, blocks and stems as one operation each.
+
+pub(crate) mod attention_branch;
+pub(crate) mod conv_norm;
+pub(crate) mod mlp_branch;
+pub(crate) mod patch_embed;
+pub(crate) mod residual;
+pub(crate) mod residual_block;
+pub(crate) mod stem;
+pub(crate) mod window_attention_branch;
