@@ -50,7 +50,7 @@ pub(crate) fn raw_backward(
     params: Option<&Params>,
     earlier: Gradients,
 ) -> Result<Gradients> {
-    let (store, mut gradients) = ops::aside(loss, earlier, || loss.backward());
+    let (store, mut gradients) = ops::accumulate(loss, earlier, || loss.backward());
     let store = store.map_err(|error| explain(error, branch))?;
     let trained: HashSet<TensorId> = match params {
         Some(params) => params.iter().map(|(_, var)| var.id()).collect(),

@@ -1,10 +1,10 @@
 //! The affine map of the last dimension.
 
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+use candle_core::{Result, Tensor};
 use gemm::Parallelism;
 
-use super::autograd::deliver::Deliveries;
-use super::cpu::kernel::{self, Elements};
+use super::autograd::{apply, Backward, Operation, ParamGrads};
+use super::cpu::kernel;
 use super::cpu::matrix::{self, Mat, MatMut, Write};
 use crate::check;
 use crate::error::Error;
@@ -55,13 +55,12 @@ pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Ten
     }
     let (out_features, in_features) = weight.dims2()?;
     let params: Vec<_> = [weight].into_iter().chain(bias).collect();
-    let (ticket, params) = Deliveries::new(&params)?;
     let op = Linear {
+        dims: xs.dims().to_vec(),
         out_features,
         in_features,
-        params,
     };
-    xs.contiguous()?.apply_op2(&ticket, op)
+    apply(op, xs, &params)
 }
 
 fn check(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> crate::error::Result<()> {
@@ -101,15 +100,31 @@ pub fn composition(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Resul
     }
 }
 
+/// Where the parameters stand.
+const WEIGHT: usize = 0;
+const BIAS: usize = 1;
+
 struct Linear {
+    /// Of `xs`.
+    dims: Vec<usize>,
     out_features: usize,
     in_features: usize,
-    /// The weight, and the bias if there is one.
-    params: Deliveries,
 }
 
-impl Linear {
-    fn forward(&self, xs: &[f32], weight: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
+impl Operation for Linear {
+    const NAME: &'static str = "linear";
+
+    type Kept = ();
+
+    fn result_dims(&self) -> Vec<usize> {
+        let mut dims = self.dims.clone();
+        if let Some(last) = dims.last_mut() {
+            *last = self.out_features;
+        }
+        dims
+    }
+
+    fn forward(&self, xs: &[f32], params: &[&[f32]], _: bool) -> Result<(Vec<f32>, ())> {
         let &Self {
             out_features,
             in_features,
@@ -117,7 +132,7 @@ impl Linear {
         } = self;
         let rows = xs.len() / in_features;
         let mut ys = vec![0f32; rows * out_features];
-        let write = match bias {
+        let write = match params.get(BIAS) {
             // The product is then added to the bias while it is in registers, instead of in a pass of its own.
             Some(bias) => {
                 kernel::for_rows(&mut ys, out_features, |_, ys| {
@@ -134,10 +149,43 @@ impl Linear {
             write,
             1.0,
             Mat::rows(xs, rows, in_features, in_features),
-            Mat::rows(weight, out_features, in_features, in_features).t(),
+            Mat::rows(params[WEIGHT], out_features, in_features, in_features).t(),
             Parallelism::Rayon(0),
         );
-        ys
+        Ok((ys, ()))
+    }
+
+    fn recompute(&self, _: &[f32], _: &[&[f32]]) -> Result<()> {
+        Ok(())
+    }
+
+    fn backward(&self, of: Backward, _: (), param_grads: &mut ParamGrads) -> Result<Vec<f32>> {
+        let &Self {
+            out_features,
+            in_features,
+            ..
+        } = self;
+        let Backward { xs, grads, .. } = of;
+        let rows = xs.len() / in_features;
+        let mut dxs = Vec::new();
+        if of.wants_dxs {
+            dxs.resize(xs.len(), 0.0);
+            matrix::matmul(
+                &mut MatMut::rows(&mut dxs, rows, in_features, in_features),
+                Write::Replace,
+                1.0,
+                Mat::rows(grads, rows, out_features, out_features),
+                Mat::rows(of.params[WEIGHT], out_features, in_features, in_features),
+                Parallelism::Rayon(0),
+            );
+        }
+        param_grads.write(WEIGHT, |out, write| {
+            weight_gradient(out, write, grads, out_features, xs, in_features);
+        })?;
+        if param_grads.wants(BIAS) {
+            param_grads.set(BIAS, sum_rows(grads, out_features))?;
+        }
+        Ok(dxs)
     }
 }
 
@@ -168,60 +216,6 @@ kernel::simd_fn! {
                 *s += x;
             }
         }
-    }
-}
-
-impl CustomOp2 for Linear {
-    fn name(&self) -> &'static str {
-        "linear"
-    }
-
-    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        let xs = kernel::elements(s1, l1)?;
-        let params: Vec<_> = self.params.params().iter().map(Elements::of).collect::<Result<_>>()?;
-        let ys = self.forward(xs, &params[0], params.get(1).map(|bias| &**bias));
-        let mut dims = l1.dims().to_vec();
-        if let Some(last) = dims.last_mut() {
-            *last = self.out_features;
-        }
-        Ok((CpuStorage::F32(ys), dims.into()))
-    }
-
-    fn bwd(
-        &self,
-        xs: &Tensor,
-        ticket: &Tensor,
-        node: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let &Self {
-            out_features,
-            in_features,
-            ..
-        } = self;
-        let grad = grad.contiguous()?;
-        let (x, g) = (Elements::of(xs)?, Elements::of(&grad)?);
-        let rows = x.len() / in_features;
-        let mut dx = vec![0f32; if xs.track_op() { x.len() } else { 0 }];
-        if xs.track_op() {
-            let weight = Elements::of(&self.params.params()[0])?;
-            matrix::matmul(
-                &mut MatMut::rows(&mut dx, rows, in_features, in_features),
-                Write::Replace,
-                1.0,
-                Mat::rows(&g, rows, out_features, out_features),
-                Mat::rows(&weight, out_features, in_features, in_features),
-                Parallelism::Rayon(0),
-            );
-        }
-        let dweight = self.params.gradient(0, node, |out, write| {
-            weight_gradient(out, write, &g, out_features, &x, in_features);
-        })?;
-        let dbias = match self.params.wanted(1) {
-            true => Some(kernel::tensor(sum_rows(&g, out_features), &[out_features])?),
-            false => None,
-        };
-        self.params.give(ticket, vec![dweight, dbias], dx, xs)
     }
 }
 

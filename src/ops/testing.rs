@@ -7,7 +7,7 @@ use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use super::autograd::deliver::{aside, Gradients};
+use super::autograd::accumulator::{accumulate, Gradients};
 
 thread_local! {
     static SCALAR: Cell<bool> = const { Cell::new(false) };
@@ -87,9 +87,9 @@ fn run(op: Op, inputs: &[Tensor], placed: &[Placed], seed: u64) -> Result<Vec<Te
         return Ok(results);
     }
     let (grads, again) = (loss.backward()?, loss.backward()?);
-    // As a step lays gradients aside: once, and once more on top of it.
-    let (first, laid) = aside(&loss, Gradients::new(), || loss.backward());
-    let (second, laid) = aside(&loss, laid, || loss.backward());
+    // As a step accumulates gradients: once, and once more on top of it.
+    let (first, sums) = accumulate(&loss, Gradients::new(), || loss.backward());
+    let (second, sums) = accumulate(&loss, sums, || loss.backward());
     let (first, second) = (first?, second?);
     for ((var, placed), i) in vars.iter().zip(placed).zip(0..) {
         let Some(grad) = grads.get(var) else {
@@ -100,7 +100,7 @@ fn run(op: Op, inputs: &[Tensor], placed: &[Placed], seed: u64) -> Result<Vec<Te
         assert_eq!(grad.dims(), var.dims());
         assert_same_bits(grad, again.get(var).unwrap(), "a second backward");
         if grad.dtype() == DType::F32 {
-            let parts = [laid.get(&var.id()), first.get(var), second.get(var)];
+            let parts = [sums.get(&var.id()), first.get(var), second.get(var)];
             let twice = parts.into_iter().flatten().cloned().reduce(|a, b| (a + b).unwrap());
             let error = relative(&twice.unwrap(), &(grad * 2.0)?);
             assert!(error < 1e-6, "gradient {i}, on top of itself, is off by {error:e}");

@@ -68,30 +68,6 @@ impl Drop for Buffer {
     }
 }
 
-/// What a forward keeps for the first backward, which lets it go. A second one computes it again.
-pub(crate) struct Kept<T>(Mutex<Option<T>>);
-
-impl<T> Default for Kept<T> {
-    fn default() -> Self {
-        Self(Mutex::new(None))
-    }
-}
-
-impl<T> Kept<T> {
-    pub(crate) fn keep(&self, value: T) {
-        *self.lock() = Some(value);
-    }
-
-    pub(crate) fn take(&self) -> Option<T> {
-        self.lock().take()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<T>> {
-        // Nothing panics while it holds the lock.
-        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,12 +5,12 @@ use candle_core::{DType, Result, Tensor};
 use super::residual::Affine;
 use crate::check;
 use crate::error::{Error, Result as OurResult};
-use crate::ops::autograd::deliver::Deliveries;
+use crate::ops::autograd::ParamGrads;
 use crate::ops::batch_norm::{batch_norm_eval_then, batch_norm_then, BatchStatistics, Then};
 use crate::ops::conv2d::{conv2d, Conv2d};
 use crate::ops::cpu::buffer::Buffer;
 use crate::ops::cpu::channels::{ChannelNorm, Dims, Moments, Upstream};
-use crate::ops::cpu::kernel::{self, Elements};
+use crate::ops::cpu::kernel;
 
 /// A convolution and the batch norm behind it.
 #[derive(Clone, Copy, Debug)]
@@ -136,16 +136,16 @@ impl Layer {
     }
 
     /// With the elements of its three parameters.
-    pub(crate) fn bind<'a>(&'a self, params: &'a [Elements]) -> Result<Bound<'a>> {
+    pub(crate) fn bind<'a>(&'a self, params: &[&'a [f32]]) -> Result<Bound<'a>> {
         let moments = |[mean, var]: &[Tensor; 2]| Moments::of(mean, var);
         Ok(Bound {
             conv: &self.conv,
-            weight: &params[0],
+            weight: params[0],
             norm: ChannelNorm {
                 dims: self.dims(),
                 eps: self.eps,
-                weight: &params[1],
-                bias: &params[2],
+                weight: params[1],
+                bias: params[2],
             },
             running: self.running.as_ref().map(moments).transpose()?,
         })
@@ -180,46 +180,23 @@ impl Bound<'_> {
         let moments = self.norm.forward(ys, self.moments(given), 0.0, &mut active);
         (active, moments)
     }
-}
 
-/// Where gradients of parameters go, in the backward through `node`.
-pub(crate) struct Sink<'a> {
-    params: &'a Deliveries,
-    node: &'a Tensor,
-    pub(crate) gradients: Vec<Option<Tensor>>,
-}
-
-impl<'a> Sink<'a> {
-    pub(crate) fn new(params: &'a Deliveries, node: &'a Tensor) -> Self {
-        let gradients = vec![None; params.params().len()];
-        Self {
-            params,
-            node,
-            gradients,
-        }
-    }
-
-    /// Turns the gradients of a layer's norm, whose input was `result` and the convolution's `xs`, into those of `result`,
-    /// in the same place, and of its parameters, from the `first` on.
-    pub(crate) fn layer(
-        &mut self,
-        first: usize,
-        layer: &Bound,
+    /// Turns the gradients of the norm's result, see [`Upstream`], into those of `result`, which the convolution of `xs` gave,
+    /// in the same place; and hands over those of the layer's three parameters.
+    pub(crate) fn backward(
+        &self,
         [xs, result]: [&[f32]; 2],
         moments: &[Moments],
         upstream: Upstream,
         grads: &mut [f32],
+        param_grads: &mut ParamGrads,
     ) -> Result<()> {
-        let of_norm = layer
-            .norm
-            .backward(result, moments, layer.running.is_none(), upstream, grads);
-        self.gradients[first] = self.params.gradient(first, self.node, |out, write| {
-            layer.conv.backward_weight(xs, grads, out, write);
+        let its_own = self.running.is_none();
+        let of_norm = self.norm.backward(result, moments, its_own, upstream, grads);
+        param_grads.write(0, |out, write| {
+            self.conv.backward_weight(xs, grads, out, write);
         })?;
-        for (gradient, data) in self.gradients[first + 1..].iter_mut().zip(of_norm) {
-            let channels = data.len();
-            *gradient = Some(kernel::tensor(data, &[channels])?);
-        }
-        Ok(())
+        let mut of_norm = (1..).zip(of_norm);
+        of_norm.try_for_each(|(index, gradient)| param_grads.set(index, gradient))
     }
 }

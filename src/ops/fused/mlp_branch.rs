@@ -1,17 +1,16 @@
 //! The MLP of a transformer block (Vaswani et al. 2017, arXiv 1706.03762) as one operation, from norm to residual sum.
 
 use std::marker::PhantomData;
-use std::sync::OnceLock;
 
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+use candle_core::{Result, Tensor};
 use gemm::Parallelism;
 use pulp::{Simd, WithSimd};
 
-use super::residual::{self, Affine, Rows};
+use super::residual::{self, Affine, Rows, MIDDLE};
 use crate::ops::activation::Activation;
-use crate::ops::autograd::deliver::Deliveries;
+use crate::ops::autograd::{apply, Backward, Operation, ParamGrads};
 use crate::ops::cpu::buffer::Buffer;
-use crate::ops::cpu::kernel::{self, Elements};
+use crate::ops::cpu::kernel;
 use crate::ops::cpu::matrix::{self, Mat, MatMut, Write};
 use crate::ops::cpu::pointwise::Pointwise;
 use crate::ops::gelu::Gelu;
@@ -105,19 +104,14 @@ pub fn mlp_branch(xs: &Tensor, branch: &MlpBranch, drop_path: Option<&[f32]>) ->
     if !kernel::on_cpu_f32(&params) || !kernel::on_cpu_f32(&[xs]) || xs.elem_count() == 0 || hidden == 0 {
         return composition(xs, branch, drop_path);
     }
-    let (ticket, params) = Deliveries::new(&params)?;
     let op = Op {
-        rows: batch * tokens,
-        width,
+        dims: [batch, tokens, width],
         hidden,
         eps: branch.eps as f32,
         activation: branch.activation,
         drop_path: drop_path.map(<[f32]>::to_vec),
-        keep: xs.track_op() || ticket.track_op(),
-        params,
-        kept: OnceLock::new(),
     };
-    xs.contiguous()?.apply_op2(&ticket, op)
+    apply(op, xs, &params)
 }
 
 /// [`mlp_branch`] of the operations one by one.
@@ -128,17 +122,12 @@ pub fn composition(xs: &Tensor, branch: &MlpBranch, drop_path: Option<&[f32]>) -
 }
 
 struct Op {
-    rows: usize,
-    width: usize,
+    /// B, N and D.
+    dims: [usize; 3],
     hidden: usize,
     eps: f32,
     activation: Activation,
     drop_path: Option<Vec<f32>>,
-    params: Deliveries,
-    /// Whether there will be a backward.
-    keep: bool,
-    /// What the first layer gave, without its bias: [rows, hidden].
-    kept: OnceLock<Buffer>,
 }
 
 /// activation(h + b) of rows of `bias.len()`.
@@ -239,79 +228,70 @@ impl Op {
     }
 }
 
-impl CustomOp2 for Op {
-    fn name(&self) -> &'static str {
-        "mlp-branch"
+impl Operation for Op {
+    const NAME: &'static str = "mlp-branch";
+
+    /// What the first layer gave, without its bias: [B N, H].
+    type Kept = Buffer;
+
+    fn result_dims(&self) -> Vec<usize> {
+        self.dims.to_vec()
     }
 
-    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        let xs = kernel::elements(s1, l1)?;
-        let &Self {
-            rows, width, hidden, ..
-        } = self;
-        let ys = residual::with_params(self.params.params(), self.eps, |norm, [fc1, bias], fc2| {
-            let mut h = Buffer::new(rows * hidden);
-            matrix::matmul(
-                &mut MatMut::rows(&mut h, rows, hidden, hidden),
-                Write::Replace,
-                1.,
-                Mat::rows(&norm.forward(xs), rows, width, width),
-                Mat::rows(fc1, hidden, width, width).t(),
-                Parallelism::Rayon(0),
-            );
-            let active = self.activate(&h, bias);
-            if self.keep {
-                // An operation is run once, when it is applied.
-                self.kept.get_or_init(|| h);
-            }
-            fc2.add_to(Rows { data: xs, step: 1 }, &active, self.drop_path.as_deref())
+    fn forward(&self, xs: &[f32], params: &[&[f32]], _: bool) -> Result<(Vec<f32>, Buffer)> {
+        let (_, [_, bias], fc2) = residual::parts(params, self.eps);
+        let hidden = self.recompute(xs, params)?;
+        let active = self.activate(&hidden, bias);
+        let ys = fc2.add_to(Rows { data: xs, step: 1 }, &active, self.drop_path.as_deref());
+        Ok((ys, hidden))
+    }
+
+    fn recompute(&self, xs: &[f32], params: &[&[f32]]) -> Result<Buffer> {
+        let ([batch, tokens, width], hidden) = (self.dims, self.hidden);
+        let rows = batch * tokens;
+        let (norm, [fc1, _], _) = residual::parts(params, self.eps);
+        let mut h = Buffer::new(rows * hidden);
+        matrix::matmul(
+            &mut MatMut::rows(&mut h, rows, hidden, hidden),
+            Write::Replace,
+            1.0,
+            Mat::rows(&norm.forward(xs), rows, width, width),
+            Mat::rows(fc1, hidden, width, width).t(),
+            Parallelism::Rayon(0),
+        );
+        Ok(h)
+    }
+
+    fn backward(&self, of: Backward, kept: Buffer, param_grads: &mut ParamGrads) -> Result<Vec<f32>> {
+        let ([batch, tokens, width], hidden) = (self.dims, self.hidden);
+        let rows = batch * tokens;
+        let Backward { xs, grads, params, .. } = of;
+        let (norm, [fc1, bias], fc2) = residual::parts(params, self.eps);
+        let dropped = residual::dropped(grads, width, self.drop_path.as_deref());
+        let mut dh = fc2.backward(&dropped);
+        let mut active = Buffer::new(rows * hidden);
+        let dbias = self.activate_backward(&kept, bias, [&mut active, &mut dh]);
+        drop(kept);
+        fc2.param_gradients(param_grads, &dropped, &active)?;
+        drop((active, dropped));
+
+        param_grads.write(MIDDLE, |out, write| {
+            linear::weight_gradient(out, write, &dh, hidden, &norm.forward(xs), width);
         })?;
-        Ok((CpuStorage::F32(ys), l1.shape().clone()))
-    }
-
-    fn bwd(
-        &self,
-        xs: &Tensor,
-        ticket: &Tensor,
-        node: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let Some(kept) = self.kept.get() else {
-            candle_core::bail!("the backward of masksub's mlp_branch was called before its forward");
-        };
-        let &Self {
-            rows, width, hidden, ..
-        } = self;
-        let grad = grad.contiguous()?;
-        let (x, g) = (Elements::of(xs)?, Elements::of(&grad)?);
-        let params = self.params.params();
-        let (dx, gradients) = residual::with_params(params, self.eps, |norm, [fc1, bias], fc2| -> Result<_> {
-            let dropped = residual::dropped(&g, width, self.drop_path.as_deref());
-            let mut dh = fc2.backward(&dropped);
-            let mut active = Buffer::new(rows * hidden);
-            let dbias = self.activate_backward(kept, bias, [&mut active, &mut dh]);
-            let of_fc2 = fc2.gradients(&self.params, node, &dropped, &active)?;
-            drop((active, dropped));
-
-            let dfc1 = self.params.gradient(2, node, |out, write| {
-                linear::weight_gradient(out, write, &dh, hidden, &norm.forward(&x), width);
-            })?;
-            let mut dnormed = Buffer::new(rows * width);
-            matrix::matmul(
-                &mut MatMut::rows(&mut dnormed, rows, width, width),
-                Write::Replace,
-                1.,
-                Mat::rows(&dh, rows, hidden, hidden),
-                Mat::rows(fc1, hidden, width, width),
-                Parallelism::Rayon(0),
-            );
-            drop(dh);
-            let mut dx = g.to_vec();
-            let dnorm = norm.backward(&x, &dnormed, &mut dx)?;
-            let dbias = Some(kernel::tensor(dbias, &[hidden])?);
-            Ok((dx, [&dnorm[..], &[dfc1, dbias], &of_fc2].concat()))
-        })??;
-        self.params.give(ticket, gradients, dx, xs)
+        param_grads.set(MIDDLE + 1, dbias)?;
+        let mut dnormed = Buffer::new(rows * width);
+        matrix::matmul(
+            &mut MatMut::rows(&mut dnormed, rows, width, width),
+            Write::Replace,
+            1.0,
+            Mat::rows(&dh, rows, hidden, hidden),
+            Mat::rows(fc1, hidden, width, width),
+            Parallelism::Rayon(0),
+        );
+        drop(dh);
+        let mut dxs = grads.to_vec();
+        norm.backward(xs, &dnormed, &mut dxs, param_grads)?;
+        Ok(dxs)
     }
 }
 

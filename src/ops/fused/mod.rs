@@ -5,6 +5,6 @@ pub(crate) mod conv_norm;
 pub(crate) mod mlp_branch;
 pub(crate) mod patch_embed;
 pub(crate) mod residual;
-pub(crate) mod residual_block;
+pub(crate) mod residual_blocks;
 pub(crate) mod stem;
 pub(crate) mod window_attention_branch;

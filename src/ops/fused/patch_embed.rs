@@ -1,14 +1,14 @@
 //! The token sequence of a vision transformer (Dosovitskiy et al. 2021, arXiv 2010.11929) as one operation.
 
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+use candle_core::{Result, Tensor};
 use gemm::Parallelism;
 use rayon::prelude::*;
 
 use crate::check;
 use crate::error::{Error, Result as OurResult};
-use crate::ops::autograd::deliver::Deliveries;
+use crate::ops::autograd::{apply, Backward, Operation, ParamGrads};
 use crate::ops::cpu::buffer::Buffer;
-use crate::ops::cpu::kernel::{self, Elements};
+use crate::ops::cpu::kernel;
 use crate::ops::cpu::matrix::{self, Mat, MatMut, Write};
 use crate::ops::gather_rows::gather_rows;
 use crate::ops::linear::{self, add_rows_to};
@@ -92,16 +92,14 @@ pub fn patch_embed(images: &Tensor, embed: &PatchEmbed, keep: Option<&[u32]>) ->
     if !kernel::on_cpu_f32(&params) || !kernel::on_cpu_f32(&[images]) {
         return composition(images, embed, keep);
     }
-    let (ticket, params) = Deliveries::new(&params)?;
     let all = || (0..images.dims()[0]).flat_map(|_| 0..patches.count() as u32);
     let op = Op {
         patches,
         width: embed.weight.dims()[0],
         keep: keep.map_or_else(|| all().collect(), <[u32]>::to_vec),
         class_position,
-        params,
     };
-    images.contiguous()?.apply_op2(&ticket, op)
+    apply(op, images, &params)
 }
 
 /// The patches, and whether the class token has a position, once everything fits.
@@ -185,6 +183,12 @@ pub fn composition(images: &Tensor, embed: &PatchEmbed, keep: Option<&[u32]>) ->
     Tensor::cat(&[&class_token.broadcast_as((batch, 1, width))?, &tokens], 1)
 }
 
+/// Where the parameters stand.
+const WEIGHT: usize = 0;
+const CLASS_TOKEN: usize = 1;
+const POSITIONS: usize = 2;
+const BIAS: usize = 3;
+
 struct Op {
     patches: Patchify,
     /// D
@@ -192,7 +196,6 @@ struct Op {
     /// The positions of each sample's tokens, but for the class token.
     keep: Vec<u32>,
     class_position: bool,
-    params: Deliveries,
 }
 
 impl Op {
@@ -223,9 +226,9 @@ impl Op {
         rows
     }
 
-    fn forward(&self, images: &[f32], params: &[Elements]) -> Vec<f32> {
-        let (weight, class_token, positions) = (&params[0], &params[1], &params[2]);
-        let bias = params.get(3);
+    fn embed(&self, images: &[f32], params: &[&[f32]]) -> Vec<f32> {
+        let (weight, class_token, positions) = (params[WEIGHT], params[CLASS_TOKEN], params[POSITIONS]);
+        let bias = params.get(BIAS);
         let (d, len) = (self.width, self.patches.patch());
         let rows = self.patches.batch() * self.tokens();
         let offset = usize::from(self.class_position);
@@ -318,45 +321,39 @@ impl Op {
     }
 }
 
-impl CustomOp2 for Op {
-    fn name(&self) -> &'static str {
-        "patch-embed"
+impl Operation for Op {
+    const NAME: &'static str = "patch-embed";
+
+    type Kept = ();
+
+    fn result_dims(&self) -> Vec<usize> {
+        vec![self.patches.batch(), self.tokens(), self.width]
     }
 
-    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        let images = kernel::elements(s1, l1)?;
-        let params: Vec<_> = self.params.params().iter().map(Elements::of).collect::<Result<_>>()?;
-        let ys = self.forward(images, &params);
-        Ok((
-            CpuStorage::F32(ys),
-            (self.patches.batch(), self.tokens(), self.width).into(),
-        ))
+    fn forward(&self, images: &[f32], params: &[&[f32]], _: bool) -> Result<(Vec<f32>, ())> {
+        Ok((self.embed(images, params), ()))
     }
 
-    fn bwd(
-        &self,
-        images: &Tensor,
-        ticket: &Tensor,
-        node: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let grad = grad.contiguous()?;
-        let (x, g) = (Elements::of(images)?, Elements::of(&grad)?);
-        let dweight = self.params.gradient(0, node, |out, write| {
-            linear::weight_gradient(out, write, &g, self.width, &self.rows(&x), self.patches.patch());
+    fn recompute(&self, _: &[f32], _: &[&[f32]]) -> Result<()> {
+        Ok(())
+    }
+
+    fn backward(&self, of: Backward, _: (), param_grads: &mut ParamGrads) -> Result<Vec<f32>> {
+        param_grads.write(WEIGHT, |out, write| {
+            let rows = self.rows(of.xs);
+            linear::weight_gradient(out, write, of.grads, self.width, &rows, self.patches.patch());
         })?;
-        let params = self.params.params();
-        let mut gradients = vec![dweight];
-        if (1..params.len()).any(|i| self.params.wanted(i)) {
-            for (param, data) in params[1..].iter().zip(self.gradients_of_sums(&g)) {
-                gradients.push(Some(kernel::tensor(data, param.dims())?));
+        let sums = [CLASS_TOKEN, POSITIONS, BIAS];
+        if sums.iter().any(|&index| param_grads.wants(index)) {
+            for (index, gradient) in sums.into_iter().zip(self.gradients_of_sums(of.grads)) {
+                param_grads.set(index, gradient)?;
             }
         }
-        let dimages = match images.track_op() {
-            true => self.gradient_of_images(&Elements::of(&params[0])?, &g),
-            false => vec![],
-        };
-        self.params.give(ticket, gradients, dimages, images)
+        Ok(if of.wants_dxs {
+            self.gradient_of_images(of.params[WEIGHT], of.grads)
+        } else {
+            vec![]
+        })
     }
 }
 

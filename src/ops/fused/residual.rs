@@ -9,10 +9,10 @@ use rayon::prelude::*;
 
 use crate::check;
 use crate::error::{Error, Result as OurResult};
-use crate::ops::autograd::deliver::Deliveries;
+use crate::ops::autograd::ParamGrads;
 use crate::ops::cpu::buffer::Buffer;
 use crate::ops::cpu::elementwise::{dot, scale_into};
-use crate::ops::cpu::kernel::{self, Elements};
+use crate::ops::cpu::kernel;
 use crate::ops::cpu::matrix::{self, Mat, MatMut, Write};
 use crate::ops::layer_norm;
 use crate::ops::linear;
@@ -111,16 +111,22 @@ impl Norm<'_> {
         ys
     }
 
-    /// Adds the gradient of `xs` to `dxs`; returns those of weight and bias.
-    pub(crate) fn backward(self, xs: &[f32], grads: &[f32], dxs: &mut [f32]) -> Result<[Option<Tensor>; 2]> {
+    /// Adds the gradient of `xs` to `dxs`, and hands over those of weight and bias.
+    pub(crate) fn backward(
+        self,
+        xs: &[f32],
+        grads: &[f32],
+        dxs: &mut [f32],
+        param_grads: &mut ParamGrads,
+    ) -> Result<()> {
         let width = self.weight.len();
         let mut dweight = kernel::for_rows_summing(dxs, width, 2 * width, |first, dxs, sums| {
             let rows = first * width..first * width + dxs.len();
             layer_norm::backward_rows(&xs[rows.clone()], self.weight, &grads[rows], self.eps, dxs, sums);
         });
         let dbias = dweight.split_off(width);
-        let vector = |data| kernel::tensor(data, &[width]).map(Some);
-        Ok([vector(dweight)?, vector(dbias)?])
+        param_grads.set(NORM, dweight)?;
+        param_grads.set(NORM + 1, dbias)
     }
 }
 
@@ -253,30 +259,24 @@ impl<'a> Projection<'a> {
         dinner
     }
 
-    /// The gradients of weight, bias and γ, which are the last of `params`, where they are asked for. `grads` are those of
-    /// the result in the backward through `node`, with drop path's factors in them.
-    pub(crate) fn gradients(
-        self,
-        params: &Deliveries,
-        node: &Tensor,
-        grads: &[f32],
-        inner: &[f32],
-    ) -> Result<[Option<Tensor>; 3]> {
+    /// Hands over the gradients of weight, bias and γ, where they are asked for. `grads` are those of the result, with drop
+    /// path's factors in them.
+    pub(crate) fn param_gradients(self, param_grads: &mut ParamGrads, grads: &[f32], inner: &[f32]) -> Result<()> {
         // (Behind them there may be a parameter of the branch's middle.)
-        let mine = WEIGHT..GAMMA + usize::from(self.gamma.is_some());
-        if !mine.into_iter().any(|i| params.wanted(i)) {
-            return Ok([None, None, None]);
+        let mine = PROJECTION..GAMMA + usize::from(self.gamma.is_some());
+        if !mine.into_iter().any(|index| param_grads.wants(index)) {
+            return Ok(());
         }
         let (width, inputs) = (self.bias.len(), self.inputs());
         let mut bias = linear::sum_rows(grads, width);
         let product = |out: &mut [f32], write| linear::weight_gradient(out, write, grads, width, inner, inputs);
         let Some(gamma) = self.gamma else {
-            let weight = params.gradient(WEIGHT, node, product)?;
-            return Ok([weight, Some(kernel::tensor(bias, &[width])?), None]);
+            param_grads.write(PROJECTION, product)?;
+            return param_grads.set(PROJECTION + 1, bias);
         };
         let mut scaled = Buffer::new(self.weight.len());
         product(&mut scaled, Write::Replace);
-        let weight = params.gradient(WEIGHT, node, |out, write| {
+        param_grads.write(PROJECTION, |out, write| {
             kernel::for_rows(out, inputs, |first, out| {
                 for (i, out) in (first..).zip(out.chunks_exact_mut(inputs)) {
                     let row = &scaled[i * inputs..][..inputs];
@@ -298,13 +298,15 @@ impl<'a> Projection<'a> {
             *dgamma += b * *dbias;
             *dbias *= g;
         }
-        let vector = |data| kernel::tensor(data, &[width]).map(Some);
-        Ok([weight, vector(bias)?, vector(dgamma)?])
+        param_grads.set(PROJECTION + 1, bias)?;
+        param_grads.set(GAMMA, dgamma)
     }
 }
 
-/// Where a projection stands among a branch's parameters.
-const WEIGHT: usize = 4;
+/// Where a branch's parameters stand: weight and bias of the norm, of the layer in the middle, and of the projection; and γ.
+const NORM: usize = 0;
+pub(crate) const MIDDLE: usize = 2;
+const PROJECTION: usize = 4;
 const GAMMA: usize = 6;
 
 /// Rows of a matrix: all of them, or the first of each sample.
@@ -336,24 +338,18 @@ pub(crate) fn dropped<'a>(grads: &'a [f32], width: usize, drop_path: Option<&[f3
     Scaled::By(scaled)
 }
 
-/// Calls `f` with the elements of a branch's parameters, which are a norm's weight and bias, those of the layer in the
-/// middle, those of the projection, and γ if there is one.
-pub(crate) fn with_params<T>(
-    params: &[Tensor],
-    eps: f32,
-    f: impl FnOnce(Norm, [&[f32]; 2], Projection) -> T,
-) -> Result<T> {
-    let elements: Vec<_> = params.iter().map(Elements::of).collect::<Result<_>>()?;
-    let at = |i: usize| -> &[f32] { elements.get(i).map_or(&[], |elements| elements) };
+/// The parts of a branch, of its parameters and what its norm adds to the variance: the norm, weight and bias of the layer in
+/// the middle, and the projection.
+pub(crate) fn parts<'a>(params: &[&'a [f32]], eps: f32) -> (Norm<'a>, [&'a [f32]; 2], Projection<'a>) {
     let norm = Norm {
-        weight: at(0),
-        bias: at(1),
+        weight: params[NORM],
+        bias: params[NORM + 1],
         eps,
     };
     let projection = Projection {
-        weight: at(WEIGHT),
-        bias: at(WEIGHT + 1),
-        gamma: (elements.len() > GAMMA).then(|| at(GAMMA)),
+        weight: params[PROJECTION],
+        bias: params[PROJECTION + 1],
+        gamma: params.get(GAMMA).copied(),
     };
-    Ok(f(norm, [at(2), at(3)], projection))
+    (norm, [params[MIDDLE], params[MIDDLE + 1]], projection)
 }

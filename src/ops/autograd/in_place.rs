@@ -1,4 +1,4 @@
-//! Adding up gradients.
+//! Gradients changed in their memory.
 
 use std::cell::Cell;
 
@@ -8,25 +8,25 @@ use crate::ops::cpu::elementwise::add;
 use crate::ops::cpu::kernel;
 
 /// `sum + more`, in the memory of `sum` where that is on the CPU: for a `sum` that is nobody else's.
-pub(crate) fn accumulate(sum: Tensor, more: &Tensor) -> Result<Tensor> {
+pub(crate) fn add_assign(sum: Tensor, more: &Tensor) -> Result<Tensor> {
     let whole = sum.is_contiguous() && more.is_contiguous() && sum.dims() == more.dims();
     if !whole || !kernel::on_cpu_f32(&[&sum, more]) {
         return sum + more;
     }
-    sum.inplace_op2(more, &Accumulate)?;
+    sum.inplace_op2(more, &AddAssign)?;
     Ok(sum)
 }
 
 /// Calls `write` with the elements of a contiguous `f32` tensor on the CPU that is nobody else's.
-pub(crate) fn write_over(tensor: &Tensor, write: impl FnOnce(&mut [f32])) -> Result<()> {
-    tensor.inplace_op1(&WriteOver(Cell::new(Some(write))))
+pub(crate) fn write_into(tensor: &Tensor, write: impl FnOnce(&mut [f32])) -> Result<()> {
+    tensor.inplace_op1(&WriteInto(Cell::new(Some(write))))
 }
 
-struct WriteOver<F>(Cell<Option<F>>);
+struct WriteInto<F>(Cell<Option<F>>);
 
-impl<F: FnOnce(&mut [f32])> InplaceOp1 for WriteOver<F> {
+impl<F: FnOnce(&mut [f32])> InplaceOp1 for WriteInto<F> {
     fn name(&self) -> &'static str {
-        "write-over"
+        "write-into"
     }
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
@@ -45,11 +45,11 @@ fn elements_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a 
     }
 }
 
-struct Accumulate;
+struct AddAssign;
 
-impl InplaceOp2 for Accumulate {
+impl InplaceOp2 for AddAssign {
     fn name(&self) -> &'static str {
-        "accumulate"
+        "add-assign"
     }
 
     fn cpu_fwd(&self, s1: &mut CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<()> {
@@ -76,7 +76,7 @@ mod tests {
         ] {
             let [a, b] = [1, 2].map(|seed| random(&shape, seed).to_dtype(dtype).unwrap());
             let expected = (&a + &b).unwrap();
-            let sum = accumulate(a.copy().unwrap(), &b).unwrap();
+            let sum = add_assign(a.copy().unwrap(), &b).unwrap();
             let bits = |t: &Tensor| {
                 t.to_dtype(DType::F64)
                     .unwrap()
@@ -99,12 +99,12 @@ mod tests {
             .unwrap()
             .narrow(1, 0, 1)
             .unwrap();
-        accumulate(row, &strided.squeeze(1).unwrap().contiguous().unwrap()).unwrap();
+        add_assign(row, &strided.squeeze(1).unwrap().contiguous().unwrap()).unwrap();
         let after = whole.to_vec2::<f32>().unwrap();
         assert_eq!((&after[0], &after[2]), (&before[0], &before[2]));
         assert_ne!(after[1], before[1]);
         // Not contiguous: a new tensor, as any addition.
-        let sum = accumulate(whole.t().unwrap(), &whole.t().unwrap()).unwrap();
+        let sum = add_assign(whole.t().unwrap(), &whole.t().unwrap()).unwrap();
         assert_eq!(
             sum.to_vec2::<f32>().unwrap(),
             (whole.t().unwrap() * 2.).unwrap().to_vec2::<f32>().unwrap()

@@ -1,0 +1,247 @@
+//! Attention with all around it as one operation of candle's graph: of a whole sequence, of its first token, within windows.
+
+use candle_core::{Result, Tensor};
+use gemm::Parallelism;
+
+use crate::ops::attention::{Added, Dims, Heads};
+use crate::ops::autograd::{self, Backward, Operation, ParamGrads};
+use crate::ops::cpu::buffer::Buffer;
+use crate::ops::cpu::kernel::{self, Elements};
+use crate::ops::cpu::matrix::{self, Mat, MatMut, Write};
+use crate::ops::fused::residual::{self, Rows, MIDDLE};
+use crate::ops::linear;
+use crate::ops::window;
+
+/// The operation on `xs` [B, N, D], once all has been checked.
+pub(crate) fn apply(
+    xs: &Tensor,
+    eps: f64,
+    params: &[&Tensor],
+    dims: Dims,
+    heads: Heads,
+    windowed: Option<Windowed>,
+    drop_path: Option<&[f32]>,
+) -> Result<Tensor> {
+    let op = Op {
+        dims,
+        eps: eps as f32,
+        heads,
+        windowed,
+        drop_path: drop_path.map(<[f32]>::to_vec),
+    };
+    autograd::apply(op, xs, params)
+}
+
+struct Op {
+    dims: Dims,
+    eps: f32,
+    heads: Heads,
+    windowed: Option<Windowed>,
+    drop_path: Option<Vec<f32>>,
+}
+
+/// What attention within windows adds to the scores: biases from a table, which is the last of the parameters, and a mask.
+pub(crate) struct Windowed {
+    /// Side of a window.
+    pub(crate) window: usize,
+    /// [windows, window², window²], contiguous `f32` on the CPU.
+    pub(crate) mask: Option<Tensor>,
+}
+
+/// What a backward reads.
+struct Kept {
+    /// [B, N, 3 D]. Where the first tokens alone are computed, the others' queries are whatever was left in the memory, and
+    /// nobody reads them: not the heads, and not the products and sums, which go by [`Op::parts`].
+    qkv: Buffer,
+    /// What the heads gave, [B, queries, D].
+    heads: Buffer,
+}
+
+/// Some columns of some rows of a matrix [B, N, ..]: queries, or keys and values.
+#[derive(Clone, Copy)]
+struct Part {
+    /// First column and number of columns in 3 D.
+    columns: [usize; 2],
+    rows: usize,
+    /// From one row to the next, in rows of [B N].
+    step: usize,
+}
+
+impl Op {
+    /// The parameters of the branch, and the table that comes last where there is one.
+    fn split<'p, 'a>(&self, params: &'p [&'a [f32]]) -> (&'p [&'a [f32]], Option<&'a [f32]>) {
+        match (&self.windowed, params) {
+            (Some(_), [branch @ .., table]) => (branch, Some(table)),
+            (_, branch) => (branch, None),
+        }
+    }
+
+    /// Calls `f` with what is added to the scores.
+    fn with_added<T>(&self, table: Option<&[f32]>, f: impl FnOnce(Option<Added>) -> T) -> Result<T> {
+        let (Some(Windowed { window, mask }), Some(table)) = (&self.windowed, table) else {
+            return Ok(f(None));
+        };
+        let bias = window::bias_of(table, self.dims.heads, *window);
+        let mask = mask.as_ref().map(Elements::of).transpose()?;
+        let mask = mask.as_deref().unwrap_or(&[]);
+        Ok(f(Some(Added { bias: &bias, mask })))
+    }
+
+    /// The parts of `qkv` that are computed: all of it, or the queries of the first tokens and all keys and values.
+    fn parts(&self) -> Vec<Part> {
+        let d = self.dims.width();
+        let (batch, tokens, queries) = (self.dims.batch, self.dims.tokens, self.dims.queries);
+        let all = |columns| Part {
+            columns,
+            rows: batch * tokens,
+            step: 1,
+        };
+        if queries == tokens {
+            return vec![all([0, 3 * d])];
+        }
+        let first = Part {
+            columns: [0, d],
+            rows: batch,
+            step: tokens,
+        };
+        vec![first, all([d, 2 * d])]
+    }
+
+    fn project(&self, normed: &[f32], weight: &[f32], bias: &[f32]) -> Buffer {
+        let d = self.dims.width();
+        let mut qkv = Buffer::new(3 * normed.len());
+        for part in self.parts() {
+            let [start, columns] = part.columns;
+            kernel::for_rows(&mut qkv, 3 * d, |first, rows| {
+                for (row, qkv) in (first..).zip(rows.chunks_exact_mut(3 * d)) {
+                    if row % part.step == 0 {
+                        qkv[start..start + columns].copy_from_slice(&bias[start..start + columns]);
+                    }
+                }
+            });
+            matrix::matmul(
+                &mut MatMut::rows(&mut qkv[start..], part.rows, columns, part.step * 3 * d),
+                Write::Add,
+                1.,
+                Mat::rows(normed, part.rows, d, part.step * d),
+                Mat::rows(&weight[start * d..], columns, d, d).t(),
+                Parallelism::Rayon(0),
+            );
+        }
+        qkv
+    }
+
+    /// The gradient of the weight of the projection to queries, keys and values: written to `out`, or added to it.
+    fn project_weight(&self, out: &mut [f32], write: Write, normed: &[f32], dqkv: &[f32]) {
+        let d = self.dims.width();
+        for part in self.parts() {
+            let [start, columns] = part.columns;
+            matrix::matmul(
+                &mut MatMut::rows(&mut out[start * d..], columns, d, d),
+                write,
+                1.,
+                Mat::rows(&dqkv[start..], part.rows, columns, part.step * 3 * d).t(),
+                Mat::rows(normed, part.rows, d, part.step * d),
+                Parallelism::Rayon(0),
+            );
+        }
+    }
+
+    /// The gradients of the normed input, and of the projection's bias.
+    fn project_backward(&self, dqkv: &[f32], weight: &[f32]) -> (Buffer, Vec<f32>) {
+        let d = self.dims.width();
+        let mut dnormed = Buffer::new(dqkv.len() / 3);
+        let mut dbias = vec![0f32; 3 * d];
+        // Keys and values first, which every token has: queries are then added where there are any.
+        for (i, part) in self.parts().into_iter().rev().enumerate() {
+            let [start, columns] = part.columns;
+            matrix::matmul(
+                &mut MatMut::rows(&mut dnormed, part.rows, d, part.step * d),
+                if i == 0 { Write::Replace } else { Write::Add },
+                1.,
+                Mat::rows(&dqkv[start..], part.rows, columns, part.step * 3 * d),
+                Mat::rows(&weight[start * d..], columns, d, d),
+                Parallelism::Rayon(0),
+            );
+            let sums = kernel::sum_over_rows(part.rows, columns, columns, |first, rows, sums| {
+                for row in first..first + rows {
+                    linear::add_rows_to(&dqkv[row * part.step * 3 * d + start..][..columns], sums);
+                }
+            });
+            dbias[start..start + columns].copy_from_slice(&sums);
+        }
+        (dnormed, dbias)
+    }
+}
+
+impl Op {
+    /// The gradient of the input by the sum alone, past the branch.
+    fn skip_gradient(&self, grads: &[f32]) -> Vec<f32> {
+        let (step, width) = (self.dims.tokens / self.dims.queries, self.dims.width());
+        if step == 1 {
+            return grads.to_vec();
+        }
+        let mut dxs = vec![0f32; step * grads.len()];
+        for (dx, g) in dxs.chunks_exact_mut(step * width).zip(grads.chunks_exact(width)) {
+            dx[..width].copy_from_slice(g);
+        }
+        dxs
+    }
+}
+
+impl Operation for Op {
+    const NAME: &'static str = "attention-branch";
+
+    type Kept = Kept;
+
+    fn result_dims(&self) -> Vec<usize> {
+        vec![self.dims.batch, self.dims.queries, self.dims.width()]
+    }
+
+    fn forward(&self, xs: &[f32], params: &[&[f32]], _: bool) -> Result<(Vec<f32>, Kept)> {
+        let kept = self.recompute(xs, params)?;
+        let (_, _, proj) = residual::parts(self.split(params).0, self.eps);
+        let rows = Rows {
+            data: xs,
+            step: self.dims.tokens / self.dims.queries,
+        };
+        Ok((proj.add_to(rows, &kept.heads, self.drop_path.as_deref()), kept))
+    }
+
+    fn recompute(&self, xs: &[f32], params: &[&[f32]]) -> Result<Kept> {
+        let (branch, table) = self.split(params);
+        let (norm, [weight, bias], _) = residual::parts(branch, self.eps);
+        let qkv = self.project(&norm.forward(xs), weight, bias);
+        let mut heads = Buffer::new(self.result_dims().iter().product());
+        self.with_added(table, |added| self.heads.forward_into(&qkv, added, &mut heads))?;
+        Ok(Kept { qkv, heads })
+    }
+
+    fn backward(&self, of: Backward, kept: Kept, param_grads: &mut ParamGrads) -> Result<Vec<f32>> {
+        let (branch, table) = self.split(of.params);
+        let (norm, [weight, _], proj) = residual::parts(branch, self.eps);
+        let dropped = residual::dropped(of.grads, self.dims.width(), self.drop_path.as_deref());
+        let dheads = proj.backward(&dropped);
+        proj.param_gradients(param_grads, &dropped, &kept.heads)?;
+        let of_table = branch.len();
+        let wants_table = table.is_some() && param_grads.wants(of_table);
+        let mut dqkv = Buffer::new(kept.qkv.len());
+        let dscores = self.with_added(table, |added| {
+            self.heads
+                .backward_into(&kept.qkv, added, &kept.heads, &dheads, &mut dqkv, wants_table)
+        })??;
+        if let (Some(Windowed { window, .. }), true) = (&self.windowed, wants_table) {
+            param_grads.set(of_table, window::table_gradient(&dscores, self.dims.heads, *window))?;
+        }
+        drop((dheads, dropped, kept));
+        param_grads.write(MIDDLE, |out, write| {
+            self.project_weight(out, write, &norm.forward(of.xs), &dqkv);
+        })?;
+        let (dnormed, dbias) = self.project_backward(&dqkv, weight);
+        param_grads.set(MIDDLE + 1, dbias)?;
+        drop(dqkv);
+        let mut dxs = self.skip_gradient(of.grads);
+        norm.backward(of.xs, &dnormed, &mut dxs, param_grads)?;
+        Ok(dxs)
+    }
+}
