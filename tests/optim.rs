@@ -332,19 +332,62 @@ fn a_scale_of_0_freezes() {
     }
 }
 
+fn every_rule() -> [Box<dyn Rule>; 3] {
+    [
+        Box::<AdamWConfig>::default(),
+        Box::<LambConfig>::default(),
+        Box::<SgdConfig>::default(),
+    ]
+}
+
 #[test]
-fn lamb_refuses_a_gradient_that_is_not_finite() {
-    let params = params(DType::F32);
-    let before: Vec<_> = params.iter().map(|(_, var)| bits(var)).collect();
-    let mut opt = Lamb::with_groups(ParamGroups::new(&params), LambConfig::default()).unwrap();
-    let mut bad = grads(&params, 0);
-    bad.insert(params.get("c.bias").unwrap(), Tensor::full(f32::NAN, 9, &CPU).unwrap());
-    let error = opt.step(&bad).unwrap_err();
-    assert!(
-        matches!(error, Error::NonFiniteGradient { ref name } if name == "c.bias"),
-        "{error}"
-    );
-    assert_eq!(before, params.iter().map(|(_, var)| bits(var)).collect::<Vec<_>>());
+fn a_step_with_a_gradient_that_is_not_finite_is_refused() {
+    for (rule, bad) in every_rule()
+        .into_iter()
+        .zip([f32::NAN, f32::INFINITY, f32::NEG_INFINITY])
+    {
+        let params = params(DType::F32);
+        let before: Vec<_> = params.iter().map(|(_, var)| bits(var)).collect();
+        let mut opt = GroupOptimizer::with_groups(ParamGroups::new(&params), rule).unwrap();
+        let mut grads = grads(&params, 0);
+        let mut gradient = vec![1f32; 9];
+        gradient[7] = bad;
+        grads.insert(
+            params.get("c.bias").unwrap(),
+            Tensor::from_vec(gradient, 9, &CPU).unwrap(),
+        );
+        let (state, error) = (opt.state().unwrap(), opt.step(&grads).unwrap_err());
+        assert!(
+            matches!(&error, Error::NonFiniteGradient { name } if name == "c.bias"),
+            "{error}"
+        );
+        assert_eq!(before, params.iter().map(|(_, var)| bits(var)).collect::<Vec<_>>());
+        let after = opt.state().unwrap();
+        let same =
+            |a: &Tensor, b: &Tensor| bits(&a.to_dtype(DType::F32).unwrap()) == bits(&b.to_dtype(DType::F32).unwrap());
+        assert!(state.iter().all(|(name, tensor)| same(tensor, &after[name])));
+        assert_eq!(opt.skipped_steps(), 0);
+    }
+}
+
+#[test]
+fn a_step_with_a_gradient_that_is_not_finite_is_passed_over_by_choice() {
+    for rule in every_rule() {
+        let params = params(DType::F32);
+        let opt = GroupOptimizer::with_groups(ParamGroups::new(&params), rule).unwrap();
+        let mut opt = opt.skip_non_finite();
+        let mut bad = grads(&params, 0);
+        bad.insert(params.get("c.bias").unwrap(), Tensor::full(f32::NAN, 9, &CPU).unwrap());
+        let before: Vec<_> = params.iter().map(|(_, var)| bits(var)).collect();
+        for skipped in 1..3 {
+            opt.step(&bad).unwrap();
+            assert_eq!(opt.skipped_steps(), skipped);
+        }
+        assert_eq!(before, params.iter().map(|(_, var)| bits(var)).collect::<Vec<_>>());
+        opt.step(&grads(&params, 1)).unwrap();
+        assert_ne!(before, params.iter().map(|(_, var)| bits(var)).collect::<Vec<_>>());
+        assert_eq!(opt.skipped_steps(), 2);
+    }
 }
 
 #[test]

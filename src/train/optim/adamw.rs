@@ -2,8 +2,8 @@
 
 use candle_core::Tensor;
 
-use super::optimizer::private::{At, Update};
-use super::optimizer::{pieces, Rule};
+use super::rule::private::{At, Piece, Update};
+use super::rule::Rule;
 use crate::check;
 use crate::error::Result;
 use crate::ops::cpu::kernel::{self, fma};
@@ -91,8 +91,7 @@ impl Update for AdamWConfig {
         &["exp_avg", "exp_avg_sq"]
     }
 
-    fn update(&self, at: &At, weights: &mut [f32], grads: &[f32], buffers: &mut [&mut [f32]]) {
-        let [m, v] = buffers else { return };
+    fn first_pass(&self, at: &At, piece: &mut Piece) -> [f64; 2] {
         let factors = Factors {
             keep: (1. - at.lr * at.weight_decay) as f32,
             grad_scale: at.grad_scale as f32,
@@ -103,10 +102,10 @@ impl Update for AdamWConfig {
             eps: self.eps as f32,
             step_size: (at.lr / bias_correction(self.beta1, at.step)) as f32,
         };
-        pieces(weights, grads, [m, v], &|weights, grads, [m, v]| {
-            update(factors, weights, grads, m, v);
-            [0.; 2]
-        });
+        if let [m, v] = &mut piece.buffers[..] {
+            update(factors, piece.weights, piece.grads, m, v);
+        }
+        [0.0; 2]
     }
 
     fn compose(&self, at: &At, weights: &Tensor, grad: &Tensor, buffers: &[Tensor]) -> Result<(Tensor, Vec<Tensor>)> {

@@ -3,8 +3,8 @@
 use candle_core::Tensor;
 
 use super::adamw::{bias_correction, check_adam};
-use super::optimizer::private::{At, Update};
-use super::optimizer::{pieces, Rule};
+use super::rule::private::{At, Piece, Update};
+use super::rule::Rule;
 use crate::check;
 use crate::error::Result;
 use crate::ops::cpu::kernel::{self, fma};
@@ -112,6 +112,22 @@ fn trust_ratio([weights, direction]: [f64; 2]) -> f64 {
     }
 }
 
+impl LambConfig {
+    fn factors(&self, at: &At) -> Factors {
+        Factors {
+            grad_scale: at.grad_scale as f32,
+            beta1: self.beta1 as f32,
+            beta1_rest: (1. - self.beta1) as f32,
+            beta2: self.beta2 as f32,
+            beta2_rest: (1. - self.beta2) as f32,
+            m_scale: (1. / bias_correction(self.beta1, at.step)) as f32,
+            root_scale: (1. / bias_correction(self.beta2, at.step).sqrt()) as f32,
+            eps: self.eps as f32,
+            weight_decay: at.weight_decay as f32,
+        }
+    }
+}
+
 impl Update for LambConfig {
     fn lr(&self) -> f64 {
         self.lr
@@ -140,31 +156,28 @@ impl Update for LambConfig {
         self.max_grad_norm
     }
 
-    fn update(&self, at: &At, weights: &mut [f32], grads: &[f32], buffers: &mut [&mut [f32]]) {
-        let [m, v] = buffers else { return };
-        let factors = Factors {
-            grad_scale: at.grad_scale as f32,
-            beta1: self.beta1 as f32,
-            beta1_rest: (1. - self.beta1) as f32,
-            beta2: self.beta2 as f32,
-            beta2_rest: (1. - self.beta2) as f32,
-            m_scale: (1. / bias_correction(self.beta1, at.step)) as f32,
-            root_scale: (1. / bias_correction(self.beta2, at.step).sqrt()) as f32,
-            eps: self.eps as f32,
-            weight_decay: at.weight_decay as f32,
+    fn first_pass(&self, at: &At, piece: &mut Piece) -> [f64; 2] {
+        let factors = self.factors(at);
+        let [m, v] = &mut piece.buffers[..] else {
+            return [0.0; 2];
         };
-        let norms = pieces(weights, grads, [m, v], &|weights, grads, [m, v]| {
-            update_moments(factors, grads, m, v);
-            match at.weight_decay > 0. {
-                true => squares(factors, weights, m, v),
-                false => [0.; 2],
-            }
-        });
-        let lr = (at.lr * trust_ratio(norms)) as f32;
-        pieces(weights, grads, [m, v], &|weights, _, [m, v]| {
-            apply(factors, lr, weights, m, v);
-            [0.; 2]
-        });
+        update_moments(factors, piece.grads, m, v);
+        if at.weight_decay > 0.0 {
+            squares(factors, piece.weights, m, v)
+        } else {
+            [0.0; 2]
+        }
+    }
+
+    fn has_second_pass(&self) -> bool {
+        true
+    }
+
+    fn second_pass(&self, at: &At, sums: [f64; 2], piece: &mut Piece) {
+        let lr = (at.lr * trust_ratio(sums)) as f32;
+        if let [m, v] = &piece.buffers[..] {
+            apply(self.factors(at), lr, piece.weights, m, v);
+        }
     }
 
     fn compose(&self, at: &At, weights: &Tensor, grad: &Tensor, buffers: &[Tensor]) -> Result<(Tensor, Vec<Tensor>)> {

@@ -27,12 +27,16 @@ mod groups;
 mod in_place;
 mod lamb;
 mod optimizer;
+mod rule;
 mod sgd;
+mod slot;
+mod update;
 
 pub use adamw::AdamWConfig;
 pub use groups::ParamGroups;
 pub use lamb::LambConfig;
-pub use optimizer::{GroupOptimizer, Rule};
+pub use optimizer::GroupOptimizer;
+pub use rule::Rule;
 pub use sgd::SgdConfig;
 
 /// AdamW: see [`AdamWConfig`].

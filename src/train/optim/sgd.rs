@@ -2,8 +2,8 @@
 
 use candle_core::Tensor;
 
-use super::optimizer::private::{At, Update};
-use super::optimizer::{pieces, Rule};
+use super::rule::private::{At, Piece, Update};
+use super::rule::Rule;
 use crate::check;
 use crate::error::Result;
 use crate::ops::cpu::kernel::{self, fma};
@@ -86,8 +86,7 @@ impl Update for SgdConfig {
         &["momentum_buffer"]
     }
 
-    fn update(&self, at: &At, weights: &mut [f32], grads: &[f32], buffers: &mut [&mut [f32]]) {
-        let [buffer] = buffers else { return };
+    fn first_pass(&self, at: &At, piece: &mut Piece) -> [f64; 2] {
         let factors = Factors {
             lr: at.lr as f32,
             momentum: self.momentum as f32,
@@ -95,10 +94,10 @@ impl Update for SgdConfig {
             weight_decay: at.weight_decay as f32,
             grad_scale: at.grad_scale as f32,
         };
-        pieces(weights, grads, [buffer], &|weights, grads, [buffer]| {
-            update(factors, weights, grads, buffer);
-            [0.; 2]
-        });
+        if let [buffer] = &mut piece.buffers[..] {
+            update(factors, piece.weights, piece.grads, buffer);
+        }
+        [0.0; 2]
     }
 
     fn compose(&self, at: &At, weights: &Tensor, grad: &Tensor, buffers: &[Tensor]) -> Result<(Tensor, Vec<Tensor>)> {
