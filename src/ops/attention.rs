@@ -10,6 +10,7 @@ use super::cpu::elementwise::{add, dot, scale_into};
 use super::cpu::kernel::{self, sum_by, Elements};
 use super::cpu::math;
 use super::cpu::matrix::{self, Mat, MatMut, SharedMut, Write};
+use super::route::{self, in_f32, Route};
 use super::softmax;
 use crate::check;
 use crate::error::Error;
@@ -51,24 +52,27 @@ use crate::error::Error;
 pub fn attention(qkv: &Tensor, num_heads: usize) -> Result<Tensor> {
     let dims = Dims::of(qkv.dims(), num_heads)?;
     check::float("qkv", qkv)?;
-    if qkv.device().is_cpu() && kernel::is_half(qkv) {
-        return kernel::in_f32(&[qkv], |t| attention(&t[0], num_heads));
+    routed(qkv, dims)
+}
+
+/// [`attention`] of arguments that fit.
+fn routed(qkv: &Tensor, dims: Dims) -> Result<Tensor> {
+    match Route::of(&[qkv]) {
+        Route::Kernel => qkv.contiguous()?.apply_op1(Attention(Heads::new(dims))),
+        Route::InF32 => in_f32(&[qkv], |t| routed(&t[0], dims)),
+        Route::Composition => composition_with(qkv, dims, Ok),
     }
-    if !kernel::on_cpu_f32(&[qkv]) || qkv.elem_count() == 0 {
-        return composition(qkv, num_heads);
-    }
-    qkv.contiguous()?.apply_op1(Attention(Heads::new(dims)))
 }
 
 /// [`attention`] of candle's operations.
 pub fn composition(qkv: &Tensor, num_heads: usize) -> Result<Tensor> {
-    composition_with(qkv, num_heads, Ok)
+    composition_with(qkv, Dims::of(qkv.dims(), num_heads)?, Ok)
 }
 
 /// [`composition`] with something done to the scores, [B, num_heads, N, N], before the softmax.
 pub(crate) fn composition_with(
     qkv: &Tensor,
-    num_heads: usize,
+    dims: Dims,
     scores: impl FnOnce(Tensor) -> Result<Tensor>,
 ) -> Result<Tensor> {
     let Dims {
@@ -77,7 +81,7 @@ pub(crate) fn composition_with(
         heads,
         head_width,
         ..
-    } = Dims::of(qkv.dims(), num_heads)?;
+    } = dims;
     if qkv.elem_count() == 0 {
         return qkv.narrow(2, 0, heads * head_width);
     }
@@ -88,7 +92,7 @@ pub(crate) fn composition_with(
     let (q, k, v) = (part(0)?, part(1)?, part(2)?);
     let scores = scores(((q * (head_width as f64).powf(-0.5))?).matmul(&k.t()?)?)?;
     // In bf16 and f16 the products stay what a GPU is fast at; the softmax is computed in f32 as everywhere.
-    let wide = if kernel::is_half(&scores) {
+    let wide = if route::is_half(&scores) {
         scores.to_dtype(DType::F32)?
     } else {
         scores

@@ -6,6 +6,7 @@ use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor};
 
 use super::cpu::channels::{ChannelNorm, Dims, Moments, Upstream};
 use super::cpu::kernel::{self, Elements};
+use super::route::{in_f32, to_f32, Route};
 use crate::check;
 use crate::error::Error;
 
@@ -120,30 +121,39 @@ pub(crate) fn batch_norm_then(
         let expected = "[B, C, ..] with more than one value per channel in training";
         return Err(Error::shape("xs", xs.dims(), expected).into());
     }
-    if kernel::is_half(xs) {
-        // The statistics of f32 are rounded as the result is.
-        let dtype = xs.dtype();
-        let [xs, weight, bias] = [xs, weight, bias].map(|t| t.to_dtype(DType::F32));
-        let (ys, seen) = batch_norm_then(then, &xs?, &weight?, &bias?, eps)?;
-        return Ok((ys.to_dtype(dtype)?, seen.to_dtype(dtype)?));
+    routed(dims, then, [xs, weight, bias], eps)
+}
+
+/// [`batch_norm_then`] of tensors that fit: the input, weight and bias.
+fn routed(dims: Dims, then: Then, tensors: [&Tensor; 3], eps: f64) -> Result<(Tensor, BatchStatistics)> {
+    let [xs, weight, bias] = tensors;
+    match Route::precise(&tensors) {
+        Route::Kernel => {
+            let moments = Arc::new(OnceLock::new());
+            let op = BatchNorm {
+                dims,
+                eps,
+                training: true,
+                then,
+                moments: moments.clone(),
+            };
+            let ys = xs
+                .contiguous()?
+                .apply_op3(&weight.contiguous()?, &bias.contiguous()?, op)?;
+            let statistics = BatchStatistics::of(moments.get().map_or(&[][..], Vec::as_slice), dims.count())?;
+            Ok((ys, statistics))
+        }
+        Route::InF32 => {
+            // The statistics of f32 are rounded as the result is.
+            let wide = to_f32(&tensors)?;
+            let (ys, seen) = routed(dims, then, [&wide[0], &wide[1], &wide[2]], eps)?;
+            Ok((ys.to_dtype(xs.dtype())?, seen.to_dtype(xs.dtype())?))
+        }
+        Route::Composition => {
+            let (ys, seen) = composition(xs, weight, bias, eps)?;
+            Ok((then.composition(ys)?, seen))
+        }
     }
-    if !kernel::on_cpu_f32(&[xs, weight, bias]) {
-        let (ys, seen) = composition(xs, weight, bias, eps)?;
-        return Ok((then.composition(ys)?, seen));
-    }
-    let moments = Arc::new(OnceLock::new());
-    let op = BatchNorm {
-        dims,
-        eps,
-        training: true,
-        then,
-        moments: moments.clone(),
-    };
-    let ys = xs
-        .contiguous()?
-        .apply_op3(&weight.contiguous()?, &bias.contiguous()?, op)?;
-    let statistics = BatchStatistics::of(moments.get().map_or(&[][..], Vec::as_slice), dims.count())?;
-    Ok((ys, statistics))
 }
 
 /// y = (x - mean) / sqrt(var + eps) * weight + bias in each channel, with statistics that are given.
@@ -202,23 +212,29 @@ pub(crate) fn batch_norm_eval_then(
 ) -> Result<Tensor> {
     let vectors = [("weight", weight), ("bias", bias), ("mean", mean), ("var", var)];
     let dims = check(xs, &vectors, eps)?;
-    if kernel::is_half(xs) {
-        return kernel::in_f32(&[xs, mean, var, weight, bias], |t| {
-            batch_norm_eval_then(then, &t[0], &t[1], &t[2], &t[3], &t[4], eps)
-        });
+    routed_eval(dims, then, [xs, mean, var, weight, bias], eps)
+}
+
+/// [`batch_norm_eval_then`] of tensors that fit: the input, mean, variance, weight and bias.
+fn routed_eval(dims: Dims, then: Then, tensors: [&Tensor; 5], eps: f64) -> Result<Tensor> {
+    let [xs, mean, var, weight, bias] = tensors;
+    match Route::precise(&tensors) {
+        Route::Kernel => {
+            let op = BatchNorm {
+                dims,
+                eps,
+                training: false,
+                then,
+                moments: Arc::new(OnceLock::from(Moments::of(mean, var)?)),
+            };
+            xs.contiguous()?
+                .apply_op3(&weight.contiguous()?, &bias.contiguous()?, op)
+        }
+        Route::InF32 => in_f32(&tensors, |t| {
+            routed_eval(dims, then, [&t[0], &t[1], &t[2], &t[3], &t[4]], eps)
+        }),
+        Route::Composition => then.composition(composition_eval(xs, mean, var, weight, bias, eps)?),
     }
-    if !kernel::on_cpu_f32(&[xs, mean, var, weight, bias]) {
-        return then.composition(composition_eval(xs, mean, var, weight, bias, eps)?);
-    }
-    let op = BatchNorm {
-        dims,
-        eps,
-        training: false,
-        then,
-        moments: Arc::new(OnceLock::from(Moments::of(mean, var)?)),
-    };
-    xs.contiguous()?
-        .apply_op3(&weight.contiguous()?, &bias.contiguous()?, op)
 }
 
 fn check(xs: &Tensor, vectors: &[(&'static str, &Tensor)], eps: f64) -> crate::error::Result<Dims> {

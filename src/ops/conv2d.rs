@@ -11,6 +11,7 @@ use super::cpu::elementwise::add;
 use super::cpu::kernel::{self, Elements};
 use super::cpu::matrix::{self, Mat, MatMut, SharedMut, Write};
 use super::cpu::sliding::{check_padding, zip_strided, Sliding};
+use super::route::{in_f32, Route};
 use crate::check;
 use crate::error::Error;
 
@@ -54,20 +55,19 @@ use crate::error::Error;
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn conv2d(xs: &Tensor, weight: &Tensor, stride: usize, padding: usize) -> Result<Tensor> {
-    let op = check(xs, weight, stride, padding)?;
-    if kernel::is_half(xs) && xs.device().is_cpu() {
-        return kernel::in_f32(&[xs, weight], |t| conv2d(&t[0], &t[1], stride, padding));
-    }
-    if !kernel::on_cpu_f32(&[xs, weight]) {
-        return composition(xs, weight, stride, padding);
-    }
-    xs.contiguous()?.apply_op2(&weight.contiguous()?, op)
-}
-
-fn check(xs: &Tensor, weight: &Tensor, stride: usize, padding: usize) -> crate::error::Result<Conv2d> {
     check::float("xs", xs)?;
     check::same_dtype("weight", weight, xs)?;
-    Conv2d::new(["xs", "weight"], xs.dims(), weight.dims(), stride, padding)
+    let conv = Conv2d::new(["xs", "weight"], xs.dims(), weight.dims(), stride, padding)?;
+    routed(xs, weight, conv)
+}
+
+/// [`conv2d`] of arguments that fit.
+pub(crate) fn routed(xs: &Tensor, weight: &Tensor, conv: Conv2d) -> Result<Tensor> {
+    match Route::of(&[xs, weight]) {
+        Route::Kernel => xs.contiguous()?.apply_op2(&weight.contiguous()?, conv),
+        Route::InF32 => in_f32(&[xs, weight], |t| routed(&t[0], &t[1], conv)),
+        Route::Composition => composition(xs, weight, conv.rows.stride, conv.rows.padding),
+    }
 }
 
 /// [`conv2d`] of candle's operations.

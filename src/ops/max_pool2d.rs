@@ -5,6 +5,7 @@ use rayon::prelude::*;
 
 use super::cpu::kernel::{self, Elements};
 use super::cpu::sliding::{check_padding, zip_strided, Sliding};
+use super::route::{in_f32, Route};
 use crate::check;
 use crate::error::Error;
 
@@ -45,29 +46,32 @@ use crate::error::Error;
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn max_pool2d(xs: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {
-    let op = check(xs, kernel, stride, padding)?;
-    if kernel::is_half(xs) && xs.device().is_cpu() {
-        return kernel::in_f32(&[xs], |t| max_pool2d(&t[0], kernel, stride, padding));
-    }
-    if !kernel::on_cpu_f32(&[xs]) {
-        return composition(xs, kernel, stride, padding);
-    }
-    xs.contiguous()?.apply_op1(op)
+    check::float("xs", xs)?;
+    routed(xs, MaxPool2d::new(xs.dims(), kernel, stride, padding)?)
 }
 
-fn check(xs: &Tensor, kernel: usize, stride: usize, padding: usize) -> crate::error::Result<MaxPool2d> {
-    check::float("xs", xs)?;
-    MaxPool2d::new(xs.dims(), kernel, stride, padding)
+/// [`max_pool2d`] of arguments that fit.
+fn routed(xs: &Tensor, pool: MaxPool2d) -> Result<Tensor> {
+    match Route::of(&[xs]) {
+        Route::Kernel => xs.contiguous()?.apply_op1(pool),
+        Route::InF32 => in_f32(&[xs], |t| routed(&t[0], pool)),
+        Route::Composition => compose(xs, pool),
+    }
 }
 
 /// [`max_pool2d`] of candle's operations.
 pub fn composition(xs: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {
-    let MaxPool2d { rows, columns, .. } = check(xs, kernel, stride, padding)?;
+    compose(xs, MaxPool2d::new(xs.dims(), kernel, stride, padding)?)
+}
+
+fn compose(xs: &Tensor, pool: MaxPool2d) -> Result<Tensor> {
+    let MaxPool2d { rows, columns, .. } = pool;
+    let padding = rows.padding;
     let padded = xs.pad_with_zeros(D::Minus1, padding, padding)?;
     let padded = padded.pad_with_zeros(D::Minus2, padding, padding)?.contiguous()?;
     // The window's element `tap` at every place.
     let pick = |xs: &Tensor, dim: D, axis: Sliding, tap: usize| {
-        let at: Vec<u32> = (0..axis.out).map(|i| (i * stride + tap) as u32).collect();
+        let at: Vec<u32> = (0..axis.out).map(|i| (i * axis.stride + tap) as u32).collect();
         xs.index_select(&Tensor::from_vec(at, axis.out, xs.device())?, dim)
     };
     let places = rows.out * columns.out;
@@ -78,9 +82,9 @@ pub fn composition(xs: &Tensor, kernel: usize, stride: usize, padding: usize) ->
     // `maximum` would halve the gradient of equal elements.
     let mut best = pick(&pick(&padded, D::Minus2, rows, 0)?, D::Minus1, columns, 0)?;
     let mut seen = vec![false; places];
-    for u in 0..kernel {
+    for u in 0..rows.window {
         let row = pick(&padded, D::Minus2, rows, u)?;
-        for v in 0..kernel {
+        for v in 0..columns.window {
             let candidate = pick(&row, D::Minus1, columns, v)?;
             let inside: Vec<bool> = (0..places)
                 .map(|at| {

@@ -38,7 +38,7 @@
 
 use candle_core::{Result, Tensor, D};
 
-use super::cpu::kernel;
+use super::route;
 use crate::check;
 use crate::error::Error;
 
@@ -99,8 +99,8 @@ fn apply(xs: &Tensor, cos: &Tensor, sin: &Tensor, positions: usize, rotate: Rota
         }
     };
     let (cos, sin) = (angles("cos", cos)?, angles("sin", sin)?);
-    if kernel::is_half(xs) {
-        return kernel::in_f32(&[xs, &cos, &sin], |t| rotate(&t[0], &t[1], &t[2]));
+    if route::is_half(xs) {
+        return route::in_f32(&[xs, &cos, &sin], |t| rotate(&t[0], &t[1], &t[2]));
     }
     rotate(xs, &cos, &sin)
 }

@@ -4,10 +4,11 @@ use candle_core::{DType, Device, Result, Tensor, D};
 use rayon::prelude::*;
 
 use super::cpu::kernel::{self, Elements, LANES};
+use super::route::on_cpu_f32;
 
 /// The sum of the squares of all elements, in f64, whatever the dtype. No gradient flows through it.
 pub(crate) fn sum_of_squares(tensor: &Tensor) -> Result<f64> {
-    if !kernel::on_cpu_f32(&[tensor]) {
+    if !on_cpu_f32(&[tensor]) {
         return composition(tensor);
     }
     const PIECE: usize = 64 * 1024;

@@ -3,6 +3,7 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 
+use super::route;
 use crate::check;
 use crate::error::Error;
 use crate::grid::Grid;
@@ -175,10 +176,15 @@ pub fn merge_neighbours(tokens: &Tensor, grid: Grid) -> Result<Tensor> {
 /// ```
 pub fn relative_position_bias(table: &Tensor, window: usize) -> Result<Tensor> {
     let heads = check_table(table, window)?;
-    if super::is_half(table) {
+    if route::is_half(table) {
         // A row of the table is that of up to N pairs, whose gradients are added.
-        return super::in_f32(&[table], |table| relative_position_bias(&table[0], window));
+        return route::in_f32(&[table], |table| of_pairs(&table[0], heads, window));
     }
+    of_pairs(table, heads, window)
+}
+
+/// [`relative_position_bias`] of a table that fits.
+fn of_pairs(table: &Tensor, heads: usize, window: usize) -> Result<Tensor> {
     let positions = window * window;
     let index = Tensor::from_vec(pairs(window), positions * positions, table.device())?;
     table

@@ -9,7 +9,7 @@
 use std::cell::Cell;
 use std::ops::{Deref, Range};
 
-use candle_core::{CpuStorage, DType, Layout, Result, Storage, StorageRef, Tensor};
+use candle_core::{CpuStorage, Layout, Result, Storage, StorageRef, Tensor};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
@@ -117,24 +117,8 @@ pub(crate) fn max(xs: &[f32]) -> f32 {
     acc.into_iter().fold(f32::NEG_INFINITY, f32::max)
 }
 
-/// True where the CPU kernels apply: `f32` on the CPU. (A layout that is not contiguous is made so first.)
-pub(crate) fn on_cpu_f32(tensors: &[&Tensor]) -> bool {
-    tensors.iter().all(|t| t.device().is_cpu() && t.dtype() == DType::F32)
-}
-
-/// True for the dtypes that are computed in `f32` and rounded once at the end.
-pub(crate) fn is_half(tensor: &Tensor) -> bool {
-    matches!(tensor.dtype(), DType::F16 | DType::BF16)
-}
-
-/// Runs `op` on the tensors in `f32` and rounds its result to the dtype of the first.
-pub(crate) fn in_f32(tensors: &[&Tensor], op: impl FnOnce(&[Tensor]) -> Result<Tensor>) -> Result<Tensor> {
-    let wide = tensors
-        .iter()
-        .map(|t| t.to_dtype(DType::F32))
-        .collect::<Result<Vec<_>>>()?;
-    op(&wide)?.to_dtype(tensors[0].dtype())
-}
+// For the operations that do not ask `route` themselves yet.
+pub(crate) use crate::ops::route::{in_f32, is_half, on_cpu_f32};
 
 /// The elements of a contiguous `f32` argument of a custom op.
 pub(crate) fn elements<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
