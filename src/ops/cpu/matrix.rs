@@ -7,6 +7,8 @@ use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::kernel;
+// For the operations that still take it from here.
+pub(crate) use super::write::Write;
 
 /// A matrix in memory, read only. Element (i, j) is at `i * row_stride + j * col_stride`.
 #[derive(Clone, Copy)]
@@ -159,13 +161,6 @@ impl MatMut<'_> {
             unsafe { shared.columns(range.start * row_stride, range.len(), cols, row_stride) }
         })
     }
-}
-
-/// What becomes of the elements that a product is written over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Write {
-    Replace,
-    Add,
 }
 
 /// Columns from which a product may be computed some rows at a time: `gemm` sums the elements of a narrower one in an order
