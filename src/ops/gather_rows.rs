@@ -40,7 +40,12 @@ use crate::error::Error;
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn gather_rows(tokens: &Tensor, keep: &[u32], num_prefix: usize) -> Result<Tensor> {
-    let [batch, num_tokens, width] = check(tokens.dims(), keep, num_prefix)?;
+    gather(tokens, check(tokens.dims(), keep, num_prefix)?, keep, num_prefix)
+}
+
+/// [`gather_rows`] of arguments that fit, with B, P + L and D.
+pub(crate) fn gather(tokens: &Tensor, dims: [usize; 3], keep: &[u32], num_prefix: usize) -> Result<Tensor> {
+    let [batch, num_tokens, width] = dims;
     let kept = keep.len() / batch;
     let mut rows = Vec::with_capacity(batch * (num_prefix + kept));
     for sample in 0..batch {

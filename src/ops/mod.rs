@@ -92,8 +92,9 @@ pub mod reference {
     pub use super::quick_gelu::composition as quick_gelu;
     pub use super::rms_norm::composition as rms_norm;
     pub use super::softmax::composition as softmax;
-    pub use super::window::{
-        composition_bias as relative_position_bias, composition_mask as shift_mask,
+    pub use super::window::bias::composition as relative_position_bias;
+    pub use super::window::mask::composition as shift_mask;
+    pub use super::window::partition::{
         composition_partition as window_partition, composition_reverse as window_reverse,
     };
     pub use super::window_attention::composition as window_attention;
