@@ -21,8 +21,8 @@ use crate::error::Error;
 ///
 /// # Derivative
 ///
-/// With x̂ the normalised input, g the gradient of the result and h = g * weight:
-/// dx = (h - mean(h) - x̂ mean(h x̂)) / sqrt(var(x) + eps); dweight = Σ g x̂ and dbias = Σ g over all leading dimensions.
+/// With x̂ the normalised input, g the gradient of the result and h = g * weight: dx = (h - mean(h) - x̂ mean(h x̂)) /
+/// sqrt(var(x) + eps); dweight = Σ g x̂ and dbias = Σ g over all leading dimensions.
 ///
 /// # PyTorch
 ///

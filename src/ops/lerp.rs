@@ -62,7 +62,7 @@ mod tests {
                     wide.flatten_all().unwrap().to_vec1::<f64>().unwrap()
                 };
                 for ((a, b), moved) in numbers(&cast(&a)).iter().zip(numbers(&cast(&b))).zip(numbers(&moved)) {
-                    assert!((moved - (0.7 * a + 0.3 * b)).abs() < tolerance * (1. + a.abs() + b.abs()));
+                    assert!((moved - (0.7 * a + 0.3 * b)).abs() < tolerance * (1.0 + a.abs() + b.abs()));
                 }
             }
         }

@@ -33,9 +33,9 @@ use crate::error::Error;
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
-/// let images = Tensor::arange(0f32, 8., &Device::Cpu)?.reshape((1, 1, 2, 4))?;
+/// let images = Tensor::arange(0f32, 8.0, &Device::Cpu)?.reshape((1, 1, 2, 4))?;
 /// let patches = masksub::ops::patchify(&images, 2)?;
-/// assert_eq!(patches.to_vec3::<f32>()?, [[[0., 1., 4., 5.], [2., 3., 6., 7.]]]);
+/// assert_eq!(patches.to_vec3::<f32>()?, [[[0.0, 1.0, 4.0, 5.0], [2.0, 3.0, 6.0, 7.0]]]);
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn patchify(images: &Tensor, patch_size: usize) -> Result<Tensor> {

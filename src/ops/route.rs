@@ -4,8 +4,8 @@ use candle_core::{DType, Result, Tensor};
 
 /// A way to compute.
 ///
-/// An operation checks its arguments once and then takes one of these, in a function of its own that does not check again
-/// and that [`in_f32`] can call:
+/// An operation checks its arguments once and then takes one of these, in a function of its own that does not check
+/// again and that [`in_f32`] can call:
 ///
 /// ```text
 /// match Route::of(&[xs, weight]) {
@@ -16,8 +16,8 @@ use candle_core::{DType, Result, Tensor};
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Route {
-    /// The kernel on slices: all tensors are `f32` on the CPU, and none is empty. (A layout that is not contiguous is made
-    /// so first.)
+    /// The kernel on slices: all tensors are `f32` on the CPU, and none is empty. (A layout that is not contiguous is
+    /// made so first.)
     Kernel,
     /// The same operation [`in_f32`]: half precision, which is rounded once at the end.
     InF32,
@@ -29,8 +29,8 @@ impl Route {
     /// The route of an operation that multiplies or moves. In half precision a GPU is fast at that; on the CPU candle's
     /// products are slow, where there are any, and it goes to `f32`.
     ///
-    /// `tensors` are those that are computed with, checked to be of one dtype; what an operation takes in any other dtype
-    /// is not among them.
+    /// `tensors` are those that are computed with, checked to be of one dtype; what an operation takes in any other
+    /// dtype is not among them.
     pub(crate) fn of(tensors: &[&Tensor]) -> Self {
         match Self::precise(tensors) {
             Self::InF32 if !tensors.iter().all(|t| t.device().is_cpu()) => Self::Composition,

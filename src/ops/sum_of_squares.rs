@@ -70,11 +70,11 @@ mod tests {
     #[test]
     fn equals_its_composition_and_the_definition() {
         for (shape, scale) in [
-            (vec![3, 211, 331], 1.),
+            (vec![3, 211, 331], 1.0),
             (vec![7], 1e25),
             (vec![5, 3], 1e-25),
-            (vec![], 1.),
-            (vec![0, 4], 1.),
+            (vec![], 1.0),
+            (vec![0, 4], 1.0),
         ] {
             let wide = (random(&shape, 3) * scale).unwrap();
             let tensor = wide.to_dtype(DType::F32).unwrap();

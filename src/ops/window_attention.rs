@@ -24,8 +24,8 @@ use crate::error::Error;
 ///
 /// # Derivative
 ///
-/// As that of [`attention`](super::attention()); the bias's is that of the scores, added up over all windows. The mask is a
-/// constant: it gets none.
+/// As that of [`attention`](super::attention()); the bias's is that of the scores, added up over all windows. The mask
+/// is a constant: it gets none.
 ///
 /// # PyTorch
 ///
@@ -50,8 +50,8 @@ pub fn window_attention(qkv: &Tensor, num_heads: usize, bias: &Tensor, mask: Opt
     routed(qkv, dims, bias, mask)
 }
 
-/// [`window_attention`] of arguments that fit. A mask of another dtype has no part in the route: a constant, it is brought
-/// to that of the scores on each.
+/// [`window_attention`] of arguments that fit. A mask of another dtype has no part in the route: a constant, it is
+/// brought to that of the scores on each.
 fn routed(qkv: &Tensor, dims: Dims, bias: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
     match Route::of(&[qkv, bias]) {
         Route::Kernel if mask.is_none_or(|mask| mask.device().is_cpu()) => {

@@ -8,7 +8,7 @@ use crate::error::Error;
 pub(crate) struct Dims {
     pub(crate) batch: usize,
     pub(crate) tokens: usize,
-    /// How many tokens of each sample, from the first on, ask for a result.
+    /// Tokens of each sample, from the first on, that ask for a result.
     pub(crate) queries: usize,
     pub(crate) heads: usize,
     pub(crate) head_width: usize,

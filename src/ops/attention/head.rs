@@ -10,7 +10,7 @@ use crate::ops::cpu::math;
 use crate::ops::cpu::matrix::{self, Mat, MatMut, SharedMut};
 use crate::ops::cpu::write::Write;
 
-/// What the backward of a head works from.
+/// The numbers that the backward of a head works from.
 pub(super) struct Backward<'a> {
     pub(super) qkv: &'a [f32],
     pub(super) added: Option<Added<'a>>,

@@ -11,7 +11,7 @@ use super::rows::Head;
 use crate::ops::cpu::kernel::{self, Elements};
 use crate::ops::cpu::matrix::SharedMut;
 
-/// What is added to the scores before the softmax.
+/// Bias and mask, which are added to the scores before the softmax.
 #[derive(Clone, Copy)]
 pub(crate) struct Added<'a> {
     /// [heads, N, N]
@@ -23,8 +23,8 @@ pub(crate) struct Added<'a> {
 /// The kernel that attention of a sequence and attention within windows share.
 pub(crate) struct Heads {
     pub(super) dims: Dims,
-    /// Where the tokens of consecutive samples lie, if not one after another: the windows of a grid that stays in its own
-    /// order. It repeats itself, so that there may be many such grids.
+    /// The places of the tokens of consecutive samples, if not one after another: the windows of a grid that stays in
+    /// its own order. It repeats itself, so that there may be many such grids.
     pub(super) order: Option<Vec<u32>>,
     /// For each query of each head of each sample the largest score and the reciprocal sum of the exponentials, from
     /// which the backward gets the very probabilities of the forward.
@@ -41,7 +41,8 @@ impl Heads {
         }
     }
 
-    /// Of samples that are windows: `order` tells, window by window, which rows of a grid the tokens are, each row once.
+    /// Of samples that are windows: `order` tells, window by window, which rows of a grid the tokens are, each row
+    /// once.
     pub(crate) fn of_windows(dims: Dims, order: Vec<u32>) -> Self {
         Self {
             order: Some(order),
@@ -91,8 +92,8 @@ impl Heads {
         Ok((kernel::tensor(dqkv, qkv.dims())?, dbias))
     }
 
-    /// Writes the gradient of `qkv`, that of the queries only for those that there are. Returns, if `with_bias`, that of
-    /// [`Added::bias`], which is added up over the samples in an order that the shapes alone decide.
+    /// Writes the gradient of `qkv`, that of the queries only for those that there are. Returns, if `with_bias`, that
+    /// of [`Added::bias`], which is added up over the samples in an order that the shapes alone decide.
     pub(crate) fn backward_into(
         &self,
         qkv: &[f32],

@@ -63,8 +63,8 @@ impl Heads {
         }
     }
 
-    /// Rows of a head that are `stride` apart where the tokens are in order; otherwise it takes [`gathered`](Self::gathered)
-    /// of `scratch` for them.
+    /// Rows of a head that are `stride` apart where the tokens are in order; otherwise it takes
+    /// [`gathered`](Self::gathered) of `scratch` for them.
     pub(super) fn part<'a, 's: 'a>(
         &self,
         xs: &'a [f32],

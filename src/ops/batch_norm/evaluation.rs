@@ -52,7 +52,7 @@ pub fn batch_norm_eval(
     batch_norm_eval_then(Then::Nothing, xs, mean, var, weight, bias, eps)
 }
 
-/// As [`batch_norm_eval`], and what follows it.
+/// [`batch_norm_eval`] and what follows it.
 pub(crate) fn batch_norm_eval_then(
     then: Then,
     xs: &Tensor,

@@ -21,7 +21,7 @@ pub use statistics::BatchStatistics;
 pub(crate) use training::batch_norm_then;
 pub use training::{batch_norm, composition};
 
-/// What follows a batch norm in the same operation.
+/// The function that follows a batch norm in the same operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Then {
     Nothing,
@@ -87,7 +87,7 @@ fn affine(centred: &Tensor, var: &Tensor, weight: &Tensor, bias: &Tensor, eps: f
 struct BatchNorm {
     dims: Dims,
     eps: f64,
-    /// Whether the moments are those of the input, and depend on it.
+    /// True if the moments are those of the input, and depend on it.
     training: bool,
     then: Then,
     moments: Arc<OnceLock<Vec<Moments>>>,

@@ -5,12 +5,12 @@ use candle_core::{DType, Result, Tensor};
 use crate::ops::cpu::channels::Moments;
 use crate::ops::cpu::kernel;
 
-/// What a batch norm saw of a mini-batch, detached.
+/// The statistics that a batch norm saw of a mini-batch, detached.
 #[derive(Clone, Debug)]
 pub struct BatchStatistics {
     /// Mean of each channel, `[C]`.
     pub mean: Tensor,
-    /// Unbiased variance of each channel, `[C]`: what a running average takes up. (The biased one normalises.)
+    /// Unbiased variance of each channel, `[C]`, which a running average takes up. (The biased one normalises.)
     pub unbiased_var: Tensor,
 }
 

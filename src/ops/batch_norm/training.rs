@@ -9,8 +9,8 @@ use crate::error::Error;
 use crate::ops::cpu::channels::Dims;
 use crate::ops::route::{to_f32, Route};
 
-/// y = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias in each channel, with the mean and the biased variance over the
-/// batch and all positions; and those statistics.
+/// y = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias in each channel, with the mean and the biased variance over
+/// the batch and all positions; and those statistics.
 ///
 /// [`crate::nn::BatchNorm`] is the layer, which keeps running averages of them.
 ///
@@ -34,8 +34,8 @@ use crate::ops::route::{to_f32, Route};
 ///
 /// # Errors
 ///
-/// If the shapes do not fit, `eps` is negative or not finite, the dtypes differ or are no floating-point ones, or there is only one
-/// value per channel: its variance would be 0, whatever the value. (PyTorch refuses it, too.)
+/// If the shapes do not fit, `eps` is negative or not finite, the dtypes differ or are no floating-point ones, or there
+/// is only one value per channel: its variance would be 0, whatever the value. (PyTorch refuses it, too.)
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -50,7 +50,7 @@ pub fn batch_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resu
     batch_norm_then(Then::Nothing, xs, weight, bias, eps)
 }
 
-/// As [`batch_norm`](batch_norm()), and what follows it.
+/// [`batch_norm`](batch_norm()) and what follows it.
 pub(crate) fn batch_norm_then(
     then: Then,
     xs: &Tensor,

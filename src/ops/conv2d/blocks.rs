@@ -5,8 +5,8 @@ use std::ops::Range;
 use super::geometry::Conv2d;
 use crate::ops::cpu::kernel;
 
-/// Columns that one matrix product should have at least: with fewer, samples go together, because to pack the weight for
-/// the product would take too large a share of it. (A 7 x 7 map has 49.)
+/// Columns that one matrix product should have at least: with fewer, samples go together, because to pack the weight
+/// for the product would take too large a share of it. (A 7 x 7 map has 49.)
 const FEWEST_COLUMNS: usize = 256;
 
 /// Columns of a larger map that are taken at a time.

@@ -76,7 +76,7 @@ impl Conv2d {
         self.rows.window * self.columns.window
     }
 
-    /// Whether the matrix of what the kernel sees is the image itself.
+    /// True if the matrix of what the kernel sees is the image itself.
     pub(super) fn is_direct(&self) -> bool {
         self.rows.window == 1 && self.rows.stride == 1 && self.rows.padding == 0
     }

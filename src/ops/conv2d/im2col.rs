@@ -32,7 +32,13 @@ kernel::simd_fn! {
 
 kernel::simd_fn! {
     /// Adds each element of what [`im2col`] would write to where it came from.
-    pub(super) fn col2im<S>(conv: Conv2d, seen: &[f32], stride: usize, rows: Range<usize>, image: &mut MatMut<'_>) -> () {
+    pub(super) fn col2im<S>(
+        conv: Conv2d,
+        seen: &[f32],
+        stride: usize,
+        rows: Range<usize>,
+        image: &mut MatMut<'_>,
+    ) -> () {
         let (side, taps) = (conv.rows.window, conv.taps());
         for (i, seen) in seen.chunks(stride).enumerate() {
             let channel = image.row(i / taps);

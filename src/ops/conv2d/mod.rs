@@ -16,8 +16,8 @@ use crate::check;
 
 pub(crate) use geometry::Conv2d;
 
-/// y[b, o, i, j] = Σ x[b, c, i * stride + u - padding, j * stride + v - padding] weight[o, c, u, v], with zeros outside of
-/// the image.
+/// y[b, o, i, j] = Σ x[b, c, i * stride + u - padding, j * stride + v - padding] weight[o, c, u, v], with zeros outside
+/// of the image.
 ///
 /// No bias, no groups and no dilation: ResNet, for which this is, has a batch norm behind each convolution and neither
 /// groups nor dilation.
@@ -75,8 +75,8 @@ pub(crate) fn routed(xs: &Tensor, weight: &Tensor, conv: Conv2d) -> Result<Tenso
 /// [`conv2d`] of candle's operations.
 pub fn composition(xs: &Tensor, weight: &Tensor, stride: usize, padding: usize) -> Result<Tensor> {
     let kernel = weight.dim(2)?;
-    // candle's backward is wrong, an error or a panic for some paddings, and where the stride leaves unlike remainders of
-    // the two sides: neither is left to it.
+    // candle's backward is wrong, an error or a panic for some paddings, and where the stride leaves unlike remainders
+    // of the two sides: neither is left to it.
     let fit = |xs: Tensor, dim: D| -> Result<Tensor> {
         let padded = xs.pad_with_zeros(dim, padding, padding)?;
         let side = padded.dim(dim)?;

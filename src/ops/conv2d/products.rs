@@ -18,8 +18,8 @@ use crate::ops::cpu::write::Write;
 const TASKS: usize = 8;
 
 impl Conv2d {
-    /// Calls `f` with two pieces of scratch memory for blocks of up to `columns` positions, of which [`seen`](Self::seen)
-    /// needs the first, for `seen_rows` rows, and samples that go together the second.
+    /// Calls `f` with two pieces of scratch memory for blocks of up to `columns` positions, of which
+    /// [`seen`](Self::seen) needs the first, for `seen_rows` rows, and samples that go together the second.
     fn with_scratch(&self, columns: usize, seen_rows: usize, f: impl FnOnce(&mut [f32], &mut [f32])) {
         let gathers = self.samples_together() > 1;
         let seen = if self.is_direct() && !gathers {
@@ -53,8 +53,8 @@ impl Conv2d {
         Mat::rows(scratch, rows, columns, columns)
     }
 
-    /// The gradient of the result at the positions of `block`, [C', columns]: a view for a single sample, else written to
-    /// `scratch`.
+    /// The gradient of the result at the positions of `block`, [C', columns]: a view for a single sample, else written
+    /// to `scratch`.
     fn gradient<'a>(&self, grads: &'a [f32], block: &Block, scratch: &'a mut [f32]) -> Mat<'a> {
         let (positions, columns) = (self.positions(), self.width_of(block));
         let start = |sample| sample * self.out_channels * positions;
@@ -162,8 +162,8 @@ impl Conv2d {
         });
     }
 
-    /// The gradient by the weight: written to `dweight`, or added to it. The blocks' shares are added in an order that the
-    /// shapes alone decide.
+    /// The gradient by the weight: written to `dweight`, or added to it. The blocks' shares are added in an order that
+    /// the shapes alone decide.
     pub(crate) fn backward_weight(&self, xs: &[f32], grads: &[f32], dweight: &mut [f32], write: Write) {
         // Columns of the gradient that are computed together, if there are as many.
         const WIDTH: usize = 128;
@@ -208,8 +208,8 @@ impl Conv2d {
     }
 }
 
-/// How a matrix product in each of `tasks` tasks is to run: itself in parallel where there are fewer tasks than threads.
-/// The same numbers come out either way.
+/// The parallelism of a matrix product in each of `tasks` tasks: its own where there are fewer tasks than threads. The
+/// same numbers come out either way.
 fn within(tasks: usize) -> Parallelism {
     if tasks < rayon::current_num_threads() {
         Parallelism::Rayon(0)

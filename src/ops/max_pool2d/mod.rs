@@ -13,8 +13,8 @@ use crate::check;
 
 pub(crate) use windows::MaxPool2d;
 
-/// y\[b, c, i, j\] = the largest of x\[b, c, i * stride + u - padding, j * stride + v - padding\] for u and v below `kernel`
-/// that lie in the image.
+/// y\[b, c, i, j\] = the largest of x\[b, c, i * stride + u - padding, j * stride + v - padding\] for u and v below
+/// `kernel` that lie in the image.
 ///
 /// [`Tensor::max_pool2d_with_stride`] has a backward only where windows do not overlap, and no padding.
 ///
@@ -25,13 +25,13 @@ pub(crate) use windows::MaxPool2d;
 /// - `stride`: at least 1
 /// - `padding`: positions around the image, on each side, that never win, whatever is in it; at most `kernel / 2`
 ///
-/// Returns [B, C, H', W'], where H' = (H + 2 padding - kernel) / stride + 1, rounded down, and W' likewise. An undefined
-/// element makes its windows undefined.
+/// Returns [B, C, H', W'], where H' = (H + 2 padding - kernel) / stride + 1, rounded down, and W' likewise. An
+/// undefined element makes its windows undefined.
 ///
 /// # Derivative
 ///
-/// Each result's gradient goes to the element it is: where there are several, to the first of them, row by row (but to the
-/// last undefined one, as in PyTorch). The backward looks for it again: nothing is kept.
+/// Each result's gradient goes to the element it is: where there are several, to the first of them, row by row (but to
+/// the last undefined one, as in PyTorch). The backward looks for it again: nothing is kept.
 ///
 /// # PyTorch
 ///
@@ -46,7 +46,8 @@ pub(crate) use windows::MaxPool2d;
 /// use candle_core::{Device, Tensor};
 /// let xs = Tensor::new(&[[[[-1f32, -2.0], [-3.0, -4.0]]]], &Device::Cpu)?;
 /// let ys = masksub::ops::max_pool2d(&xs, 2, 1, 1)?;
-/// assert_eq!(ys.squeeze(0)?.squeeze(0)?.to_vec2::<f32>()?, [[-1., -1., -2.], [-1., -1., -2.], [-3., -3., -4.]]);
+/// let rows = [[-1.0, -1.0, -2.0], [-1.0, -1.0, -2.0], [-3.0, -3.0, -4.0]];
+/// assert_eq!(ys.squeeze(0)?.squeeze(0)?.to_vec2::<f32>()?, rows);
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn max_pool2d(xs: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {

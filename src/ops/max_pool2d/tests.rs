@@ -52,7 +52,7 @@ fn both(xs: &[&[f32]], k: usize, stride: usize, padding: usize) -> [(Vec<f32>, V
     let run = |op: &dyn Fn(&[Tensor]) -> Result<Tensor>| {
         let var = Var::from_tensor(&xs).unwrap();
         let ys = op(&[var.as_tensor().clone()]).unwrap();
-        let upstream = Tensor::arange(1f32, 1. + ys.elem_count() as f32, &Device::Cpu).unwrap();
+        let upstream = Tensor::arange(1f32, 1.0 + ys.elem_count() as f32, &Device::Cpu).unwrap();
         // A gradient from above that does not depend on the result, which may be infinite.
         let loss = (ys.flatten_all().unwrap() * upstream).unwrap().sum_all().unwrap();
         let grads = loss.backward().unwrap();
@@ -64,39 +64,39 @@ fn both(xs: &[&[f32]], k: usize, stride: usize, padding: usize) -> [(Vec<f32>, V
 
 #[test]
 fn ties_go_to_the_first() {
-    for (ys, grads) in both(&[&[5., 5., 1.], &[5., 0., 5.]], 2, 1, 0) {
-        assert_eq!(ys, [5., 5.]);
-        assert_eq!(grads, [1., 2., 0., 0., 0., 0.]);
+    for (ys, grads) in both(&[&[5.0, 5.0, 1.0], &[5.0, 0.0, 5.0]], 2, 1, 0) {
+        assert_eq!(ys, [5.0, 5.0]);
+        assert_eq!(grads, [1.0, 2.0, 0.0, 0.0, 0.0, 0.0]);
     }
-    for (ys, grads) in both(&[&[-0., 0.], &[0., 0.]], 2, 1, 0) {
-        assert_eq!(ys, [0.]);
-        assert_eq!(grads, [1., 0., 0., 0.]);
+    for (ys, grads) in both(&[&[-0.0, 0.0], &[0.0, 0.0]], 2, 1, 0) {
+        assert_eq!(ys, [0.0]);
+        assert_eq!(grads, [1.0, 0.0, 0.0, 0.0]);
     }
 }
 
 #[test]
 fn padding_never_wins() {
     const LOWEST: f32 = f32::NEG_INFINITY;
-    for (ys, grads) in both(&[&[-3., -1.], &[-2., -4.]], 2, 2, 1) {
-        assert_eq!(ys, [-3., -1., -2., -4.]);
-        assert_eq!(grads, [1., 2., 3., 4.]);
+    for (ys, grads) in both(&[&[-3.0, -1.0], &[-2.0, -4.0]], 2, 2, 1) {
+        assert_eq!(ys, [-3.0, -1.0, -2.0, -4.0]);
+        assert_eq!(grads, [1.0, 2.0, 3.0, 4.0]);
     }
     for (ys, grads) in both(&[&[LOWEST, f32::MIN], &[LOWEST, LOWEST]], 2, 2, 1) {
         assert_eq!(ys, [LOWEST, f32::MIN, LOWEST, LOWEST]);
-        assert_eq!(grads, [1., 2., 3., 4.]);
+        assert_eq!(grads, [1.0, 2.0, 3.0, 4.0]);
     }
     for (ys, grads) in both(&[&[LOWEST; 2], &[LOWEST; 2]], 3, 1, 1) {
         assert_eq!(ys, [LOWEST; 4]);
-        assert_eq!(grads, [10., 0., 0., 0.]);
+        assert_eq!(grads, [10.0, 0.0, 0.0, 0.0]);
     }
 }
 
 /// As PyTorch does it: `(x > largest) || isnan(x)`.
 #[test]
 fn an_undefined_element_wins_and_the_last_one_of_several() {
-    for (ys, grads) in both(&[&[f32::NAN, 9.], &[f32::NAN, 8.], &[1., 2.]], 2, 1, 0) {
+    for (ys, grads) in both(&[&[f32::NAN, 9.0], &[f32::NAN, 8.0], &[1.0, 2.0]], 2, 1, 0) {
         assert!(ys[0].is_nan() && ys[1].is_nan());
-        assert_eq!(grads, [0., 0., 3., 0., 0., 0.]);
+        assert_eq!(grads, [0.0, 0.0, 3.0, 0.0, 0.0, 0.0]);
     }
 }
 

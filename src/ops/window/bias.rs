@@ -32,9 +32,9 @@ use crate::ops::route;
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
-/// let table = Tensor::arange(0f32, 9., &Device::Cpu)?.reshape((9, 1))?;
+/// let table = Tensor::arange(0f32, 9.0, &Device::Cpu)?.reshape((9, 1))?;
 /// let bias = masksub::ops::relative_position_bias(&table, 2)?;
-/// assert_eq!(bias.get(0)?.get(0)?.to_vec1::<f32>()?, [4., 3., 1., 0.]);
+/// assert_eq!(bias.get(0)?.get(0)?.to_vec1::<f32>()?, [4.0, 3.0, 1.0, 0.0]);
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn relative_position_bias(table: &Tensor, window: usize) -> Result<Tensor> {

@@ -6,12 +6,13 @@ use super::check_shift;
 use super::partition::{composition_partition, partition_order};
 use crate::grid::Grid;
 
-/// What is added to the attention scores of windows that were shifted: 0 between positions that are neighbours in the
-/// image, -100 (the published code's) between those that only the cyclic shift brought together.
+/// The mask that is added to the attention scores of windows that were shifted: 0 between positions that are neighbours
+/// in the image, -100 (the published code's) between those that only the cyclic shift brought together.
 ///
 /// # Arguments
 ///
-/// - `grid`, `window`, `shift`: as for [`window_partition`](super::window_partition). Without a shift nothing is hidden.
+/// - `grid`, `window`, `shift`: as for [`window_partition`](super::window_partition). Without a shift nothing is
+///   hidden.
 ///
 /// Returns [windows, window², window²] in `f32`.
 ///
@@ -25,8 +26,8 @@ use crate::grid::Grid;
 /// // Two windows: a row of both came round, and a column of the second, too.
 /// let mask = masksub::ops::shift_mask(Grid::new(2, 4), 2, 1, &Device::Cpu)?;
 /// assert_eq!(mask.dims(), [2, 4, 4]);
-/// assert_eq!(mask.get(0)?.get(0)?.to_vec1::<f32>()?, [0., 0., -100., -100.]);
-/// assert_eq!(mask.get(1)?.get(0)?.to_vec1::<f32>()?, [0., -100., -100., -100.]);
+/// assert_eq!(mask.get(0)?.get(0)?.to_vec1::<f32>()?, [0.0, 0.0, -100.0, -100.0]);
+/// assert_eq!(mask.get(1)?.get(0)?.to_vec1::<f32>()?, [0.0, -100.0, -100.0, -100.0]);
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn shift_mask(grid: Grid, window: usize, shift: usize, device: &Device) -> Result<Tensor> {
@@ -54,30 +55,30 @@ pub fn shift_mask(grid: Grid, window: usize, shift: usize, device: &Device) -> R
     let mut mask = Vec::with_capacity(grid.len() * positions);
     for window in regions.chunks_exact(positions) {
         for from in window {
-            mask.extend(window.iter().map(|to| if from == to { 0f32 } else { -100. }));
+            mask.extend(window.iter().map(|to| if from == to { 0f32 } else { -100.0 }));
         }
     }
     Tensor::from_vec(mask, (grid.len() / positions, positions, positions), device)
 }
 
-/// [`shift_mask`] of candle's operations, as in the published code: the regions of the rolled grid are numbered, and two
-/// positions of a window see each other if they have the same number.
+/// [`shift_mask`] of candle's operations, as in the published code: the regions of the rolled grid are numbered, and
+/// two positions of a window see each other if they have the same number.
 pub fn composition(grid: Grid, window: usize, shift: usize, device: &Device) -> Result<Tensor> {
     let starts = |side: usize| [0, side - window, side - shift, side];
     let mut regions = vec![0f32; grid.len()];
-    let mut number = 0.;
+    let mut number = 0.0;
     for rows in starts(grid.height).windows(2) {
         for columns in starts(grid.width).windows(2) {
             for row in rows[0]..rows[1] {
                 regions[row * grid.width..][columns[0]..columns[1]].fill(number);
             }
-            number += 1.;
+            number += 1.0;
         }
     }
     let regions = Tensor::from_vec(regions, (1, grid.len(), 1), device)?;
     let regions = composition_partition(&regions, grid, window, 0)?;
     let differ = regions.broadcast_sub(&regions.transpose(1, 2)?)?.ne(0f32)?;
-    differ.to_dtype(DType::F32)?.affine(-100., 0.)
+    differ.to_dtype(DType::F32)?.affine(-100.0, 0.0)
 }
 
 #[cfg(test)]

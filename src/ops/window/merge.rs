@@ -33,9 +33,9 @@ use crate::grid::Grid;
 /// ```
 /// use candle_core::{Device, Tensor};
 /// use masksub::Grid;
-/// let tokens = Tensor::arange(0f32, 8., &Device::Cpu)?.reshape((1, 8, 1))?;
+/// let tokens = Tensor::arange(0f32, 8.0, &Device::Cpu)?.reshape((1, 8, 1))?;
 /// let merged = masksub::ops::merge_neighbours(&tokens, Grid::new(2, 4))?;
-/// assert_eq!(merged.squeeze(0)?.to_vec2::<f32>()?, [[0., 4., 1., 5.], [2., 6., 3., 7.]]);
+/// assert_eq!(merged.squeeze(0)?.to_vec2::<f32>()?, [[0.0, 4.0, 1.0, 5.0], [2.0, 6.0, 3.0, 7.0]]);
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn merge_neighbours(tokens: &Tensor, grid: Grid) -> Result<Tensor> {

@@ -30,14 +30,15 @@ use crate::ops::gather_rows::gather;
 ///
 /// # Errors
 ///
-/// If `tokens` does not fit the grid or is empty, a side of the grid is no multiple of `window`, or `shift` is not less.
+/// If `tokens` does not fit the grid or is empty, a side of the grid is no multiple of `window`, or `shift` is not
+/// less.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
 /// use masksub::Grid;
-/// let tokens = Tensor::arange(0f32, 8., &Device::Cpu)?.reshape((1, 8, 1))?;
+/// let tokens = Tensor::arange(0f32, 8.0, &Device::Cpu)?.reshape((1, 8, 1))?;
 /// let windows = masksub::ops::window_partition(&tokens, Grid::new(2, 4), 2, 0)?;
-/// assert_eq!(windows.squeeze(2)?.to_vec2::<f32>()?, [[0., 1., 4., 5.], [2., 3., 6., 7.]]);
+/// assert_eq!(windows.squeeze(2)?.to_vec2::<f32>()?, [[0.0, 1.0, 4.0, 5.0], [2.0, 3.0, 6.0, 7.0]]);
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn window_partition(tokens: &Tensor, grid: Grid, window: usize, shift: usize) -> Result<Tensor> {
@@ -73,12 +74,13 @@ pub fn window_partition(tokens: &Tensor, grid: Grid, window: usize, shift: usize
 ///
 /// # Errors
 ///
-/// If `windows` does not fit the grid or is empty, a side of the grid is no multiple of `window`, or `shift` is not less.
+/// If `windows` does not fit the grid or is empty, a side of the grid is no multiple of `window`, or `shift` is not
+/// less.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
 /// use masksub::{ops, Grid};
-/// let tokens = Tensor::arange(0f32, 16., &Device::Cpu)?.reshape((1, 16, 1))?;
+/// let tokens = Tensor::arange(0f32, 16.0, &Device::Cpu)?.reshape((1, 16, 1))?;
 /// let windows = ops::window_partition(&tokens, Grid::new(4, 4), 2, 1)?;
 /// let back = ops::window_reverse(&windows, Grid::new(4, 4), 2, 1)?;
 /// assert_eq!(back.to_vec3::<f32>()?, tokens.to_vec3::<f32>()?);

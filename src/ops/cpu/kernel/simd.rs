@@ -26,8 +26,8 @@ pub(crate) fn dispatch<O: WithSimd>(op: O) -> O::Output {
 
 /// Defines a function whose body is compiled for several instruction sets and dispatched at run time.
 ///
-/// In the body `S` names the instruction set, for [`fma`] and the functions of [`math`](crate::ops::cpu::math). Whatever the body calls
-/// must be `#[inline(always)]`, or it would be compiled for the baseline.
+/// In the body `S` names the instruction set, for [`fma`] and the functions of [`math`](crate::ops::cpu::math).
+/// Whatever the body calls must be `#[inline(always)]`, or it would be compiled for the baseline.
 macro_rules! simd_fn {
     ($(#[$attribute:meta])* $vis:vis fn $name:ident<$S:ident>($($arg:ident: $ty:ty),* $(,)?) -> $out:ty $body:block) => {
         $(#[$attribute])*
