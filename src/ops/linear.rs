@@ -5,7 +5,9 @@ use gemm::Parallelism;
 
 use super::autograd::deliver::Deliveries;
 use super::cpu::kernel::{self, Elements};
-use super::cpu::matrix::{self, Mat, MatMut, Write};
+use super::cpu::matrix::{self, Mat, MatMut};
+use super::cpu::write::Write;
+use super::route;
 use crate::check;
 use crate::error::Error;
 
@@ -46,11 +48,11 @@ pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Ten
         return composition(xs, weight, bias);
     }
     // On a CPU, candle multiplies no bf16 matrices, and f16 ones slowly.
-    if kernel::is_half(xs) && xs.device().is_cpu() {
+    if route::is_half(xs) && xs.device().is_cpu() {
         let tensors: Vec<_> = [xs, weight].into_iter().chain(bias).collect();
-        return kernel::in_f32(&tensors, |t| linear(&t[0], &t[1], t.get(2)));
+        return route::in_f32(&tensors, |t| linear(&t[0], &t[1], t.get(2)));
     }
-    if !kernel::on_cpu_f32(&[xs, weight]) || bias.is_some_and(|b| !kernel::on_cpu_f32(&[b])) {
+    if !route::on_cpu_f32(&[xs, weight]) || bias.is_some_and(|b| !route::on_cpu_f32(&[b])) {
         return composition(xs, weight, bias);
     }
     let (out_features, in_features) = weight.dims2()?;

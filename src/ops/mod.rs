@@ -79,6 +79,7 @@ mod patchify;
 // Activations
 mod activation;
 mod gelu;
+mod pointwise;
 mod quick_gelu;
 mod softmax;
 

@@ -18,7 +18,8 @@ use candle_core::{CpuStorage, CustomOp2, Device, Layout, Result, Shape, Tensor, 
 
 use super::accumulate::{accumulate, write_over};
 use crate::ops::cpu::kernel;
-use crate::ops::cpu::matrix::Write;
+use crate::ops::cpu::write::Write;
+use crate::ops::route;
 
 thread_local! {
     /// Where this thread's backward is to lay gradients aside, if it is.
@@ -79,7 +80,7 @@ fn take_laid(param: &Tensor, node: &Tensor) -> Option<Tensor> {
     ASIDE.with_borrow_mut(|aside| {
         let aside = aside.as_mut().filter(|aside| aside.nodes.contains(&node.id()))?;
         let laid = aside.gradients.get(&param.id())?;
-        let fits = laid.is_contiguous() && laid.dims() == param.dims() && kernel::on_cpu_f32(&[laid]);
+        let fits = laid.is_contiguous() && laid.dims() == param.dims() && route::on_cpu_f32(&[laid]);
         fits.then(|| aside.gradients.remove(&param.id())).flatten()
     })
 }

@@ -7,8 +7,7 @@ use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::kernel;
-// For the operations that still take it from here.
-pub(crate) use super::write::Write;
+use super::write::Write;
 
 /// A matrix in memory, read only. Element (i, j) is at `i * row_stride + j * col_stride`.
 #[derive(Clone, Copy)]

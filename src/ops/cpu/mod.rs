@@ -8,6 +8,5 @@ pub(crate) mod elementwise;
 pub(crate) mod kernel;
 pub(crate) mod math;
 pub(crate) mod matrix;
-pub(crate) mod pointwise;
 pub(crate) mod sliding;
 pub(crate) mod write;

@@ -12,9 +12,11 @@ use crate::ops::attention::{self, Added, Dims, Heads};
 use crate::ops::autograd::deliver::Deliveries;
 use crate::ops::cpu::buffer::Buffer;
 use crate::ops::cpu::kernel::{self, Elements};
-use crate::ops::cpu::matrix::{self, Mat, MatMut, Write};
+use crate::ops::cpu::matrix::{self, Mat, MatMut};
+use crate::ops::cpu::write::Write;
 use crate::ops::layer_norm::layer_norm_with;
 use crate::ops::linear;
+use crate::ops::route;
 use crate::ops::window;
 
 /// The parameters of [`attention_branch`].
@@ -134,13 +136,13 @@ pub fn attention_branch(
     let dims = Dims::of(&[batch, length, 3 * width], branch.num_heads)?;
     let params = branch.params();
     // candle's products of half-precision matrices are slow on a CPU, where there are any.
-    if xs.device().is_cpu() && kernel::is_half(xs) {
+    if xs.device().is_cpu() && route::is_half(xs) {
         let tensors: Vec<_> = [xs].into_iter().chain(params).collect();
-        return kernel::in_f32(&tensors, |t| {
+        return route::in_f32(&tensors, |t| {
             attention_branch(&t[0], &branch.with(&t[1..]), tokens, drop_path)
         });
     }
-    if !kernel::on_cpu_f32(&params) || !kernel::on_cpu_f32(&[xs]) || xs.elem_count() == 0 {
+    if !route::on_cpu_f32(&params) || !route::on_cpu_f32(&[xs]) || xs.elem_count() == 0 {
         return composition(xs, branch, tokens, drop_path);
     }
     let queries = match tokens {

@@ -11,6 +11,7 @@ use crate::ops::conv2d::{conv2d, Conv2d};
 use crate::ops::cpu::buffer::Buffer;
 use crate::ops::cpu::channels::{ChannelNorm, Dims, Moments, Upstream};
 use crate::ops::cpu::kernel::{self, Elements};
+use crate::ops::route;
 
 /// A convolution and the batch norm behind it.
 #[derive(Clone, Copy, Debug)]
@@ -48,7 +49,7 @@ impl ConvNorm<'_> {
             return Ok((ys, Some(seen)));
         };
         // In half precision in f32, as the batch norm does it, but with statistics that may be of f32 already.
-        let dtype = match kernel::is_half(&ys) {
+        let dtype = match route::is_half(&ys) {
             true => DType::F32,
             false => ys.dtype(),
         };

@@ -9,10 +9,12 @@ use crate::error::{Error, Result as OurResult};
 use crate::ops::autograd::deliver::Deliveries;
 use crate::ops::cpu::buffer::Buffer;
 use crate::ops::cpu::kernel::{self, Elements};
-use crate::ops::cpu::matrix::{self, Mat, MatMut, Write};
+use crate::ops::cpu::matrix::{self, Mat, MatMut};
+use crate::ops::cpu::write::Write;
 use crate::ops::gather_rows::gather_rows;
 use crate::ops::linear::{self, add_rows_to};
 use crate::ops::patchify::{self, patchify, Patchify};
+use crate::ops::route;
 
 /// The parameters of [`patch_embed`].
 #[derive(Clone, Copy, Debug)]
@@ -77,9 +79,9 @@ impl<'a> PatchEmbed<'a> {
 pub fn patch_embed(images: &Tensor, embed: &PatchEmbed, keep: Option<&[u32]>) -> Result<Tensor> {
     let (patches, class_position) = check(images, embed, keep)?;
     let params = embed.params();
-    if images.device().is_cpu() && kernel::is_half(images) {
+    if images.device().is_cpu() && route::is_half(images) {
         let tensors: Vec<_> = [images].into_iter().chain(params).collect();
-        return kernel::in_f32(&tensors, |t| {
+        return route::in_f32(&tensors, |t| {
             let embed = PatchEmbed {
                 weight: &t[1],
                 class_token: &t[2],
@@ -89,7 +91,7 @@ pub fn patch_embed(images: &Tensor, embed: &PatchEmbed, keep: Option<&[u32]>) ->
             patch_embed(&t[0], &embed, keep)
         });
     }
-    if !kernel::on_cpu_f32(&params) || !kernel::on_cpu_f32(&[images]) {
+    if !route::on_cpu_f32(&params) || !route::on_cpu_f32(&[images]) {
         return composition(images, embed, keep);
     }
     let (ticket, params) = Deliveries::new(&params)?;

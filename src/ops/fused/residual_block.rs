@@ -14,7 +14,8 @@ use crate::ops::batch_norm::{BatchStatistics, Then};
 use crate::ops::cpu::buffer::{Buffer, Kept};
 use crate::ops::cpu::channels::{through_relu, Moments, Upstream};
 use crate::ops::cpu::kernel::{self, Elements};
-use crate::ops::cpu::matrix::Write;
+use crate::ops::cpu::write::Write;
+use crate::ops::route;
 
 /// One of [`residual_blocks`].
 #[derive(Clone, Debug)]
@@ -120,7 +121,7 @@ impl<'a> ResidualBlock<'a> {
 pub fn residual_blocks(xs: &Tensor, blocks: &[ResidualBlock]) -> Result<(Tensor, Vec<Option<BatchStatistics>>)> {
     let checked = check(xs, blocks)?;
     let params: Vec<_> = blocks.iter().flat_map(ResidualBlock::params).collect();
-    if xs.device().is_cpu() && kernel::is_half(xs) {
+    if xs.device().is_cpu() && route::is_half(xs) {
         // As in the other operations, rounded once at the end.
         let dtype = xs.dtype();
         let wide = |t: &&Tensor| t.to_dtype(DType::F32);
@@ -136,7 +137,7 @@ pub fn residual_blocks(xs: &Tensor, blocks: &[ResidualBlock]) -> Result<(Tensor,
         let seen = seen.collect::<Result<_>>()?;
         return Ok((ys.to_dtype(dtype)?, seen));
     }
-    if !kernel::on_cpu_f32(&params) || !kernel::on_cpu_f32(&[xs]) {
+    if !route::on_cpu_f32(&params) || !route::on_cpu_f32(&[xs]) {
         return composition(xs, blocks);
     }
     let (ticket, params) = Deliveries::new(&params)?;

@@ -12,8 +12,9 @@ use crate::ops::batch_norm::{BatchStatistics, Then};
 use crate::ops::cpu::buffer::{Buffer, Kept};
 use crate::ops::cpu::channels::{Moments, Upstream};
 use crate::ops::cpu::kernel::{self, Elements};
-use crate::ops::cpu::matrix::Write;
+use crate::ops::cpu::write::Write;
 use crate::ops::max_pool2d::{max_pool2d, MaxPool2d};
+use crate::ops::route;
 
 /// The windows of a max pooling, see [`max_pool2d`](crate::ops::max_pool2d()).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,7 +78,7 @@ pub fn stem(xs: &Tensor, conv: &ConvNorm, pool: Pooling) -> Result<(Tensor, Opti
     let layer = Layer::new(&names, conv, xs.dims(), xs)?;
     let windows = MaxPool2d::new(&layer.conv.result_dims(), pool.kernel, pool.stride, pool.padding)?;
     let params = [conv.weight, conv.norm.weight, conv.norm.bias];
-    if xs.device().is_cpu() && kernel::is_half(xs) {
+    if xs.device().is_cpu() && route::is_half(xs) {
         // As in the other operations, rounded once at the end.
         let dtype = xs.dtype();
         let [xs, weight, norm_weight, norm_bias] =
@@ -94,7 +95,7 @@ pub fn stem(xs: &Tensor, conv: &ConvNorm, pool: Pooling) -> Result<(Tensor, Opti
         let seen = seen.map(|seen| seen.to_dtype(dtype)).transpose()?;
         return Ok((ys.to_dtype(dtype)?, seen));
     }
-    if !kernel::on_cpu_f32(&params) || !kernel::on_cpu_f32(&[xs]) {
+    if !route::on_cpu_f32(&params) || !route::on_cpu_f32(&[xs]) {
         return composition(xs, conv, pool);
     }
     let (ticket, params) = Deliveries::new(&params)?;

@@ -9,8 +9,8 @@ use crate::check;
 use crate::error::{Error, Result as OurResult};
 use crate::grid::Grid;
 use crate::ops::attention::{Dims, Heads};
-use crate::ops::cpu::kernel;
 use crate::ops::layer_norm::layer_norm_with;
+use crate::ops::route;
 use crate::ops::window::{self, relative_position_bias, window_partition, window_reverse};
 use crate::ops::window_attention::window_attention;
 
@@ -128,9 +128,9 @@ pub fn window_attention_branch(
     } = *windows;
     let mut params = branch.params();
     // candle's products of half-precision matrices are slow on a CPU, where there are any.
-    if xs.device().is_cpu() && kernel::is_half(xs) {
+    if xs.device().is_cpu() && route::is_half(xs) {
         let tensors: Vec<_> = [xs, table].into_iter().chain(params).collect();
-        return kernel::in_f32(&tensors, |t| {
+        return route::in_f32(&tensors, |t| {
             let windows = Windows {
                 table: &t[1],
                 ..*windows
@@ -139,7 +139,7 @@ pub fn window_attention_branch(
         });
     }
     params.push(table);
-    let on_cpu = kernel::on_cpu_f32(&params) && kernel::on_cpu_f32(&[xs]);
+    let on_cpu = route::on_cpu_f32(&params) && route::on_cpu_f32(&[xs]);
     if !on_cpu || mask.is_some_and(|mask| !mask.device().is_cpu()) {
         return composition(xs, branch, windows, drop_path);
     }

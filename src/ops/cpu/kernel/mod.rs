@@ -21,6 +21,3 @@ pub(crate) use scratch::with_scratch;
 #[cfg(test)]
 pub(crate) use simd::SCALAR_ONLY;
 pub(crate) use simd::{dispatch, fma, simd_fn};
-
-// For the operations that do not ask `route` themselves yet.
-pub(crate) use crate::ops::route::{in_f32, is_half, on_cpu_f32};

@@ -5,9 +5,9 @@ use std::marker::PhantomData;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use pulp::{Simd, WithSimd};
 
-use super::kernel::{self, Elements};
+use super::cpu::kernel::{self, Elements};
+use super::route::{in_f32, Route};
 use crate::check;
-use crate::ops::route::{in_f32, Route};
 
 /// A function of one element.
 ///
