@@ -4,6 +4,7 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 
 use super::cpu::channels::through_relu;
 use super::cpu::kernel::{self, Elements};
+use super::route::Route;
 use crate::check;
 use crate::error::Error;
 
@@ -47,10 +48,11 @@ pub fn add_relu(a: &Tensor, b: &Tensor) -> Result<Tensor> {
         }
         .into());
     }
-    if !kernel::on_cpu_f32(&[a, b]) {
-        return composition(a, b);
+    match Route::of(&[a, b]) {
+        Route::Kernel => a.contiguous()?.apply_op2(&b.contiguous()?, AddRelu),
+        // candle rounds the sum once, too.
+        Route::InF32 | Route::Composition => composition(a, b),
     }
-    a.contiguous()?.apply_op2(&b.contiguous()?, AddRelu)
 }
 
 /// [`add_relu`] of candle's operations.

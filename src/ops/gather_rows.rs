@@ -40,7 +40,12 @@ use crate::error::Error;
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn gather_rows(tokens: &Tensor, keep: &[u32], num_prefix: usize) -> Result<Tensor> {
-    let [batch, num_tokens, width] = check(tokens.dims(), keep, num_prefix)?;
+    gather(tokens, check(tokens.dims(), keep, num_prefix)?, keep, num_prefix)
+}
+
+/// [`gather_rows`] of arguments that fit, with B, P + L and D.
+pub(crate) fn gather(tokens: &Tensor, dims: [usize; 3], keep: &[u32], num_prefix: usize) -> Result<Tensor> {
+    let [batch, num_tokens, width] = dims;
     let kept = keep.len() / batch;
     let mut rows = Vec::with_capacity(batch * (num_prefix + kept));
     for sample in 0..batch {
@@ -108,13 +113,13 @@ mod tests {
         let tokens = Var::from_tensor(&random(&[1, 4, 2], 0).to_dtype(DType::F32).unwrap()).unwrap();
         // A token that is kept twice gets both.
         let kept = gather_rows(&tokens.transpose(1, 2).unwrap(), &[1, 1], 0).unwrap();
-        let upstream = Tensor::arange(1f32, 9., tokens.device())
+        let upstream = Tensor::arange(1f32, 9.0, tokens.device())
             .unwrap()
             .reshape((1, 2, 4))
             .unwrap();
         let grads = (kept * upstream).unwrap().sum_all().unwrap().backward().unwrap();
         let gradient = grads.get(&tokens).unwrap().to_vec3::<f32>().unwrap();
-        assert_eq!(gradient, [[[0., 6.], [0., 8.], [0., 10.], [0., 12.]]]);
+        assert_eq!(gradient, [[[0.0, 6.0], [0.0, 8.0], [0.0, 10.0], [0.0, 12.0]]]);
     }
 
     #[test]

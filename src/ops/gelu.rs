@@ -5,7 +5,7 @@ use pulp::Simd;
 
 use super::cpu::kernel;
 use super::cpu::math;
-use super::cpu::pointwise::{self, Pointwise};
+use super::pointwise::{self, Pointwise};
 
 /// y = x Φ(x), with Φ(x) = (1 + erf(x/√2)) / 2 the standard normal distribution: the exact GELU.
 ///
@@ -70,6 +70,6 @@ impl Pointwise for Gelu {
 mod tests {
     #[test]
     fn equals_its_composition_and_has_its_derivative() {
-        crate::ops::cpu::pointwise::testing::check_pointwise::<super::Gelu>();
+        crate::ops::pointwise::testing::check_pointwise::<super::Gelu>();
     }
 }

@@ -3,6 +3,7 @@
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, D};
 
 use super::cpu::kernel::{self, sum_by, Elements};
+use super::route::{in_f32, Route};
 use crate::check;
 use crate::error::Error;
 
@@ -20,8 +21,8 @@ use crate::error::Error;
 ///
 /// # Derivative
 ///
-/// With x̂ the normalised input, g the gradient of the result and h = g * weight:
-/// dx = (h - mean(h) - x̂ mean(h x̂)) / sqrt(var(x) + eps); dweight = Σ g x̂ and dbias = Σ g over all leading dimensions.
+/// With x̂ the normalised input, g the gradient of the result and h = g * weight: dx = (h - mean(h) - x̂ mean(h x̂)) /
+/// sqrt(var(x) + eps); dweight = Σ g x̂ and dbias = Σ g over all leading dimensions.
 ///
 /// # PyTorch
 ///
@@ -46,19 +47,23 @@ pub fn layer_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Resu
 /// [`layer_norm`] with or without a bias.
 pub(crate) fn layer_norm_with(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps: f64) -> Result<Tensor> {
     check(xs, weight, bias, eps)?;
-    if kernel::is_half(xs) {
-        let tensors: Vec<_> = [xs, weight].into_iter().chain(bias).collect();
-        return kernel::in_f32(&tensors, |t| layer_norm_with(&t[0], &t[1], t.get(2), eps));
-    }
-    let on_cpu = kernel::on_cpu_f32(&[xs, weight]) && bias.is_none_or(|b| kernel::on_cpu_f32(&[b]));
-    if !on_cpu || xs.elem_count() == 0 {
-        return composition(xs, weight, bias, eps);
-    }
-    let (xs, weight) = (xs.contiguous()?, weight.contiguous()?);
-    let op = LayerNorm { eps: eps as f32 };
-    match bias {
-        Some(bias) => xs.apply_op3(&weight, &bias.contiguous()?, op),
-        None => xs.apply_op2(&weight, op),
+    routed(xs, weight, bias, eps)
+}
+
+/// [`layer_norm_with`] of arguments that fit.
+pub(crate) fn routed(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps: f64) -> Result<Tensor> {
+    let tensors: Vec<_> = [xs, weight].into_iter().chain(bias).collect();
+    match Route::precise(&tensors) {
+        Route::Kernel => {
+            let (xs, weight) = (xs.contiguous()?, weight.contiguous()?);
+            let op = LayerNorm { eps: eps as f32 };
+            match bias {
+                Some(bias) => xs.apply_op3(&weight, &bias.contiguous()?, op),
+                None => xs.apply_op2(&weight, op),
+            }
+        }
+        Route::InF32 => in_f32(&tensors, |t| routed(&t[0], &t[1], t.get(2), eps)),
+        Route::Composition => composition(xs, weight, bias, eps),
     }
 }
 

@@ -3,12 +3,13 @@
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor};
 
 use super::cpu::kernel;
+use super::route::on_cpu_f32;
 
 /// `start + (end - start) weight`, in the memory of `start` where that is f32 on the CPU: for a `start` that is nobody
 /// else's. `torch.lerp`. No gradient flows through it.
 pub(crate) fn lerp(start: Tensor, end: &Tensor, weight: f64) -> Result<Tensor> {
     let whole = start.is_contiguous() && end.is_contiguous() && start.dims() == end.dims();
-    if !whole || !kernel::on_cpu_f32(&[&start, end]) || kernel::shares_memory(&start, end)? {
+    if !whole || !on_cpu_f32(&[&start, end]) || kernel::shares_memory(&start, end)? {
         let (start, end) = (start.detach(), end.detach().to_dtype(start.dtype())?);
         return &start + ((end - &start)? * weight)?;
     }
@@ -61,7 +62,7 @@ mod tests {
                     wide.flatten_all().unwrap().to_vec1::<f64>().unwrap()
                 };
                 for ((a, b), moved) in numbers(&cast(&a)).iter().zip(numbers(&cast(&b))).zip(numbers(&moved)) {
-                    assert!((moved - (0.7 * a + 0.3 * b)).abs() < tolerance * (1. + a.abs() + b.abs()));
+                    assert!((moved - (0.7 * a + 0.3 * b)).abs() < tolerance * (1.0 + a.abs() + b.abs()));
                 }
             }
         }

@@ -5,7 +5,9 @@ use gemm::Parallelism;
 
 use super::autograd::{apply, Backward, Operation, ParamGrads};
 use super::cpu::kernel;
-use super::cpu::matrix::{self, Mat, MatMut, Write};
+use super::cpu::matrix::{self, Mat, MatMut};
+use super::cpu::write::Write;
+use super::route::{in_f32, Route};
 use crate::check;
 use crate::error::Error;
 
@@ -42,25 +44,25 @@ use crate::error::Error;
 /// ```
 pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     check(xs, weight, bias)?;
-    if xs.elem_count() == 0 || weight.elem_count() == 0 {
-        return composition(xs, weight, bias);
-    }
-    // On a CPU, candle multiplies no bf16 matrices, and f16 ones slowly.
-    if kernel::is_half(xs) && xs.device().is_cpu() {
-        let tensors: Vec<_> = [xs, weight].into_iter().chain(bias).collect();
-        return kernel::in_f32(&tensors, |t| linear(&t[0], &t[1], t.get(2)));
-    }
-    if !kernel::on_cpu_f32(&[xs, weight]) || bias.is_some_and(|b| !kernel::on_cpu_f32(&[b])) {
-        return composition(xs, weight, bias);
-    }
-    let (out_features, in_features) = weight.dims2()?;
+    routed(xs, weight, bias)
+}
+
+fn routed(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let params: Vec<_> = [weight].into_iter().chain(bias).collect();
-    let op = Linear {
-        dims: xs.dims().to_vec(),
-        out_features,
-        in_features,
-    };
-    apply(op, xs, &params)
+    let tensors: Vec<_> = [xs].into_iter().chain(params.iter().copied()).collect();
+    match Route::of(&tensors) {
+        Route::Kernel => {
+            let (out_features, in_features) = weight.dims2()?;
+            let op = Linear {
+                dims: xs.dims().to_vec(),
+                out_features,
+                in_features,
+            };
+            apply(op, xs, &params)
+        }
+        Route::InF32 => in_f32(&tensors, |t| routed(&t[0], &t[1], t.get(2))),
+        Route::Composition => composition(xs, weight, bias),
+    }
 }
 
 fn check(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> crate::error::Result<()> {

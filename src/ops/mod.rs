@@ -1,48 +1,125 @@
 //! Differentiable operations for training vision models.
 //!
-//! On the CPU in `f32` they run kernels with a forward and a backward of their own, compiled for several instruction sets
-//! and dispatched at run time; everywhere else they are composed of candle's operations, as those are everywhere that only
-//! move tokens. In `bf16` and `f16` normalisations, softmax and activations are computed in `f32` and rounded once at the
-//! end.
+//! On the CPU in `f32` they run kernels with a forward and a backward of their own, compiled for several instruction
+//! sets and dispatched at run time; everywhere else they are composed of candle's operations, as those are everywhere
+//! that only move tokens. In `bf16` and `f16` normalisations, softmax and activations are computed in `f32` and rounded
+//! once at the end; on the CPU everything that multiplies is, too.
 //!
 //! Of those that candle-nn also has, [`layer_norm`](layer_norm()), [`rms_norm`](rms_norm()), [`softmax_last_dim`] and
-//! [`rotary_emb`] stop gradients there, silently: a model that uses them trains only a part of its weights. The functions
-//! here take the same arguments, and [`crate::nn`] has the layers.
+//! [`rotary_emb`] stop gradients there, silently: a model that uses them trains only a part of its weights. The
+//! functions here take the same arguments, and [`crate::nn`] has the layers.
 //!
 //! The same input gives the same bits, whatever the number of threads.
+//!
+//! # Normalisation
+//!
+//! - [`batch_norm`](batch_norm()) by the statistics of the batch, which it returns as [`BatchStatistics`]
+//! - [`batch_norm_eval`] by statistics that are given
+//! - [`layer_norm`](layer_norm())
+//! - [`rms_norm`](rms_norm())
+//!
+//! # Attention and windows
+//!
+//! - [`attention`](attention()) in several heads, of a packed projection
+//! - [`rotary_emb`]: rotary position embeddings
+//! - [`window_partition`], [`window_reverse`]: the tokens of a grid in the order of its windows, and back
+//! - [`merge_neighbours`]: four tokens of a grid in one
+//! - [`relative_position_bias`], [`shift_mask`]: the two terms that are added to the scores within windows
+//! - [`window_attention`](window_attention()) with both
+//!
+//! # Convolution and pooling
+//!
+//! - [`add_relu`](add_relu()): the end of a residual block
+//! - [`conv2d`](conv2d())
+//! - [`max_pool2d`](max_pool2d())
+//!
+//! # Tokens and patches
+//!
+//! - [`gather_rows`](gather_rows()): the tokens that are kept
+//! - [`linear`](linear()) of the last dimension
+//! - [`patchify`](patchify()): images cut in patches
+//!
+//! # Activations
+//!
+//! - [`Activation`]: the choice of one
+//! - [`gelu`](gelu()), [`quick_gelu`](quick_gelu())
+//! - [`softmax`](softmax()), [`softmax_last_dim`]
+//!
+//! # Whole branches in one operation
+//!
+//! The same as the operations one by one, without what they write and read in between.
+//!
+//! - [`attention_branch`], [`mlp_branch`]: the two branches of a transformer's block, with their parameters in an
+//!   [`AttentionBranch`] and an [`MlpBranch`]
+//! - [`window_attention_branch`]: the first one of a Swin Transformer, within [`Windows`]
+//! - [`patch_embed`]: a [`PatchEmbed`] of the tokens that are kept
+//! - [`residual_blocks`], [`stem`]: a ResNet's stages and what is before them, of [`ConvNorm`]s
 
-mod activation;
-mod add_relu;
-mod attention;
-mod autograd;
+// Normalisation
 mod batch_norm;
-mod conv2d;
-pub(crate) mod cpu;
-mod fused;
-mod gather_rows;
-mod gelu;
 mod layer_norm;
-mod lerp;
-mod linear;
-mod max_pool2d;
-mod patchify;
-mod quick_gelu;
 mod rms_norm;
+
+// Attention and windows
+mod attention;
 pub mod rotary_emb;
-mod softmax;
-mod sum_of_squares;
-#[cfg(test)]
-pub(crate) mod testing;
 mod window;
 mod window_attention;
 
-pub use activation::Activation;
-pub use add_relu::add_relu;
-pub use attention::attention;
-pub(crate) use autograd::accumulator::{accumulate, add_to, Gradients};
+// Convolution and pooling
+mod add_relu;
+mod conv2d;
+mod max_pool2d;
+
+// Tokens and patches
+mod gather_rows;
+mod linear;
+mod patchify;
+
+// Activations
+mod activation;
+mod gelu;
+mod pointwise;
+mod quick_gelu;
+mod softmax;
+
+// Whole branches in one operation
+mod fused;
+
+// Tensors that have no gradients
+mod lerp;
+mod sum_of_squares;
+
+// The ground that all stand on
+mod autograd;
+pub(crate) mod cpu;
+mod route;
+#[cfg(test)]
+pub(crate) mod testing;
+
 pub use batch_norm::{batch_norm, batch_norm_eval, BatchStatistics};
+pub use layer_norm::layer_norm;
+pub(crate) use layer_norm::layer_norm_with;
+pub use rms_norm::rms_norm;
+pub(crate) use rms_norm::rms_norm_with;
+
+pub use attention::attention;
+pub use window::{merge_neighbours, relative_position_bias, shift_mask, window_partition, window_reverse};
+pub use window_attention::window_attention;
+
+pub use add_relu::add_relu;
 pub use conv2d::conv2d;
-pub(crate) use cpu::kernel::{in_f32, is_half, on_cpu_f32, Elements};
+pub use max_pool2d::max_pool2d;
+
+pub use gather_rows::gather_rows;
+pub use linear::linear;
+pub use patchify::patchify;
+
+pub use activation::Activation;
+pub use gelu::gelu;
+pub use quick_gelu::quick_gelu;
+pub use softmax::{softmax, softmax_last_dim};
+
 pub use fused::attention_branch::{attention_branch, AttentionBranch, Tokens};
 pub use fused::conv_norm::{ConvNorm, RunningStatistics};
 pub use fused::mlp_branch::{mlp_branch, MlpBranch};
@@ -52,24 +129,16 @@ pub use fused::residual::Affine;
 pub use fused::residual_blocks::{residual_blocks, ResidualBlock};
 pub use fused::stem::{stem, Pooling};
 pub use fused::window_attention_branch::{window_attention_branch, Windows};
-pub use gather_rows::gather_rows;
-pub use gelu::gelu;
-pub use layer_norm::layer_norm;
-pub(crate) use layer_norm::layer_norm_with;
-pub(crate) use lerp::lerp;
-pub use linear::linear;
-pub use max_pool2d::max_pool2d;
-pub use patchify::patchify;
-pub use quick_gelu::quick_gelu;
-pub use rms_norm::rms_norm;
-pub(crate) use rms_norm::rms_norm_with;
-pub use softmax::{softmax, softmax_last_dim};
-pub(crate) use sum_of_squares::sum_of_squares;
-pub use window::{merge_neighbours, relative_position_bias, shift_mask, window_partition, window_reverse};
-pub use window_attention::window_attention;
 
-/// The operations composed of candle's own: what runs on other devices and dtypes, the oracle of the kernels' tests, and
-/// what `benches/ops.rs` measures them against.
+pub(crate) use lerp::lerp;
+pub(crate) use sum_of_squares::sum_of_squares;
+
+pub(crate) use autograd::accumulator::{accumulate, add_to, Gradients};
+pub(crate) use cpu::kernel::Elements;
+pub(crate) use route::{in_f32, is_half, on_cpu_f32};
+
+/// The operations composed of candle's own: what runs on other devices and dtypes, the oracle of the kernels' tests,
+/// and what `benches/ops.rs` measures them against.
 #[doc(hidden)]
 pub mod reference {
     pub use super::add_relu::composition as add_relu;
@@ -90,8 +159,9 @@ pub mod reference {
     pub use super::quick_gelu::composition as quick_gelu;
     pub use super::rms_norm::composition as rms_norm;
     pub use super::softmax::composition as softmax;
-    pub use super::window::{
-        composition_bias as relative_position_bias, composition_mask as shift_mask,
+    pub use super::window::bias::composition as relative_position_bias;
+    pub use super::window::mask::composition as shift_mask;
+    pub use super::window::partition::{
         composition_partition as window_partition, composition_reverse as window_reverse,
     };
     pub use super::window_attention::composition as window_attention;

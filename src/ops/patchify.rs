@@ -4,6 +4,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::cpu::kernel::{self, Elements};
+use super::route::Route;
 use crate::check;
 use crate::error::Error;
 
@@ -32,17 +33,18 @@ use crate::error::Error;
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
-/// let images = Tensor::arange(0f32, 8., &Device::Cpu)?.reshape((1, 1, 2, 4))?;
+/// let images = Tensor::arange(0f32, 8.0, &Device::Cpu)?.reshape((1, 1, 2, 4))?;
 /// let patches = masksub::ops::patchify(&images, 2)?;
-/// assert_eq!(patches.to_vec3::<f32>()?, [[[0., 1., 4., 5.], [2., 3., 6., 7.]]]);
+/// assert_eq!(patches.to_vec3::<f32>()?, [[[0.0, 1.0, 4.0, 5.0], [2.0, 3.0, 6.0, 7.0]]]);
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn patchify(images: &Tensor, patch_size: usize) -> Result<Tensor> {
-    let op = check(images, patch_size)?;
-    if !kernel::on_cpu_f32(&[images]) || images.elem_count() == 0 {
-        return composition(images, patch_size);
+    let patches = check(images, patch_size)?;
+    match Route::of(&[images]) {
+        Route::Kernel => images.contiguous()?.apply_op1(patches),
+        // Pixels are moved, in any dtype.
+        Route::InF32 | Route::Composition => compose(images, patches),
     }
-    images.contiguous()?.apply_op1(op)
 }
 
 pub(crate) fn check(images: &Tensor, patch_size: usize) -> crate::error::Result<Patchify> {
@@ -64,14 +66,17 @@ pub(crate) fn check(images: &Tensor, patch_size: usize) -> crate::error::Result<
 
 /// [`patchify`] of candle's operations.
 pub fn composition(images: &Tensor, patch_size: usize) -> Result<Tensor> {
-    let op = check(images, patch_size)?;
-    let (rows, columns, p) = (op.rows(), op.columns(), patch_size);
+    compose(images, check(images, patch_size)?)
+}
+
+fn compose(images: &Tensor, patches: Patchify) -> Result<Tensor> {
+    let (rows, columns, p) = (patches.rows(), patches.columns(), patches.patch_size);
     images
         .narrow(2, 0, rows * p)?
         .narrow(3, 0, columns * p)?
-        .reshape((op.batch, op.channels, rows, p, columns, p))?
+        .reshape((patches.batch, patches.channels, rows, p, columns, p))?
         .permute((0, 2, 4, 1, 3, 5))?
-        .reshape((op.batch, rows * columns, op.channels * p * p))
+        .reshape((patches.batch, rows * columns, patches.patch()))
 }
 
 #[derive(Clone, Copy)]

@@ -5,7 +5,7 @@ use pulp::Simd;
 
 use super::cpu::kernel;
 use super::cpu::math;
-use super::cpu::pointwise::{self, Pointwise};
+use super::pointwise::{self, Pointwise};
 
 /// The slope at which x σ(slope x) comes closest to GELU (Hendrycks and Gimpel 2016, arXiv 1606.08415, section 2).
 const SLOPE: f64 = 1.702;
@@ -75,6 +75,6 @@ impl Pointwise for QuickGelu {
 mod tests {
     #[test]
     fn equals_its_composition_and_has_its_derivative() {
-        crate::ops::cpu::pointwise::testing::check_pointwise::<super::QuickGelu>();
+        crate::ops::pointwise::testing::check_pointwise::<super::QuickGelu>();
     }
 }

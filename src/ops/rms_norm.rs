@@ -3,6 +3,7 @@
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, D};
 
 use super::cpu::kernel::{self, sum_by, Elements};
+use super::route::{in_f32, Route};
 use crate::check;
 use crate::error::Error;
 
@@ -46,14 +47,18 @@ pub fn rms_norm(xs: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
 /// [`rms_norm`] with `eps` in double precision.
 pub(crate) fn rms_norm_with(xs: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     check(xs, weight, eps)?;
-    if kernel::is_half(xs) {
-        return kernel::in_f32(&[xs, weight], |t| rms_norm_with(&t[0], &t[1], eps));
+    routed(xs, weight, eps)
+}
+
+/// [`rms_norm_with`] of arguments that fit.
+fn routed(xs: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    match Route::precise(&[xs, weight]) {
+        Route::Kernel => xs
+            .contiguous()?
+            .apply_op2(&weight.contiguous()?, RmsNorm { eps: eps as f32 }),
+        Route::InF32 => in_f32(&[xs, weight], |t| routed(&t[0], &t[1], eps)),
+        Route::Composition => composition(xs, weight, eps),
     }
-    if !kernel::on_cpu_f32(&[xs, weight]) || xs.elem_count() == 0 {
-        return composition(xs, weight, eps);
-    }
-    xs.contiguous()?
-        .apply_op2(&weight.contiguous()?, RmsNorm { eps: eps as f32 })
 }
 
 fn check(xs: &Tensor, weight: &Tensor, eps: f64) -> crate::error::Result<()> {

@@ -3,9 +3,9 @@
 //! The functions of [`candle_nn::rotary_emb`] under the same names and with the same arguments. candle's have no
 //! backward: gradients stop there, and queries and keys are never trained.
 //!
-//! All take pairs (a, b) of elements of each head, the angles' `cos` and `sin` by position, and return
-//! (a cos - b sin, a sin + b cos). They differ in where a pair's elements lie and in the order of the dimensions. With T
-//! positions, H heads and heads of width d:
+//! All take pairs (a, b) of elements of each head, the angles' `cos` and `sin` by position, and return (a cos - b sin,
+//! a sin + b cos). They differ in where a pair's elements lie and in the order of the dimensions. With T positions, H
+//! heads and heads of width d:
 //!
 //! | function | `xs` and result | a pair is |
 //! |---|---|---|
@@ -18,8 +18,8 @@
 //!
 //! # Derivative
 //!
-//! That of a rotation is the rotation back: da = ga cos + gb sin, db = gb cos - ga sin; with respect to the angles' cosine
-//! ga a + gb b, to their sine gb a - ga b.
+//! That of a rotation is the rotation back: da = ga cos + gb sin, db = gb cos - ga sin; with respect to the angles'
+//! cosine ga a + gb b, to their sine gb a - ga b.
 //!
 //! # Errors
 //!
@@ -38,11 +38,12 @@
 
 use candle_core::{Result, Tensor, D};
 
-use super::cpu::kernel;
+use super::route;
 use crate::check;
 use crate::error::Error;
 
-/// Rotates elements i and i + d/2 of each head of `xs` [B, H, T, d]: Llama's arrangement in the weights of Hugging Face.
+/// Rotates elements i and i + d/2 of each head of `xs` [B, H, T, d]: Llama's arrangement in the weights of Hugging
+/// Face.
 ///
 /// Arguments, derivative and errors: see the [module](self).
 pub fn rope(xs: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
@@ -65,8 +66,8 @@ pub fn rope_thd(xs: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
 
 type Rotate = fn(&Tensor, &Tensor, &Tensor) -> Result<Tensor>;
 
-/// Checks the arguments, brings `cos` and `sin` to a shape that broadcasts, and rotates; `positions` is the dimension of
-/// T in `xs`.
+/// Checks the arguments, brings `cos` and `sin` to a shape that broadcasts, and rotates; `positions` is the dimension
+/// of T in `xs`.
 fn apply(xs: &Tensor, cos: &Tensor, sin: &Tensor, positions: usize, rotate: Rotate) -> Result<Tensor> {
     check::float("xs", xs)?;
     let expected = if positions == 1 {
@@ -99,8 +100,8 @@ fn apply(xs: &Tensor, cos: &Tensor, sin: &Tensor, positions: usize, rotate: Rota
         }
     };
     let (cos, sin) = (angles("cos", cos)?, angles("sin", sin)?);
-    if kernel::is_half(xs) {
-        return kernel::in_f32(&[xs, &cos, &sin], |t| rotate(&t[0], &t[1], &t[2]));
+    if route::is_half(xs) {
+        return route::in_f32(&[xs, &cos, &sin], |t| rotate(&t[0], &t[1], &t[2]));
     }
     rotate(xs, &cos, &sin)
 }

@@ -5,6 +5,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, D};
 
 use super::cpu::kernel::{self, sum_by, Elements};
 use super::cpu::math;
+use super::route::{self, in_f32, Route};
 use crate::check;
 use crate::error::Error;
 
@@ -42,13 +43,16 @@ pub fn softmax_last_dim(xs: &Tensor) -> Result<Tensor> {
     if xs.rank() == 0 {
         return Err(Error::shape("xs", xs.dims(), "[.., C]").into());
     }
-    if kernel::is_half(xs) {
-        return kernel::in_f32(&[xs], |t| softmax_last_dim(&t[0]));
+    routed(xs)
+}
+
+/// [`softmax_last_dim`] of an argument that fits.
+fn routed(xs: &Tensor) -> Result<Tensor> {
+    match Route::precise(&[xs]) {
+        Route::Kernel => xs.contiguous()?.apply_op1(SoftmaxLastDim),
+        Route::InF32 => in_f32(&[xs], |t| routed(&t[0])),
+        Route::Composition => composition(xs, D::Minus1),
     }
-    if !kernel::on_cpu_f32(&[xs]) || xs.elem_count() == 0 {
-        return composition(xs, D::Minus1);
-    }
-    xs.contiguous()?.apply_op1(SoftmaxLastDim)
 }
 
 /// y = exp(x) / Σ exp(x) over the dimension `dim`.
@@ -75,8 +79,8 @@ pub fn softmax<I: Dim>(xs: &Tensor, dim: I) -> Result<Tensor> {
         return softmax_last_dim(xs);
     }
     check::float("xs", xs)?;
-    if kernel::is_half(xs) {
-        return kernel::in_f32(&[xs], |t| composition(&t[0], dim));
+    if route::is_half(xs) {
+        return in_f32(&[xs], |t| composition(&t[0], dim));
     }
     composition(xs, dim)
 }

@@ -4,10 +4,11 @@ use candle_core::{DType, Device, Result, Tensor, D};
 use rayon::prelude::*;
 
 use super::cpu::kernel::{self, Elements, LANES};
+use super::route::on_cpu_f32;
 
 /// The sum of the squares of all elements, in f64, whatever the dtype. No gradient flows through it.
 pub(crate) fn sum_of_squares(tensor: &Tensor) -> Result<f64> {
-    if !kernel::on_cpu_f32(&[tensor]) {
+    if !on_cpu_f32(&[tensor]) {
         return composition(tensor);
     }
     const PIECE: usize = 64 * 1024;
@@ -69,11 +70,11 @@ mod tests {
     #[test]
     fn equals_its_composition_and_the_definition() {
         for (shape, scale) in [
-            (vec![3, 211, 331], 1.),
+            (vec![3, 211, 331], 1.0),
             (vec![7], 1e25),
             (vec![5, 3], 1e-25),
-            (vec![], 1.),
-            (vec![0, 4], 1.),
+            (vec![], 1.0),
+            (vec![0, 4], 1.0),
         ] {
             let wide = (random(&shape, 3) * scale).unwrap();
             let tensor = wide.to_dtype(DType::F32).unwrap();

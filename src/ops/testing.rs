@@ -1,27 +1,17 @@
 //! What the tests of the operations share: one function that puts an operation through everything it must withstand.
 
-use std::cell::Cell;
-
 use candle_core::{DType, Device, Result, Tensor, Var, D};
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use super::autograd::accumulator::{accumulate, Gradients};
-
-thread_local! {
-    static SCALAR: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Whether kernels that are called on this thread are to use the baseline instruction set.
-pub(crate) fn scalar_only() -> bool {
-    SCALAR.get()
-}
+use super::cpu::kernel::SCALAR_ONLY;
 
 pub(crate) fn pool(threads: usize, scalar: bool) -> ThreadPool {
     ThreadPoolBuilder::new()
         .num_threads(threads)
-        .start_handler(move |_| SCALAR.set(scalar))
+        .start_handler(move |_| SCALAR_ONLY.set(scalar))
         .build()
         .unwrap()
 }

@@ -4,6 +4,7 @@ use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor};
 
 use super::attention::{self, Added, Dims, Heads};
 use super::cpu::kernel::{self, Elements};
+use super::route::{in_f32, Route};
 use crate::check;
 use crate::error::Error;
 
@@ -23,8 +24,8 @@ use crate::error::Error;
 ///
 /// # Derivative
 ///
-/// As that of [`attention`](super::attention()); the bias's is that of the scores, added up over all windows. The mask is a
-/// constant: it gets none.
+/// As that of [`attention`](super::attention()); the bias's is that of the scores, added up over all windows. The mask
+/// is a constant: it gets none.
 ///
 /// # PyTorch
 ///
@@ -46,22 +47,27 @@ use crate::error::Error;
 /// ```
 pub fn window_attention(qkv: &Tensor, num_heads: usize, bias: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
     let dims = check(qkv, num_heads, bias, mask)?;
-    if qkv.device().is_cpu() && kernel::is_half(qkv) {
-        return kernel::in_f32(&[qkv, bias], |t| window_attention(&t[0], num_heads, &t[1], mask));
+    routed(qkv, dims, bias, mask)
+}
+
+/// [`window_attention`] of arguments that fit. A mask of another dtype has no part in the route: a constant, it is
+/// brought to that of the scores on each.
+fn routed(qkv: &Tensor, dims: Dims, bias: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+    match Route::of(&[qkv, bias]) {
+        Route::Kernel if mask.is_none_or(|mask| mask.device().is_cpu()) => {
+            let mask = match mask {
+                Some(mask) => Some(mask.detach().to_dtype(DType::F32)?.contiguous()?),
+                None => None,
+            };
+            let op = WindowAttention {
+                heads: Heads::new(dims),
+                mask,
+            };
+            qkv.contiguous()?.apply_op2(&bias.contiguous()?, op)
+        }
+        Route::InF32 => in_f32(&[qkv, bias], |t| routed(&t[0], dims, &t[1], mask)),
+        Route::Kernel | Route::Composition => compose(qkv, dims, bias, mask),
     }
-    let on_cpu = kernel::on_cpu_f32(&[qkv, bias]) && mask.is_none_or(|mask| mask.device().is_cpu());
-    if !on_cpu || qkv.elem_count() == 0 {
-        return composition(qkv, num_heads, bias, mask);
-    }
-    let mask = match mask {
-        Some(mask) => Some(mask.detach().to_dtype(DType::F32)?.contiguous()?),
-        None => None,
-    };
-    let op = WindowAttention {
-        heads: Heads::new(dims),
-        mask,
-    };
-    qkv.contiguous()?.apply_op2(&bias.contiguous()?, op)
 }
 
 fn check(qkv: &Tensor, num_heads: usize, bias: &Tensor, mask: Option<&Tensor>) -> crate::error::Result<Dims> {
@@ -95,7 +101,11 @@ fn check(qkv: &Tensor, num_heads: usize, bias: &Tensor, mask: Option<&Tensor>) -
 
 /// [`window_attention`] of candle's operations.
 pub fn composition(qkv: &Tensor, num_heads: usize, bias: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
-    attention::composition_with(qkv, num_heads, |scores| {
+    compose(qkv, Dims::of(qkv.dims(), num_heads)?, bias, mask)
+}
+
+fn compose(qkv: &Tensor, dims: Dims, bias: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+    attention::composition_with(qkv, dims, |scores| {
         let scores = scores.broadcast_add(bias)?;
         let Some(mask) = mask else {
             return Ok(scores);

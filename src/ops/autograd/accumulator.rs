@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 use candle_core::{Result, Tensor, TensorId};
 
 use super::in_place::add_assign;
-use crate::ops::cpu::kernel;
+use crate::ops::route;
 
 thread_local! {
     /// Where this thread's backward accumulates gradients, if it does.
@@ -81,7 +81,7 @@ pub(super) fn take(param: &Tensor, node: &Tensor) -> Option<Tensor> {
     ACCUMULATOR.with_borrow_mut(|accumulator| {
         let accumulator = accumulator.as_mut().filter(|a| a.nodes.contains(&node.id()))?;
         let earlier = accumulator.gradients.get(&param.id())?;
-        let fits = earlier.is_contiguous() && earlier.dims() == param.dims() && kernel::on_cpu_f32(&[earlier]);
+        let fits = earlier.is_contiguous() && earlier.dims() == param.dims() && route::on_cpu_f32(&[earlier]);
         fits.then(|| accumulator.gradients.remove(&param.id())).flatten()
     })
 }

@@ -6,11 +6,12 @@ use candle_core::{CpuStorage, InplaceOp1, InplaceOp2, Layout, Result, Tensor};
 
 use crate::ops::cpu::elementwise::add;
 use crate::ops::cpu::kernel;
+use crate::ops::route;
 
 /// `sum + more`, in the memory of `sum` where that is on the CPU: for a `sum` that is nobody else's.
 pub(crate) fn add_assign(sum: Tensor, more: &Tensor) -> Result<Tensor> {
     let whole = sum.is_contiguous() && more.is_contiguous() && sum.dims() == more.dims();
-    if !whole || !kernel::on_cpu_f32(&[&sum, more]) {
+    if !whole || !route::on_cpu_f32(&[&sum, more]) {
         return sum + more;
     }
     sum.inplace_op2(more, &AddAssign)?;

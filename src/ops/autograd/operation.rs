@@ -6,7 +6,7 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 
 use super::params::TrackedParams;
 use crate::ops::cpu::kernel::{self, Elements};
-use crate::ops::cpu::matrix::Write;
+use crate::ops::cpu::write::Write;
 
 /// An operation on one input and any number of parameters, on contiguous `f32` slices.
 ///

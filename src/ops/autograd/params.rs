@@ -14,7 +14,7 @@ use candle_core::{CpuStorage, CustomOp2, DType, Device, Layout, Result, Shape, T
 use super::accumulator;
 use super::in_place::write_into;
 use crate::ops::cpu::kernel;
-use crate::ops::cpu::matrix::Write;
+use crate::ops::cpu::write::Write;
 
 /// The gradients of all backward passes through one operation that wait to be taken, by the number of their pass: of two
 /// passes through the same graph, be it at the same time, each finds its own.

@@ -33,8 +33,8 @@ impl Dims {
             .map(move |row| &row[..positions])
     }
 
-    /// What `f` gives for each channel and access to its rows in `out`, in parallel, several at a time where channels are
-    /// short.
+    /// What `f` gives for each channel and access to its rows in `out`, in parallel, several at a time where channels
+    /// are short.
     fn map_channels<T: Send>(&self, out: &mut [f32], f: impl Fn(usize, MatMut) -> T + Sync) -> Vec<T> {
         const FEWEST: usize = 4096;
         let out = SharedMut::new(out);
@@ -68,8 +68,8 @@ impl Moments {
             .collect())
     }
 
-    /// The mean in two parts: what `f32` loses of a mean that is large beside the deviations from it would be missing in
-    /// every one of them.
+    /// The mean in two parts: what `f32` loses of a mean that is large beside the deviations from it would be missing
+    /// in every one of them.
     fn mean(&self) -> (f32, f64) {
         let high = self.mean as f32;
         (high, self.mean - f64::from(high))
@@ -174,7 +174,8 @@ kernel::simd_fn! {
 }
 
 kernel::simd_fn! {
-    /// The gradients where the ReLU let something through, `factor` times. As in PyTorch, what is undefined lets them through.
+    /// The gradients where the ReLU let something through, `factor` times. As in PyTorch, what is undefined lets them
+    /// through.
     fn let_through<S>(ys: &[f32], grads: &[f32], factor: f32, out: &mut [f32]) -> () {
         for ((out, &y), &g) in out.iter_mut().zip(ys).zip(grads) {
             *out = if y <= 0.0 { 0.0 } else { g * factor };
@@ -231,7 +232,8 @@ impl ChannelNorm<'_> {
         }
     }
 
-    /// Writes max(norm(x), `floor`) to `ys`; returns the moments by which it is normalised, those `given` or the input's.
+    /// Writes max(norm(x), `floor`) to `ys`; returns the moments by which it is normalised, those `given` or the
+    /// input's.
     pub(crate) fn forward(&self, xs: &[f32], given: Option<&[Moments]>, floor: f32, ys: &mut [f32]) -> Vec<Moments> {
         // A channel at a time, so that its values are still in cache when they are normalised.
         self.dims.map_channels(ys, |channel, mut ys| {
@@ -244,8 +246,8 @@ impl ChannelNorm<'_> {
         })
     }
 
-    /// Turns y into max(y + s norm(x), 0) with a factor s for each sample, 1 where there are none; returns the moments as
-    /// [`forward`](Self::forward) does.
+    /// Turns y into max(y + s norm(x), 0) with a factor s for each sample, 1 where there are none; returns the moments
+    /// as [`forward`](Self::forward) does.
     pub(crate) fn forward_onto(
         &self,
         xs: &[f32],
@@ -263,8 +265,8 @@ impl ChannelNorm<'_> {
         })
     }
 
-    /// Writes the gradients of the input, which the moments depend on where they are `its_own`, to `dxs`; returns those of
-    /// weight and bias.
+    /// Writes the gradients of the input, which the moments depend on where they are `its_own`, to `dxs`; returns those
+    /// of weight and bias.
     pub(crate) fn backward(
         &self,
         xs: &[f32],

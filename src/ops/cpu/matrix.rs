@@ -7,6 +7,7 @@ use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::kernel;
+use super::write::Write;
 
 /// A matrix in memory, read only. Element (i, j) is at `i * row_stride + j * col_stride`.
 #[derive(Clone, Copy)]
@@ -98,8 +99,8 @@ pub(crate) struct SharedMut<'a> {
     lifetime: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: a pointer to `f32`s that its owner has borrowed mutably for 'a; who may write where is settled by the contract
-// of `columns`.
+// SAFETY: a pointer to `f32`s that its owner has borrowed mutably for 'a; who may write where is settled by the
+// contract of `columns`.
 unsafe impl Send for SharedMut<'_> {}
 // SAFETY: as above.
 unsafe impl Sync for SharedMut<'_> {}
@@ -154,27 +155,20 @@ impl MatMut<'_> {
             lifetime: PhantomData,
         };
         ranges.par_iter().map(move |range| {
-            // SAFETY: no two ranges have a row in common, rows are no longer than they are apart, and this matrix, which
-            // is the only access to them, is borrowed for as long as the parts are.
+            // SAFETY: no two ranges have a row in common, rows are no longer than they are apart, and this matrix,
+            // which is the only access to them, is borrowed for as long as the parts are.
             unsafe { shared.columns(range.start * row_stride, range.len(), cols, row_stride) }
         })
     }
 }
 
-/// What becomes of the elements that a product is written over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Write {
-    Replace,
-    Add,
-}
-
-/// Columns from which a product may be computed some rows at a time: `gemm` sums the elements of a narrower one in an order
-/// that depends on the number of rows. (So it does of a single row, and of some with a few.)
+/// Columns from which a product may be computed some rows at a time: `gemm` sums the elements of a narrower one in an
+/// order that depends on the number of rows. (So it does of a single row, and of some with a few.)
 const FEWEST_COLS: usize = 65;
 
 /// Rows that are worth a thread of their own, which packs the whole of the other factor; and where that has to be
-/// transposed for it. Measured on two threads at the sizes of ViT-tiny, -small and -base; on many, fewer rows are left for
-/// each, and `gemm` shares them out.
+/// transposed for it. Measured on two threads at the sizes of ViT-tiny, -small and -base; on many, fewer rows are left
+/// for each, and `gemm` shares them out.
 const FEWEST_ROWS: [usize; 2] = [32, 512];
 
 /// `out = scale * a b`, or `out += scale * a b`; with [`Parallelism::Rayon`] on all threads of the pool.
@@ -192,7 +186,8 @@ pub(crate) fn matmul(out: &mut MatMut, write: Write, scale: f32, a: Mat, b: Mat,
         .for_each(|(mut out, a)| multiply(&mut out, write, scale, a, b, Parallelism::None));
 }
 
-/// Whether each thread is to compute its share of the `rows` rows of a product with `b`. Otherwise they are left to `gemm`.
+/// Whether each thread is to compute its share of the `rows` rows of a product with `b`. Otherwise they are left to
+/// `gemm`.
 fn may_share_rows(rows: usize, b: Mat) -> bool {
     let threads = rayon::current_num_threads();
     let work = rows.saturating_mul(b.rows).saturating_mul(b.cols);
@@ -297,7 +292,7 @@ mod tests {
         for (i, row) in single.chunks_exact(cols + 2).enumerate() {
             for (j, &got) in row[..cols].iter().enumerate() {
                 let sum: f64 = (0..inner).map(|k| a.at(i, k) * b.at(k, j)).sum();
-                let want = 0.3 * sum + if write == Write::Add { 0.5 } else { 0. };
+                let want = 0.3 * sum + if write == Write::Add { 0.5 } else { 0.0 };
                 let error = (f64::from(got) - want).abs();
                 assert!(error < 1e-5 * (inner as f64).sqrt(), "{case}: {got} for {want}");
             }

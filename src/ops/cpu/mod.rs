@@ -1,4 +1,4 @@
-//! Kernels on `f32` slices: dispatch on the CPU's features, partitions, matrix products, memory.
+//! What kernels on `f32` slices are made of: loops for several instruction sets, partitions, matrix products, memory.
 //!
 //! Nothing here knows of gradients, and next to nothing of tensors.
 
@@ -8,5 +8,5 @@ pub(crate) mod elementwise;
 pub(crate) mod kernel;
 pub(crate) mod math;
 pub(crate) mod matrix;
-pub(crate) mod pointwise;
 pub(crate) mod sliding;
+pub(crate) mod write;

@@ -16,8 +16,8 @@ pub(crate) struct Sliding {
 }
 
 impl Sliding {
-    /// `None` if the window is larger than the padded image, or that is larger than a `usize` tells. The stride must not
-    /// be 0.
+    /// `None` if the window is larger than the padded image, or that is larger than a `usize` tells. The stride must
+    /// not be 0.
     pub(crate) fn new(side: usize, window: usize, stride: usize, padding: usize) -> Option<Self> {
         let out = padded(side, padding)?.checked_sub(window)? / stride + 1;
         Some(Self {

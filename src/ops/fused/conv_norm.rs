@@ -10,7 +10,7 @@ use crate::ops::batch_norm::{batch_norm_eval_then, batch_norm_then, BatchStatist
 use crate::ops::conv2d::{conv2d, Conv2d};
 use crate::ops::cpu::buffer::Buffer;
 use crate::ops::cpu::channels::{ChannelNorm, Dims, Moments, Upstream};
-use crate::ops::cpu::kernel;
+use crate::ops::route;
 
 /// A convolution and the batch norm behind it.
 #[derive(Clone, Copy, Debug)]
@@ -48,7 +48,7 @@ impl ConvNorm<'_> {
             return Ok((ys, Some(seen)));
         };
         // In half precision in f32, as the batch norm does it, but with statistics that may be of f32 already.
-        let dtype = match kernel::is_half(&ys) {
+        let dtype = match route::is_half(&ys) {
             true => DType::F32,
             false => ys.dtype(),
         };

@@ -11,12 +11,14 @@ use crate::ops::activation::Activation;
 use crate::ops::autograd::{apply, Backward, Operation, ParamGrads};
 use crate::ops::cpu::buffer::Buffer;
 use crate::ops::cpu::kernel;
-use crate::ops::cpu::matrix::{self, Mat, MatMut, Write};
-use crate::ops::cpu::pointwise::Pointwise;
+use crate::ops::cpu::matrix::{self, Mat, MatMut};
+use crate::ops::cpu::write::Write;
 use crate::ops::gelu::Gelu;
 use crate::ops::layer_norm::layer_norm_with;
 use crate::ops::linear;
+use crate::ops::pointwise::Pointwise;
 use crate::ops::quick_gelu::QuickGelu;
+use crate::ops::route::{in_f32, Route};
 
 /// The parameters of [`mlp_branch`].
 #[derive(Clone, Copy, Debug)]
@@ -96,22 +98,21 @@ pub fn mlp_branch(xs: &Tensor, branch: &MlpBranch, drop_path: Option<&[f32]>) ->
     let (norm, fc1, fc2) = (branch.norm, branch.fc1, branch.fc2);
     let params = [norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias];
     let params: Vec<_> = params.into_iter().chain(branch.gamma).collect();
-    // candle's products of half-precision matrices are slow on a CPU, where there are any.
-    if xs.device().is_cpu() && kernel::is_half(xs) {
-        let tensors: Vec<_> = [xs].into_iter().chain(params).collect();
-        return kernel::in_f32(&tensors, |t| mlp_branch(&t[0], &branch.with(&t[1..]), drop_path));
+    let tensors: Vec<_> = [xs].into_iter().chain(params.iter().copied()).collect();
+    match Route::of(&tensors) {
+        Route::Kernel => {
+            let op = Op {
+                dims: [batch, tokens, width],
+                hidden,
+                eps: branch.eps as f32,
+                activation: branch.activation,
+                drop_path: drop_path.map(<[f32]>::to_vec),
+            };
+            apply(op, xs, &params)
+        }
+        Route::InF32 => in_f32(&tensors, |t| mlp_branch(&t[0], &branch.with(&t[1..]), drop_path)),
+        Route::Composition => composition(xs, branch, drop_path),
     }
-    if !kernel::on_cpu_f32(&params) || !kernel::on_cpu_f32(&[xs]) || xs.elem_count() == 0 || hidden == 0 {
-        return composition(xs, branch, drop_path);
-    }
-    let op = Op {
-        dims: [batch, tokens, width],
-        hidden,
-        eps: branch.eps as f32,
-        activation: branch.activation,
-        drop_path: drop_path.map(<[f32]>::to_vec),
-    };
-    apply(op, xs, &params)
 }
 
 /// [`mlp_branch`] of the operations one by one.

@@ -9,10 +9,12 @@ use crate::error::{Error, Result as OurResult};
 use crate::ops::autograd::{apply, Backward, Operation, ParamGrads};
 use crate::ops::cpu::buffer::Buffer;
 use crate::ops::cpu::kernel;
-use crate::ops::cpu::matrix::{self, Mat, MatMut, Write};
+use crate::ops::cpu::matrix::{self, Mat, MatMut};
+use crate::ops::cpu::write::Write;
 use crate::ops::gather_rows::gather_rows;
 use crate::ops::linear::{self, add_rows_to};
 use crate::ops::patchify::{self, patchify, Patchify};
+use crate::ops::route::{in_f32, Route};
 
 /// The parameters of [`patch_embed`].
 #[derive(Clone, Copy, Debug)]
@@ -77,9 +79,19 @@ impl<'a> PatchEmbed<'a> {
 pub fn patch_embed(images: &Tensor, embed: &PatchEmbed, keep: Option<&[u32]>) -> Result<Tensor> {
     let (patches, class_position) = check(images, embed, keep)?;
     let params = embed.params();
-    if images.device().is_cpu() && kernel::is_half(images) {
-        let tensors: Vec<_> = [images].into_iter().chain(params).collect();
-        return kernel::in_f32(&tensors, |t| {
+    let tensors: Vec<_> = [images].into_iter().chain(params.iter().copied()).collect();
+    match Route::of(&tensors) {
+        Route::Kernel => {
+            let all = || (0..images.dims()[0]).flat_map(|_| 0..patches.count() as u32);
+            let op = Op {
+                patches,
+                width: embed.weight.dims()[0],
+                keep: keep.map_or_else(|| all().collect(), <[u32]>::to_vec),
+                class_position,
+            };
+            apply(op, images, &params)
+        }
+        Route::InF32 => in_f32(&tensors, |t| {
             let embed = PatchEmbed {
                 weight: &t[1],
                 class_token: &t[2],
@@ -87,19 +99,9 @@ pub fn patch_embed(images: &Tensor, embed: &PatchEmbed, keep: Option<&[u32]>) ->
                 bias: t.get(4),
             };
             patch_embed(&t[0], &embed, keep)
-        });
+        }),
+        Route::Composition => composition(images, embed, keep),
     }
-    if !kernel::on_cpu_f32(&params) || !kernel::on_cpu_f32(&[images]) {
-        return composition(images, embed, keep);
-    }
-    let all = || (0..images.dims()[0]).flat_map(|_| 0..patches.count() as u32);
-    let op = Op {
-        patches,
-        width: embed.weight.dims()[0],
-        keep: keep.map_or_else(|| all().collect(), <[u32]>::to_vec),
-        class_position,
-    };
-    apply(op, images, &params)
 }
 
 /// The patches, and whether the class token has a position, once everything fits.
@@ -163,17 +165,16 @@ fn check(images: &Tensor, embed: &PatchEmbed, keep: Option<&[u32]>) -> OurResult
 
 /// [`patch_embed`] of candle's operations.
 pub fn composition(images: &Tensor, embed: &PatchEmbed, keep: Option<&[u32]>) -> Result<Tensor> {
-    let (_, class_position) = check(images, embed, keep)?;
     let (batch, width) = (images.dim(0)?, embed.weight.dim(0)?);
     let patches = patchify(images, embed.weight.dim(2)?)?;
+    let class_position = embed.positions.dim(1)? > patches.dim(1)?;
     let tokens = linear::linear(&patches, &embed.weight.flatten_from(1)?, embed.bias)?;
-    let (class_token, positions) = match class_position {
-        true => {
-            let of_class = embed.positions.narrow(1, 0, 1)?;
-            let of_patches = embed.positions.narrow(1, 1, embed.positions.dim(1)? - 1)?;
-            ((embed.class_token + of_class)?, of_patches)
-        }
-        false => (embed.class_token.clone(), embed.positions.clone()),
+    let (class_token, positions) = if class_position {
+        let of_class = embed.positions.narrow(1, 0, 1)?;
+        let of_patches = embed.positions.narrow(1, 1, embed.positions.dim(1)? - 1)?;
+        ((embed.class_token + of_class)?, of_patches)
+    } else {
+        (embed.class_token.clone(), embed.positions.clone())
     };
     let tokens = tokens.broadcast_add(&positions)?;
     let tokens = match keep {

@@ -13,7 +13,8 @@ use crate::ops::autograd::ParamGrads;
 use crate::ops::cpu::buffer::Buffer;
 use crate::ops::cpu::elementwise::{dot, scale_into};
 use crate::ops::cpu::kernel;
-use crate::ops::cpu::matrix::{self, Mat, MatMut, Write};
+use crate::ops::cpu::matrix::{self, Mat, MatMut};
+use crate::ops::cpu::write::Write;
 use crate::ops::layer_norm;
 use crate::ops::linear;
 

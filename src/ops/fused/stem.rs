@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 use super::conv_norm::{ConvNorm, Layer, Names};
 use super::residual::Affine;
@@ -11,9 +11,9 @@ use crate::ops::autograd::{apply, Backward, Operation, ParamGrads};
 use crate::ops::batch_norm::{BatchStatistics, Then};
 use crate::ops::cpu::buffer::Buffer;
 use crate::ops::cpu::channels::{Moments, Upstream};
-use crate::ops::cpu::kernel;
-use crate::ops::cpu::matrix::Write;
+use crate::ops::cpu::write::Write;
 use crate::ops::max_pool2d::{max_pool2d, MaxPool2d};
+use crate::ops::route::{to_f32, Route};
 
 /// The windows of a max pooling, see [`max_pool2d`](crate::ops::max_pool2d()).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,37 +77,38 @@ pub fn stem(xs: &Tensor, conv: &ConvNorm, pool: Pooling) -> Result<(Tensor, Opti
     let layer = Layer::new(&names, conv, xs.dims(), xs)?;
     let windows = MaxPool2d::new(&layer.conv.result_dims(), pool.kernel, pool.stride, pool.padding)?;
     let params = [conv.weight, conv.norm.weight, conv.norm.bias];
-    if xs.device().is_cpu() && kernel::is_half(xs) {
-        // As in the other operations, rounded once at the end.
-        let dtype = xs.dtype();
-        let [xs, weight, norm_weight, norm_bias] =
-            [xs, conv.weight, conv.norm.weight, conv.norm.bias].map(|t| t.to_dtype(DType::F32));
-        let conv = ConvNorm {
-            weight: &weight?,
-            norm: Affine {
-                weight: &norm_weight?,
-                bias: &norm_bias?,
-            },
-            ..*conv
-        };
-        let (ys, seen) = stem(&xs?, &conv, pool)?;
-        let seen = seen.map(|seen| seen.to_dtype(dtype)).transpose()?;
-        return Ok((ys.to_dtype(dtype)?, seen));
+    let tensors = [xs, conv.weight, conv.norm.weight, conv.norm.bias];
+    match Route::of(&tensors) {
+        Route::Kernel => {
+            let moments = Arc::new(OnceLock::new());
+            let count = layer.count_seen();
+            let op = Op {
+                layer,
+                pool: windows,
+                moments: moments.clone(),
+            };
+            let ys = apply(op, xs, &params)?;
+            let seen = moments.get().zip(count);
+            let seen = seen.map(|(moments, count)| BatchStatistics::of(moments, count));
+            Ok((ys, seen.transpose()?))
+        }
+        Route::InF32 => {
+            let wide = to_f32(&tensors)?;
+            let norm = Affine {
+                weight: &wide[2],
+                bias: &wide[3],
+            };
+            let conv = ConvNorm {
+                weight: &wide[1],
+                norm,
+                ..*conv
+            };
+            let (ys, seen) = stem(&wide[0], &conv, pool)?;
+            let seen = seen.map(|seen| seen.to_dtype(xs.dtype())).transpose()?;
+            Ok((ys.to_dtype(xs.dtype())?, seen))
+        }
+        Route::Composition => composition(xs, conv, pool),
     }
-    if !kernel::on_cpu_f32(&params) || !kernel::on_cpu_f32(&[xs]) {
-        return composition(xs, conv, pool);
-    }
-    let moments = Arc::new(OnceLock::new());
-    let count = layer.count_seen();
-    let op = Op {
-        layer,
-        pool: windows,
-        moments: moments.clone(),
-    };
-    let ys = apply(op, xs, &params)?;
-    let seen = moments.get().zip(count);
-    let seen = seen.map(|(moments, count)| BatchStatistics::of(moments, count));
-    Ok((ys, seen.transpose()?))
 }
 
 /// [`stem`] of the operations one by one.

@@ -9,8 +9,8 @@ use crate::check;
 use crate::error::{Error, Result as OurResult};
 use crate::grid::Grid;
 use crate::ops::attention::{Dims, Heads};
-use crate::ops::cpu::kernel;
 use crate::ops::layer_norm::layer_norm_with;
+use crate::ops::route::{in_f32, Route};
 use crate::ops::window::{self, relative_position_bias, window_partition, window_reverse};
 use crate::ops::window_attention::window_attention;
 
@@ -126,33 +126,30 @@ pub fn window_attention_branch(
     let Windows {
         window, table, mask, ..
     } = *windows;
-    let mut params = branch.params();
-    // candle's products of half-precision matrices are slow on a CPU, where there are any.
-    if xs.device().is_cpu() && kernel::is_half(xs) {
-        let tensors: Vec<_> = [xs, table].into_iter().chain(params).collect();
-        return kernel::in_f32(&tensors, |t| {
+    let tensors: Vec<_> = [xs, table].into_iter().chain(branch.params()).collect();
+    match Route::of(&tensors) {
+        Route::Kernel if mask.is_none_or(|mask| mask.device().is_cpu()) => {
+            let mask = match mask {
+                Some(mask) => Some(mask.detach().to_dtype(DType::F32)?.contiguous()?),
+                None => None,
+            };
+            let positions = window * window;
+            let dims = Dims::of(&[batch, length, 3 * width], branch.num_heads)?;
+            let within = Dims::of(&[batch * length / positions, positions, 3 * width], branch.num_heads)?;
+            let heads = Heads::of_windows(within, order);
+            let windowed = Some(Windowed { window, mask });
+            let params: Vec<_> = branch.params().into_iter().chain([table]).collect();
+            attention_branch::apply(xs, branch.eps, &params, dims, heads, windowed, drop_path)
+        }
+        Route::InF32 => in_f32(&tensors, |t| {
             let windows = Windows {
                 table: &t[1],
                 ..*windows
             };
             window_attention_branch(&t[0], &branch.with(&t[2..]), &windows, drop_path)
-        });
+        }),
+        _ => composition(xs, branch, windows, drop_path),
     }
-    params.push(table);
-    let on_cpu = kernel::on_cpu_f32(&params) && kernel::on_cpu_f32(&[xs]);
-    if !on_cpu || mask.is_some_and(|mask| !mask.device().is_cpu()) {
-        return composition(xs, branch, windows, drop_path);
-    }
-    let mask = match mask {
-        Some(mask) => Some(mask.detach().to_dtype(DType::F32)?.contiguous()?),
-        None => None,
-    };
-    let positions = window * window;
-    let dims = Dims::of(&[batch, length, 3 * width], branch.num_heads)?;
-    let within = Dims::of(&[batch * length / positions, positions, 3 * width], branch.num_heads)?;
-    let heads = Heads::of_windows(within, order);
-    let windowed = Some(Windowed { window, mask });
-    attention_branch::apply(xs, branch.eps, &params, dims, heads, windowed, drop_path)
 }
 
 /// [`window_attention_branch`] of the operations one by one.

@@ -9,8 +9,8 @@ pub(crate) use self::operation::{apply, Windowed};
 use super::residual::{self, Affine};
 use crate::error::{Error, Result as OurResult};
 use crate::ops::attention::{self, Dims, Heads};
-use crate::ops::cpu::kernel;
 use crate::ops::layer_norm::layer_norm_with;
+use crate::ops::route::{in_f32, Route};
 
 /// The parameters of [`attention_branch`].
 #[derive(Clone, Copy, Debug)]
@@ -128,22 +128,21 @@ pub fn attention_branch(
     let [batch, length, width] = branch.check(xs, drop_path)?;
     let dims = Dims::of(&[batch, length, 3 * width], branch.num_heads)?;
     let params = branch.params();
-    // candle's products of half-precision matrices are slow on a CPU, where there are any.
-    if xs.device().is_cpu() && kernel::is_half(xs) {
-        let tensors: Vec<_> = [xs].into_iter().chain(params).collect();
-        return kernel::in_f32(&tensors, |t| {
+    let tensors: Vec<_> = [xs].into_iter().chain(params.iter().copied()).collect();
+    match Route::of(&tensors) {
+        Route::Kernel => {
+            let queries = match tokens {
+                Tokens::All => length,
+                Tokens::First => 1,
+            };
+            let dims = Dims { queries, ..dims };
+            apply(xs, branch.eps, &params, dims, Heads::new(dims), None, drop_path)
+        }
+        Route::InF32 => in_f32(&tensors, |t| {
             attention_branch(&t[0], &branch.with(&t[1..]), tokens, drop_path)
-        });
+        }),
+        Route::Composition => composition(xs, branch, tokens, drop_path),
     }
-    if !kernel::on_cpu_f32(&params) || !kernel::on_cpu_f32(&[xs]) || xs.elem_count() == 0 {
-        return composition(xs, branch, tokens, drop_path);
-    }
-    let queries = match tokens {
-        Tokens::All => length,
-        Tokens::First => 1,
-    };
-    let dims = Dims { queries, ..dims };
-    apply(xs, branch.eps, &params, dims, Heads::new(dims), None, drop_path)
 }
 
 /// [`attention_branch`] of the operations one by one.

@@ -9,7 +9,7 @@ use crate::ops::autograd::ParamGrads;
 use crate::ops::cpu::buffer::Buffer;
 use crate::ops::cpu::channels::{through_relu, Moments, Upstream};
 use crate::ops::cpu::kernel;
-use crate::ops::cpu::matrix::Write;
+use crate::ops::cpu::write::Write;
 use crate::ops::fused::conv_norm::{Bound, Layer, Names};
 
 /// A block without its parameters.

@@ -5,7 +5,7 @@ mod operation;
 
 use std::sync::{Arc, OnceLock};
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 use self::block::Block;
 use self::operation::Op;
@@ -16,7 +16,7 @@ use crate::error::{Error, Result as OurResult};
 use crate::ops::add_relu::add_relu;
 use crate::ops::autograd::apply;
 use crate::ops::batch_norm::{BatchStatistics, Then};
-use crate::ops::cpu::kernel;
+use crate::ops::route::{to_f32, Route};
 
 /// One of [`residual_blocks`].
 #[derive(Clone, Debug)]
@@ -122,36 +122,34 @@ impl<'a> ResidualBlock<'a> {
 pub fn residual_blocks(xs: &Tensor, blocks: &[ResidualBlock]) -> Result<(Tensor, Vec<Option<BatchStatistics>>)> {
     let checked = check(xs, blocks)?;
     let params: Vec<_> = blocks.iter().flat_map(ResidualBlock::params).collect();
-    if xs.device().is_cpu() && kernel::is_half(xs) {
-        // As in the other operations, rounded once at the end.
-        let dtype = xs.dtype();
-        let wide = |t: &&Tensor| t.to_dtype(DType::F32);
-        let params = params.iter().map(wide).collect::<Result<Vec<_>>>()?;
-        let blocks = blocks.iter().zip(&checked);
-        let blocks: Vec<_> = blocks
-            .map(|(block, checked)| block.with(&params[checked.first_param..]))
-            .collect();
-        let (ys, seen) = residual_blocks(&wide(&xs)?, &blocks)?;
-        let seen = seen
-            .into_iter()
-            .map(|seen| seen.map(|seen| seen.to_dtype(dtype)).transpose());
-        let seen = seen.collect::<Result<_>>()?;
-        return Ok((ys.to_dtype(dtype)?, seen));
+    let tensors: Vec<_> = [xs].into_iter().chain(params.iter().copied()).collect();
+    match Route::of(&tensors) {
+        Route::Kernel => {
+            let moments = Arc::new(OnceLock::new());
+            let layers = checked.iter().flat_map(|block| &block.layers);
+            let counts: Vec<_> = layers.map(Layer::count_seen).collect();
+            let op = Op {
+                blocks: checked,
+                moments: moments.clone(),
+            };
+            let ys = apply(op, xs, &params)?;
+            let seen = moments.get().into_iter().flatten().flatten().zip(counts);
+            let seen = seen.map(|(moments, count)| count.map(|count| BatchStatistics::of(moments, count)).transpose());
+            Ok((ys, seen.collect::<Result<_>>()?))
+        }
+        Route::InF32 => {
+            let wide = to_f32(&tensors)?;
+            let blocks = blocks.iter().zip(&checked);
+            let blocks: Vec<_> = blocks
+                .map(|(block, checked)| block.with(&wide[1 + checked.first_param..]))
+                .collect();
+            let (ys, seen) = residual_blocks(&wide[0], &blocks)?;
+            let rounded = |seen: Option<BatchStatistics>| seen.map(|seen| seen.to_dtype(xs.dtype())).transpose();
+            let seen = seen.into_iter().map(rounded).collect::<Result<_>>()?;
+            Ok((ys.to_dtype(xs.dtype())?, seen))
+        }
+        Route::Composition => composition(xs, blocks),
     }
-    if !kernel::on_cpu_f32(&params) || !kernel::on_cpu_f32(&[xs]) {
-        return composition(xs, blocks);
-    }
-    let moments = Arc::new(OnceLock::new());
-    let layers = checked.iter().flat_map(|block| &block.layers);
-    let counts: Vec<_> = layers.map(Layer::count_seen).collect();
-    let op = Op {
-        blocks: checked,
-        moments: moments.clone(),
-    };
-    let ys = apply(op, xs, &params)?;
-    let seen = moments.get().into_iter().flatten().flatten().zip(counts);
-    let seen = seen.map(|(moments, count)| count.map(|count| BatchStatistics::of(moments, count)).transpose());
-    Ok((ys, seen.collect::<Result<_>>()?))
 }
 
 /// The geometry of the blocks, once everything fits.

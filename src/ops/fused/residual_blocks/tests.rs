@@ -1,3 +1,5 @@
+use candle_core::DType;
+
 use super::*;
 use crate::ops::testing::{check as check_op, check_derivative, random, relative, rng};
 use crate::ops::RunningStatistics;

@@ -1,3 +1,5 @@
+use candle_core::DType;
+
 use super::*;
 use crate::ops::testing::{check, check_derivative, random, relative};
 use crate::ops::RunningStatistics;

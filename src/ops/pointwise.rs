@@ -5,7 +5,8 @@ use std::marker::PhantomData;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use pulp::{Simd, WithSimd};
 
-use super::kernel::{self, Elements};
+use super::cpu::kernel::{self, Elements};
+use super::route::{in_f32, Route};
 use crate::check;
 
 /// A function of one element.
@@ -26,13 +27,15 @@ pub(crate) trait Pointwise: Send + Sync + 'static {
 /// The function applied to every element of `xs`.
 pub(crate) fn apply<A: Pointwise>(xs: &Tensor) -> Result<Tensor> {
     check::float("xs", xs)?;
-    if kernel::is_half(xs) {
-        return kernel::in_f32(&[xs], |t| apply::<A>(&t[0]));
+    routed::<A>(xs)
+}
+
+fn routed<A: Pointwise>(xs: &Tensor) -> Result<Tensor> {
+    match Route::precise(&[xs]) {
+        Route::Kernel => xs.contiguous()?.apply_op1(Op::<A>(PhantomData)),
+        Route::InF32 => in_f32(&[xs], |t| routed::<A>(&t[0])),
+        Route::Composition => A::composition(xs),
     }
-    if !kernel::on_cpu_f32(&[xs]) {
-        return A::composition(xs);
-    }
-    xs.contiguous()?.apply_op1(Op::<A>(PhantomData))
 }
 
 struct Op<A>(PhantomData<A>);

@@ -1,0 +1,143 @@
+//! Attention in all heads of all samples, in parallel.
+
+use std::sync::OnceLock;
+
+use candle_core::{CpuStorage, Result, Shape, Tensor};
+use rayon::prelude::*;
+
+use super::dims::Dims;
+use super::head::Backward;
+use super::rows::Head;
+use crate::ops::cpu::kernel::{self, Elements};
+use crate::ops::cpu::matrix::SharedMut;
+
+/// Bias and mask, which are added to the scores before the softmax.
+#[derive(Clone, Copy)]
+pub(crate) struct Added<'a> {
+    /// [heads, N, N]
+    pub(crate) bias: &'a [f32],
+    /// [windows, N, N], where sample s has that of window s modulo the number of windows; empty if there is none.
+    pub(crate) mask: &'a [f32],
+}
+
+/// The kernel that attention of a sequence and attention within windows share.
+pub(crate) struct Heads {
+    pub(super) dims: Dims,
+    /// The places of the tokens of consecutive samples, if not one after another: the windows of a grid that stays in
+    /// its own order. It repeats itself, so that there may be many such grids.
+    pub(super) order: Option<Vec<u32>>,
+    /// For each query of each head of each sample the largest score and the reciprocal sum of the exponentials, from
+    /// which the backward gets the very probabilities of the forward.
+    stats: OnceLock<Vec<[f32; 2]>>,
+}
+
+impl Heads {
+    /// Of samples whose tokens lie one after another.
+    pub(crate) fn new(dims: Dims) -> Self {
+        Self {
+            dims,
+            order: None,
+            stats: OnceLock::new(),
+        }
+    }
+
+    /// Of samples that are windows: `order` tells, window by window, which rows of a grid the tokens are, each row
+    /// once.
+    pub(crate) fn of_windows(dims: Dims, order: Vec<u32>) -> Self {
+        Self {
+            order: Some(order),
+            ..Self::new(dims)
+        }
+    }
+
+    /// The result [B, queries, D], as an operation of candle's returns it.
+    pub(crate) fn forward(&self, qkv: &[f32], added: Option<Added>) -> (CpuStorage, Shape) {
+        let Dims { batch, queries, .. } = self.dims;
+        let mut ys = vec![0f32; batch * queries * self.dims.width()];
+        self.forward_into(qkv, added, &mut ys);
+        (CpuStorage::F32(ys), (batch, queries, self.dims.width()).into())
+    }
+
+    /// Writes the result [B, queries, D].
+    pub(crate) fn forward_into(&self, qkv: &[f32], added: Option<Added>, ys: &mut [f32]) {
+        let Dims {
+            batch, queries, heads, ..
+        } = self.dims;
+        let mut stats = vec![[0f32; 2]; batch * heads * queries];
+        let out = SharedMut::new(ys);
+        stats.par_chunks_mut(queries).enumerate().for_each(|(i, stats)| {
+            let head = Head {
+                sample: i / heads,
+                index: i % heads,
+            };
+            self.forward_head(qkv, added, head, out, stats);
+        });
+        // An op is run once, when it is applied; were it run again, it would find the same numbers here.
+        self.stats.get_or_init(|| stats);
+    }
+
+    /// The gradients of `qkv` and, if `with_bias`, of [`Added::bias`].
+    pub(crate) fn backward(
+        &self,
+        qkv: &Tensor,
+        added: Option<Added>,
+        ys: &Tensor,
+        grad: &Tensor,
+        with_bias: bool,
+    ) -> Result<(Tensor, Vec<f32>)> {
+        let grad = grad.contiguous()?;
+        let (x, y, g) = (Elements::of(qkv)?, Elements::of(ys)?, Elements::of(&grad)?);
+        let mut dqkv = vec![0f32; x.len()];
+        let dbias = self.backward_into(&x, added, &y, &g, &mut dqkv, with_bias)?;
+        Ok((kernel::tensor(dqkv, qkv.dims())?, dbias))
+    }
+
+    /// Writes the gradient of `qkv`, that of the queries only for those that there are. Returns, if `with_bias`, that
+    /// of [`Added::bias`], which is added up over the samples in an order that the shapes alone decide.
+    pub(crate) fn backward_into(
+        &self,
+        qkv: &[f32],
+        added: Option<Added>,
+        ys: &[f32],
+        grads: &[f32],
+        dqkv: &mut [f32],
+        with_bias: bool,
+    ) -> Result<Vec<f32>> {
+        // Tasks among which a head's bias is summed up.
+        const TASKS: usize = 64;
+        let Some(stats) = self.stats.get() else {
+            candle_core::bail!("the backward of masksub's attention was called before its forward");
+        };
+        let Dims {
+            batch, tokens, heads, ..
+        } = self.dims;
+        let at = Backward {
+            qkv,
+            added,
+            ys,
+            grads,
+            stats,
+        };
+        let out = SharedMut::new(dqkv);
+        let (samples, area) = if with_bias {
+            (batch.div_ceil(TASKS.div_ceil(heads)), tokens * tokens)
+        } else {
+            (1, 0)
+        };
+        let shares = batch.div_ceil(samples);
+        let mut dbias = vec![0f32; shares * heads * area];
+        let dscores = SharedMut::new(&mut dbias);
+        (0..shares * heads).into_par_iter().for_each(|i| {
+            let (share, index) = (i / heads, i % heads);
+            // SAFETY: this share's sum for this head belongs to this task alone, which one thread computes.
+            let mut dscores = unsafe { dscores.columns(i * area, 1, area, area) };
+            for sample in share * samples..((share + 1) * samples).min(batch) {
+                self.backward_head(&at, Head { sample, index }, out, dscores.row(0));
+            }
+        });
+        if with_bias {
+            return Ok(kernel::add_rows(dbias, heads * area));
+        }
+        Ok(dbias)
+    }
+}

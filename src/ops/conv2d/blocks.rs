@@ -1,0 +1,61 @@
+//! The blocks of positions in which a convolution is computed.
+
+use std::ops::Range;
+
+use super::geometry::Conv2d;
+use crate::ops::cpu::kernel;
+
+/// Columns that one matrix product should have at least: with fewer, samples go together, because to pack the weight
+/// for the product would take too large a share of it. (A 7 x 7 map has 49.)
+const FEWEST_COLUMNS: usize = 256;
+
+/// Columns of a larger map that are taken at a time.
+const COLUMNS: usize = 512;
+
+/// Positions that are taken together: all of some samples, or some rows of one.
+#[derive(Clone)]
+pub(super) struct Block {
+    pub(super) samples: Range<usize>,
+    pub(super) rows: Range<usize>,
+}
+
+impl Conv2d {
+    /// The most samples that go together.
+    pub(super) fn samples_together(&self) -> usize {
+        (FEWEST_COLUMNS / self.positions()).clamp(1, self.batch)
+    }
+
+    /// Samples that go together, in nearly equal groups.
+    pub(super) fn groups(&self) -> Vec<Range<usize>> {
+        kernel::ranges(self.batch, self.batch.div_ceil(self.samples_together()))
+    }
+
+    /// The positions of the largest block.
+    pub(super) fn widest(&self, blocks: &[Block]) -> usize {
+        blocks.iter().map(|block| self.width_of(block)).max().unwrap_or(0)
+    }
+
+    /// The blocks of a group of samples.
+    pub(super) fn blocks_of(&self, samples: Range<usize>) -> impl Iterator<Item = Block> + use<> {
+        let blocks = match samples.len() {
+            1 => (self.positions() / COLUMNS).max(1),
+            _ => 1,
+        };
+        let rows = kernel::ranges(self.rows.out, blocks);
+        rows.into_iter().map(move |rows| Block {
+            samples: samples.clone(),
+            rows,
+        })
+    }
+
+    /// All blocks.
+    pub(super) fn blocks(&self) -> Vec<Block> {
+        let groups = self.groups().into_iter();
+        groups.flat_map(|samples| self.blocks_of(samples)).collect()
+    }
+
+    /// The positions of a block.
+    pub(super) fn width_of(&self, block: &Block) -> usize {
+        block.samples.len() * block.rows.len() * self.columns.out
+    }
+}

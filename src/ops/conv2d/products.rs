@@ -1,0 +1,219 @@
+//! The convolution as matrix products, block by block.
+
+use std::ops::Range;
+
+use gemm::Parallelism;
+use rayon::prelude::*;
+
+use super::blocks::Block;
+use super::geometry::Conv2d;
+use super::im2col::{col2im, im2col};
+use crate::ops::cpu::buffer::Buffer;
+use crate::ops::cpu::elementwise::add;
+use crate::ops::cpu::kernel;
+use crate::ops::cpu::matrix::{self, Mat, MatMut, SharedMut};
+use crate::ops::cpu::write::Write;
+
+/// Pieces of work that there should be at least, for as many threads.
+const TASKS: usize = 8;
+
+impl Conv2d {
+    /// Calls `f` with two pieces of scratch memory for blocks of up to `columns` positions, of which
+    /// [`seen`](Self::seen) needs the first, for `seen_rows` rows, and samples that go together the second.
+    fn with_scratch(&self, columns: usize, seen_rows: usize, f: impl FnOnce(&mut [f32], &mut [f32])) {
+        let gathers = self.samples_together() > 1;
+        let seen = if self.is_direct() && !gathers {
+            0
+        } else {
+            seen_rows * columns
+        };
+        let gathered = if gathers { self.out_channels * columns } else { 0 };
+        kernel::with_scratch(seen + gathered, |scratch| {
+            let (seen, gathered) = scratch.split_at_mut(seen);
+            f(seen, gathered);
+        });
+    }
+
+    /// Some channels of what the kernel sees at the positions of `block`, [channels k k, columns]: a view where the
+    /// kernel sees the image itself, else written to `scratch`.
+    fn seen<'a>(&self, xs: &'a [f32], block: &Block, channels: Range<usize>, scratch: &'a mut [f32]) -> Mat<'a> {
+        let columns = self.width_of(block);
+        let rows = channels.len() * self.taps();
+        let start = |sample| (sample * self.in_channels + channels.start) * self.area();
+        if self.is_direct() && block.samples.len() == 1 {
+            let first = start(block.samples.start) + block.rows.start * self.columns.side;
+            return Mat::rows(&xs[first..], rows, columns, self.area());
+        }
+        let scratch = &mut scratch[..rows * columns];
+        let each = columns / block.samples.len();
+        for (i, sample) in block.samples.clone().enumerate() {
+            let image = &xs[start(sample)..][..channels.len() * self.area()];
+            im2col(*self, image, block.rows.clone(), &mut scratch[i * each..], columns);
+        }
+        Mat::rows(scratch, rows, columns, columns)
+    }
+
+    /// The gradient of the result at the positions of `block`, [C', columns]: a view for a single sample, else written
+    /// to `scratch`.
+    fn gradient<'a>(&self, grads: &'a [f32], block: &Block, scratch: &'a mut [f32]) -> Mat<'a> {
+        let (positions, columns) = (self.positions(), self.width_of(block));
+        let start = |sample| sample * self.out_channels * positions;
+        if block.samples.len() == 1 {
+            let first = start(block.samples.start) + block.rows.start * self.columns.out;
+            return Mat::rows(&grads[first..], self.out_channels, columns, positions);
+        }
+        let scratch = &mut scratch[..self.out_channels * columns];
+        for (i, sample) in block.samples.clone().enumerate() {
+            let grads = grads[start(sample)..].chunks_exact(positions);
+            for (row, grad) in scratch.chunks_exact_mut(columns).zip(grads) {
+                row[i * positions..][..positions].copy_from_slice(grad);
+            }
+        }
+        Mat::rows(scratch, self.out_channels, columns, columns)
+    }
+
+    /// Writes the result to `ys`.
+    pub(crate) fn forward(&self, xs: &[f32], weight: &[f32], ys: &mut [f32]) {
+        let (positions, seen_rows) = (self.positions(), self.in_channels * self.taps());
+        let weight = Mat::rows(weight, self.out_channels, seen_rows, seen_rows);
+        let out = SharedMut::new(ys);
+        let blocks = self.blocks();
+        let widest = self.widest(&blocks);
+        let parallelism = within(blocks.len());
+        blocks.into_par_iter().for_each(|block| {
+            self.with_scratch(widest, seen_rows, |scratch, result| {
+                let columns = self.width_of(&block);
+                let seen = self.seen(xs, &block, 0..self.in_channels, scratch);
+                // SAFETY: these positions of this sample belong to this block alone, which one thread computes.
+                let out = |sample, first_row, columns| unsafe {
+                    let start = sample * self.out_channels * positions + first_row * self.columns.out;
+                    out.columns(start, self.out_channels, columns, positions)
+                };
+                if block.samples.len() == 1 {
+                    let out = &mut out(block.samples.start, block.rows.start, columns);
+                    matrix::matmul(out, Write::Replace, 1.0, weight, seen, parallelism);
+                    return;
+                }
+                let result = &mut result[..self.out_channels * columns];
+                let product = &mut MatMut::rows(result, self.out_channels, columns, columns);
+                matrix::matmul(product, Write::Replace, 1.0, weight, seen, parallelism);
+                for (i, sample) in block.samples.enumerate() {
+                    let mut out = out(sample, 0, positions);
+                    for (row, result) in result.chunks_exact(columns).enumerate() {
+                        out.row(row).copy_from_slice(&result[i * positions..][..positions]);
+                    }
+                }
+            });
+        });
+    }
+
+    /// The gradient by the input: written to `dxs`, or added to it.
+    pub(crate) fn backward_xs(&self, weight: &[f32], grads: &[f32], dxs: &mut [f32], write: Write) {
+        let (area, taps) = (self.area(), self.taps());
+        let out = SharedMut::new(dxs);
+        let (groups, widest) = (self.groups(), self.widest(&self.blocks()));
+        let ranges = kernel::ranges(self.in_channels, TASKS.div_ceil(groups.len()));
+        let tasks = groups.len() * ranges.len();
+        let parallelism = within(tasks);
+        let tasks = (0..tasks)
+            .into_par_iter()
+            .map(|i| (&groups[i / ranges.len()], &ranges[i % ranges.len()]));
+        tasks.for_each(|(samples, channels)| {
+            let rows = channels.len() * taps;
+            let weight = Mat::rows(
+                &weight[channels.start * taps..],
+                self.out_channels,
+                rows,
+                self.in_channels * taps,
+            );
+            // SAFETY: these channels of this sample belong to this task alone, which one thread computes.
+            let out = |sample: usize| unsafe {
+                let start = (sample * self.in_channels + channels.start) * area;
+                out.columns(start, channels.len(), area, area)
+            };
+            self.with_scratch(widest, channels.len() * taps, |scratch, gathered| {
+                if self.is_direct() && samples.len() == 1 {
+                    let whole = Block {
+                        samples: samples.clone(),
+                        rows: 0..self.rows.out,
+                    };
+                    let g = self.gradient(grads, &whole, gathered);
+                    let out = &mut out(samples.start);
+                    matrix::matmul(out, write, 1.0, weight.t(), g, parallelism);
+                    return;
+                }
+                if write == Write::Replace {
+                    for mut channels in samples.clone().map(out) {
+                        (0..channels.num_rows()).for_each(|row| channels.row(row).fill(0.0));
+                    }
+                }
+                for block in self.blocks_of(samples.clone()) {
+                    let columns = self.width_of(&block);
+                    let g = self.gradient(grads, &block, gathered);
+                    let dseen = &mut scratch[..rows * columns];
+                    let product = &mut MatMut::rows(dseen, rows, columns, columns);
+                    matrix::matmul(product, Write::Replace, 1.0, weight.t(), g, parallelism);
+                    let each = columns / samples.len();
+                    for (i, sample) in samples.clone().enumerate() {
+                        col2im(*self, &dseen[i * each..], columns, block.rows.clone(), &mut out(sample));
+                    }
+                }
+            });
+        });
+    }
+
+    /// The gradient by the weight: written to `dweight`, or added to it. The blocks' shares are added in an order that
+    /// the shapes alone decide.
+    pub(crate) fn backward_weight(&self, xs: &[f32], grads: &[f32], dweight: &mut [f32], write: Write) {
+        // Columns of the gradient that are computed together, if there are as many.
+        const WIDTH: usize = 128;
+        let taps = self.taps();
+        let width = self.in_channels * taps;
+        let ranges = kernel::ranges(self.in_channels, (width / WIDTH).clamp(1, TASKS));
+        let blocks = self.blocks();
+        let widest = self.widest(&blocks);
+        // A narrow gradient is computed several times over, each time from some of the blocks.
+        let parts = kernel::ranges(blocks.len(), TASKS.div_ceil(ranges.len()));
+        let (tasks, len) = (parts.len() * ranges.len(), dweight.len());
+        let parallelism = within(tasks);
+        let compute = |out: SharedMut, write| {
+            (0..tasks).into_par_iter().for_each(|i| {
+                let (part, channels) = (i / ranges.len(), &ranges[i % ranges.len()]);
+                let start = part * len + channels.start * taps;
+                // SAFETY: these columns of this part belong to this task alone, which one thread computes.
+                let mut out = unsafe { out.columns(start, self.out_channels, channels.len() * taps, width) };
+                self.with_scratch(widest, channels.len() * taps, |scratch, gathered| {
+                    for (i, block) in blocks[parts[part].clone()].iter().enumerate() {
+                        let write = if i == 0 { write } else { Write::Add };
+                        let g = self.gradient(grads, block, gathered);
+                        let seen = self.seen(xs, block, channels.clone(), scratch);
+                        matrix::matmul(&mut out, write, 1.0, g, seen.t(), parallelism);
+                    }
+                });
+            });
+        };
+        if parts.len() == 1 {
+            return compute(SharedMut::new(dweight), write);
+        }
+        let mut partial = Buffer::new(parts.len() * len);
+        compute(SharedMut::new(&mut partial), Write::Replace);
+        kernel::for_rows(dweight, 1, |first, out| {
+            if write == Write::Replace {
+                out.fill(0.0);
+            }
+            for part in partial.chunks_exact(len) {
+                add(out, &part[first..]);
+            }
+        });
+    }
+}
+
+/// The parallelism of a matrix product in each of `tasks` tasks: its own where there are fewer tasks than threads. The
+/// same numbers come out either way.
+fn within(tasks: usize) -> Parallelism {
+    if tasks < rayon::current_num_threads() {
+        Parallelism::Rayon(0)
+    } else {
+        Parallelism::None
+    }
+}
