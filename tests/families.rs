@@ -142,7 +142,7 @@ fn the_hidden_share_is_that_of_the_ratio() {
             .broadcast_mul(swin.mask_token())
             .unwrap();
         let expected = swin
-            .encode(&(shown + learned).unwrap(), grid, &mut Pass::eval())
+            .classify(&(shown + learned).unwrap(), grid, &mut Pass::eval())
             .unwrap();
         assert!(distance(&logits, &expected) < 1e-6, "{ratio}");
         assert!(distance(&logits, &swin.forward_t(&xs, false).unwrap()) > 1e-2);
@@ -164,9 +164,12 @@ fn gradients_reach_every_parameter() {
         assert!(audit.is_ok() && audit.all_zero.is_empty(), "{audit}");
     }
     let wide = xs.upsample_nearest2d(32, 64).unwrap();
-    for layout in [swin::Layout::Microsoft, swin::Layout::Timm] {
+    for weight_names in [swin::WeightNames::Microsoft, swin::WeightNames::Timm] {
         let weights = Weights::seeded(Seed::new(0));
-        let cfg = swin::Config { layout, ..small_swin() };
+        let cfg = swin::Config {
+            weight_names,
+            ..small_swin()
+        };
         let net = SwinTransformer::new(&cfg, weights.var_builder(DType::F32, &CPU)).unwrap();
         let params = Params::from_varmap(weights.varmap());
         let model = MaskSub::new(net, MaskToken::new(random(0.5), 8).unwrap()).with_params(params.clone());

@@ -10,8 +10,8 @@ use candle_nn::{Module, ModuleT, VarBuilder};
 use common::{bits, distance, numbers, randn, random_values, shapes_of, CPU};
 use masksub::models::resnet::{self, BlockKind, ResNet};
 use masksub::models::swin::{self, SwinTransformer};
-use masksub::models::vit::{Config, Layout as Form, Pool, VisionTransformer};
-use masksub::pretrained::{Layout, Pretrained};
+use masksub::models::vit::{Config, Pool, VisionTransformer, WeightNames};
+use masksub::pretrained::{Format, Pretrained};
 use masksub::{Error, Grid, Params, Seed, Weights};
 
 type Tensors = BTreeMap<String, Tensor>;
@@ -105,8 +105,11 @@ mod names {
             ("hf_clip", clip.clone()),
             ("open_clip", clip),
         ] {
-            let logits = [Form::Timm, Form::HuggingFace, Form::Clip].map(|layout| {
-                let cfg = Config { layout, ..cfg.clone() };
+            let logits = [WeightNames::Timm, WeightNames::HuggingFace, WeightNames::Clip].map(|weight_names| {
+                let cfg = Config {
+                    weight_names,
+                    ..cfg.clone()
+                };
                 let weights = weights(name);
                 let vit = vit(&cfg, &weights);
                 weights.check_exact(|_| false).unwrap();
@@ -116,7 +119,7 @@ mod names {
                 let made = data.iter().map(|(name, var)| (name.clone(), var.dims().to_vec()));
                 assert_eq!(made.collect::<BTreeMap<_, _>>(), shapes, "{name}");
                 // A head that is drawn depends on its name.
-                let head = if layout == Form::HuggingFace {
+                let head = if weight_names == WeightNames::HuggingFace {
                     "classifier"
                 } else {
                     "head"
@@ -133,9 +136,9 @@ mod names {
     #[test]
     fn of_either_swin_fit_either() {
         for name in ["timm_swin", "microsoft_swin"] {
-            for layout in [swin::Layout::Timm, swin::Layout::Microsoft] {
+            for weight_names in [swin::WeightNames::Timm, swin::WeightNames::Microsoft] {
                 let cfg = swin::Config {
-                    layout,
+                    weight_names,
                     image_size: (64, 64),
                     embed_dim: 16,
                     depths: vec![2, 2],
@@ -149,7 +152,7 @@ mod names {
                 let logits = swin.forward_t(&recorded["input"], false).unwrap();
                 assert!(
                     distance(&logits, &recorded["logits_eval"]) < 1e-5,
-                    "{name} as {layout:?}"
+                    "{name} as {weight_names:?}"
                 );
             }
         }
@@ -158,8 +161,8 @@ mod names {
     // With more stages, both number mergings that the other has too: the width tells them apart.
     #[test]
     fn of_mergings_are_told_apart_by_their_width() {
-        let cfg = |layout| swin::Config {
-            layout,
+        let cfg = |weight_names| swin::Config {
+            weight_names,
             image_size: (32, 32),
             patch_size: 2,
             embed_dim: 4,
@@ -170,13 +173,13 @@ mod names {
         };
         let directory = tempfile::tempdir().unwrap();
         let xs = randn((1, 3, 32, 32), "images");
-        let layouts = [swin::Layout::Timm, swin::Layout::Microsoft];
-        for written in layouts {
+        let both = [swin::WeightNames::Timm, swin::WeightNames::Microsoft];
+        for written in both {
             let values = random_values(|vb| SwinTransformer::new(&cfg(written), vb));
             let path = saved(directory.path(), &values);
             let expected = Weights::from_tensors(values);
             let expected = SwinTransformer::new(&cfg(written), vb(&expected)).unwrap();
-            for read in layouts {
+            for read in both {
                 let weights = Pretrained::open(&path).unwrap().weights(Seed::new(0));
                 let swin = SwinTransformer::new(&cfg(read), vb(&weights)).unwrap();
                 weights.check_exact(|_| false).unwrap();
@@ -212,7 +215,7 @@ mod names {
             let weights = pretrained.unwrap().weights(Seed::new(0));
             vit(&timm_vit(9), &weights);
             weights.check_exact(|_| false).unwrap();
-            assert_eq!(weights.notes(), ["layout timm-vit, 32 tensors"], "{wrapper}");
+            assert_eq!(weights.notes(), ["format timm-vit, 32 tensors"], "{wrapper}");
         }
     }
 
@@ -241,29 +244,29 @@ mod names {
     }
 }
 
-mod layouts {
+mod formats {
     use super::*;
 
     #[test]
     fn are_told_from_the_file_alone() {
-        for (name, layout, text) in [
-            ("timm_vit", Layout::TimmVit, "timm-vit"),
-            ("timm_deit3", Layout::TimmDeit3, "timm-deit3"),
-            ("timm_clip", Layout::TimmClip, "timm-clip"),
-            ("timm_swin", Layout::TimmSwin, "timm-swin"),
-            ("facebook_deit3", Layout::FacebookDeit3, "facebook-deit3"),
-            ("mae_pretrained", Layout::MaePretrained, "mae-pretrained"),
-            ("mae_finetuned", Layout::MaeFinetuned, "mae-finetuned"),
-            ("hf_vit", Layout::HfVit, "hf-vit"),
-            ("hf_clip", Layout::HfClip, "hf-clip"),
-            ("open_clip", Layout::OpenClip, "open-clip"),
-            ("openai_clip", Layout::OpenClip, "open-clip"),
-            ("microsoft_swin", Layout::MicrosoftSwin, "microsoft-swin"),
-            ("resnet", Layout::ResNet, "resnet"),
+        for (name, format, text) in [
+            ("timm_vit", Format::TimmVit, "timm-vit"),
+            ("timm_deit3", Format::TimmDeit3, "timm-deit3"),
+            ("timm_clip", Format::TimmClip, "timm-clip"),
+            ("timm_swin", Format::TimmSwin, "timm-swin"),
+            ("facebook_deit3", Format::FacebookDeit3, "facebook-deit3"),
+            ("mae_pretrained", Format::MaePretrained, "mae-pretrained"),
+            ("mae_finetuned", Format::MaeFinetuned, "mae-finetuned"),
+            ("hf_vit", Format::HfVit, "hf-vit"),
+            ("hf_clip", Format::HfClip, "hf-clip"),
+            ("open_clip", Format::OpenClip, "open-clip"),
+            ("openai_clip", Format::OpenClip, "open-clip"),
+            ("microsoft_swin", Format::MicrosoftSwin, "microsoft-swin"),
+            ("resnet", Format::ResNet, "resnet"),
         ] {
             let pretrained = Pretrained::open(checkpoint(name)).unwrap();
-            assert_eq!(pretrained.layout(), layout, "{name}");
-            assert_eq!(layout.to_string(), text);
+            assert_eq!(pretrained.format(), format, "{name}");
+            assert_eq!(format.to_string(), text);
         }
     }
 
@@ -277,7 +280,7 @@ mod layouts {
         // `ViTModel`, and what is left of CLIP.
         let path = saved(directory.path(), &bare("hf_vit", "vit."));
         let pretrained = Pretrained::open(&path).unwrap();
-        assert_eq!(pretrained.layout(), Layout::HfVit);
+        assert_eq!(pretrained.format(), Format::HfVit);
         let weights = pretrained.weights(Seed::new(0));
         vit(&timm_vit(9), &weights);
         weights.check_exact(|name| name.starts_with("head.")).unwrap();
@@ -287,7 +290,7 @@ mod layouts {
             .into_iter()
             .filter(|(name, _)| name.starts_with("vision_model."));
         let path = saved(directory.path(), &tower.collect());
-        assert_eq!(Pretrained::open(&path).unwrap().layout(), Layout::HfClip);
+        assert_eq!(Pretrained::open(&path).unwrap().format(), Format::HfClip);
     }
 
     // DINOv2 in timm: LayerScale like DeiT-III's, and a position for the class token like everyone's.
@@ -297,7 +300,7 @@ mod layouts {
         let mut tensors = tensors("timm_deit3");
         tensors.insert("pos_embed".into(), randn((1, 17, 48), "positions"));
         let pretrained = Pretrained::open(saved(directory.path(), &tensors)).unwrap();
-        assert_eq!(pretrained.layout(), Layout::TimmVit);
+        assert_eq!(pretrained.format(), Format::TimmVit);
         let weights = pretrained.weights(Seed::new(0));
         let cfg = Config {
             layer_scale: Some(1e-4),
@@ -324,7 +327,7 @@ mod layouts {
             let tensors = names.iter().map(|name| (name.to_string(), randn((2, 2), name)));
             let path = saved(directory.path(), &tensors.collect());
             let error = Pretrained::open(&path).unwrap_err();
-            assert!(matches!(&error, Error::UnknownLayout { .. }), "{error}");
+            assert!(matches!(&error, Error::UnknownFormat { .. }), "{error}");
             for part in [path.to_str().unwrap(), names[0], "timm-vit, timm-deit3", "resnet"] {
                 assert!(error.to_string().contains(part), "{part}: {error}");
             }
@@ -347,16 +350,16 @@ mod layouts {
             ..swin::Config::tiny(9)
         };
         // As wide as the Swin, so that no shape gives it away.
-        let vit_cfg = |layout| Config {
-            layout,
+        let vit_cfg = |weight_names| Config {
+            weight_names,
             patch_size: 4,
             embed_dim: 16,
             num_heads: 2,
             ..timm_vit(9)
         };
         let build = |family: &str, vb: VarBuilder| match family {
-            "ViT" => VisionTransformer::new(&vit_cfg(Form::Timm), vb).map(drop),
-            "ViT of Hugging Face" => VisionTransformer::new(&vit_cfg(Form::HuggingFace), vb).map(drop),
+            "ViT" => VisionTransformer::new(&vit_cfg(WeightNames::Timm), vb).map(drop),
+            "ViT of Hugging Face" => VisionTransformer::new(&vit_cfg(WeightNames::HuggingFace), vb).map(drop),
             "Swin" => SwinTransformer::new(&swin_cfg, vb).map(drop),
             _ => ResNet::new(&resnet_cfg, vb).map(drop),
         };
@@ -409,7 +412,7 @@ mod positions {
             bits(&var(&weights, "pos_embed")),
             bits(&tensors("timm_vit")["pos_embed"])
         );
-        assert_eq!(weights.notes(), ["layout timm-vit, 32 tensors"]);
+        assert_eq!(weights.notes(), ["format timm-vit, 32 tensors"]);
     }
 
     #[test]
@@ -423,7 +426,7 @@ mod positions {
         assert_eq!(
             weights.notes(),
             [
-                "layout timm-vit, 32 tensors",
+                "format timm-vit, 32 tensors",
                 "pos_embed: 4 x 4 -> 6 x 6 positions, bicubic"
             ]
         );
@@ -551,7 +554,7 @@ mod the_head {
         assert_eq!(
             weights.notes(),
             [
-                "layout mae-finetuned, 32 tensors, below `model`",
+                "format mae-finetuned, 32 tensors, below `model`",
                 "head: 9 -> 500 classes, drawn anew",
                 "left out: epoch, beside the weights"
             ]
@@ -725,7 +728,7 @@ mod what_differs {
         assert_eq!(
             lines(small(Config::mae_base(9)), "mae_pretrained"),
             [
-                "layout mae-pretrained, 40 tensors, below `model`",
+                "format mae-pretrained, 40 tensors, below `model`",
                 "not in the file, so drawn: fc_norm.bias, fc_norm.weight, head.bias, head.weight",
                 "left out: the decoder, 10 tensors",
                 "left out: the norm that mean pooling replaces by fc_norm, 2 tensors",
@@ -736,7 +739,7 @@ mod what_differs {
         assert_eq!(
             lines(timm_vit(9), "mae_pretrained"),
             [
-                "layout mae-pretrained, 40 tensors, below `model`",
+                "format mae-pretrained, 40 tensors, below `model`",
                 "not in the file, so drawn: head.bias, head.weight",
                 "left out: the decoder, 10 tensors",
                 "left out: epoch, beside the weights"
@@ -746,7 +749,7 @@ mod what_differs {
             assert_eq!(
                 lines(small(Config::clip_base(9)), name),
                 [
-                    format!("layout {}, {total} tensors", name.replace('_', "-")),
+                    format!("format {}, {total} tensors", name.replace('_', "-")),
                     "not in the file, so drawn: head.bias, head.weight".into(),
                     "left out: the projection to the text tower, 2 tensors".into(),
                     format!("left out: the text tower, {text} tensors"),
@@ -782,8 +785,11 @@ mod what_differs {
         };
         let mut packed = tensors("timm_vit");
         packed.insert("blocks.0.attn.qkv.weight".into(), randn((143, 48), "qkv"));
-        for layout in [Form::Timm, Form::HuggingFace] {
-            let cfg = Config { layout, ..timm_vit(9) };
+        for weight_names in [WeightNames::Timm, WeightNames::HuggingFace] {
+            let cfg = Config {
+                weight_names,
+                ..timm_vit(9)
+            };
             let error = refusal(&cfg, &open(&packed));
             assert!(
                 matches!(&error, Error::MisshapenWeight { got, .. } if *got == [143, 48]),
@@ -845,7 +851,7 @@ mod of_candle_transformers {
         .unwrap();
         let directory = tempfile::tempdir().unwrap();
         let pretrained = Pretrained::open(saved(directory.path(), &values)).unwrap();
-        assert_eq!(pretrained.layout(), Layout::HfClip);
+        assert_eq!(pretrained.format(), Format::HfClip);
         let weights = pretrained.weights(Seed::new(0));
         let ours = vit(&cfg, &weights);
         weights.check_exact(|_| false).unwrap();
@@ -866,7 +872,7 @@ mod of_candle_transformers {
         let theirs = candle_resnet::resnet18(5, all).unwrap();
         let directory = tempfile::tempdir().unwrap();
         let pretrained = Pretrained::open(saved(directory.path(), &values)).unwrap();
-        assert_eq!(pretrained.layout(), Layout::ResNet);
+        assert_eq!(pretrained.format(), Format::ResNet);
         let weights = pretrained.weights(Seed::new(0));
         let ours = ResNet::new(&resnet::Config::resnet18(5), vb(&weights)).unwrap();
         weights.check_exact(|_| false).unwrap();

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device};
 use masksub::models::vit::{Config, Pool, VisionTransformer};
-use masksub::pretrained::{Layout, Pretrained};
+use masksub::pretrained::{Format, Pretrained};
 use masksub::{Error, KeyedRng, Seed, Weights};
 use rand::Rng;
 
@@ -55,7 +55,7 @@ fn every_form_that_pytorch_writes_has_the_same_weights() {
         assert_eq!(
             weights.notes(),
             [
-                "layout timm-vit, 20 tensors, below `model`",
+                "format timm-vit, 20 tensors, below `model`",
                 "left out: optimizer, epoch, best_acc1, args, scaler, beside the weights"
             ],
             "{name}"
@@ -63,17 +63,17 @@ fn every_form_that_pytorch_writes_has_the_same_weights() {
     }
     let weights = load(&fixture("state_dict.pth")).unwrap();
     assert_eq!(values(&weights), expected);
-    assert_eq!(weights.notes(), ["layout timm-vit, 20 tensors, below `state_dict`"]);
+    assert_eq!(weights.notes(), ["format timm-vit, 20 tensors, below `state_dict`"]);
 }
 
 #[test]
 fn an_encoder_below_model_is_of_maes_pre_training() {
     let path = fixture("mae_encoder.pth");
-    assert_eq!(Pretrained::open(&path).unwrap().layout(), Layout::MaePretrained);
+    assert_eq!(Pretrained::open(&path).unwrap().format(), Format::MaePretrained);
     let weights = load(&path).unwrap();
     assert_eq!(weights.notes()[1], "not in the file, so drawn: head.bias, head.weight");
     let deit3 = Pretrained::open(fixture("deit3_encoder.pth")).unwrap();
-    assert_eq!(deit3.layout(), Layout::FacebookDeit3);
+    assert_eq!(deit3.format(), Format::FacebookDeit3);
 }
 
 // Which format it is, the content tells.
@@ -83,7 +83,7 @@ fn names_of_files_do_not_matter() {
     for name in ["weights.safetensors", "state_dict.pth", "legacy.pth"] {
         let path = directory.path().join("pytorch_model.bin");
         fs::copy(fixture(name), &path).unwrap();
-        assert_eq!(Pretrained::open(&path).unwrap().layout(), Layout::TimmVit, "{name}");
+        assert_eq!(Pretrained::open(&path).unwrap().format(), Format::TimmVit, "{name}");
     }
 }
 

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Tensor};
 use candle_nn::ModuleT;
 use common::{count_params, numbers, randn, random_values, shapes_of, small_swin, CPU};
-use masksub::models::swin::{Config, Layout, SwinTransformer};
+use masksub::models::swin::{Config, SwinTransformer, WeightNames};
 use masksub::{Error, Seed, Weights};
 
 fn build(cfg: &Config) -> candle_core::Result<SwinTransformer> {
@@ -140,9 +140,9 @@ mod windows {
     /// timm decides along each side for itself, which gives the same only for squares and for grids of several windows.
     #[test]
     fn that_timm_would_not_make_square_are_refused_under_its_names() {
-        let with = |layout, image_size| {
+        let with = |weight_names, image_size| {
             let cfg = Config {
-                layout,
+                weight_names,
                 image_size,
                 ..small_swin()
             };
@@ -150,12 +150,12 @@ mod windows {
         };
         // Stages of 16 x 16 and 8 x 8 tokens, of 32 x 64 and 16 x 32, of 4 x 4 and 2 x 2.
         for fits in [(32, 32), (64, 128), (8, 8)] {
-            with(Layout::Timm, fits).unwrap();
+            with(WeightNames::Timm, fits).unwrap();
         }
         // Along one side the grid is one window in the second stage; in the first; both sides are less than one.
         for (odd, stage) in [((16, 32), 1), ((8, 16), 0), ((4, 8), 0)] {
-            with(Layout::Microsoft, odd).unwrap();
-            match with(Layout::Timm, odd).unwrap_err() {
+            with(WeightNames::Microsoft, odd).unwrap();
+            match with(WeightNames::Timm, odd).unwrap_err() {
                 Error::InvalidArgument {
                     argument: "image_size",
                     value,
@@ -217,16 +217,16 @@ mod names {
 
     #[test]
     fn are_those_of_the_published_checkpoints() {
-        let with = |layout| Config {
-            layout,
+        let with = |weight_names| Config {
+            weight_names,
             ..Config::tiny(1000)
         };
-        let ours = |layout| shapes_of(|vb| SwinTransformer::new(&with(layout), vb));
-        for (layout, mut expected) in [
+        let ours = |weight_names| shapes_of(|vb| SwinTransformer::new(&with(weight_names), vb));
+        for (weight_names, mut expected) in [
             // https://github.com/microsoft/Swin-Transformer: a stage ends with its merging.
-            (Layout::Microsoft, published(|stage| stage, "head")),
+            (WeightNames::Microsoft, published(|stage| stage, "head")),
             // timm from 0.9 on: a stage starts with it (its `checkpoint_filter_fn` adds the 1), the head has a pooling.
-            (Layout::Timm, published(|stage| stage + 1, "head.fc")),
+            (WeightNames::Timm, published(|stage| stage + 1, "head.fc")),
         ] {
             assert_eq!(
                 expected
@@ -236,9 +236,9 @@ mod names {
                 28_288_354
             );
             expected.insert("mask_token".into(), vec![1, 1, 96]);
-            assert_eq!(ours(layout), expected);
+            assert_eq!(ours(weight_names), expected);
         }
-        let timm = ours(Layout::Timm);
+        let timm = ours(WeightNames::Timm);
         assert_eq!(timm["layers.1.downsample.norm.weight"], [384]);
         assert_eq!(timm["head.fc.weight"], [1000, 768]);
         assert!(!timm.contains_key("layers.0.downsample.norm.weight") && !timm.contains_key("head.weight"));

@@ -41,7 +41,7 @@ impl<G: MaskGenerator> MaskToken<G> {
 impl<G: MaskGenerator, M: MaskTokenModel + ?Sized> SubBranch<M> for MaskToken<G> {
     fn main(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
         let (tokens, grid) = model.embed(xs, pass)?;
-        model.encode(&tokens, grid, pass)
+        model.classify(&tokens, grid, pass)
     }
 
     fn sub(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<(Tensor, Option<Mask>)> {
@@ -58,6 +58,6 @@ impl<G: MaskGenerator, M: MaskTokenModel + ?Sized> SubBranch<M> for MaskToken<G>
         }
         let mask = self.masking.generate(batch, blocks, key)?;
         let hidden = mask.upsample(factor)?.replace(&tokens, model.mask_token())?;
-        Ok((model.encode(&hidden, grid, pass)?, Some(mask)))
+        Ok((model.classify(&hidden, grid, pass)?, Some(mask)))
     }
 }

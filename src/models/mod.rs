@@ -2,7 +2,6 @@
 
 mod linear;
 mod mlp;
-mod norm;
 mod pool;
 pub mod resnet;
 mod rules;

@@ -133,7 +133,7 @@ impl Config {
 
 /// A convolution without bias, and the batch norm behind it.
 #[derive(Clone, Debug)]
-struct ConvNorm {
+struct ConvBatchNorm {
     weight: Tensor,
     norm: BatchNorm,
     stride: usize,
@@ -147,7 +147,7 @@ struct Geometry {
     stride: usize,
 }
 
-impl ConvNorm {
+impl ConvBatchNorm {
     /// `scale` is the initial weight of the norm.
     fn new(
         cfg: &Config,
@@ -188,8 +188,8 @@ impl ConvNorm {
 /// A residual block: convolutions with ReLU between, added to the identity or to a projection of it.
 #[derive(Clone, Debug)]
 struct Block {
-    convs: Vec<ConvNorm>,
-    downsample: Option<ConvNorm>,
+    convs: Vec<ConvBatchNorm>,
+    downsample: Option<ConvBatchNorm>,
     drop_path: f64,
 }
 
@@ -217,13 +217,13 @@ impl Block {
         let convs = (1..).zip(convs).map(|(number, (channels, at))| {
             let scale = if number == last && cfg.zero_init_last { 0. } else { 1. };
             let (conv, norm) = (vb.pp(format!("conv{number}")), vb.pp(format!("bn{number}")));
-            ConvNorm::new(cfg, channels, at, scale, conv, norm)
+            ConvBatchNorm::new(cfg, channels, at, scale, conv, norm)
         });
         let downsample = vb.pp("downsample");
         Ok(Self {
             convs: convs.collect::<Result<_>>()?,
             downsample: match stride != 1 || in_channels != out_channels {
-                true => Some(ConvNorm::new(
+                true => Some(ConvBatchNorm::new(
                     cfg,
                     (in_channels, out_channels),
                     strided(1),
@@ -238,7 +238,7 @@ impl Block {
     }
 
     /// The convolutions, the projection last.
-    fn layers(&self) -> impl Iterator<Item = &ConvNorm> {
+    fn layers(&self) -> impl Iterator<Item = &ConvBatchNorm> {
         self.convs.iter().chain(&self.downsample)
     }
 
@@ -279,7 +279,7 @@ impl Block {
 /// ```
 #[derive(Clone, Debug)]
 pub struct ResNet {
-    stem: ConvNorm,
+    stem: ConvBatchNorm,
     blocks: Vec<Block>,
     fc: Linear,
     in_channels: usize,
@@ -294,7 +294,7 @@ impl ResNet {
     pub fn new(cfg: &Config, vb: VarBuilder) -> Result<Self> {
         cfg.check()?;
         let stem = Geometry { kernel: 7, stride: 2 };
-        let stem = ConvNorm::new(
+        let stem = ConvBatchNorm::new(
             cfg,
             (cfg.in_channels, cfg.stem_channels),
             stem,

@@ -5,19 +5,18 @@ use candle_nn::{Init, Module, ModuleT, VarBuilder};
 
 use super::linear::{normal, pytorch_default, Linear};
 use super::mlp::{Mlp, MlpNames, Rates};
-use super::norm::Norm;
 use super::{pool, rules, Constructor};
 use crate::check;
 use crate::error::Error;
 use crate::grid::Grid;
 use crate::model::{Forward, MaskTokenModel};
 use crate::nn::{layer_norm, LayerNorm};
-use crate::ops::{self, Activation, AttentionBranch, Windows};
+use crate::ops::{self, Activation, Affine, AttentionBranch, Windows};
 use crate::pass::Pass;
 
-/// Whose names the weights have.
+/// Whose names a model's weights have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Layout {
+pub enum WeightNames {
     /// The authors': the merging behind stage s is `layers.s.downsample`, the head is `head`.
     Microsoft,
     /// timm's (from 0.9 on): the merging before stage s is `layers.s.downsample`, the head is `head.fc`.
@@ -36,7 +35,7 @@ pub enum Layout {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// Names of the weights.
-    pub layout: Layout,
+    pub weight_names: WeightNames,
     /// Height and width of the image, in pixels.
     pub image_size: (usize, usize),
     /// Side of a patch, in pixels.
@@ -66,7 +65,7 @@ pub struct Config {
 impl Config {
     fn new(embed_dim: usize, depths: [usize; 4], num_heads: [usize; 4], num_classes: usize) -> Self {
         Self {
-            layout: Layout::Microsoft,
+            weight_names: WeightNames::Microsoft,
             image_size: (224, 224),
             patch_size: 4,
             in_channels: 3,
@@ -122,15 +121,15 @@ impl Config {
         };
         let stage = rules::leading_number(below).unwrap_or(self.depths.len());
         let block = rules::below(below, "blocks").and_then(rules::leading_number);
-        match (block, self.layout) {
+        match (block, self.weight_names) {
             (Some(block), _) => before(stage) + block + 1,
             // Merging stands at the end of a stage, in timm's names at the start of the next.
-            (None, Layout::Microsoft) => before(stage + 1),
-            (None, Layout::Timm) => before(stage),
+            (None, WeightNames::Microsoft) => before(stage + 1),
+            (None, WeightNames::Timm) => before(stage),
         }
     }
 
-    /// The layout of each stage's tokens, and the window it uses: the whole side where that is smaller.
+    /// The grid of each stage's tokens, and the window it uses: the whole side where that is smaller.
     fn stages(&self) -> crate::error::Result<Vec<Stage>> {
         // Of more, the first would need images of 2^16 tokens a side.
         const MOST_STAGES: usize = 16;
@@ -181,10 +180,10 @@ impl Config {
             // As in the authors' code, the shorter side decides for both.
             let (window, shift) = window_along(grid.height.min(grid.width));
             let pixels = self.patch_size << index;
-            if self.layout == Layout::Timm && window_along(grid.height.max(grid.width)) != (window, shift) {
+            if self.weight_names == WeightNames::Timm && window_along(grid.height.max(grid.width)) != (window, shift) {
                 let allowed = format!(
                     "square, or of more than {} pixels on each side: in stage {index}, of {grid} tokens of {pixels} pixels, \
-                     timm's windows would be no squares of {window} tokens (or take Layout::Microsoft)",
+                     timm's windows would be no squares of {window} tokens (or take WeightNames::Microsoft)",
                     self.window_size * pixels
                 );
                 return Err(Error::invalid("image_size", size, allowed));
@@ -243,7 +242,7 @@ struct Attention {
     stage: Stage,
     shift: usize,
     mask: Option<Tensor>,
-    norm: Norm,
+    norm: LayerNorm,
     qkv: Linear,
     table: Tensor,
     proj: Linear,
@@ -263,7 +262,7 @@ impl Attention {
             stage,
             shift,
             mask,
-            norm: Norm::new(d, cfg.norm_eps, vb.pp("norm1"))?,
+            norm: layer_norm(d, cfg.norm_eps, vb.pp("norm1"))?,
             qkv: linear(d, 3 * d, attn.pp("qkv"))?,
             table: attn.get_with_hints((side * side, stage.num_heads), "relative_position_bias_table", NORMAL)?,
             proj: linear(d, d, attn.pp("proj"))?,
@@ -271,39 +270,46 @@ impl Attention {
         })
     }
 
-    /// [B, L, D] to [B, L, D].
+    /// [B, L, D] to [B, L, D]: in one operation where nothing is dropped between the layers.
     fn forward(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+        match self.norm.affine() {
+            Some(norm) if pass.skip_dropout(self.rates.dropout, 1)? => self.fused(norm, xs, pass),
+            _ => self.composed(xs, pass),
+        }
+    }
+
+    fn fused(&self, norm: Affine, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+        let branch = AttentionBranch {
+            norm,
+            eps: self.norm.eps(),
+            qkv: self.qkv.affine(),
+            num_heads: self.stage.num_heads,
+            proj: self.proj.affine(),
+            gamma: None,
+        };
+        let windows = Windows {
+            grid: self.stage.grid,
+            window: self.stage.window,
+            shift: self.shift,
+            table: &self.table,
+            mask: self.mask.as_ref(),
+        };
+        let factors = pass.drop_path_factors(xs.dim(0)?, self.rates.drop_path)?;
+        ops::window_attention_branch(xs, &branch, &windows, factors.as_deref())
+    }
+
+    fn composed(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
         let Stage {
             grid,
             window,
             num_heads,
             ..
         } = self.stage;
-        let (shift, table, mask) = (self.shift, &self.table, self.mask.as_ref());
-        if pass.skip_dropout(self.rates.dropout, 1)? {
-            let branch = AttentionBranch {
-                norm: self.norm.affine(),
-                eps: self.norm.eps,
-                qkv: self.qkv.affine(),
-                num_heads,
-                proj: self.proj.affine(),
-                gamma: None,
-            };
-            let windows = Windows {
-                grid,
-                window,
-                shift,
-                table,
-                mask,
-            };
-            let factors = pass.drop_path_factors(xs.dim(0)?, self.rates.drop_path)?;
-            return ops::window_attention_branch(xs, &branch, &windows, factors.as_deref());
-        }
-        let ys = ops::window_partition(&self.norm.forward(xs)?, grid, window, shift)?;
-        let bias = ops::relative_position_bias(table, window)?;
-        let ys = ops::window_attention(&self.qkv.forward(&ys)?, num_heads, &bias, mask)?;
+        let ys = ops::window_partition(&self.norm.forward(xs)?, grid, window, self.shift)?;
+        let bias = ops::relative_position_bias(&self.table, window)?;
+        let ys = ops::window_attention(&self.qkv.forward(&ys)?, num_heads, &bias, self.mask.as_ref())?;
         let ys = pass.dropout(&self.proj.forward(&ys)?, self.rates.dropout)?;
-        let ys = ops::window_reverse(&ys, grid, window, shift)?;
+        let ys = ops::window_reverse(&ys, grid, window, self.shift)?;
         let factors = pass.drop_path_factors(xs.dim(0)?, self.rates.drop_path)?;
         ops::add_branch(xs, ys, None, factors.as_deref())
     }
@@ -411,7 +417,7 @@ impl SwinTransformer {
     /// [`Error::InvalidArgument`] when the configuration does not hold together, or the image does not fit its windows;
     /// those of `vb` for weights that are missing or of another shape.
     pub fn new(cfg: &Config, vb: VarBuilder) -> Result<Self> {
-        let layouts = cfg.stages()?;
+        let shapes = cfg.stages()?;
         let (d, p) = (cfg.embed_dim, cfg.patch_size);
         let in_dim = rules::patch_len(cfg.in_channels, p)?;
         let patch = vb.pp("patch_embed");
@@ -420,18 +426,18 @@ impl SwinTransformer {
         let kernel = patch.get_with_hints((d, cfg.in_channels, p, p), "proj.weight", uniform)?;
         let total = cfg.num_blocks();
         let mut first = 0;
-        let mut stages = Vec::with_capacity(layouts.len());
-        for (index, (&stage, &depth)) in layouts.iter().zip(&cfg.depths).enumerate() {
+        let mut stages = Vec::with_capacity(shapes.len());
+        for (index, (&stage, &depth)) in shapes.iter().zip(&cfg.depths).enumerate() {
             let below = vb.pp("layers").pp(index);
             let blocks = (0..depth).map(|block| {
                 let drop_path = rules::linear_drop_path(cfg.drop_path, first + block, total);
                 Block::new(cfg, stage, block, drop_path, below.pp("blocks").pp(block))
             });
             let blocks = blocks.collect::<Result<_>>()?;
-            let merging = match (index + 1 < layouts.len(), cfg.layout) {
+            let merging = match (index + 1 < shapes.len(), cfg.weight_names) {
                 (false, _) => None,
-                (true, Layout::Microsoft) => Some(Merging::new(cfg, stage, below.pp("downsample"))?),
-                (true, Layout::Timm) => {
+                (true, WeightNames::Microsoft) => Some(Merging::new(cfg, stage, below.pp("downsample"))?),
+                (true, WeightNames::Timm) => {
                     let next = vb.pp("layers").pp(index + 1);
                     Some(Merging::new(cfg, stage, next.pp("downsample"))?)
                 }
@@ -439,10 +445,10 @@ impl SwinTransformer {
             first += depth;
             stages.push((blocks, merging));
         }
-        let width = layouts.last().map_or(d, |stage| stage.dim);
-        let head = match cfg.layout {
-            Layout::Microsoft => vb.pp("head"),
-            Layout::Timm => vb.pp("head.fc"),
+        let width = shapes.last().map_or(d, |stage| stage.dim);
+        let head = match cfg.weight_names {
+            WeightNames::Microsoft => vb.pp("head"),
+            WeightNames::Timm => vb.pp("head.fc"),
         };
         Ok(Self {
             cfg: cfg.clone(),
@@ -484,7 +490,7 @@ impl MaskTokenModel for SwinTransformer {
         Ok((tokens, grid))
     }
 
-    fn encode(&self, tokens: &Tensor, _: Grid, pass: &mut Pass) -> Result<Tensor> {
+    fn classify(&self, tokens: &Tensor, _: Grid, pass: &mut Pass) -> Result<Tensor> {
         let mut tokens = tokens.clone();
         for (blocks, merging) in &self.stages {
             for block in blocks {
@@ -501,7 +507,7 @@ impl MaskTokenModel for SwinTransformer {
 impl Forward for SwinTransformer {
     fn forward_pass(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
         let (tokens, grid) = self.embed(xs, pass)?;
-        self.encode(&tokens, grid, pass)
+        self.classify(&tokens, grid, pass)
     }
 }
 

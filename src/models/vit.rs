@@ -5,7 +5,6 @@ use candle_nn::{Init, Module, ModuleT, VarBuilder};
 
 use super::linear::{normal, pytorch_default, Linear};
 use super::mlp::{Mlp, MlpNames, Rates};
-use super::norm::Norm;
 use super::vit_names::{Names, Qkv, CLIP, HUGGING_FACE, TIMM};
 use super::{pool, rules, Constructor};
 use crate::check;
@@ -15,12 +14,12 @@ use crate::mask::Mask;
 use crate::model::{Forward, TokenModel};
 use crate::nn::{layer_norm, LayerNorm};
 pub use crate::ops::Activation;
-use crate::ops::{self, AttentionBranch, PatchEmbed, Tokens};
+use crate::ops::{self, Affine, AttentionBranch, PatchEmbed, Tokens};
 use crate::pass::Pass;
 
-/// Whose weights a model has: names and shapes of its parameters.
+/// Whose names and shapes a model's weights have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Layout {
+pub enum WeightNames {
     /// timm's and facebookresearch's: DeiT-III and MAE.
     Timm,
     /// Hugging Face's `ViTForImageClassification`; candle-transformers' ViT has the same.
@@ -60,7 +59,7 @@ pub enum Pool {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// Names and shapes of the weights.
-    pub layout: Layout,
+    pub weight_names: WeightNames,
     /// Height and width of the image, in pixels.
     pub image_size: (usize, usize),
     /// Side of a patch, in pixels.
@@ -109,7 +108,7 @@ impl Config {
     /// 1e-4, constant drop path.
     fn deit3(embed_dim: usize, depth: usize, num_heads: usize, num_classes: usize) -> Self {
         Self {
-            layout: Layout::Timm,
+            weight_names: WeightNames::Timm,
             image_size: (224, 224),
             patch_size: 16,
             crop_remainder: false,
@@ -149,7 +148,7 @@ impl Config {
     /// CLIP's vision tower (arXiv 2103.00020) with a classifier head on the class token.
     fn clip(embed_dim: usize, depth: usize, num_heads: usize, num_classes: usize) -> Self {
         Self {
-            layout: Layout::Clip,
+            weight_names: WeightNames::Clip,
             activation: Activation::QuickGelu,
             norm_eps: 1e-5,
             patch_bias: false,
@@ -212,7 +211,7 @@ impl Config {
     /// Hugging Face's `google/vit-base-patch16-224`, and candle-transformers' `Config::vit_base_patch16_224`.
     pub fn hf_base(num_classes: usize) -> Self {
         Self {
-            layout: Layout::HuggingFace,
+            weight_names: WeightNames::HuggingFace,
             norm_eps: 1e-12,
             pool: Pool::ClassToken,
             head_init_std: 0.02,
@@ -272,10 +271,10 @@ impl Config {
     }
 
     fn names(&self) -> &'static Names {
-        match self.layout {
-            Layout::Timm => &TIMM,
-            Layout::HuggingFace => &HUGGING_FACE,
-            Layout::Clip => &CLIP,
+        match self.weight_names {
+            WeightNames::Timm => &TIMM,
+            WeightNames::HuggingFace => &HUGGING_FACE,
+            WeightNames::Clip => &CLIP,
         }
     }
 
@@ -349,7 +348,7 @@ impl QkvProjection {
 /// Self-attention: a residual branch behind a layer norm, scaled and dropped.
 #[derive(Clone, Debug)]
 struct Attention {
-    norm: Norm,
+    norm: LayerNorm,
     qkv: QkvProjection,
     num_heads: usize,
     proj: Linear,
@@ -366,7 +365,7 @@ impl Attention {
             Qkv::Apart([q, k, v]) => QkvProjection::Apart([linear(d, q)?, linear(d, k)?, linear(d, v)?]),
         };
         Ok(Self {
-            norm: Norm::new(d, cfg.norm_eps, vb.pp(names.norm1))?,
+            norm: layer_norm(d, cfg.norm_eps, vb.pp(names.norm1))?,
             qkv,
             num_heads: cfg.num_heads,
             proj: linear(d, names.proj)?,
@@ -375,21 +374,29 @@ impl Attention {
         })
     }
 
-    /// [B, N, D] to [B, N, D], or to [B, 1, D].
+    /// [B, N, D] to [B, N, D], or to [B, 1, D]: in one operation where nothing is dropped between the layers.
     fn forward(&self, xs: &Tensor, tokens: Tokens, pass: &mut Pass) -> Result<Tensor> {
         let qkv = self.qkv.packed()?;
-        if pass.skip_dropout(self.rates.dropout, 1)? {
-            let branch = AttentionBranch {
-                norm: self.norm.affine(),
-                eps: self.norm.eps,
-                qkv: qkv.affine(),
-                num_heads: self.num_heads,
-                proj: self.proj.affine(),
-                gamma: self.gamma.as_ref(),
-            };
-            let factors = pass.drop_path_factors(xs.dim(0)?, self.rates.drop_path)?;
-            return ops::attention_branch(xs, &branch, tokens, factors.as_deref());
+        match self.norm.affine() {
+            Some(norm) if pass.skip_dropout(self.rates.dropout, 1)? => self.fused(norm, &qkv, xs, tokens, pass),
+            _ => self.composed(&qkv, xs, tokens, pass),
         }
+    }
+
+    fn fused(&self, norm: Affine, qkv: &Linear, xs: &Tensor, tokens: Tokens, pass: &mut Pass) -> Result<Tensor> {
+        let branch = AttentionBranch {
+            norm,
+            eps: self.norm.eps(),
+            qkv: qkv.affine(),
+            num_heads: self.num_heads,
+            proj: self.proj.affine(),
+            gamma: self.gamma.as_ref(),
+        };
+        let factors = pass.drop_path_factors(xs.dim(0)?, self.rates.drop_path)?;
+        ops::attention_branch(xs, &branch, tokens, factors.as_deref())
+    }
+
+    fn composed(&self, qkv: &Linear, xs: &Tensor, tokens: Tokens, pass: &mut Pass) -> Result<Tensor> {
         let heads = ops::attention(&qkv.forward(&self.norm.forward(xs)?)?, self.num_heads)?;
         // Dropout draws token by token: the same for the first, whether others follow or not.
         let (xs, heads) = match tokens {
@@ -476,7 +483,7 @@ pub struct VisionTransformer {
 }
 
 impl VisionTransformer {
-    /// The model of `cfg`, its weights from `vb` under the names of `cfg.layout`.
+    /// The model of `cfg`, its weights from `vb` under the names of `cfg.weight_names`.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] when the configuration does not hold together; those of `vb` for weights that are
@@ -485,12 +492,12 @@ impl VisionTransformer {
         cfg.check()?;
         let (d, p, names) = (cfg.embed_dim, cfg.patch_size, cfg.names());
         // timm leaves the patch convolution at PyTorch's default.
-        let (patch_init, bias_init) = match cfg.layout {
-            Layout::Timm => {
+        let (patch_init, bias_init) = match cfg.weight_names {
+            WeightNames::Timm => {
                 let uniform = pytorch_default(rules::patch_len(cfg.in_channels, p)?);
                 (uniform, uniform)
             }
-            Layout::HuggingFace | Layout::Clip => (NORMAL, ZERO),
+            WeightNames::HuggingFace | WeightNames::Clip => (NORMAL, ZERO),
         };
         let patch = vb.pp(names.patch_embed);
         let patch_bias = match cfg.patch_bias {

@@ -67,6 +67,15 @@ impl LayerNorm {
     pub fn remove_mean(&self) -> bool {
         self.remove_mean
     }
+
+    /// The parameters of one that removes the mean and has a bias: what operations that begin with a norm take.
+    pub(crate) fn affine(&self) -> Option<ops::Affine<'_>> {
+        let bias = self.bias.as_ref().filter(|_| self.remove_mean)?;
+        Some(ops::Affine {
+            weight: &self.weight,
+            bias,
+        })
+    }
 }
 
 impl Module for LayerNorm {

@@ -10,7 +10,7 @@ use super::stored::Stored;
 /// `Display` gives the names in brackets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Layout {
+pub enum Format {
     /// timm's `VisionTransformer` (`timm-vit`), and facebookresearch's DeiT, which has the same names.
     TimmVit,
     /// timm's DeiT-III (`timm-deit3`): LayerScale as `ls1.gamma`, no position for the class token.
@@ -58,7 +58,7 @@ impl Family {
     }
 }
 
-impl Layout {
+impl Format {
     pub(super) const ALL: [Self; 12] = [
         Self::TimmVit,
         Self::TimmDeit3,
@@ -100,7 +100,7 @@ impl Layout {
         }
     }
 
-    /// The layout of these tensors, which lie below `key` in their file; `None` for one that is not known.
+    /// The format of these tensors, which lie below `key` in their file; `None` for one that is not known.
     pub(super) fn recognise(tensors: &BTreeMap<String, Stored>, key: Option<&str>) -> Option<Self> {
         let has = |name: &str| tensors.contains_key(name);
         let has_below = |prefix: &str| tensors.keys().any(|name| name.starts_with(prefix));
@@ -146,7 +146,7 @@ impl Layout {
     }
 }
 
-impl fmt::Display for Layout {
+impl fmt::Display for Format {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())
     }
