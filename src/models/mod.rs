@@ -7,7 +7,6 @@ pub mod resnet;
 mod rules;
 pub mod swin;
 pub mod vit;
-pub(crate) mod vit_names;
 
 /// Makes the configuration of one size for a number of classes.
 pub type Constructor<C> = fn(usize) -> C;

@@ -1,7 +1,7 @@
 //! One name for each weight, whatever a checkpoint or a model calls it; and what a checkpoint may leave over.
 
 use super::format::{Family, Format};
-use crate::models::vit_names::{Names, Qkv, CLIP, HUGGING_FACE, TIMM};
+use crate::models::vit::names::{Names, Qkv, CLIP, HUGGING_FACE, TIMM};
 use crate::weights::is_buffer;
 
 /// The names of OpenCLIP's and OpenAI's vision tower. Their packed projection is a bare parameter, `in_proj_weight`.

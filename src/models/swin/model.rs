@@ -3,13 +3,13 @@
 use candle_core::{Result, Tensor};
 use candle_nn::{Init, Module, ModuleT, VarBuilder};
 
-use super::linear::{normal, pytorch_default, Linear};
-use super::mlp::{Mlp, MlpNames, Rates};
-use super::{pool, rules, Constructor};
 use crate::check;
 use crate::error::Error;
 use crate::grid::Grid;
 use crate::model::{Forward, MaskTokenModel};
+use crate::models::linear::{normal, pytorch_default, Linear};
+use crate::models::mlp::{Mlp, MlpNames, Rates};
+use crate::models::{pool, rules, Constructor};
 use crate::nn::{layer_norm, LayerNorm};
 use crate::ops::{self, Activation, Affine, AttentionBranch, Windows};
 use crate::pass::Pass;

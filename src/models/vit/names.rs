@@ -1,6 +1,6 @@
 //! What each published form of the ViT calls its weights.
 
-use super::rules;
+use crate::models::rules;
 
 /// The names of one form. Those of a block's parts, `norm1` to `gamma2`, stand below `blocks` and the block's number; all
 /// others below the `VarBuilder` that the model is made from.

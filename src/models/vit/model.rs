@@ -3,15 +3,15 @@
 use candle_core::{Result, Tensor};
 use candle_nn::{Init, Module, ModuleT, VarBuilder};
 
-use super::linear::{normal, pytorch_default, Linear};
-use super::mlp::{Mlp, MlpNames, Rates};
-use super::vit_names::{Names, Qkv, CLIP, HUGGING_FACE, TIMM};
-use super::{pool, rules, Constructor};
+use super::names::{Names, Qkv, CLIP, HUGGING_FACE, TIMM};
 use crate::check;
 use crate::error::Error;
 use crate::grid::Grid;
 use crate::mask::Mask;
 use crate::model::{Forward, TokenModel};
+use crate::models::linear::{normal, pytorch_default, Linear};
+use crate::models::mlp::{Mlp, MlpNames, Rates};
+use crate::models::{pool, rules, Constructor};
 use crate::nn::{layer_norm, LayerNorm};
 pub use crate::ops::Activation;
 use crate::ops::{self, Affine, AttentionBranch, PatchEmbed, Tokens};

@@ -4,11 +4,11 @@ use candle_core::{Result, Tensor};
 use candle_nn::init::{FanInOut, NonLinearity, NormalOrUniform};
 use candle_nn::{Init, ModuleT, VarBuilder};
 
-use super::linear::{pytorch_default, Linear};
-use super::{pool, rules, Constructor};
 use crate::check;
 use crate::error::Error;
 use crate::model::Forward;
+use crate::models::linear::{pytorch_default, Linear};
+use crate::models::{pool, rules, Constructor};
 use crate::nn::{batch_norm_from, BatchNorm};
 use crate::ops::{self, Affine, Pooling, ResidualBlock};
 use crate::pass::Pass;
