@@ -3,12 +3,13 @@
 use candle_core::{Module, Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 
+use super::init::ZERO;
 use super::linear::Linear;
 use crate::nn::{layer_norm, LayerNorm};
 use crate::ops::{self, Activation, Affine, MlpBranch};
 use crate::pass::Pass;
 
-/// What a branch does in training beside its arithmetic.
+/// Rates of what a branch does in training beside its arithmetic.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rates {
     pub(super) dropout: f64,
@@ -44,12 +45,11 @@ impl Mlp {
         rates: Rates,
         vb: VarBuilder,
     ) -> Result<Self> {
-        let zero = Init::Const(0.);
         Ok(Self {
             norm: layer_norm(dim, eps, vb.pp(names.norm))?,
-            fc1: Linear::new(dim, hidden, init, zero, vb.pp(names.fc1))?,
+            fc1: Linear::new(dim, hidden, init, ZERO, vb.pp(names.fc1))?,
             activation,
-            fc2: Linear::new(hidden, dim, init, zero, vb.pp(names.fc2))?,
+            fc2: Linear::new(hidden, dim, init, ZERO, vb.pp(names.fc2))?,
             gamma: None,
             rates,
         })

@@ -1,7 +1,9 @@
 //! Vision models that can be trained, under the names their published checkpoints use.
 
+mod init;
 mod linear;
 mod mlp;
+mod path;
 mod pool;
 pub mod resnet;
 mod rules;

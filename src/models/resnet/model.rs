@@ -1,256 +1,25 @@
-//! ResNet (arXiv 1512.03385), as timm and torchvision have it.
+//! The ResNet: a stem, stages of residual blocks, and a head on the mean of the last map.
 
 use candle_core::{Result, Tensor};
-use candle_nn::init::{FanInOut, NonLinearity, NormalOrUniform};
-use candle_nn::{Init, ModuleT, VarBuilder};
+use candle_nn::{ModuleT, VarBuilder};
 
-use crate::check;
+use super::block::Block;
+use super::config::Config;
+use super::conv_batch_norm::{ConvBatchNorm, Geometry};
 use crate::error::Error;
 use crate::model::Forward;
-use crate::models::linear::{pytorch_default, Linear};
-use crate::models::{pool, rules, Constructor};
-use crate::nn::{batch_norm_from, BatchNorm};
-use crate::ops::{self, Affine, Pooling, ResidualBlock};
+use crate::models::init::pytorch_default;
+use crate::models::linear::Linear;
+use crate::models::{pool, rules};
+use crate::ops::{self, Pooling};
 use crate::pass::Pass;
 
-/// What a stage is made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BlockKind {
-    /// Two 3x3 convolutions (ResNet-18, -34).
-    Basic,
-    /// 1x1, 3x3, 1x1, the last four times as wide; the 3x3 has the stride (ResNet-50 and up).
-    Bottleneck,
-}
-
-impl BlockKind {
-    /// How much wider a block's output is than its stage.
-    const fn expansion(self) -> usize {
-        match self {
-            Self::Basic => 1,
-            Self::Bottleneck => 4,
-        }
-    }
-}
-
-/// Everything that makes one ResNet differ from another.
-///
-/// ```
-/// use masksub::models::resnet::Config;
-/// let rsb = Config { drop_path: 0.05, ..Config::resnet50(1000) };
-/// ```
-#[derive(Clone, Debug, PartialEq)]
-pub struct Config {
-    /// What a stage is made of.
-    pub block: BlockKind,
-    /// Blocks of each stage.
-    pub depths: [usize; 4],
-    /// Width of each stage, before the block's expansion.
-    pub channels: [usize; 4],
-    /// Width of the stem.
-    pub stem_channels: usize,
-    /// Channels of the image.
-    pub in_channels: usize,
-    /// Classes.
-    pub num_classes: usize,
-    /// What batch norms add to the variance.
-    pub norm_eps: f64,
-    /// Share of a batch's statistics in the running ones, each step.
-    pub norm_momentum: f64,
-    /// Whether the last batch norm of each block starts at 0, so that blocks start as the identity
-    /// (arXiv 1706.02677, section 5.1).
-    pub zero_init_last: bool,
-    /// Stochastic depth of the last block, in training, growing linearly from 0 in the first; within [0, 1).
-    pub drop_path: f64,
-}
-
-impl Config {
-    const fn new(block: BlockKind, depths: [usize; 4], num_classes: usize) -> Self {
-        Self {
-            block,
-            depths,
-            channels: [64, 128, 256, 512],
-            stem_channels: 64,
-            in_channels: 3,
-            num_classes,
-            norm_eps: 1e-5,
-            norm_momentum: 0.1,
-            zero_init_last: true,
-            drop_path: 0.,
-        }
-    }
-
-    /// ResNet-18.
-    pub const fn resnet18(num_classes: usize) -> Self {
-        Self::new(BlockKind::Basic, [2, 2, 2, 2], num_classes)
-    }
-    /// ResNet-34.
-    pub const fn resnet34(num_classes: usize) -> Self {
-        Self::new(BlockKind::Basic, [3, 4, 6, 3], num_classes)
-    }
-    /// ResNet-50.
-    pub const fn resnet50(num_classes: usize) -> Self {
-        Self::new(BlockKind::Bottleneck, [3, 4, 6, 3], num_classes)
-    }
-    /// ResNet-101.
-    pub const fn resnet101(num_classes: usize) -> Self {
-        Self::new(BlockKind::Bottleneck, [3, 4, 23, 3], num_classes)
-    }
-    /// ResNet-152.
-    pub const fn resnet152(num_classes: usize) -> Self {
-        Self::new(BlockKind::Bottleneck, [3, 8, 36, 3], num_classes)
-    }
-
-    /// The published sizes by name, with the constructor of each: what a `--model` flag offers.
-    pub const SIZES: [(&'static str, Constructor<Self>); 5] = [
-        ("resnet18", Self::resnet18),
-        ("resnet34", Self::resnet34),
-        ("resnet50", Self::resnet50),
-        ("resnet101", Self::resnet101),
-        ("resnet152", Self::resnet152),
-    ];
-
-    fn check(&self) -> crate::error::Result<()> {
-        check::counts([
-            ("stem_channels", self.stem_channels),
-            ("in_channels", self.in_channels),
-            ("num_classes", self.num_classes),
-        ])?;
-        check::counts(self.depths.map(|depth| ("depths", depth)))?;
-        check::counts(self.channels.map(|channels| ("channels", channels)))?;
-        check::rate("drop_path", self.drop_path)?;
-        check::non_negative("norm_eps", self.norm_eps)?;
-        check::share("norm_momentum", self.norm_momentum).map(drop)
-    }
-
-    fn norm(&self) -> candle_nn::BatchNormConfig {
-        candle_nn::BatchNormConfig {
-            eps: self.norm_eps,
-            momentum: self.norm_momentum,
-            ..Default::default()
-        }
-    }
-}
-
-/// A convolution without bias, and the batch norm behind it.
-#[derive(Clone, Debug)]
-struct ConvBatchNorm {
-    weight: Tensor,
-    norm: BatchNorm,
-    stride: usize,
-    padding: usize,
-}
-
-/// Side of a kernel, and its stride. Padding keeps the size: half the kernel.
-#[derive(Clone, Copy)]
-struct Geometry {
-    kernel: usize,
-    stride: usize,
-}
-
-impl ConvBatchNorm {
-    /// `scale` is the initial weight of the norm.
-    fn new(
-        cfg: &Config,
-        (in_channels, out_channels): (usize, usize),
-        at: Geometry,
-        scale: f64,
-        conv: VarBuilder,
-        norm: VarBuilder,
-    ) -> Result<Self> {
-        // timm and torchvision: He et al., arXiv 1502.01852, by fan out.
-        let init = Init::Kaiming {
-            dist: NormalOrUniform::Normal,
-            fan: FanInOut::FanOut,
-            non_linearity: NonLinearity::ReLU,
-        };
-        let shape = (out_channels, in_channels, at.kernel, at.kernel);
-        Ok(Self {
-            weight: conv.get_with_hints(shape, "weight", init)?,
-            norm: batch_norm_from(out_channels, cfg.norm(), scale, norm)?,
-            stride: at.stride,
-            padding: at.kernel / 2,
-        })
-    }
-
-    fn params(&self, pass: &Pass) -> ops::ConvNorm<'_> {
-        let (weight, bias) = self.norm.weight_and_bias();
-        ops::ConvNorm {
-            weight: &self.weight,
-            stride: self.stride,
-            padding: self.padding,
-            norm: Affine { weight, bias },
-            eps: self.norm.eps(),
-            running: (!pass.is_train()).then(|| self.norm.running()),
-        }
-    }
-}
-
-/// A residual block: convolutions with ReLU between, added to the identity or to a projection of it.
-#[derive(Clone, Debug)]
-struct Block {
-    convs: Vec<ConvBatchNorm>,
-    downsample: Option<ConvBatchNorm>,
-    drop_path: f64,
-}
-
-impl Block {
-    fn new(
-        cfg: &Config,
-        in_channels: usize,
-        width: usize,
-        stride: usize,
-        drop_path: f64,
-        vb: VarBuilder,
-    ) -> Result<Self> {
-        let out_channels = width * cfg.block.expansion();
-        let same = |kernel| Geometry { kernel, stride: 1 };
-        let strided = |kernel| Geometry { kernel, stride };
-        let convs = match cfg.block {
-            BlockKind::Basic => vec![((in_channels, width), strided(3)), ((width, width), same(3))],
-            BlockKind::Bottleneck => vec![
-                ((in_channels, width), same(1)),
-                ((width, width), strided(3)),
-                ((width, out_channels), same(1)),
-            ],
-        };
-        let last = convs.len();
-        let convs = (1..).zip(convs).map(|(number, (channels, at))| {
-            let scale = if number == last && cfg.zero_init_last { 0. } else { 1. };
-            let (conv, norm) = (vb.pp(format!("conv{number}")), vb.pp(format!("bn{number}")));
-            ConvBatchNorm::new(cfg, channels, at, scale, conv, norm)
-        });
-        let downsample = vb.pp("downsample");
-        Ok(Self {
-            convs: convs.collect::<Result<_>>()?,
-            downsample: match stride != 1 || in_channels != out_channels {
-                true => Some(ConvBatchNorm::new(
-                    cfg,
-                    (in_channels, out_channels),
-                    strided(1),
-                    1.,
-                    downsample.pp(0),
-                    downsample.pp(1),
-                )?),
-                false => None,
-            },
-            drop_path,
-        })
-    }
-
-    /// The convolutions, the projection last.
-    fn layers(&self) -> impl Iterator<Item = &ConvBatchNorm> {
-        self.convs.iter().chain(&self.downsample)
-    }
-
-    /// The parameters, for `batch` samples.
-    fn params(&self, batch: usize, pass: &mut Pass) -> Result<ResidualBlock<'_>> {
-        Ok(ResidualBlock {
-            convs: self.convs.iter().map(|conv| conv.params(pass)).collect(),
-            downsample: self.downsample.as_ref().map(|conv| conv.params(pass)),
-            drop_path: pass.drop_path_factors(batch, self.drop_path)?,
-        })
-    }
-}
+/// The max pooling behind the first convolution.
+const POOLING: Pooling = Pooling {
+    kernel: 3,
+    stride: 2,
+    padding: 1,
+};
 
 /// A ResNet that can be trained: batch norm with statistics of the batch, a max pooling and convolutions with a backward of
 /// their own, drop path.
@@ -294,14 +63,8 @@ impl ResNet {
     pub fn new(cfg: &Config, vb: VarBuilder) -> Result<Self> {
         cfg.check()?;
         let stem = Geometry { kernel: 7, stride: 2 };
-        let stem = ConvBatchNorm::new(
-            cfg,
-            (cfg.in_channels, cfg.stem_channels),
-            stem,
-            1.,
-            vb.pp("conv1"),
-            vb.pp("bn1"),
-        )?;
+        let channels = (cfg.in_channels, cfg.stem_channels);
+        let stem = ConvBatchNorm::new(cfg, channels, stem, 1.0, vb.pp("conv1"), vb.pp("bn1"))?;
         let total: usize = cfg.depths.iter().sum();
         let mut blocks = Vec::with_capacity(total);
         let mut in_channels = cfg.stem_channels;
@@ -322,16 +85,7 @@ impl ResNet {
             in_channels: cfg.in_channels,
         })
     }
-}
 
-/// The max pooling behind the first convolution.
-const POOLING: Pooling = Pooling {
-    kernel: 3,
-    stride: 2,
-    padding: 1,
-};
-
-impl ResNet {
     /// The last map: all of it in two operations, which keep and write little in between.
     fn features(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
         let (ys, seen) = ops::stem(xs, &self.stem.params(pass), POOLING)?;
@@ -395,7 +149,7 @@ mod tests {
         )
         .unwrap();
         let rates = net.blocks.iter().map(|block| block.drop_path);
-        for (rate, expected) in rates.zip([0., 0.05, 0.1, 0.15, 0.2]) {
+        for (rate, expected) in rates.zip([0.0, 0.05, 0.1, 0.15, 0.2]) {
             assert!((rate - expected).abs() < 1e-12, "{rate} instead of {expected}");
         }
     }

@@ -1,6 +1,6 @@
-//! What each published form of the ViT calls its weights.
+//! Names that each published form of the ViT gives its weights.
 
-use crate::models::rules;
+use crate::models::path;
 
 /// The names of one form. Those of a block's parts, `norm1` to `gamma2`, stand below `blocks` and the block's number; all
 /// others below the `VarBuilder` that the model is made from.
@@ -101,12 +101,13 @@ impl Names {
     /// what follows the blocks.
     pub fn layer_of(&self, name: &str, depth: usize) -> usize {
         let first = [self.patch_embed, self.cls_token, self.pos_embed, self.pre_norm];
-        if let Some(below) = rules::below(name, self.blocks) {
-            return rules::leading_number(below).map_or(depth + 1, |block| block + 1);
+        if let Some(below) = path::below(name, self.blocks) {
+            return path::leading_number(below).map_or(depth + 1, |block| block + 1);
         }
-        match first.iter().any(|part| rules::below(name, part).is_some()) {
-            true => 0,
-            false => depth + 1,
+        if first.iter().any(|part| path::below(name, part).is_some()) {
+            0
+        } else {
+            depth + 1
         }
     }
 }
