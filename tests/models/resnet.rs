@@ -1,13 +1,11 @@
 //! ResNet and Swin: sizes, what their sub-branches hide, gradients, running statistics, other people's weights.
 
-mod common;
-
 use std::collections::BTreeMap;
 
+use crate::common::{count_params, distance, images, labels, randn, random_values, small_resnet, small_swin, CPU};
 use candle_core::{DType, Tensor};
 use candle_nn::loss::cross_entropy;
 use candle_nn::{ModuleT, VarBuilder};
-use common::{count_params, distance, images, labels, randn, random_values, small_resnet, small_swin, CPU};
 use masksub::models::resnet::{self, BlockKind, ResNet};
 use masksub::models::swin::{self, SwinTransformer};
 use masksub::{

@@ -1,5 +1,6 @@
 //! Bad input: each a typed error that names the argument, what it was and what it may be. Nothing panics.
 
+#[path = "../common/mod.rs"]
 mod common;
 
 use candle_core::{DType, Tensor, Var};

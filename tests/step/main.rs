@@ -1,5 +1,6 @@
 //! The training step: two halves against the joint loss, what a step leaves alone, and whose models and optimizers fit.
 
+#[path = "../common/mod.rs"]
 mod common;
 
 use std::cell::Cell;

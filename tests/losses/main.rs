@@ -1,5 +1,6 @@
 //! The losses against loops in f64 that follow the formulas, and their gradients against finite differences of those.
 
+#[path = "../common/mod.rs"]
 mod common;
 
 use candle_core::{DType, Device, Tensor, Var, D};

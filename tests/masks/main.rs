@@ -1,5 +1,6 @@
 //! Masks: how many positions are kept, which ones, how they are drawn, and what a mask does to tensors.
 
+#[path = "../common/mod.rs"]
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,5 +1,6 @@
 //! Weights from a seed and from files: what is drawn, what is read, what is said about the rest.
 
+#[path = "../common/mod.rs"]
 mod common;
 
 use std::collections::{BTreeMap, HashMap};

@@ -1,16 +1,14 @@
 //! The Vision Transformer: gradients, sizes, image shapes, dropout and drop path, dtypes, dropped tokens.
 
-mod common;
-
 use std::collections::BTreeMap;
 
-use candle_core::{DType, IndexOp, Tensor, Var};
-use candle_nn::loss::cross_entropy;
-use candle_nn::{AdamW, ModuleT, Optimizer, ParamsAdamW};
-use common::{
+use crate::common::{
     bits, by_name, count_params, distance, gradient_distance, images, labels, numbers, randn, tiny, tiny_forms, vit,
     CPU,
 };
+use candle_core::{DType, IndexOp, Tensor, Var};
+use candle_nn::loss::cross_entropy;
+use candle_nn::{AdamW, ModuleT, Optimizer, ParamsAdamW};
 use masksub::models::vit::{Config, DropPathSchedule, Pool, VisionTransformer};
 use masksub::{
     grad, DropToken, Error, Forward, Grid, Mask, MaskSub, Params, Pass, PatchDrop, RandomMasking, Seed, StepKey,

@@ -1,12 +1,10 @@
 //! Swin: windows against their definition, other people's names, checkpoints without a mask token.
 
-mod common;
-
 use std::collections::BTreeMap;
 
+use crate::common::{count_params, numbers, randn, random_values, shapes_of, small_swin, CPU};
 use candle_core::{DType, Tensor};
 use candle_nn::ModuleT;
-use common::{count_params, numbers, randn, random_values, shapes_of, small_swin, CPU};
 use masksub::models::swin::{Config, SwinTransformer, WeightNames};
 use masksub::{Error, Seed, Weights};
 

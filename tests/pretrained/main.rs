@@ -1,5 +1,6 @@
 //! Checkpoints of other projects in the crate's models: whose they are, what is resized, replaced, missing or left over.
 
+#[path = "../common/mod.rs"]
 mod common;
 
 use std::collections::{BTreeMap, HashMap};
