@@ -46,7 +46,12 @@ fn ratios() {
 #[test]
 fn temperatures_weights_smoothing() {
     for (t, value) in [(0., "0"), (-1., "-1"), (f64::NAN, "NaN"), (f64::INFINITY, "inf")] {
-        assert_invalid(SubModelLoss::kl().with_temperature(t), "temperature", value, "positive");
+        assert_invalid(
+            SubModelLoss::kl().with_temperature(t),
+            "temperature",
+            value,
+            "above 0 and finite",
+        );
     }
     for (w, value) in [(-0.01, "-0.01"), (1.01, "1.01"), (f64::NAN, "NaN")] {
         let (vit, _) = vit(&tiny(Config::deit3_tiny(3)), 0);
