@@ -3,6 +3,7 @@
 use candle_core::{Result, Tensor};
 
 use super::SubBranch;
+use crate::check;
 use crate::error::Error;
 use crate::grid::Grid;
 use crate::mask::{Mask, MaskGenerator};
@@ -31,10 +32,7 @@ impl<G: MaskGenerator> MaskToken<G> {
     /// # Errors
     /// [`Error::InvalidArgument`] when `block` is 0.
     pub fn new(masking: G, block: usize) -> crate::error::Result<Self> {
-        match block {
-            0 => Err(Error::invalid("block", block, "at least 1 pixel")),
-            _ => Ok(Self { masking, block }),
-        }
+        check::at_least_one("block", block).map(|block| Self { masking, block })
     }
 }
 

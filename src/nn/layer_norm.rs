@@ -91,8 +91,8 @@ impl Module for LayerNorm {
     }
 }
 
-/// A [`LayerNorm`] whose parameters are `weight` (or `gamma`) and, if the configuration is affine, `bias` (or `beta`) of
-/// `vb`, each of shape `[size]`. New ones are 1 and 0.
+/// A [`LayerNorm`] whose parameters are `weight` (or `gamma`) and, if the configuration is affine, `bias` (or `beta`)
+/// of `vb`, each of shape `[size]`. New ones are 1 and 0.
 ///
 /// # Errors
 ///
