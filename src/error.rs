@@ -158,8 +158,8 @@ pub enum Error {
         left_over: Vec<String>,
     },
 
-    /// A PyTorch file that holds code, or an object that code would make, where tensors should be. It is refused: nothing
-    /// of it was imported or executed.
+    /// A PyTorch file that holds code, or an object that code would make, where tensors should be. It is refused:
+    /// nothing of it was imported or executed.
     #[error(
         "{path} holds code where weights should be: {what}. Nothing of it was executed; in PyTorch, save the model's \
          state_dict() instead"

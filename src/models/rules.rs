@@ -14,7 +14,8 @@ pub(super) fn check_patch(in_channels: usize, patch_size: usize) -> Result<()> {
     Err(Error::invalid("patch_size", patch_size, allowed))
 }
 
-/// The drop-path rate of one of `blocks` blocks: 0 in the first, `last` in the last, and evenly between (arXiv 1603.09382).
+/// The drop-path rate of one of `blocks` blocks: 0 in the first, `last` in the last, and evenly between (arXiv
+/// 1603.09382).
 pub(super) fn linear_drop_path(last: f64, block: usize, blocks: usize) -> f64 {
     last * block as f64 / (blocks.max(2) - 1) as f64
 }

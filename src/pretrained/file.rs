@@ -31,8 +31,8 @@ pub(super) struct TensorFile {
 }
 
 impl TensorFile {
-    /// Opens a safetensors or a PyTorch file. Its first bytes say which it is: the endings of names differ (`.pth`, `.pt`,
-    /// `.bin`).
+    /// Opens a safetensors or a PyTorch file. Its first bytes say which it is: the endings of names differ (`.pth`,
+    /// `.pt`, `.bin`).
     ///
     /// # Errors
     /// [`Error::File`] for one that cannot be read, is cut off, or is neither; [`Error::CodeInCheckpoint`].

@@ -23,8 +23,8 @@ pub enum Format {
     FacebookDeit3,
     /// facebookresearch's MAE after pre-training (`mae-pretrained`), with its decoder or without: there is no head.
     MaePretrained,
-    /// facebookresearch's MAE after fine-tuning with mean pooling (`mae-finetuned`): `fc_norm`. (With the class token, it is
-    /// a `timm-vit`.)
+    /// facebookresearch's MAE after fine-tuning with mean pooling (`mae-finetuned`): `fc_norm`. (With the class token,
+    /// it is a `timm-vit`.)
     MaeFinetuned,
     /// Hugging Face's ViT (`hf-vit`), and candle-transformers'.
     HfVit,

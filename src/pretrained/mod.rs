@@ -1,8 +1,8 @@
 //! Checkpoints of other projects, loaded into the crate's models.
 //!
-//! [`Pretrained::open`] reads a `.safetensors` file or what `torch.save` wrote (`.pth`, `.pt`, `.bin`), recognises from the
-//! names and shapes of its tensors whose it is, and gives [`Weights`]: the source of trainable variables that a model is
-//! made from.
+//! [`Pretrained::open`] reads a `.safetensors` file or what `torch.save` wrote (`.pth`, `.pt`, `.bin`), recognises from
+//! the names and shapes of its tensors whose it is, and gives [`Weights`]: the source of trainable variables that a
+//! model is made from.
 //!
 //! ```
 //! use candle_core::{DType, Device};
@@ -45,33 +45,35 @@
 //!
 //! Where shapes differ, a model still gets
 //! - position embeddings and Swin's tables of relative positions, resized by bicubic interpolation as PyTorch's
-//!   `interpolate(mode="bicubic", align_corners=False, antialias=False)` does it; the class token's position stays as it
-//!   is. timm's own resizing (`resample_abs_pos_embed`) is antialiased by default, so that its models of another image
-//!   size have slightly other positions, and logits, than those here. **The grid of the model's positions is taken for a
-//!   square where their count is one**, and so is the checkpoint's: for a grid of another shape, even one of as many
-//!   positions (7 x 28 instead of 14 x 14), say [`Pretrained::with_grid`], or they are copied in the wrong order without a
-//!   line;
+//!   `interpolate(mode="bicubic", align_corners=False, antialias=False)` does it; the class token's position stays as
+//!   it is. timm's own resizing (`resample_abs_pos_embed`) is antialiased by default, so that its models of another
+//!   image size have slightly other positions, and logits, than those here. **The grid of the model's positions is
+//!   taken for a square where their count is one**, and so is the checkpoint's: for a grid of another shape, even one
+//!   of as many positions (7 x 28 instead of 14 x 14), say [`Pretrained::with_grid`], or they are copied in the wrong
+//!   order without a line;
 //! - a head for another number of classes, drawn from the seed as the configuration says.
 //!
-//! Any other shape is an [`Error::MisshapenWeight`], and a model of another architecture an [`Error::OtherArchitecture`].
+//! Any other shape is an [`Error::MisshapenWeight`], and a model of another architecture an
+//! [`Error::OtherArchitecture`].
 //!
 //! **Nothing else makes sure that the file was used: call [`Weights::check_exact`] once the model is made.** What is
-//! missing is drawn from the seed until then, and a model made below a prefix, as with `vb.pp("backbone")`, finds nothing
-//! at all, since names start at the root of the builder.
+//! missing is drawn from the seed until then, and a model made below a prefix, as with `vb.pp("backbone")`, finds
+//! nothing at all, since names start at the root of the builder.
 //!
-//! It passes over what belongs to a format and not to a classifier (the decoder and the final norm of MAE's pre-training,
-//! CLIP's text tower and projections, a pooler, buffers), over what a format never has (a head after MAE's pre-training and
-//! in Hugging Face's and OpenCLIP's towers, MAE's `fc_norm`, our Swin's `mask_token`), and over a head that was drawn for
-//! another number of classes. [`Weights::notes`] has a line for each. A head that is missing elsewhere is an error, for it
-//! would give random logits; where it may be, as of a timm feature extractor saved with `num_classes=0` or Hugging Face's
-//! `ViTModel`, say `check_exact(|name| name.starts_with("head."))`, by the model's name of it.
+//! It passes over what belongs to a format and not to a classifier (the decoder and the final norm of MAE's
+//! pre-training, CLIP's text tower and projections, a pooler, buffers), over what a format never has (a head after
+//! MAE's pre-training and in Hugging Face's and OpenCLIP's towers, MAE's `fc_norm`, our Swin's `mask_token`), and over
+//! a head that was drawn for another number of classes. [`Weights::notes`] has a line for each. A head that is missing
+//! elsewhere is an error, for it would give random logits; where it may be, as of a timm feature extractor saved with
+//! `num_classes=0` or Hugging Face's `ViTModel`, say `check_exact(|name| name.starts_with("head."))`, by the model's
+//! name of it.
 //!
 //! What a file cannot tell is up to the configuration: the number of heads, the activation (OpenAI's CLIP has the quick
 //! GELU), what norms add to the variance.
 //!
 //! A pickle can hold code. It is read as data: nothing is imported or called, and a file that holds code where weights
-//! should be is an [`Error::CodeInCheckpoint`]. Tensors are read when a model asks for them, so that a file never lies in
-//! memory as a whole.
+//! should be is an [`Error::CodeInCheckpoint`]. Tensors are read when a model asks for them, so that a file never lies
+//! in memory as a whole.
 
 mod file;
 mod format;
@@ -101,9 +103,9 @@ pub struct Pretrained {
 }
 
 impl Pretrained {
-    /// Opens a checkpoint, and recognises its format. The weights of a PyTorch file may lie below `model` or `state_dict`;
-    /// those of either kind of file may all have `module.` (`DistributedDataParallel`) or `_orig_mod.` (`torch.compile`)
-    /// before their names. Which kind it is, its first bytes tell.
+    /// Opens a checkpoint, and recognises its format. The weights of a PyTorch file may lie below `model` or
+    /// `state_dict`; those of either kind of file may all have `module.` (`DistributedDataParallel`) or `_orig_mod.`
+    /// (`torch.compile`) before their names. Which kind it is, its first bytes tell.
     ///
     /// # Errors
     /// [`Error::File`] for a file that cannot be read, is cut off, or is neither a safetensors nor a PyTorch file;
@@ -129,12 +131,12 @@ impl Pretrained {
         self.format
     }
 
-    /// The grid of the model's positions, for every model whose images are not square: position embeddings do not tell it.
-    /// Those of the checkpoint are always taken for a square where they can be one.
+    /// The grid of the model's positions, for every model whose images are not square: position embeddings do not tell
+    /// it. Those of the checkpoint are always taken for a square where they can be one.
     ///
-    /// **Without it, a count that is a square is taken for a square grid**: of a model of 7 x 28 patches and a checkpoint of
-    /// 14 x 14, each row would be two of the checkpoint's, with neither an error nor a note. Only a count that is no square
-    /// asks for this method by an error.
+    /// **Without it, a count that is a square is taken for a square grid**: of a model of 7 x 28 patches and a
+    /// checkpoint of 14 x 14, each row would be two of the checkpoint's, with neither an error nor a note. Only a count
+    /// that is no square asks for this method by an error.
     pub fn with_grid(self, grid: Grid) -> Self {
         Self {
             grid: Some(grid),
@@ -142,12 +144,12 @@ impl Pretrained {
         }
     }
 
-    /// The weights, and what is drawn from `seed` for want of them. Once the model is made, [`Weights::notes`] tells what
-    /// was done.
+    /// The weights, and what is drawn from `seed` for want of them. Once the model is made, [`Weights::notes`] tells
+    /// what was done.
     ///
-    /// **Call [`Weights::check_exact`] once the model is made: nothing else fails where something is missing or left over.**
-    /// The trap is a prefix: of a model made with `vb.pp("backbone")` no name is known, so that all of it is drawn. Make it
-    /// from the root of the builder.
+    /// **Call [`Weights::check_exact`] once the model is made: nothing else fails where something is missing or left
+    /// over.** The trap is a prefix: of a model made with `vb.pp("backbone")` no name is known, so that all of it is
+    /// drawn. Make it from the root of the builder.
     ///
     /// The builder's errors are [`Error::MisshapenWeight`], [`Error::OtherArchitecture`], [`Error::File`], and
     /// [`Error::InvalidArgument`] for a grid that does not have the model's positions, or is not known.

@@ -180,8 +180,9 @@ pub(super) fn known_leftover(format: Format, name: &str) -> Option<&'static str>
     }
 }
 
-/// Whether the weight of this key is one that no checkpoint of the format has: it is drawn, and a line says so. A head is
-/// missing after MAE's pre-training and in CLIP, whose towers project instead; anywhere else, a file without it has lost it.
+/// Whether the weight of this key is one that no checkpoint of the format has: it is drawn, and a line says so. A head
+/// is missing after MAE's pre-training and in CLIP, whose towers project instead; anywhere else, a file without it has
+/// lost it.
 pub(super) fn known_missing(format: Format, key: &str) -> bool {
     match format {
         Format::MaePretrained => key.starts_with(HEAD) || key.starts_with("fc_norm."),

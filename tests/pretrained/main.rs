@@ -1,4 +1,4 @@
-//! Checkpoints of other projects in the crate's models: whose they are, what is resized, replaced, missing or left over.
+//! Checkpoints of other projects in the crate's models: whose they are, what is resized, missing or left over.
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -21,14 +21,14 @@ const POOLING: Pooling = Pooling {
     padding: 1,
 };
 
-/// A ResNet that can be trained: batch norm with statistics of the batch, a max pooling and convolutions with a backward of
-/// their own, drop path.
+/// A ResNet that can be trained: batch norm with statistics of the batch, a max pooling and convolutions with a
+/// backward of their own, drop path.
 ///
 /// It is a [`ModuleT`] like any candle model and a [`Forward`] model for [`PatchDrop`](crate::PatchDrop). Names are
 /// timm's and torchvision's, which candle-transformers' ResNet has, too.
 ///
-/// Images [B, C, H, W] of any size become logits [B, classes]. `forward_t` refuses, as [`Error::Shape`], images of other
-/// channels, an empty batch, and to train on a single image whose last map is one pixel; and as
+/// Images [B, C, H, W] of any size become logits [B, classes]. `forward_t` refuses, as [`Error::Shape`], images of
+/// other channels, an empty batch, and to train on a single image whose last map is one pixel; and as
 /// [`Error::DrawsWithoutKey`] to train with a drop path above 0, which needs a [`Pass`] with a key.
 ///
 /// `forward_t(xs, true)` writes the running statistics at once, as candle's batch norm does.

@@ -105,9 +105,9 @@ impl Config {
     }
 
     /// The layer that a weight belongs to, by its name, for
-    /// [`ParamGroups::with_layer_decay`](crate::train::optim::ParamGroups::with_layer_decay): 0 for the embeddings and the
-    /// mask token, 1 to n for the blocks of all stages, and n + 1 for the last norm and the head. A merging layer counts
-    /// as the block before it (as in SimMIM's fine-tuning).
+    /// [`ParamGroups::with_layer_decay`](crate::train::optim::ParamGroups::with_layer_decay): 0 for the embeddings and
+    /// the mask token, 1 to n for the blocks of all stages, and n + 1 for the last norm and the head. A merging layer
+    /// counts as the block before it (as in SimMIM's fine-tuning).
     pub fn layer_of(&self, name: &str) -> usize {
         let Some(below) = path::below(name, "layers") else {
             let first = ["patch_embed", "mask_token"];

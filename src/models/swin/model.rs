@@ -117,9 +117,10 @@ impl Stage {
 
 /// A Swin Transformer that can be trained.
 ///
-/// It is a [`ModuleT`] like any candle model, a [`MaskTokenModel`] for [`MaskToken`](crate::MaskToken), and a [`Forward`]
-/// model for the other branches. The published checkpoints have no `mask_token`:
-/// [`Pretrained`](crate::pretrained::Pretrained) draws one. Plain training does not use it: exempt it with [`Params::allow_missing`](crate::Params::allow_missing).
+/// It is a [`ModuleT`] like any candle model, a [`MaskTokenModel`] for [`MaskToken`](crate::MaskToken), and a
+/// [`Forward`] model for the other branches. The published checkpoints have no `mask_token`:
+/// [`Pretrained`](crate::pretrained::Pretrained) draws one. Plain training does not use it: exempt it with
+/// [`Params::allow_missing`](crate::Params::allow_missing).
 ///
 /// Images [B, C, H, W] become logits [B, classes]. `forward_t` refuses, as [`Error::Shape`], images that are not of the
 /// configured size and channels, and an empty batch; and as [`Error::DrawsWithoutKey`] to train with a dropout or drop

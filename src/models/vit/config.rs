@@ -54,8 +54,8 @@ pub struct Config {
     pub image_size: (usize, usize),
     /// Side of a patch, in pixels.
     pub patch_size: usize,
-    /// Ignores pixels right and below of the last whole patch, as a strided convolution does. Otherwise an image side that
-    /// is no multiple of the patch is an error.
+    /// Ignores pixels right and below of the last whole patch, as a strided convolution does. Otherwise an image side
+    /// that is no multiple of the patch is an error.
     pub crop_remainder: bool,
     /// Channels of the image.
     pub in_channels: usize,
@@ -105,8 +105,8 @@ impl Config {
     }
 
     /// The layer that a weight belongs to, by its name, for
-    /// [`ParamGroups::with_layer_decay`](crate::train::optim::ParamGroups::with_layer_decay): 0 for the embeddings, 1 to
-    /// `depth` for the blocks, and `depth` + 1 for the last norm and the head (as in MAE's and BEiT's fine-tuning).
+    /// [`ParamGroups::with_layer_decay`](crate::train::optim::ParamGroups::with_layer_decay): 0 for the embeddings, 1
+    /// to `depth` for the blocks, and `depth` + 1 for the last norm and the head (as in MAE's and BEiT's fine-tuning).
     ///
     /// ```
     /// let cfg = masksub::models::vit::Config::mae_base(10);

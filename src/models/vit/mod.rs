@@ -1,4 +1,4 @@
-//! The Vision Transformer (arXiv 2010.11929) in its four published forms: DeiT-III, MAE fine-tuning, Hugging Face, CLIP.
+//! The Vision Transformer (arXiv 2010.11929) in its published forms: DeiT-III, MAE fine-tuning, Hugging Face, CLIP.
 
 mod block;
 mod config;

@@ -2,8 +2,8 @@
 
 use crate::models::path;
 
-/// The names of one form. Those of a block's parts, `norm1` to `gamma2`, stand below `blocks` and the block's number; all
-/// others below the `VarBuilder` that the model is made from.
+/// The names of one form. Those of a block's parts, `norm1` to `gamma2`, stand below `blocks` and the block's number;
+/// all others below the `VarBuilder` that the model is made from.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Names {
     pub patch_embed: &'static str,

@@ -16,7 +16,8 @@ const HUGE: Size = [1280, 32, 16];
 
 /// The recipes.
 impl Config {
-    /// A DeiT-III (arXiv 2204.07118) at 224 pixels: no position for the class token, LayerScale 1e-4, constant drop path.
+    /// A DeiT-III (arXiv 2204.07118) at 224 pixels: no position for the class token, LayerScale 1e-4, constant drop
+    /// path.
     fn deit3([embed_dim, depth, num_heads]: Size, patch_size: usize, num_classes: usize) -> Self {
         Self {
             weight_names: WeightNames::Timm,

@@ -1,7 +1,7 @@
 //! Dropout and drop path.
 //!
-//! The model is one in which every residual branch, where it is kept, adds a unit vector of its own to the class token, and
-//! the head shows them: what is dropped can be read off the logits.
+//! The model is one in which every residual branch, where it is kept, adds a unit vector of its own to the class token,
+//! and the head shows them: what is dropped can be read off the logits.
 
 use std::collections::BTreeMap;
 
