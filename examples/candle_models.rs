@@ -368,22 +368,22 @@ fn statistics(map: &VarMap) -> Result<Vec<Tensor>> {
 }
 
 fn builder(map: &VarMap, entry: &Entry) -> VarBuilder<'static> {
-    let checkpoint = Checkpoint {
+    let incomplete = IncompleteVarMap {
         map: map.clone(),
         absent: entry.absent,
         norm_weight: entry.norm_weight,
     };
-    VarBuilder::from_backend(Box::new(checkpoint), DType::F32, Device::Cpu)
+    VarBuilder::from_backend(Box::new(incomplete), DType::F32, Device::Cpu)
 }
 
 /// A `VarMap` of random weights that lacks what the published checkpoint lacks.
-struct Checkpoint {
+struct IncompleteVarMap {
     map: VarMap,
     absent: fn(&str) -> bool,
     norm_weight: f64,
 }
 
-impl SimpleBackend for Checkpoint {
+impl SimpleBackend for IncompleteVarMap {
     fn get(&self, shape: Shape, name: &str, init: Init, dtype: DType, device: &Device) -> Result<Tensor> {
         if (self.absent)(name) {
             return Err(Error::CannotFindTensor { path: name.to_string() });

@@ -158,8 +158,8 @@ pub enum Error {
         left_over: Vec<String>,
     },
 
-    /// A PyTorch file that holds code, or an object that code would make, where tensors should be. It is refused: nothing
-    /// of it was imported or executed.
+    /// A PyTorch file that holds code, or an object that code would make, where tensors should be. It is refused:
+    /// nothing of it was imported or executed.
     #[error(
         "{path} holds code where weights should be: {what}. Nothing of it was executed; in PyTorch, save the model's \
          state_dict() instead"
@@ -171,26 +171,26 @@ pub enum Error {
         what: String,
     },
 
-    /// A checkpoint of no layout that is known here.
-    #[error("{path} is of no known layout ({known}): its weights are called {}", listed(.names))]
-    UnknownLayout {
+    /// A checkpoint of no format that is known here.
+    #[error("{path} is of no known format ({known}): its weights are called {}", listed(.names))]
+    UnknownFormat {
         /// The file.
         path: String,
         /// What its weights are called, sorted.
         names: Vec<String>,
-        /// The layouts that are known.
+        /// The formats that are known.
         known: String,
     },
 
     /// A checkpoint of another architecture than the model's.
-    #[error("{path} holds the weights of a {family} (layout {layout}), but the model asks for {weight}, a weight of a {other}")]
+    #[error("{path} holds the weights of a {family} (format {format}), but the model asks for {weight}, a weight of a {other}")]
     OtherArchitecture {
         /// The file.
         path: String,
         /// Its architecture.
         family: &'static str,
-        /// Its layout.
-        layout: &'static str,
+        /// Its format.
+        format: &'static str,
         /// What the model asked for.
         weight: String,
         /// The architecture that has such a weight.

@@ -54,7 +54,7 @@ pub trait MaskTokenModel {
     /// The learned token, D numbers in any shape.
     fn mask_token(&self) -> &Tensor;
 
-    /// The token sequence [B, L, D] and the layout of its positions.
+    /// The token sequence [B, L, D] and the grid of its positions.
     ///
     /// # Errors
     /// When `xs` does not fit the model, and the model's own.
@@ -64,7 +64,7 @@ pub trait MaskTokenModel {
     ///
     /// # Errors
     /// The model's own.
-    fn encode(&self, tokens: &Tensor, grid: Grid, pass: &mut Pass) -> Result<Tensor>;
+    fn classify(&self, tokens: &Tensor, grid: Grid, pass: &mut Pass) -> Result<Tensor>;
 }
 
 /// Any candle module as a [`Forward`] model: a `Module`, a `ModuleT`, a closure `|xs: &Tensor| ...` (or one in
@@ -111,8 +111,8 @@ macro_rules! through_pointers {
             fn embed(&self, xs: &Tensor, pass: &mut Pass) -> Result<(Tensor, Grid)> {
                 (**self).embed(xs, pass)
             }
-            fn encode(&self, tokens: &Tensor, grid: Grid, pass: &mut Pass) -> Result<Tensor> {
-                (**self).encode(tokens, grid, pass)
+            fn classify(&self, tokens: &Tensor, grid: Grid, pass: &mut Pass) -> Result<Tensor> {
+                (**self).classify(tokens, grid, pass)
             }
         }
     )*};

@@ -45,10 +45,15 @@ struct Imposed {
 }
 
 impl Imposed {
+    /// The imposed rate, which was checked when it was, or the recipe's.
+    fn or(&self, recipe: f64, argument: &'static str) -> Result<f64> {
+        self.rate.map_or_else(|| check::rate(argument, recipe), Ok)
+    }
+
     fn next(&mut self, recipe: f64, argument: &'static str) -> Result<(f64, u32)> {
         let site = self.sites;
         self.sites += 1;
-        Ok((check::rate(argument, self.rate.unwrap_or(recipe))?, site))
+        Ok((self.or(recipe, argument)?, site))
     }
 }
 
@@ -179,8 +184,7 @@ impl Pass {
     /// # Errors
     /// [`Error::InvalidArgument`] when `rate` is NaN or outside [0, 1).
     pub(crate) fn skip_dropout(&mut self, rate: f64, sites: u32) -> candle_core::Result<bool> {
-        let rate = check::rate("dropout", self.dropout.rate.unwrap_or(rate))?;
-        let off = !self.train || rate == 0.;
+        let off = !self.train || self.dropout.or(rate, "dropout")? == 0.0;
         if off {
             self.dropout.sites += sites;
         }

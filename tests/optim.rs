@@ -536,7 +536,7 @@ fn layers_are_counted_in_all_forms() {
         ..swin::Config::tiny(10)
     };
     let timm = swin::Config {
-        layout: swin::Layout::Timm,
+        weight_names: swin::WeightNames::Timm,
         ..cfg.clone()
     };
     for (name, layer) in [

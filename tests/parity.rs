@@ -322,7 +322,7 @@ fn a_checkpoint_that_is_not_what_was_recorded_fails() {
             "{tensor}: {report}"
         );
     }
-    // The checkpoint of another layout.
+    // The checkpoint of another format.
     let path = changed_checkpoint("timm_deit3", directory.path(), |_| ());
     let at = |name: &str| directory.path().join(format!("checkpoints/{name}.safetensors"));
     std::fs::copy(fixture("checkpoints/timm_vit.safetensors"), at("timm_deit3")).unwrap();

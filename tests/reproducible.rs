@@ -1,7 +1,7 @@
 //! The same seed gives the same run, bit for bit, again and with any number of threads.
 //!
-//! candle reads RAYON_NUM_THREADS for its matrix products and rayon its pool's size, both once, so this file runs itself
-//! in processes of their own.
+//! candle reads RAYON_NUM_THREADS for its matrix products and rayon its pool's size, both once, so this file runs
+//! itself in processes of their own.
 
 mod common;
 

@@ -5,7 +5,7 @@ use super::flags::Flags;
 use super::transform::Normalization;
 use anyhow::{ensure, Result};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use masksub::models::vit::{Layout, Pool};
+use masksub::models::vit::{Pool, WeightNames};
 use masksub::models::{resnet, swin, vit, Constructor};
 
 /// A network's configuration. Each family hides things in its own way.
@@ -112,7 +112,7 @@ impl Network {
     /// Mean and standard deviation of its published checkpoints' images.
     pub fn normalization(&self) -> Normalization {
         match self {
-            Self::Vit(cfg) if cfg.layout == Layout::Clip => Normalization::CLIP,
+            Self::Vit(cfg) if cfg.weight_names == WeightNames::Clip => Normalization::CLIP,
             _ => Normalization::IMAGENET,
         }
     }
@@ -121,7 +121,7 @@ impl Network {
     /// seven eighths.
     pub fn crop_share(&self) -> f64 {
         match self {
-            Self::Vit(cfg) if cfg.layout != Layout::Clip && cfg.pool == Pool::ClassToken => 1.,
+            Self::Vit(cfg) if cfg.weight_names != WeightNames::Clip && cfg.pool == Pool::ClassToken => 1.,
             Self::ResNet(..) => 0.95,
             _ => 0.875,
         }

@@ -12,7 +12,7 @@ use candle_core::{backprop::GradStore, DType, Device, Tensor, Var};
 use candle_nn::{ModuleT, Optimizer, SGD};
 use masksub::models::resnet::{self, BlockKind, ResNet};
 use masksub::models::swin::{self, SwinTransformer};
-use masksub::models::vit::{self, Activation, Layout, Pool, VisionTransformer};
+use masksub::models::vit::{self, Activation, Pool, VisionTransformer, WeightNames};
 use masksub::{
     num_keep, Criterion, DropToken, Grid, Mask, MaskGenerator, MaskSub, MaskToken, Params, PatchDrop, Seed, StepKey,
     SubBranch, SubModelLoss, Weights,
@@ -310,8 +310,8 @@ impl Recorded {
             "clip_vision" => vit::Config::clip_base(classes),
             other => bail!("{other} is no ViT"),
         };
-        let pool = match form.layout {
-            Layout::Timm if !self.flag("global_pool") => Pool::ClassToken,
+        let pool = match form.weight_names {
+            WeightNames::Timm if !self.flag("global_pool") => Pool::ClassToken,
             _ => form.pool,
         };
         let embed_dim = self.count("embed_dim")?;

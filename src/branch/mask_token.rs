@@ -3,6 +3,7 @@
 use candle_core::{Result, Tensor};
 
 use super::SubBranch;
+use crate::check;
 use crate::error::Error;
 use crate::grid::Grid;
 use crate::mask::{Mask, MaskGenerator};
@@ -31,17 +32,14 @@ impl<G: MaskGenerator> MaskToken<G> {
     /// # Errors
     /// [`Error::InvalidArgument`] when `block` is 0.
     pub fn new(masking: G, block: usize) -> crate::error::Result<Self> {
-        match block {
-            0 => Err(Error::invalid("block", block, "at least 1 pixel")),
-            _ => Ok(Self { masking, block }),
-        }
+        check::at_least_one("block", block).map(|block| Self { masking, block })
     }
 }
 
 impl<G: MaskGenerator, M: MaskTokenModel + ?Sized> SubBranch<M> for MaskToken<G> {
     fn main(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
         let (tokens, grid) = model.embed(xs, pass)?;
-        model.encode(&tokens, grid, pass)
+        model.classify(&tokens, grid, pass)
     }
 
     fn sub(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<(Tensor, Option<Mask>)> {
@@ -58,6 +56,6 @@ impl<G: MaskGenerator, M: MaskTokenModel + ?Sized> SubBranch<M> for MaskToken<G>
         }
         let mask = self.masking.generate(batch, blocks, key)?;
         let hidden = mask.upsample(factor)?.replace(&tokens, model.mask_token())?;
-        Ok((model.encode(&hidden, grid, pass)?, Some(mask)))
+        Ok((model.classify(&hidden, grid, pass)?, Some(mask)))
     }
 }

@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor};
 
 use super::SubBranch;
-use crate::error::Error;
+use crate::check;
 use crate::mask::{Fill, Mask, MaskGenerator};
 use crate::model::Forward;
 use crate::pass::Pass;
@@ -30,14 +30,11 @@ impl<G: MaskGenerator> PatchDrop<G> {
     /// Hides what `masking` does not keep of the grid of `block` x `block`-pixel blocks.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when `block` is 0.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) when `block` is 0.
     pub fn new(masking: G, block: usize) -> crate::error::Result<Self> {
-        if block == 0 {
-            return Err(Error::invalid("block", block, "at least 1 pixel"));
-        }
         Ok(Self {
             masking,
-            block,
+            block: check::at_least_one("block", block)?,
             fill: Fill::Zero,
             running_statistics: true,
         })
@@ -48,8 +45,8 @@ impl<G: MaskGenerator> PatchDrop<G> {
         Self { fill, ..self }
     }
 
-    /// Keeps the sub pass from updating running statistics that a model stages in its [`Pass`], as ours do: they then are
-    /// those of whole images only. By default both passes update them, as the paper's authors do. Without effect on
+    /// Keeps the sub pass from updating running statistics that a model stages in its [`Pass`], as ours do: they then
+    /// are those of whole images only. By default both passes update them, as the paper's authors do. Without effect on
     /// a model in [`Plain`](super::Plain), whose batch norms write theirs themselves.
     pub fn without_running_statistics(self) -> Self {
         Self {

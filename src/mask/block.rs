@@ -1,7 +1,8 @@
 //! Block masking: random masking of square blocks of positions.
 
 use super::{Mask, MaskGenerator, MaskRatio, RandomMasking};
-use crate::error::{Error, Result};
+use crate::check;
+use crate::error::Result;
 use crate::grid::Grid;
 use crate::key::StepKey;
 
@@ -24,7 +25,8 @@ impl BlockMasking {
     /// Masks the share `mask_ratio` of all blocks of `block` x `block` positions.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when `mask_ratio` is NaN or outside [0, 1), or `block` is 0.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) when `mask_ratio` is NaN or outside [0, 1), or `block`
+    /// is 0.
     pub fn new(mask_ratio: f64, block: usize) -> Result<Self> {
         Self::with_ratio(MaskRatio::fixed(mask_ratio)?, block)
     }
@@ -32,13 +34,12 @@ impl BlockMasking {
     /// Masks a share that may be drawn in every step.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when `block` is 0.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) when `block` is 0.
     pub fn with_ratio(mask_ratio: MaskRatio, block: usize) -> Result<Self> {
-        if block == 0 {
-            return Err(Error::invalid("block", block, "at least 1"));
-        }
-        let blocks = RandomMasking::with_ratio(mask_ratio);
-        Ok(Self { blocks, block })
+        Ok(Self {
+            blocks: RandomMasking::with_ratio(mask_ratio),
+            block: check::at_least_one("block", block)?,
+        })
     }
 }
 

@@ -148,7 +148,7 @@ impl Mask {
         }
     }
 
-    /// The layout of the L positions.
+    /// The grid on which the L positions lie.
     pub fn grid(&self) -> Grid {
         self.grid
     }

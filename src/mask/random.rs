@@ -7,6 +7,7 @@ use rand::{Rng, RngCore};
 use rayon::prelude::*;
 
 use super::{num_keep, Mask, MaskGenerator, MaskRatio};
+use crate::check;
 use crate::error::{Error, Result};
 use crate::grid::Grid;
 use crate::key::{Purpose, StepKey};
@@ -66,9 +67,7 @@ fn below(range: u32, word: u32, rng: &mut impl RngCore) -> u32 {
 impl MaskGenerator for RandomMasking {
     fn generate(&self, batch: usize, grid: Grid, key: StepKey) -> candle_core::Result<Mask> {
         let len = grid.len();
-        if batch == 0 {
-            return Err(Error::invalid("batch", batch, "at least 1").into());
-        }
+        check::at_least_one("batch", batch)?;
         grid.check_numbered()?;
         if batch.checked_mul(len).is_none_or(|indices| indices > MOST_INDICES) {
             let allowed = format!("at most {} samples of {grid} positions", MOST_INDICES / len);

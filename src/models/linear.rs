@@ -33,14 +33,3 @@ impl Linear {
         }
     }
 }
-
-/// Uniform within 1 / √(fan in): what PyTorch's linear layers and convolutions start from.
-pub(super) fn pytorch_default(fan_in: usize) -> Init {
-    let bound = 1. / (fan_in as f64).sqrt();
-    Init::Uniform { lo: -bound, up: bound }
-}
-
-/// A normal distribution around 0. (timm's truncated one cuts at -2 and 2: at these deviations, that is the same.)
-pub(super) const fn normal(stdev: f64) -> Init {
-    Init::Randn { mean: 0., stdev }
-}

@@ -1,14 +1,15 @@
 //! The MLP of a transformer block: a residual branch behind a layer norm, scaled and dropped.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Module, Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 
+use super::init::ZERO;
 use super::linear::Linear;
-use super::norm::Norm;
-use crate::ops::{self, Activation, MlpBranch};
+use crate::nn::{layer_norm, LayerNorm};
+use crate::ops::{self, Activation, Affine, MlpBranch};
 use crate::pass::Pass;
 
-/// What a branch does in training beside its arithmetic.
+/// Rates of what a branch does in training beside its arithmetic.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rates {
     pub(super) dropout: f64,
@@ -25,7 +26,7 @@ pub(super) struct MlpNames<'a> {
 /// x + drop_path(gamma * fc2(activation(fc1(norm(x))))), with dropout after either layer.
 #[derive(Clone, Debug)]
 pub(super) struct Mlp {
-    norm: Norm,
+    norm: LayerNorm,
     fc1: Linear,
     activation: Activation,
     fc2: Linear,
@@ -44,12 +45,11 @@ impl Mlp {
         rates: Rates,
         vb: VarBuilder,
     ) -> Result<Self> {
-        let zero = Init::Const(0.);
         Ok(Self {
-            norm: Norm::new(dim, eps, vb.pp(names.norm))?,
-            fc1: Linear::new(dim, hidden, init, zero, vb.pp(names.fc1))?,
+            norm: layer_norm(dim, eps, vb.pp(names.norm))?,
+            fc1: Linear::new(dim, hidden, init, ZERO, vb.pp(names.fc1))?,
             activation,
-            fc2: Linear::new(hidden, dim, init, zero, vb.pp(names.fc2))?,
+            fc2: Linear::new(hidden, dim, init, ZERO, vb.pp(names.fc2))?,
             gamma: None,
             rates,
         })
@@ -60,20 +60,28 @@ impl Mlp {
         Self { gamma, ..self }
     }
 
-    /// [B, N, D] to [B, N, D].
+    /// [B, N, D] to [B, N, D]: in one operation where nothing is dropped between the layers.
     pub(super) fn forward(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
-        if pass.skip_dropout(self.rates.dropout, 2)? {
-            let branch = MlpBranch {
-                norm: self.norm.affine(),
-                eps: self.norm.eps,
-                fc1: self.fc1.affine(),
-                activation: self.activation,
-                fc2: self.fc2.affine(),
-                gamma: self.gamma.as_ref(),
-            };
-            let factors = pass.drop_path_factors(xs.dim(0)?, self.rates.drop_path)?;
-            return ops::mlp_branch(xs, &branch, factors.as_deref());
+        match self.norm.affine() {
+            Some(norm) if pass.skip_dropout(self.rates.dropout, 2)? => self.fused(norm, xs, pass),
+            _ => self.composed(xs, pass),
         }
+    }
+
+    fn fused(&self, norm: Affine, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+        let branch = MlpBranch {
+            norm,
+            eps: self.norm.eps(),
+            fc1: self.fc1.affine(),
+            activation: self.activation,
+            fc2: self.fc2.affine(),
+            gamma: self.gamma.as_ref(),
+        };
+        let factors = pass.drop_path_factors(xs.dim(0)?, self.rates.drop_path)?;
+        ops::mlp_branch(xs, &branch, factors.as_deref())
+    }
+
+    fn composed(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
         let hidden = self.activation.forward(&self.fc1.forward(&self.norm.forward(xs)?)?)?;
         let hidden = pass.dropout(&hidden, self.rates.dropout)?;
         let ys = pass.dropout(&self.fc2.forward(&hidden)?, self.rates.dropout)?;

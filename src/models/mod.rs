@@ -1,14 +1,14 @@
 //! Vision models that can be trained, under the names their published checkpoints use.
 
+mod init;
 mod linear;
 mod mlp;
-mod norm;
+mod path;
 mod pool;
 pub mod resnet;
 mod rules;
 pub mod swin;
 pub mod vit;
-pub(crate) mod vit_names;
 
 /// Makes the configuration of one size for a number of classes.
 pub type Constructor<C> = fn(usize) -> C;

@@ -8,9 +8,10 @@ use crate::ops;
 /// The mean over some dimensions. In `bf16` and `f16` it is summed in `f32` as PyTorch does: bf16 has 8 bits, so that
 /// a sum of 256 tokens would no longer notice another.
 pub(super) fn mean(xs: &Tensor, dims: impl Dims) -> Result<Tensor> {
-    match ops::is_half(xs) {
-        true => ops::in_f32(&[xs], |xs| xs[0].mean(dims)),
-        false => xs.mean(dims),
+    if ops::is_half(xs) {
+        ops::in_f32(&[xs], |xs| xs[0].mean(dims))
+    } else {
+        xs.mean(dims)
     }
 }
 

@@ -58,32 +58,35 @@ impl BatchNorm {
 /// `running_mean`, `running_var`.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] for an `eps` that is negative or not finite, a `momentum` outside [0, 1], or a configuration without affine
-/// parameters or without removal of the mean, which this layer does not offer; those of `vb`.
+/// [`Error::InvalidArgument`] for an `eps` that is negative or not finite, a `momentum` outside [0, 1], or a
+/// configuration without affine parameters or without removal of the mean, which this layer does not offer; those of
+/// `vb`.
 pub fn batch_norm<C: Into<BatchNormConfig>>(num_features: usize, config: C, vb: VarBuilder) -> Result<BatchNorm> {
-    batch_norm_from(num_features, config.into(), 1., vb)
-}
-
-/// As [`batch_norm`], with a weight that is `weight` at first. (A residual branch may start at 0.)
-pub(crate) fn batch_norm_from(
-    num_features: usize,
-    config: BatchNormConfig,
-    weight: f64,
-    vb: VarBuilder,
-) -> Result<BatchNorm> {
+    let config = config.into();
     check::non_negative("eps", config.eps)?;
     check::share("momentum", config.momentum)?;
     if !config.affine || !config.remove_mean {
         let value = format!("affine {}, remove_mean {}", config.affine, config.remove_mean);
         return Err(Error::invalid("config", value, "both true").into());
     }
+    batch_norm_from(num_features, config, 1.0, vb)
+}
+
+/// As [`batch_norm`], of a configuration that was checked, with a weight that is `weight` at first. (A residual branch
+/// may start at 0.)
+pub(crate) fn batch_norm_from(
+    num_features: usize,
+    config: BatchNormConfig,
+    weight: f64,
+    vb: VarBuilder,
+) -> Result<BatchNorm> {
     let get = |name: &str, value| vb.get_with_hints(num_features, name, Init::Const(value));
     Ok(BatchNorm {
         // Variables of the builder's map are taken as they are: what training writes is what is saved.
-        running_mean: Var::from_tensor(&get("running_mean", 0.)?)?,
-        running_var: Var::from_tensor(&get("running_var", 1.)?)?,
+        running_mean: Var::from_tensor(&get("running_mean", 0.0)?)?,
+        running_var: Var::from_tensor(&get("running_var", 1.0)?)?,
         weight: get("weight", weight)?,
-        bias: get("bias", 0.)?,
+        bias: get("bias", 0.0)?,
         eps: config.eps,
         momentum: config.momentum,
     })

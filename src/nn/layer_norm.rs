@@ -67,6 +67,15 @@ impl LayerNorm {
     pub fn remove_mean(&self) -> bool {
         self.remove_mean
     }
+
+    /// The parameters of one that removes the mean and has a bias: what operations that begin with a norm take.
+    pub(crate) fn affine(&self) -> Option<ops::Affine<'_>> {
+        let bias = self.bias.as_ref().filter(|_| self.remove_mean)?;
+        Some(ops::Affine {
+            weight: &self.weight,
+            bias,
+        })
+    }
 }
 
 impl Module for LayerNorm {
@@ -82,8 +91,8 @@ impl Module for LayerNorm {
     }
 }
 
-/// A [`LayerNorm`] whose parameters are `weight` (or `gamma`) and, if the configuration is affine, `bias` (or `beta`) of
-/// `vb`, each of shape `[size]`. New ones are 1 and 0.
+/// A [`LayerNorm`] whose parameters are `weight` (or `gamma`) and, if the configuration is affine, `bias` (or `beta`)
+/// of `vb`, each of shape `[size]`. New ones are 1 and 0.
 ///
 /// # Errors
 ///

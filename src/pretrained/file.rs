@@ -19,7 +19,7 @@ const MOST_HEADER_BYTES: u64 = 100_000_000;
 const WRAPPERS: [&str; 2] = ["module.", "_orig_mod."];
 
 /// A file of tensors. Nothing of it is in memory but names and sizes.
-pub(super) struct Checkpoint {
+pub(super) struct TensorFile {
     /// As the user gave it.
     pub(super) path: String,
     file: File,
@@ -30,9 +30,9 @@ pub(super) struct Checkpoint {
     pub(super) beside: Vec<String>,
 }
 
-impl Checkpoint {
-    /// Opens a safetensors or a PyTorch file. Its first bytes say which it is: the endings of names differ (`.pth`, `.pt`,
-    /// `.bin`).
+impl TensorFile {
+    /// Opens a safetensors or a PyTorch file. Its first bytes say which it is: the endings of names differ (`.pth`,
+    /// `.pt`, `.bin`).
     ///
     /// # Errors
     /// [`Error::File`] for one that cannot be read, is cut off, or is neither; [`Error::CodeInCheckpoint`].

@@ -1,13 +1,13 @@
 //! Checkpoints of other projects, loaded into the crate's models.
 //!
-//! [`Pretrained::open`] reads a `.safetensors` file or what `torch.save` wrote (`.pth`, `.pt`, `.bin`), recognises from the
-//! names and shapes of its tensors whose it is, and gives [`Weights`]: the source of trainable variables that a model is
-//! made from.
+//! [`Pretrained::open`] reads a `.safetensors` file or what `torch.save` wrote (`.pth`, `.pt`, `.bin`), recognises from
+//! the names and shapes of its tensors whose it is, and gives [`Weights`]: the source of trainable variables that a
+//! model is made from.
 //!
 //! ```
 //! use candle_core::{DType, Device};
 //! use masksub::models::vit::{Config, VisionTransformer};
-//! use masksub::pretrained::{Layout, Pretrained};
+//! use masksub::pretrained::{Format, Pretrained};
 //! use masksub::Seed;
 //! # use std::collections::HashMap;
 //! # let cfg = Config { embed_dim: 8, depth: 1, num_heads: 2, mlp_dim: 16, ..Config::mae_base(1000) }.with_input(32, 8, 3);
@@ -19,7 +19,7 @@
 //! # saved.varmap().save(&path)?;
 //!
 //! let pretrained = Pretrained::open(&path)?;
-//! assert_eq!(pretrained.layout(), Layout::MaeFinetuned);
+//! assert_eq!(pretrained.format(), Format::MaeFinetuned);
 //!
 //! // The published size, for ten classes and images of 48 pixels.
 //! # let published = cfg;
@@ -30,7 +30,7 @@
 //!
 //! // What was done, and whether anything is missing or left over.
 //! assert_eq!(weights.notes(), [
-//!     "layout mae-finetuned, 20 tensors",
+//!     "format mae-finetuned, 20 tensors",
 //!     "pos_embed: 4 x 4 -> 6 x 6 positions, bicubic",
 //!     "head: 1000 -> 10 classes, drawn anew",
 //! ]);
@@ -40,41 +40,43 @@
 //! ```
 //!
 //! A checkpoint fits every model of its architecture, whatever names that has: an OpenCLIP tower fills a
-//! [`vit::Layout::Clip`](crate::models::vit::Layout::Clip) as well as a
-//! [`vit::Layout::Timm`](crate::models::vit::Layout::Timm).
+//! [`vit::WeightNames::Clip`](crate::models::vit::WeightNames::Clip) as well as a
+//! [`vit::WeightNames::Timm`](crate::models::vit::WeightNames::Timm).
 //!
 //! Where shapes differ, a model still gets
 //! - position embeddings and Swin's tables of relative positions, resized by bicubic interpolation as PyTorch's
-//!   `interpolate(mode="bicubic", align_corners=False, antialias=False)` does it; the class token's position stays as it
-//!   is. timm's own resizing (`resample_abs_pos_embed`) is antialiased by default, so that its models of another image
-//!   size have slightly other positions, and logits, than those here. **The grid of the model's positions is taken for a
-//!   square where their count is one**, and so is the checkpoint's: for a grid of another shape, even one of as many
-//!   positions (7 x 28 instead of 14 x 14), say [`Pretrained::with_grid`], or they are copied in the wrong order without a
-//!   line;
+//!   `interpolate(mode="bicubic", align_corners=False, antialias=False)` does it; the class token's position stays as
+//!   it is. timm's own resizing (`resample_abs_pos_embed`) is antialiased by default, so that its models of another
+//!   image size have slightly other positions, and logits, than those here. **The grid of the model's positions is
+//!   taken for a square where their count is one**, and so is the checkpoint's: for a grid of another shape, even one
+//!   of as many positions (7 x 28 instead of 14 x 14), say [`Pretrained::with_grid`], or they are copied in the wrong
+//!   order without a line;
 //! - a head for another number of classes, drawn from the seed as the configuration says.
 //!
-//! Any other shape is an [`Error::MisshapenWeight`], and a model of another architecture an [`Error::OtherArchitecture`].
+//! Any other shape is an [`Error::MisshapenWeight`], and a model of another architecture an
+//! [`Error::OtherArchitecture`].
 //!
 //! **Nothing else makes sure that the file was used: call [`Weights::check_exact`] once the model is made.** What is
-//! missing is drawn from the seed until then, and a model made below a prefix, as with `vb.pp("backbone")`, finds nothing
-//! at all, since names start at the root of the builder.
+//! missing is drawn from the seed until then, and a model made below a prefix, as with `vb.pp("backbone")`, finds
+//! nothing at all, since names start at the root of the builder.
 //!
-//! It passes over what belongs to a layout and not to a classifier (the decoder and the final norm of MAE's pre-training,
-//! CLIP's text tower and projections, a pooler, buffers), over what a layout never has (a head after MAE's pre-training and
-//! in Hugging Face's and OpenCLIP's towers, MAE's `fc_norm`, our Swin's `mask_token`), and over a head that was drawn for
-//! another number of classes. [`Weights::notes`] has a line for each. A head that is missing elsewhere is an error, for it
-//! would give random logits; where it may be, as of a timm feature extractor saved with `num_classes=0` or Hugging Face's
-//! `ViTModel`, say `check_exact(|name| name.starts_with("head."))`, by the model's name of it.
+//! It passes over what belongs to a format and not to a classifier (the decoder and the final norm of MAE's
+//! pre-training, CLIP's text tower and projections, a pooler, buffers), over what a format never has (a head after
+//! MAE's pre-training and in Hugging Face's and OpenCLIP's towers, MAE's `fc_norm`, our Swin's `mask_token`), and over
+//! a head that was drawn for another number of classes. [`Weights::notes`] has a line for each. A head that is missing
+//! elsewhere is an error, for it would give random logits; where it may be, as of a timm feature extractor saved with
+//! `num_classes=0` or Hugging Face's `ViTModel`, say `check_exact(|name| name.starts_with("head."))`, by the model's
+//! name of it.
 //!
 //! What a file cannot tell is up to the configuration: the number of heads, the activation (OpenAI's CLIP has the quick
 //! GELU), what norms add to the variance.
 //!
 //! A pickle can hold code. It is read as data: nothing is imported or called, and a file that holds code where weights
-//! should be is an [`Error::CodeInCheckpoint`]. Tensors are read when a model asks for them, so that a file never lies in
-//! memory as a whole.
+//! should be is an [`Error::CodeInCheckpoint`]. Tensors are read when a model asks for them, so that a file never lies
+//! in memory as a whole.
 
 mod file;
-mod layout;
+mod format;
 mod names;
 mod pickle;
 mod pth;
@@ -84,57 +86,57 @@ mod stored;
 
 use std::path::Path;
 
-pub use layout::Layout;
+pub use format::Format;
 
 use crate::error::{Error, Result};
 use crate::grid::Grid;
 use crate::key::Seed;
 use crate::weights::Weights;
-use file::Checkpoint;
+use file::TensorFile;
 use source::PeerSource;
 
 /// A checkpoint of another project, recognised: see the [module](self).
 pub struct Pretrained {
-    checkpoint: Checkpoint,
-    layout: Layout,
+    file: TensorFile,
+    format: Format,
     grid: Option<Grid>,
 }
 
 impl Pretrained {
-    /// Opens a checkpoint, and recognises its layout. The weights of a PyTorch file may lie below `model` or `state_dict`;
-    /// those of either format may all have `module.` (`DistributedDataParallel`) or `_orig_mod.` (`torch.compile`) before
-    /// their names. Which format it is, its first bytes tell.
+    /// Opens a checkpoint, and recognises its format. The weights of a PyTorch file may lie below `model` or
+    /// `state_dict`; those of either kind of file may all have `module.` (`DistributedDataParallel`) or `_orig_mod.`
+    /// (`torch.compile`) before their names. Which kind it is, its first bytes tell.
     ///
     /// # Errors
     /// [`Error::File`] for a file that cannot be read, is cut off, or is neither a safetensors nor a PyTorch file;
-    /// [`Error::CodeInCheckpoint`] for one that holds code; [`Error::UnknownLayout`] for weights of no known layout.
+    /// [`Error::CodeInCheckpoint`] for one that holds code; [`Error::UnknownFormat`] for weights of no known format.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        let checkpoint = Checkpoint::open(path.as_ref())?;
-        match Layout::recognise(&checkpoint.tensors, checkpoint.key.as_deref()) {
-            Some(layout) => Ok(Self {
-                checkpoint,
-                layout,
+        let file = TensorFile::open(path.as_ref())?;
+        match Format::recognise(&file.tensors, file.key.as_deref()) {
+            Some(format) => Ok(Self {
+                file,
+                format,
                 grid: None,
             }),
-            None => Err(Error::UnknownLayout {
-                path: checkpoint.path,
-                names: checkpoint.tensors.into_keys().collect(),
-                known: Layout::ALL.map(Layout::name).join(", "),
+            None => Err(Error::UnknownFormat {
+                path: file.path,
+                names: file.tensors.into_keys().collect(),
+                known: Format::ALL.map(Format::name).join(", "),
             }),
         }
     }
 
     /// Whose names and shapes the checkpoint has.
-    pub fn layout(&self) -> Layout {
-        self.layout
+    pub fn format(&self) -> Format {
+        self.format
     }
 
-    /// The grid of the model's positions, for every model whose images are not square: position embeddings do not tell it.
-    /// Those of the checkpoint are always taken for a square where they can be one.
+    /// The grid of the model's positions, for every model whose images are not square: position embeddings do not tell
+    /// it. Those of the checkpoint are always taken for a square where they can be one.
     ///
-    /// **Without it, a count that is a square is taken for a square grid**: of a model of 7 x 28 patches and a checkpoint of
-    /// 14 x 14, each row would be two of the checkpoint's, with neither an error nor a note. Only a count that is no square
-    /// asks for this method by an error.
+    /// **Without it, a count that is a square is taken for a square grid**: of a model of 7 x 28 patches and a
+    /// checkpoint of 14 x 14, each row would be two of the checkpoint's, with neither an error nor a note. Only a count
+    /// that is no square asks for this method by an error.
     pub fn with_grid(self, grid: Grid) -> Self {
         Self {
             grid: Some(grid),
@@ -142,18 +144,18 @@ impl Pretrained {
         }
     }
 
-    /// The weights, and what is drawn from `seed` for want of them. Once the model is made, [`Weights::notes`] tells what
-    /// was done.
+    /// The weights, and what is drawn from `seed` for want of them. Once the model is made, [`Weights::notes`] tells
+    /// what was done.
     ///
-    /// **Call [`Weights::check_exact`] once the model is made: nothing else fails where something is missing or left over.**
-    /// The trap is a prefix: of a model made with `vb.pp("backbone")` no name is known, so that all of it is drawn. Make it
-    /// from the root of the builder.
+    /// **Call [`Weights::check_exact`] once the model is made: nothing else fails where something is missing or left
+    /// over.** The trap is a prefix: of a model made with `vb.pp("backbone")` no name is known, so that all of it is
+    /// drawn. Make it from the root of the builder.
     ///
     /// The builder's errors are [`Error::MisshapenWeight`], [`Error::OtherArchitecture`], [`Error::File`], and
     /// [`Error::InvalidArgument`] for a grid that does not have the model's positions, or is not known.
     pub fn weights(self, seed: Seed) -> Weights {
-        let path = self.checkpoint.path.clone();
-        let source = PeerSource::new(self.checkpoint, self.layout, self.grid);
+        let path = self.file.path.clone();
+        let source = PeerSource::new(self.file, self.format, self.grid);
         Weights::from_source(path, Box::new(source), seed)
     }
 }
@@ -161,8 +163,8 @@ impl Pretrained {
 impl std::fmt::Debug for Pretrained {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Pretrained")
-            .field("path", &self.checkpoint.path)
-            .field("layout", &self.layout)
+            .field("path", &self.file.path)
+            .field("format", &self.format)
             .finish()
     }
 }

@@ -1,7 +1,7 @@
 //! One name for each weight, whatever a checkpoint or a model calls it; and what a checkpoint may leave over.
 
-use super::layout::{Family, Layout};
-use crate::models::vit_names::{Names, Qkv, CLIP, HUGGING_FACE, TIMM};
+use super::format::{Family, Format};
+use crate::models::vit::names::{Names, Qkv, CLIP, HUGGING_FACE, TIMM};
 use crate::weights::is_buffer;
 
 /// The names of OpenCLIP's and OpenAI's vision tower. Their packed projection is a bare parameter, `in_proj_weight`.
@@ -142,26 +142,26 @@ fn timm_name(form: &Names, name: &str) -> Option<String> {
     find(&modules, module).map(|timm| format!("{timm}.{leaf}"))
 }
 
-/// What a classifier does not have of a tensor that belongs to the layout: for a line that says so. `None` for a tensor
+/// What a classifier does not have of a tensor that belongs to the format: for a line that says so. `None` for a tensor
 /// that nobody knows.
-pub(super) fn known_leftover(layout: Layout, name: &str) -> Option<&'static str> {
+pub(super) fn known_leftover(format: Format, name: &str) -> Option<&'static str> {
     let starts = |starts: &[&str]| starts.iter().any(|start| name.starts_with(start));
     if is_buffer(name) || name.ends_with("position_ids") {
         return Some("buffers that follow from the configuration");
     }
-    match layout {
-        Layout::MaePretrained if starts(&["decoder_", "mask_token"]) => Some("the decoder"),
-        Layout::MaePretrained if starts(&["norm."]) => Some("the norm that mean pooling replaces by fc_norm"),
-        Layout::HfVit if starts(&["vit.pooler.", "pooler."]) => Some("the pooler"),
-        Layout::HfVit if name == "vit.embeddings.mask_token" || name == "embeddings.mask_token" => {
+    match format {
+        Format::MaePretrained if starts(&["decoder_", "mask_token"]) => Some("the decoder"),
+        Format::MaePretrained if starts(&["norm."]) => Some("the norm that mean pooling replaces by fc_norm"),
+        Format::HfVit if starts(&["vit.pooler.", "pooler."]) => Some("the pooler"),
+        Format::HfVit if name == "vit.embeddings.mask_token" || name == "embeddings.mask_token" => {
             Some("the mask token of pre-training")
         }
-        Layout::HfClip if starts(&["text_model.", "text_projection."]) => Some("the text tower"),
-        Layout::HfClip if starts(&["visual_projection.", "logit_scale"]) => Some("the projection to the text tower"),
-        Layout::OpenClip if starts(&["visual.proj", "logit_scale", "logit_bias"]) => {
+        Format::HfClip if starts(&["text_model.", "text_projection."]) => Some("the text tower"),
+        Format::HfClip if starts(&["visual_projection.", "logit_scale"]) => Some("the projection to the text tower"),
+        Format::OpenClip if starts(&["visual.proj", "logit_scale", "logit_bias"]) => {
             Some("the projection to the text tower")
         }
-        Layout::OpenClip
+        Format::OpenClip
             if starts(&[
                 "transformer.",
                 "token_embedding.",
@@ -180,13 +180,14 @@ pub(super) fn known_leftover(layout: Layout, name: &str) -> Option<&'static str>
     }
 }
 
-/// Whether the weight of this key is one that no checkpoint of the layout has: it is drawn, and a line says so. A head is
-/// missing after MAE's pre-training and in CLIP, whose towers project instead; anywhere else, a file without it has lost it.
-pub(super) fn known_missing(layout: Layout, key: &str) -> bool {
-    match layout {
-        Layout::MaePretrained => key.starts_with(HEAD) || key.starts_with("fc_norm."),
-        Layout::HfClip | Layout::OpenClip => key.starts_with(HEAD),
-        Layout::TimmSwin | Layout::MicrosoftSwin => key == "mask_token",
+/// Whether the weight of this key is one that no checkpoint of the format has: it is drawn, and a line says so. A head
+/// is missing after MAE's pre-training and in CLIP, whose towers project instead; anywhere else, a file without it has
+/// lost it.
+pub(super) fn known_missing(format: Format, key: &str) -> bool {
+    match format {
+        Format::MaePretrained => key.starts_with(HEAD) || key.starts_with("fc_norm."),
+        Format::HfClip | Format::OpenClip => key.starts_with(HEAD),
+        Format::TimmSwin | Format::MicrosoftSwin => key == "mask_token",
         _ => false,
     }
 }

@@ -103,9 +103,9 @@ pub(super) fn read_zip(path: &str, file: &File, len: u64) -> Result<Contents> {
     })
 }
 
-/// Reads what a file of the format before PyTorch 1.6 says of its tensors: pickles of a magic number, of a version, of the
-/// machine, of the object, of the storages' keys; then each storage's length and numbers. A single pickle without all that
-/// starts with the same byte, and can hold no tensor.
+/// Reads what a file of the format before PyTorch 1.6 says of its tensors: pickles of a magic number, of a version, of
+/// the machine, of the object, of the storages' keys; then each storage's length and numbers. A single pickle without
+/// all that starts with the same byte, and can hold no tensor.
 pub(super) fn read_legacy(path: &str, file: &File, len: u64) -> Result<Contents> {
     let path = Path(path);
     let mut input = BufReader::new(file);
@@ -175,8 +175,8 @@ fn dtype(storage: &str) -> Option<DType> {
     })
 }
 
-/// The tensors of the pickled object: its own, or those below one of its keys. `find` gives a storage by its key, and is
-/// told whether it is a view.
+/// The tensors of the pickled object: its own, or those below one of its keys. `find` gives a storage by its key, and
+/// is told whether it is a view.
 fn contents(path: &Path, pickle: &Pickle, find: impl Fn(&str, bool) -> Result<Option<Storage>>) -> Result<Contents> {
     let root = pickle.root();
     if let Some((callable, _)) = pickle.call(root) {

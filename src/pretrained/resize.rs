@@ -10,8 +10,8 @@ const A: f64 = -0.75;
 /// Resizes values [H, W, D] at the positions of a grid to [H', W', D], in f64:
 /// `interpolate(mode="bicubic", align_corners=False, antialias=False)`.
 ///
-/// A position's value is the sum over the four nearest in each direction, weighted by the cubic convolution kernel (Keys,
-/// 1981); beyond the edge its position repeats.
+/// A position's value is the sum over the four nearest in each direction, weighted by the cubic convolution kernel
+/// (Keys, 1981); beyond the edge its position repeats.
 pub(super) fn bicubic(values: &Tensor, to: Grid) -> Result<Tensor> {
     let (height, width, dim) = values.dims3()?;
     let values = values.to_dtype(DType::F64)?.contiguous()?;

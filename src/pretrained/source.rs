@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{Shape, Tensor};
 
-use super::file::Checkpoint;
-use super::layout::Layout;
+use super::file::TensorFile;
+use super::format::Format;
 use super::names::{known_leftover, known_missing, APART, HEAD, POSITION_TABLE, POS_EMBED, QKV};
 use super::stored::Stored;
 use super::{resize, square};
@@ -15,8 +15,8 @@ use crate::weights::Source;
 
 /// A checkpoint, and what was done with it so far.
 pub(super) struct PeerSource {
-    checkpoint: Checkpoint,
-    layout: Layout,
+    file: TensorFile,
+    format: Format,
     /// The positions of the model's images, where the user said.
     grid: Option<Grid>,
     /// The file's name of each weight.
@@ -69,18 +69,18 @@ impl Found<'_> {
         }
     }
 
-    fn read(&self, checkpoint: &Checkpoint) -> Result<Tensor> {
+    fn read(&self, file: &TensorFile) -> Result<Tensor> {
         match self {
-            Self::Whole(stored) => checkpoint.read(stored),
+            Self::Whole(stored) => file.read(stored),
             Self::Third(stored, part) => {
-                let tensor = checkpoint.read(stored)?;
+                let tensor = file.read(stored)?;
                 let rows = tensor.dim(0)? / 3;
                 Ok(tensor.narrow(0, part * rows, rows)?)
             }
             Self::Packed(parts) => {
                 let parts = parts
                     .iter()
-                    .map(|stored| checkpoint.read(stored))
+                    .map(|stored| file.read(stored))
                     .collect::<Result<Vec<_>>>()?;
                 Ok(Tensor::cat(&parts, 0)?)
             }
@@ -89,17 +89,17 @@ impl Found<'_> {
 }
 
 impl PeerSource {
-    pub(super) fn new(checkpoint: Checkpoint, layout: Layout, grid: Option<Grid>) -> Self {
+    pub(super) fn new(file: TensorFile, format: Format, grid: Option<Grid>) -> Self {
         let mut names = BTreeMap::new();
-        for (name, stored) in &checkpoint.tensors {
-            if let Some(key) = layout.family().key(name, Some(&stored.shape)) {
+        for (name, stored) in &file.tensors {
+            if let Some(key) = format.family().key(name, Some(&stored.shape)) {
                 // A second tensor for the same weight stays behind, and is told as left over.
                 names.entry(key).or_insert_with(|| name.clone());
             }
         }
         Self {
-            checkpoint,
-            layout,
+            file,
+            format,
             grid,
             names,
             taken: BTreeSet::new(),
@@ -113,15 +113,15 @@ impl PeerSource {
 
     /// Without a shape, that of the file's tensor of this name: Swin's mergings need one.
     fn key(&self, name: &str, shape: Option<&[usize]>) -> Option<String> {
-        let shape = shape.or_else(|| Some(&self.checkpoint.tensors.get(name)?.shape[..]));
-        self.layout.family().key(name, shape)
+        let shape = shape.or_else(|| Some(&self.file.tensors.get(name)?.shape[..]));
+        self.format.family().key(name, shape)
     }
 
     /// What the file has for a key, and its names of that.
     fn found(&self, key: &str) -> Option<(Found<'_>, Vec<String>)> {
         let stored = |key: &str| {
             let name = self.names.get(key)?;
-            Some((self.checkpoint.tensors.get(name)?, name.clone()))
+            Some((self.file.tensors.get(name)?, name.clone()))
         };
         if let Some((whole, name)) = stored(key) {
             return Some((Found::Whole(whole), vec![name]));
@@ -163,7 +163,7 @@ impl PeerSource {
                 let allowed = format!(
                     "said by Pretrained::with_grid: the model's {wanted} positions are no square, so that {} of {} cannot \
                      be resized to them",
-                    POS_EMBED, self.checkpoint.path
+                    POS_EMBED, self.file.path
                 );
                 return Err(Error::invalid("grid", "not known", allowed));
             }
@@ -182,11 +182,11 @@ impl PeerSource {
             path: name.to_string(),
             got: got.clone(),
             expected: shape.to_vec(),
-            source_name: format!("{} (as {})", self.checkpoint.path, names.join(", ")),
+            source_name: format!("{} (as {})", self.file.path, names.join(", ")),
         };
         if key == POS_EMBED {
             if let Some((from, to)) = self.positions(&got, shape)? {
-                let resized = resize_positions(&found.read(&self.checkpoint)?, from, to)?.reshape(shape)?;
+                let resized = resize_positions(&found.read(&self.file)?, from, to)?.reshape(shape)?;
                 self.positions = Some((from, to));
                 return Ok(Some((resized, names)));
             }
@@ -194,14 +194,14 @@ impl PeerSource {
         // [1, 1, D] and `[D]` are the same to those who write them.
         let filled = |shape: &[usize]| shape.iter().copied().skip_while(|n| *n == 1).collect::<Vec<_>>();
         if filled(&got) == filled(shape) {
-            return Ok(Some((found.read(&self.checkpoint)?.reshape(shape)?, names)));
+            return Ok(Some((found.read(&self.file)?.reshape(shape)?, names)));
         }
         match (&got[..], shape) {
             ([offsets, heads], [to_offsets, to_heads]) if key.ends_with(POSITION_TABLE) && heads == to_heads => {
                 let (Some(side), Some(to_side)) = (square(*offsets), square(*to_offsets)) else {
                     return Err(misshapen());
                 };
-                let table = found.read(&self.checkpoint)?.reshape((side, side, *heads))?;
+                let table = found.read(&self.file)?.reshape((side, side, *heads))?;
                 let resized = resize::bicubic(&table, Grid::new(to_side, to_side))?.reshape(shape)?;
                 *self.tables.entry((side, to_side)).or_default() += 1;
                 Ok(Some((resized, names)))
@@ -233,12 +233,12 @@ impl Source for PeerSource {
     fn find(&mut self, name: &str, shape: Option<&Shape>) -> Result<Option<Tensor>> {
         let shape = shape.map(Shape::dims);
         let Some(key) = self.key(name, shape) else {
-            return match self.layout.family().other(name, shape) {
+            return match self.format.family().other(name, shape) {
                 None => Ok(None),
                 Some(other) => Err(Error::OtherArchitecture {
-                    path: self.checkpoint.path.clone(),
-                    family: self.layout.family().name(),
-                    layout: self.layout.name(),
+                    path: self.file.path.clone(),
+                    family: self.format.family().name(),
+                    format: self.format.name(),
                     weight: name.to_string(),
                     other: other.name(),
                 }),
@@ -246,7 +246,7 @@ impl Source for PeerSource {
         };
         let found = match (shape, self.found(&key)) {
             (Some(shape), _) => self.fitted(name, &key, shape)?,
-            (None, Some((found, names))) => Some((found.read(&self.checkpoint)?, names)),
+            (None, Some((found, names))) => Some((found.read(&self.file)?, names)),
             (None, None) => None,
         };
         Ok(match found {
@@ -272,7 +272,7 @@ impl Source for PeerSource {
     }
 
     fn left_over(&self) -> Vec<String> {
-        let names = self.checkpoint.tensors.keys();
+        let names = self.file.tensors.keys();
         names.filter(|name| !self.taken.contains(*name)).cloned().collect()
     }
 
@@ -280,26 +280,26 @@ impl Source for PeerSource {
         // A head for other classes is drawn although the file has one.
         let replaced = |key: &str| key.starts_with(HEAD) && self.found(key).is_some();
         self.key(name, None)
-            .is_some_and(|key| known_missing(self.layout, &key) || replaced(&key))
+            .is_some_and(|key| known_missing(self.format, &key) || replaced(&key))
     }
 
     fn may_leave(&self, name: &str) -> bool {
-        known_leftover(self.layout, name).is_some()
+        known_leftover(self.format, name).is_some()
     }
 
     fn notes(&self) -> Vec<String> {
-        let below = self.checkpoint.key.as_ref();
+        let below = self.file.key.as_ref();
         let below = below.map(|key| format!(", below `{key}`")).unwrap_or_default();
         let mut notes = vec![format!(
-            "layout {}, {} tensors{below}",
-            self.layout,
-            self.checkpoint.tensors.len()
+            "format {}, {} tensors{below}",
+            self.format,
+            self.file.tensors.len()
         )];
         if self.taken.is_empty() {
             notes.push(format!(
                 "nothing of the file was used: no weight was asked for by a {}'s name, which starts at the root of the \
                  builder, without a prefix",
-                self.layout.family().name()
+                self.format.family().name()
             ));
         }
         if let Some((from, to)) = self.positions {
@@ -317,14 +317,14 @@ impl Source for PeerSource {
         if let Some((from, to)) = self.head {
             notes.push(format!("head: {from} -> {to} classes, drawn anew"));
         }
-        let known = |key: &&String| known_missing(self.layout, key) && !(self.head.is_some() && key.starts_with(HEAD));
+        let known = |key: &&String| known_missing(self.format, key) && !(self.head.is_some() && key.starts_with(HEAD));
         let drawn: Vec<_> = self.drawn.iter().filter(known).map(String::as_str).collect();
         if !drawn.is_empty() {
             notes.push(format!("not in the file, so drawn: {}", drawn.join(", ")));
         }
         let mut groups = BTreeMap::<_, usize>::new();
         for name in self.left_over() {
-            if let Some(group) = known_leftover(self.layout, &name) {
+            if let Some(group) = known_leftover(self.format, &name) {
                 *groups.entry(group).or_default() += 1;
             }
         }
@@ -332,11 +332,8 @@ impl Source for PeerSource {
             let tensors = if count == 1 { "tensor" } else { "tensors" };
             notes.push(format!("left out: {group}, {count} {tensors}"));
         }
-        if !self.checkpoint.beside.is_empty() {
-            notes.push(format!(
-                "left out: {}, beside the weights",
-                listed(&self.checkpoint.beside)
-            ));
+        if !self.file.beside.is_empty() {
+            notes.push(format!("left out: {}, beside the weights", listed(&self.file.beside)));
         }
         notes
     }

@@ -46,8 +46,8 @@ impl Stored {
         }
     }
 
-    /// What no file can mean is a sentence; otherwise the bytes that the tensor takes, from the start of the first to the
-    /// end of the last element, can be counted.
+    /// What no file can mean is a sentence; otherwise the bytes that the tensor takes, from the start of the first to
+    /// the end of the last element, can be counted.
     pub(super) fn check(&self, name: &str, available: u64) -> std::result::Result<(), String> {
         let wide = |n: usize| n as u128;
         let elements = self
@@ -64,8 +64,8 @@ impl Stored {
         let size = wide(self.dtype.size_in_bytes());
         match (elements, reach) {
             (Some(elements), _) if self.shape.contains(&0) && elements <= available.into() => Ok(()),
-            // No more elements than lie there: a stride of 0 would make a giant of a small file, and so would sides that a
-            // side of 0 makes nothing of.
+            // No more elements than lie there: a stride of 0 would make a giant of a small file, and so would sides
+            // that a side of 0 makes nothing of.
             (Some(elements), Some(reach)) if elements <= reach + 1 && (reach + 1) * size <= available.into() => Ok(()),
             _ => Err(format!(
                 "tensor {name} of shape {:?} does not lie within the file's {available} bytes for it",

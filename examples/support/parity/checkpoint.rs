@@ -8,7 +8,7 @@ use candle_nn::ModuleT;
 use masksub::models::resnet::ResNet;
 use masksub::models::swin::{self, SwinTransformer};
 use masksub::models::vit::{self, Activation, VisionTransformer};
-use masksub::pretrained::{Layout, Pretrained};
+use masksub::pretrained::{Format, Pretrained};
 use masksub::{Seed, Weights};
 
 use super::{Group, Recorded, Report};
@@ -25,13 +25,13 @@ pub fn compare(path: &Path, file: &Recorded, report: &mut Report) -> Result<()> 
 
 fn at_size(checkpoint: &Path, file: &Recorded, input: &str, logits: &str, report: &mut Report) -> Result<()> {
     let pretrained = Pretrained::open(checkpoint)?;
-    let (layout, recorded) = (pretrained.layout(), file.text("layout")?);
-    if layout.name() != recorded {
-        let failure = format!("recognised as {layout}, but recorded as {recorded}");
+    let (format, recorded) = (pretrained.format(), file.text("layout")?);
+    if format.name() != recorded {
+        let failure = format!("recognised as {format}, but recorded as {recorded}");
         report.failures.push(failure);
     }
     let (xs, weights) = (file.get(input)?, pretrained.weights(Seed::new(0)));
-    let model = build(layout, file, xs, &weights)?;
+    let model = build(format, file, xs, &weights)?;
     weights.check_exact(|_| false)?;
     set_fresh(file, &weights)?;
     report.notes.extend(weights.notes());
@@ -39,7 +39,7 @@ fn at_size(checkpoint: &Path, file: &Recorded, input: &str, logits: &str, report
     report.compare(Group::Main, logits, &ours, file.get(logits)?)
 }
 
-fn build(layout: Layout, file: &Recorded, xs: &Tensor, weights: &Weights) -> Result<Box<dyn ModuleT>> {
+fn build(format: Format, file: &Recorded, xs: &Tensor, weights: &Weights) -> Result<Box<dyn ModuleT>> {
     let vb = weights.var_builder(DType::F32, xs.device());
     let (_, channels, height, width) = xs.dims4()?;
     ensure!(
@@ -47,18 +47,18 @@ fn build(layout: Layout, file: &Recorded, xs: &Tensor, weights: &Weights) -> Res
         "its input has {channels} channels"
     );
     let image_size = (height, width);
-    Ok(match layout {
-        Layout::ResNet => {
+    Ok(match format {
+        Format::ResNet => {
             // Its momentum does not matter in evaluation.
             Box::new(ResNet::new(&file.resnet_config()?, vb)?)
         }
-        Layout::TimmSwin | Layout::MicrosoftSwin => {
+        Format::TimmSwin | Format::MicrosoftSwin => {
             let resized = height != file.count("image_size")?;
             let window_size = if resized { "resized_window_size" } else { "window_size" };
             let cfg = swin::Config {
-                layout: match layout {
-                    Layout::TimmSwin => swin::Layout::Timm,
-                    _ => swin::Layout::Microsoft,
+                weight_names: match format {
+                    Format::TimmSwin => swin::WeightNames::Timm,
+                    _ => swin::WeightNames::Microsoft,
                 },
                 image_size,
                 window_size: file.count(window_size)?,
@@ -69,28 +69,28 @@ fn build(layout: Layout, file: &Recorded, xs: &Tensor, weights: &Weights) -> Res
         _ => {
             let cfg = vit::Config {
                 image_size,
-                ..vit_config(layout, file)?
+                ..vit_config(format, file)?
             };
             Box::new(VisionTransformer::new(&cfg, vb)?)
         }
     })
 }
 
-/// The ViT of a layout. What no file can tell (heads, activation, eps) is recorded.
-fn vit_config(layout: Layout, file: &Recorded) -> Result<vit::Config> {
+/// The ViT of a format. What no file can tell (heads, activation, eps) is recorded.
+fn vit_config(format: Format, file: &Recorded) -> Result<vit::Config> {
     let classes = file.count("num_classes")?;
     let class_token = |cfg| vit::Config {
         pool: vit::Pool::ClassToken,
         ..cfg
     };
-    let form = match layout {
-        Layout::TimmVit => class_token(vit::Config::mae_base(classes)),
-        Layout::TimmDeit3 | Layout::FacebookDeit3 => vit::Config::deit3_base(classes),
-        Layout::MaePretrained | Layout::MaeFinetuned => vit::Config::mae_base(classes),
-        Layout::HfVit => vit::Config::hf_base(classes),
-        Layout::HfClip | Layout::OpenClip => vit::Config::clip_base(classes),
-        Layout::TimmClip => vit::Config {
-            layout: vit::Layout::Timm,
+    let form = match format {
+        Format::TimmVit => class_token(vit::Config::mae_base(classes)),
+        Format::TimmDeit3 | Format::FacebookDeit3 => vit::Config::deit3_base(classes),
+        Format::MaePretrained | Format::MaeFinetuned => vit::Config::mae_base(classes),
+        Format::HfVit => vit::Config::hf_base(classes),
+        Format::HfClip | Format::OpenClip => vit::Config::clip_base(classes),
+        Format::TimmClip => vit::Config {
+            weight_names: vit::WeightNames::Timm,
             ..vit::Config::clip_base(classes)
         },
         other => bail!("{other} is no ViT"),

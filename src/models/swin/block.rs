@@ -1,0 +1,123 @@
+//! A block of the Swin: attention within windows, then an MLP.
+
+use candle_core::{Module, Result, Tensor};
+use candle_nn::VarBuilder;
+
+use super::config::Config;
+use super::stages::StageShape;
+use crate::models::init::{NORMAL, ZERO};
+use crate::models::linear::Linear;
+use crate::models::mlp::{Mlp, MlpNames, Rates};
+use crate::nn::{layer_norm, LayerNorm};
+use crate::ops::{self, Activation, Affine, AttentionBranch, Windows};
+use crate::pass::Pass;
+
+/// Attention within windows: a residual branch behind a layer norm.
+#[derive(Clone, Debug)]
+pub(super) struct Attention {
+    pub(super) shape: StageShape,
+    pub(super) shift: usize,
+    /// Of the windows that a shift puts together from parts of the image that lie apart.
+    pub(super) mask: Option<Tensor>,
+    norm: LayerNorm,
+    qkv: Linear,
+    table: Tensor,
+    proj: Linear,
+    pub(super) rates: Rates,
+}
+
+impl Attention {
+    fn new(cfg: &Config, shape: StageShape, index: usize, rates: Rates, vb: VarBuilder) -> Result<Self> {
+        let (d, side) = (shape.dim, 2 * shape.window - 1);
+        let shift = if index % 2 == 1 { shape.shift } else { 0 };
+        let mask = || ops::shift_mask(shape.grid, shape.window, shift, vb.device());
+        let linear = |out_dim, vb| Linear::new(d, out_dim, NORMAL, ZERO, vb);
+        let attn = vb.pp("attn");
+        Ok(Self {
+            shape,
+            shift,
+            mask: (shift > 0).then(mask).transpose()?,
+            norm: layer_norm(d, cfg.norm_eps, vb.pp("norm1"))?,
+            qkv: linear(3 * d, attn.pp("qkv"))?,
+            table: attn.get_with_hints((side * side, shape.num_heads), "relative_position_bias_table", NORMAL)?,
+            proj: linear(d, attn.pp("proj"))?,
+            rates,
+        })
+    }
+
+    /// [B, L, D] to [B, L, D]: in one operation where nothing is dropped between the layers.
+    fn forward(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+        match self.norm.affine() {
+            Some(norm) if pass.skip_dropout(self.rates.dropout, 1)? => self.fused(norm, xs, pass),
+            _ => self.composed(xs, pass),
+        }
+    }
+
+    fn fused(&self, norm: Affine, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+        let branch = AttentionBranch {
+            norm,
+            eps: self.norm.eps(),
+            qkv: self.qkv.affine(),
+            num_heads: self.shape.num_heads,
+            proj: self.proj.affine(),
+            gamma: None,
+        };
+        let windows = Windows {
+            grid: self.shape.grid,
+            window: self.shape.window,
+            shift: self.shift,
+            table: &self.table,
+            mask: self.mask.as_ref(),
+        };
+        let factors = pass.drop_path_factors(xs.dim(0)?, self.rates.drop_path)?;
+        ops::window_attention_branch(xs, &branch, &windows, factors.as_deref())
+    }
+
+    fn composed(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+        let StageShape {
+            grid,
+            window,
+            num_heads,
+            ..
+        } = self.shape;
+        let ys = ops::window_partition(&self.norm.forward(xs)?, grid, window, self.shift)?;
+        let bias = ops::relative_position_bias(&self.table, window)?;
+        let ys = ops::window_attention(&self.qkv.forward(&ys)?, num_heads, &bias, self.mask.as_ref())?;
+        let ys = pass.dropout(&self.proj.forward(&ys)?, self.rates.dropout)?;
+        let ys = ops::window_reverse(&ys, grid, window, self.shift)?;
+        let factors = pass.drop_path_factors(xs.dim(0)?, self.rates.drop_path)?;
+        ops::add_branch(xs, ys, None, factors.as_deref())
+    }
+}
+
+/// Attention and MLP, each a residual branch.
+#[derive(Clone, Debug)]
+pub(super) struct Block {
+    pub(super) attention: Attention,
+    mlp: Mlp,
+}
+
+impl Block {
+    pub(super) fn new(cfg: &Config, shape: StageShape, index: usize, drop_path: f64, vb: VarBuilder) -> Result<Self> {
+        let rates = Rates {
+            dropout: cfg.dropout,
+            drop_path,
+        };
+        let mlp_names = MlpNames {
+            norm: "norm2",
+            fc1: "mlp.fc1",
+            fc2: "mlp.fc2",
+        };
+        let (dims, eps) = ([shape.dim, cfg.mlp_ratio * shape.dim], cfg.norm_eps);
+        Ok(Self {
+            attention: Attention::new(cfg, shape, index, rates, vb.clone())?,
+            mlp: Mlp::new(dims, eps, Activation::Gelu, NORMAL, mlp_names, rates, vb)?,
+        })
+    }
+
+    /// [B, L, D] to [B, L, D].
+    pub(super) fn forward(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+        let xs = self.attention.forward(xs, pass)?;
+        self.mlp.forward(&xs, pass)
+    }
+}

@@ -1,0 +1,199 @@
+//! Everything that makes one ViT differ from another.
+
+use super::names::{Names, CLIP, HUGGING_FACE, TIMM};
+use super::Activation;
+use crate::check;
+use crate::error::{Error, Result};
+use crate::grid::Grid;
+use crate::models::rules;
+
+/// Names and shapes that a model's weights have, by whose they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightNames {
+    /// timm's and facebookresearch's: DeiT-III and MAE.
+    Timm,
+    /// Hugging Face's `ViTForImageClassification`; candle-transformers' ViT has the same.
+    HuggingFace,
+    /// The vision tower of Hugging Face's CLIP below `clip`, and a `head`.
+    Clip,
+}
+
+/// Course of the drop-path rate over the blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DropPathSchedule {
+    /// The same rate in every block (DeiT-III).
+    Constant,
+    /// From 0 in the first block to the full rate in the last (everyone else).
+    Linear,
+}
+
+/// Tokens that the head reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pool {
+    /// The class token, after the final norm.
+    ClassToken,
+    /// The mean of the patch tokens without the class token, then `fc_norm` and no final norm (MAE fine-tuning).
+    Mean,
+}
+
+/// Everything that makes one ViT differ from another.
+///
+/// The constructors give the published sizes; a size of your own is a struct update on one of them.
+///
+/// ```
+/// use masksub::models::vit::Config;
+/// let small = Config { drop_path: 0.05, ..Config::deit3_small(1000) };
+/// let digits = Config { embed_dim: 64, depth: 6, num_heads: 4, ..Config::deit3_tiny(10) }.with_input(8, 2, 1);
+/// assert_eq!((small.embed_dim, small.depth, digits.image_size), (384, 12, (8, 8)));
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Names and shapes of the weights.
+    pub weight_names: WeightNames,
+    /// Height and width of the image, in pixels.
+    pub image_size: (usize, usize),
+    /// Side of a patch, in pixels.
+    pub patch_size: usize,
+    /// Ignores pixels right and below of the last whole patch, as a strided convolution does. Otherwise an image side
+    /// that is no multiple of the patch is an error.
+    pub crop_remainder: bool,
+    /// Channels of the image.
+    pub in_channels: usize,
+    /// Classes.
+    pub num_classes: usize,
+    /// D, the width of a token.
+    pub embed_dim: usize,
+    /// Blocks.
+    pub depth: usize,
+    /// Attention heads; they divide `embed_dim`.
+    pub num_heads: usize,
+    /// Width of the MLP's hidden layer.
+    pub mlp_dim: usize,
+    /// The MLP's activation.
+    pub activation: Activation,
+    /// Term that layer norms add to the variance.
+    pub norm_eps: f64,
+    /// Initial value of LayerScale (arXiv 2103.17239), where there is one.
+    pub layer_scale: Option<f64>,
+    /// Gives the class token a position embedding of its own.
+    pub class_token_position: bool,
+    /// Gives the patch projection a bias.
+    pub patch_bias: bool,
+    /// Puts a layer norm before the first block (CLIP).
+    pub pre_norm: bool,
+    /// Tokens that the head reads.
+    pub pool: Pool,
+    /// Standard deviation of the head's initial weights.
+    pub head_init_std: f64,
+    /// Dropout on the attention's output and twice in the MLP, in training; within [0, 1).
+    pub dropout: f64,
+    /// Stochastic depth of the residual branches, in training; within [0, 1).
+    pub drop_path: f64,
+    /// Course of that rate over the blocks.
+    pub drop_path_schedule: DropPathSchedule,
+}
+
+impl Config {
+    /// The same model for square images of another size, cut in other patches, with other channels.
+    pub fn with_input(self, image_size: usize, patch_size: usize, in_channels: usize) -> Self {
+        Self {
+            image_size: (image_size, image_size),
+            patch_size,
+            in_channels,
+            ..self
+        }
+    }
+
+    /// The layer that a weight belongs to, by its name, for
+    /// [`ParamGroups::with_layer_decay`](crate::train::optim::ParamGroups::with_layer_decay): 0 for the embeddings, 1
+    /// to `depth` for the blocks, and `depth` + 1 for the last norm and the head (as in MAE's and BEiT's fine-tuning).
+    ///
+    /// ```
+    /// let cfg = masksub::models::vit::Config::mae_base(10);
+    /// let layers = ["cls_token", "blocks.0.norm1.weight", "blocks.11.mlp.fc2.bias", "head.weight"];
+    /// assert_eq!(layers.map(|name| cfg.layer_of(name)), [0, 1, 12, 13]);
+    /// ```
+    pub fn layer_of(&self, name: &str) -> usize {
+        self.names().layer_of(name, self.depth)
+    }
+
+    pub(super) fn names(&self) -> &'static Names {
+        match self.weight_names {
+            WeightNames::Timm => &TIMM,
+            WeightNames::HuggingFace => &HUGGING_FACE,
+            WeightNames::Clip => &CLIP,
+        }
+    }
+
+    /// Positions of an image of the configured size.
+    pub(super) fn grid(&self) -> Grid {
+        Grid::new(self.image_size.0 / self.patch_size, self.image_size.1 / self.patch_size)
+    }
+
+    /// The drop-path rate of block `index`.
+    pub(super) fn drop_path_at(&self, index: usize) -> f64 {
+        match self.drop_path_schedule {
+            DropPathSchedule::Constant => self.drop_path,
+            DropPathSchedule::Linear => rules::linear_drop_path(self.drop_path, index, self.depth),
+        }
+    }
+
+    /// Refuses a configuration that does not hold together.
+    pub(super) fn check(&self) -> Result<()> {
+        let (height, width) = self.image_size;
+        check::counts([
+            ("patch_size", self.patch_size),
+            ("in_channels", self.in_channels),
+            ("num_classes", self.num_classes),
+            ("embed_dim", self.embed_dim),
+            ("depth", self.depth),
+            ("num_heads", self.num_heads),
+            ("mlp_dim", self.mlp_dim),
+            // A side of 0 is refused below, together with what would fit.
+            ("image_size", height.max(1)),
+            ("image_size", width.max(1)),
+        ])?;
+        rules::check_patch(self.in_channels, self.patch_size)?;
+        if !self.embed_dim.is_multiple_of(self.num_heads) {
+            let allowed = format!("a divisor of embed_dim, {}", self.embed_dim);
+            return Err(Error::invalid("num_heads", self.num_heads, allowed));
+        }
+        check::rate("dropout", self.dropout)?;
+        check::rate("drop_path", self.drop_path)?;
+        check::non_negative("norm_eps", self.norm_eps)?;
+        if !self.fits(height) || !self.fits(width) {
+            let value = format!("{height} x {width}");
+            return Err(Error::invalid("image_size", value, self.sides()));
+        }
+        Ok(())
+    }
+
+    /// Refuses images that are not as configured, and gives their grid.
+    pub(super) fn check_images(&self, dims: &[usize]) -> Result<Grid> {
+        let (channels, height, width) = match *dims {
+            [b, c, h, w] if b > 0 => (c, h, w),
+            _ => return Err(Error::shape("images", dims, "[B, C, H, W] with at least one image")),
+        };
+        // The configured grid is what the position embeddings are for.
+        let grid = Grid::new(height / self.patch_size, width / self.patch_size);
+        if channels != self.in_channels || !self.fits(height) || !self.fits(width) || grid != self.grid() {
+            let (channels, (h, w), sides) = (self.in_channels, self.image_size, self.sides());
+            let expected = format!("[B, {channels}, {h}, {w}] as configured; sides are {sides}");
+            return Err(Error::shape("images", dims, expected));
+        }
+        Ok(grid)
+    }
+
+    fn fits(&self, side: usize) -> bool {
+        side >= self.patch_size && (self.crop_remainder || side.is_multiple_of(self.patch_size))
+    }
+
+    fn sides(&self) -> String {
+        let patch = self.patch_size;
+        if self.crop_remainder {
+            format!("at least one patch, {patch} pixels, on each side")
+        } else {
+            format!("multiples of the patch, {patch} pixels, on each side (or set crop_remainder)")
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! Whose checkpoint it is, told from the names and shapes of its tensors.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use super::stored::Stored;
+
+/// Whose names and shapes a checkpoint has.
+///
+/// `Display` gives the names in brackets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Format {
+    /// timm's `VisionTransformer` (`timm-vit`), and facebookresearch's DeiT, which has the same names.
+    TimmVit,
+    /// timm's DeiT-III (`timm-deit3`): LayerScale as `ls1.gamma`, no position for the class token.
+    TimmDeit3,
+    /// timm's CLIP vision tower (`timm-clip`): `norm_pre`.
+    TimmClip,
+    /// timm's Swin (`timm-swin`): the merging stands in front of its stage.
+    TimmSwin,
+    /// facebookresearch's DeiT-III (`facebook-deit3`): LayerScale as `gamma_1`.
+    FacebookDeit3,
+    /// facebookresearch's MAE after pre-training (`mae-pretrained`), with its decoder or without: there is no head.
+    MaePretrained,
+    /// facebookresearch's MAE after fine-tuning with mean pooling (`mae-finetuned`): `fc_norm`. (With the class token,
+    /// it is a `timm-vit`.)
+    MaeFinetuned,
+    /// Hugging Face's ViT (`hf-vit`), and candle-transformers'.
+    HfVit,
+    /// Hugging Face's CLIP (`hf-clip`), all of it or the vision tower, and candle-transformers'.
+    HfClip,
+    /// OpenCLIP's and OpenAI's CLIP (`open-clip`). Names do not tell OpenAI's quick GELU: say it in the configuration.
+    OpenClip,
+    /// Microsoft's Swin (`microsoft-swin`), and timm's before 0.9.
+    MicrosoftSwin,
+    /// timm's and torchvision's ResNet (`resnet`), and candle-transformers'.
+    ResNet,
+}
+
+/// An architecture. Within it, checkpoint and model may have different names for the same weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Family {
+    Vit,
+    Swin,
+    ResNet,
+}
+
+impl Family {
+    pub(super) const ALL: [Self; 3] = [Self::Vit, Self::Swin, Self::ResNet];
+
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Vit => "ViT",
+            Self::Swin => "Swin",
+            Self::ResNet => "ResNet",
+        }
+    }
+}
+
+impl Format {
+    pub(super) const ALL: [Self; 12] = [
+        Self::TimmVit,
+        Self::TimmDeit3,
+        Self::TimmClip,
+        Self::TimmSwin,
+        Self::FacebookDeit3,
+        Self::MaePretrained,
+        Self::MaeFinetuned,
+        Self::HfVit,
+        Self::HfClip,
+        Self::OpenClip,
+        Self::MicrosoftSwin,
+        Self::ResNet,
+    ];
+
+    /// The name, as `Display` gives it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::TimmVit => "timm-vit",
+            Self::TimmDeit3 => "timm-deit3",
+            Self::TimmClip => "timm-clip",
+            Self::TimmSwin => "timm-swin",
+            Self::FacebookDeit3 => "facebook-deit3",
+            Self::MaePretrained => "mae-pretrained",
+            Self::MaeFinetuned => "mae-finetuned",
+            Self::HfVit => "hf-vit",
+            Self::HfClip => "hf-clip",
+            Self::OpenClip => "open-clip",
+            Self::MicrosoftSwin => "microsoft-swin",
+            Self::ResNet => "resnet",
+        }
+    }
+
+    pub(super) const fn family(self) -> Family {
+        match self {
+            Self::TimmSwin | Self::MicrosoftSwin => Family::Swin,
+            Self::ResNet => Family::ResNet,
+            _ => Family::Vit,
+        }
+    }
+
+    /// The format of these tensors, which lie below `key` in their file; `None` for one that is not known.
+    pub(super) fn recognise(tensors: &BTreeMap<String, Stored>, key: Option<&str>) -> Option<Self> {
+        let has = |name: &str| tensors.contains_key(name);
+        let has_below = |prefix: &str| tensors.keys().any(|name| name.starts_with(prefix));
+        // Each is told by weights that its relatives (SigLIP, DINOv2, SwinV2, ResNets with a deep stem) do not have.
+        if has("visual.conv1.weight") && has_below("visual.transformer.resblocks.0.") {
+            return Some(Self::OpenClip);
+        }
+        if ["", "clip."]
+            .iter()
+            .any(|prefix| has(&format!("{prefix}vision_model.pre_layrnorm.weight")))
+        {
+            return Some(Self::HfClip);
+        }
+        if ["", "vit."]
+            .iter()
+            .any(|prefix| has(&format!("{prefix}encoder.layer.0.layernorm_before.weight")))
+        {
+            return Some(Self::HfVit);
+        }
+        if has("patch_embed.proj.weight") && has("layers.0.blocks.0.attn.relative_position_bias_table") {
+            let is_timm =
+                has_below("head.fc.") || has_below("layers.1.downsample.") && !has_below("layers.0.downsample.");
+            return Some(if is_timm { Self::TimmSwin } else { Self::MicrosoftSwin });
+        }
+        if has("patch_embed.proj.weight") && has("blocks.0.attn.qkv.weight") && has("cls_token") {
+            let positions = tensors
+                .get("pos_embed")
+                .and_then(|stored| stored.shape.iter().rev().nth(1));
+            let square = positions.is_some_and(|count| super::square(*count).is_some());
+            // What facebookresearch publishes of MAE's pre-training has no decoder, and lies below `model`.
+            let encoder = key == Some("model") && !has_below("head.");
+            return Some(match () {
+                _ if has_below("decoder_") => Self::MaePretrained,
+                _ if has("fc_norm.weight") && !has("norm.weight") => Self::MaeFinetuned,
+                _ if has("norm_pre.weight") => Self::TimmClip,
+                _ if has("blocks.0.gamma_1") => Self::FacebookDeit3,
+                _ if has("blocks.0.ls1.gamma") && square => Self::TimmDeit3,
+                _ if encoder => Self::MaePretrained,
+                _ => Self::TimmVit,
+            });
+        }
+        (has("conv1.weight") && has("bn1.running_mean") && has("layer1.0.conv1.weight")).then_some(Self::ResNet)
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}

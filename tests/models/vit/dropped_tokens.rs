@@ -1,0 +1,131 @@
+//! Dropped tokens, which leave a model of the kept ones.
+
+use std::collections::BTreeMap;
+
+use candle_core::{DType, IndexOp, Tensor, Var};
+use candle_nn::loss::cross_entropy;
+use candle_nn::ModuleT;
+use masksub::models::vit::Config;
+use masksub::{DropToken, Grid, Mask, MaskSub, Pass, RandomMasking, TokenModel};
+
+use super::{from_values, key, random_values};
+use crate::common::{bits, distance, images, labels, numbers, tiny_forms, vit, CPU};
+
+fn positions_name(values: &BTreeMap<String, Tensor>) -> String {
+    values.keys().find(|name| name.contains("pos")).unwrap().clone()
+}
+
+/// Keeping a rectangle of patches is running a model made for that part of the image on it.
+#[test]
+fn leave_a_model_of_the_kept_ones() {
+    let xs = images(2, "kept");
+    // Rows 1 and 2, columns 0, 1 and 2 of 4 x 4 patches.
+    let kept: Vec<u32> = vec![4, 5, 6, 8, 9, 10];
+    let part = xs.i((.., .., 4..12, 0..12)).unwrap().contiguous().unwrap();
+    for (name, cfg) in tiny_forms(5) {
+        let values = random_values(&cfg);
+        let (whole, _) = from_values(&cfg, &values, DType::F32);
+        let mask = Mask::from_keep_indices(Grid::new(4, 4), &[&kept, &kept]).unwrap();
+        let mut pass = Pass::eval();
+        let dropped = whole
+            .classify(&whole.embed(&xs, Some(&mask), &mut pass).unwrap(), &mut pass)
+            .unwrap();
+
+        let prefix = usize::from(cfg.class_token_position);
+        let mut rows: Vec<u32> = kept.iter().map(|at| at + prefix as u32).collect();
+        if prefix == 1 {
+            rows.insert(0, 0);
+        }
+        let name_of_positions = positions_name(&values);
+        let positions = &values[&name_of_positions];
+        let axis = positions.rank() - 2;
+        let picked = positions.index_select(&Tensor::new(rows, &CPU).unwrap(), axis).unwrap();
+        let mut values = values.clone();
+        values.insert(name_of_positions, picked);
+        let smaller = Config {
+            image_size: (8, 12),
+            ..cfg
+        };
+        let (smaller, _) = from_values(&smaller, &values, DType::F32);
+        let alone = smaller.forward_t(&part, false).unwrap();
+        assert!(
+            distance(&dropped, &alone) < 1e-5,
+            "{name}: {:.1e}",
+            distance(&dropped, &alone)
+        );
+        let everything = whole.forward_t(&xs, false).unwrap();
+        assert!(distance(&dropped, &everything) > 1e-2, "{name}");
+    }
+}
+
+#[test]
+fn are_gone_whatever_they_were() {
+    for (name, cfg) in tiny_forms(5) {
+        let (vit, _) = vit(&cfg, 1);
+        let rows = [[0u32, 1, 2, 3], [4, 5, 6, 7]];
+        let mask = Mask::from_keep_indices(Grid::new(4, 4), &rows).unwrap();
+        let logits = |xs: &Tensor| {
+            let mut pass = Pass::eval();
+            bits(
+                &vit.classify(&vit.embed(xs, Some(&mask), &mut pass).unwrap(), &mut pass)
+                    .unwrap(),
+            )
+        };
+        let xs = images(2, "gone");
+        // The lower half of the image is dropped in both samples.
+        let nan = Tensor::full(f32::NAN, (2, 3, 8, 16), &CPU).unwrap();
+        let broken = xs.slice_assign(&[0..2, 0..3, 8..16, 0..16], &nan).unwrap();
+        assert_eq!(logits(&broken), logits(&xs), "{name}");
+    }
+}
+
+/// Tokens have no order but their positions.
+#[test]
+fn may_be_kept_in_any_order() {
+    for (name, cfg) in tiny_forms(5) {
+        let (vit, _) = vit(&cfg, 1);
+        let logits = |row: [u32; 5]| {
+            let mask = Mask::from_keep_indices(Grid::new(4, 4), &[row]).unwrap();
+            let mut pass = Pass::eval();
+            vit.classify(
+                &vit.embed(&images(1, "order"), Some(&mask), &mut pass).unwrap(),
+                &mut pass,
+            )
+            .unwrap()
+        };
+        let (sorted, shuffled) = (logits([1, 4, 7, 9, 15]), logits([15, 7, 1, 9, 4]));
+        assert!(distance(&shuffled, &sorted) < 1e-5, "{name}");
+    }
+}
+
+#[test]
+fn never_are_the_class_token() {
+    // Its gradient arrives even where a single patch is kept.
+    for (name, cfg) in tiny_forms(5) {
+        let (vit, params) = vit(&cfg, 1);
+        let branch = DropToken::new(RandomMasking::new(0.99).unwrap());
+        let model = MaskSub::new(vit, branch)
+            .with_params(params.clone())
+            .with_weight(1.)
+            .unwrap();
+        let step = model
+            .backward(&images(2, "class"), key(0), |logits| {
+                cross_entropy(logits, &labels(2, 5))
+            })
+            .unwrap();
+        assert_eq!(step.mask.unwrap().num_keep(), 1);
+        let is_class_token = |name: &str| name.ends_with("cls_token") || name.ends_with("class_embedding");
+        let class: Vec<&Var> = params
+            .iter()
+            .filter(|(name, _)| is_class_token(name))
+            .map(|(_, var)| var)
+            .collect();
+        let [class] = class[..] else {
+            panic!("{name}: {} class tokens", class.len());
+        };
+        assert!(
+            numbers(step.grads.get(class).unwrap()).iter().any(|&g| g != 0.),
+            "{name}"
+        );
+    }
+}

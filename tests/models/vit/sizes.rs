@@ -1,0 +1,81 @@
+//! Published sizes and names.
+
+use std::collections::BTreeMap;
+
+use masksub::models::vit::{Config, VisionTransformer};
+
+use super::shapes;
+use crate::common::{count_params, tiny};
+
+fn count(cfg: &Config) -> usize {
+    count_params(|vb| VisionTransformer::new(cfg, vb))
+}
+
+/// As published (timm, MAE, CLIP's vision tower without its projection, `google/vit-base-patch16-224`), each with
+/// a head of 1000 classes at 224 pixels, in millions.
+#[test]
+fn are_the_published_ones() {
+    let published: BTreeMap<&str, f64> = [
+        ("deit3-tiny", 5.7),
+        ("deit3-small", 22.1),
+        ("deit3-base", 86.6),
+        ("deit3-large", 304.4),
+        ("deit3-huge", 632.1),
+        ("mae-base", 86.6),
+        ("mae-large", 304.3),
+        ("mae-huge", 632.0),
+        ("clip-base", 86.6),
+        ("clip-large", 304.2),
+        ("hf-base", 86.6),
+    ]
+    .into();
+    assert_eq!(Config::SIZES.len(), published.len());
+    for (name, constructor) in Config::SIZES {
+        let millions = count(&constructor(1000)) as f64 / 1e6;
+        assert!((millions - published[name]).abs() <= 0.05, "{name}: {millions:.2}");
+    }
+    // Exactly, where the number itself is published.
+    assert_eq!(count(&Config::hf_base(1000)), 86_567_656);
+}
+
+#[test]
+fn have_the_names_of_their_checkpoints() {
+    let has = |cfg: Config, expected: &[(&str, &[usize])]| {
+        let shapes = shapes(&cfg);
+        for (name, shape) in expected {
+            assert_eq!(shapes.get(*name).map(Vec::as_slice), Some(*shape), "{name}");
+        }
+    };
+    has(
+        tiny(Config::deit3_tiny(5)),
+        &[
+            ("cls_token", &[1, 1, 24]),
+            ("pos_embed", &[1, 16, 24]),
+            ("patch_embed.proj.weight", &[24, 3, 4, 4]),
+            ("blocks.1.attn.qkv.weight", &[72, 24]),
+            ("blocks.1.gamma_1", &[24]),
+            ("head.weight", &[5, 24]),
+        ],
+    );
+    has(
+        tiny(Config::mae_base(5)),
+        &[("pos_embed", &[1, 17, 24]), ("fc_norm.weight", &[24])],
+    );
+    has(
+        tiny(Config::clip_base(5)),
+        &[
+            ("clip.vision_model.embeddings.class_embedding", &[24]),
+            ("clip.vision_model.embeddings.position_embedding.weight", &[17, 24]),
+            ("clip.vision_model.pre_layrnorm.bias", &[24]),
+            (
+                "clip.vision_model.encoder.layers.0.self_attn.out_proj.weight",
+                &[24, 24],
+            ),
+        ],
+    );
+    let mean = shapes(&tiny(Config::mae_base(5)));
+    assert!(!mean.contains_key("norm.weight") && !mean.contains_key("blocks.0.gamma_1"));
+    assert!(!shapes(&tiny(Config::clip_base(5)))
+        .keys()
+        .any(|name| name.ends_with("patch_embedding.bias")));
+}

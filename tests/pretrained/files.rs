@@ -1,0 +1,238 @@
+//! Files of checkpoints: what PyTorch writes in every form, and what is cut off, damaged, or holds code.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device};
+use masksub::models::vit::{Config, Pool, VisionTransformer};
+use masksub::pretrained::{Format, Pretrained};
+use masksub::{Error, KeyedRng, Seed, Weights};
+use rand::Rng;
+
+/// A file that `tests/fixtures/pth/write.py` wrote.
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures/pth")
+        .join(name)
+}
+
+/// The ViT of these files.
+fn cfg() -> Config {
+    Config {
+        embed_dim: 4,
+        depth: 1,
+        num_heads: 2,
+        mlp_dim: 8,
+        pool: Pool::ClassToken,
+        ..Config::mae_base(3).with_input(4, 2, 1)
+    }
+}
+
+/// Reads all weights into a model.
+fn load(path: &Path) -> Result<Weights, Error> {
+    let weights = Pretrained::open(path)?.weights(Seed::new(0));
+    VisionTransformer::new(&cfg(), weights.var_builder(DType::F32, &Device::Cpu))?;
+    weights.check_exact(|_| false)?;
+    Ok(weights)
+}
+
+fn values(weights: &Weights) -> BTreeMap<String, Vec<f32>> {
+    let data = weights.varmap().data().lock().unwrap();
+    let value = |var: &candle_core::Var| var.flatten_all().unwrap().to_vec1().unwrap();
+    data.iter().map(|(name, var)| (name.clone(), value(var))).collect()
+}
+
+#[test]
+fn every_form_that_pytorch_writes_has_the_same_weights() {
+    let expected = values(&load(&fixture("weights.safetensors")).unwrap());
+    assert_eq!(expected.len(), 20);
+    assert!(expected["blocks.0.attn.qkv.weight"].iter().any(|value| *value != 0.));
+    // Strided, sharing a storage, halves and doubles, parameters, below `module.`, beside an optimizer and a namespace.
+    for name in ["training_run.pth", "protocol4.pth", "legacy.pth"] {
+        let weights = load(&fixture(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(values(&weights), expected, "{name}");
+        assert_eq!(
+            weights.notes(),
+            [
+                "format timm-vit, 20 tensors, below `model`",
+                "left out: optimizer, epoch, best_acc1, args, scaler, beside the weights"
+            ],
+            "{name}"
+        );
+    }
+    let weights = load(&fixture("state_dict.pth")).unwrap();
+    assert_eq!(values(&weights), expected);
+    assert_eq!(weights.notes(), ["format timm-vit, 20 tensors, below `state_dict`"]);
+}
+
+#[test]
+fn an_encoder_below_model_is_of_maes_pre_training() {
+    let path = fixture("mae_encoder.pth");
+    assert_eq!(Pretrained::open(&path).unwrap().format(), Format::MaePretrained);
+    let weights = load(&path).unwrap();
+    assert_eq!(weights.notes()[1], "not in the file, so drawn: head.bias, head.weight");
+    let deit3 = Pretrained::open(fixture("deit3_encoder.pth")).unwrap();
+    assert_eq!(deit3.format(), Format::FacebookDeit3);
+}
+
+// Which format it is, the content tells.
+#[test]
+fn names_of_files_do_not_matter() {
+    let directory = tempfile::tempdir().unwrap();
+    for name in ["weights.safetensors", "state_dict.pth", "legacy.pth"] {
+        let path = directory.path().join("pytorch_model.bin");
+        fs::copy(fixture(name), &path).unwrap();
+        assert_eq!(Pretrained::open(&path).unwrap().format(), Format::TimmVit, "{name}");
+    }
+}
+
+#[test]
+fn code_is_refused_and_never_executed() {
+    for (name, what) in [
+        ("code.pth", "posix.system"),
+        ("code.pkl", "posix.system"),
+        (
+            "code_as_a_weight.pth",
+            "head.weight is an object that posix.system would make",
+        ),
+        ("whole_model.pth", "torch.nn.modules.linear.Linear"),
+        ("scripted.pt", "TorchScript"),
+    ] {
+        let error = load(&fixture(name)).unwrap_err();
+        assert!(matches!(&error, Error::CodeInCheckpoint { .. }), "{name}: {error}");
+        for part in [name, what, "state_dict()"] {
+            assert!(error.to_string().contains(part), "{part}: {error}");
+        }
+    }
+    // Beside the weights, it is left out.
+    let weights = load(&fixture("code_beside.pth")).unwrap();
+    assert_eq!(weights.notes()[1], "left out: args, beside the weights");
+    // What it would have done, wherever a test may run.
+    assert!(!Path::new("executed").exists());
+}
+
+fn refusal(path: &Path) -> String {
+    let error = load(path).map(drop).unwrap_err();
+    let Error::File { path: named, .. } = &error else {
+        panic!("{error}")
+    };
+    assert_eq!(*named, path.display().to_string());
+    assert_eq!(error.to_string().lines().count(), 1, "no sentence: {error}");
+    error.to_string()
+}
+
+#[test]
+fn files_without_weights_are_refused_by_path() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    refusal(&path("absent.pth"));
+    assert!(refusal(directory.path()).contains("directory"));
+    let unread = br#"{"w":{"dtype":"U16","shape":[1],"data_offsets":[0,2]}}  "#;
+    let unread = [&(unread.len() as u64).to_le_bytes()[..], unread, &[0; 2]].concat();
+    let cases: [(&str, &[u8], &str); 8] = [
+        ("unread.safetensors", &unread, "tensor w has elements of U16"),
+        ("empty.pth", b"", "it is empty"),
+        ("byte.pth", b"P", "neither"),
+        (
+            "garbage.pth",
+            b"neither this nor that, and long enough for any header",
+            "neither",
+        ),
+        ("zip.pth", b"PK\x03\x04 and no more", "cut off"),
+        ("pickle.pth", b"\x80\x02]q\x00.", "no dictionary"),
+        ("header.safetensors", b"\x40\0\0\0\0\0\0\0{\"w\":", "cut off"),
+        ("json.safetensors", b"\x02\0\0\0\0\0\0\0{]", "damaged"),
+    ];
+    for (name, content, reason) in cases {
+        fs::write(path(name), content).unwrap();
+        let message = refusal(&path(name));
+        assert!(message.contains(reason), "{message}");
+    }
+    assert!(refusal(&fixture("a_list.pth")).contains("no dictionary"));
+    assert!(refusal(&fixture("unread_elements.pth")).contains("tensor head.bias has elements of a kind"));
+    let message = refusal(&fixture("no_weights.pth"));
+    assert!(message.contains("its keys are [epoch, model]"), "{message}");
+}
+
+#[test]
+fn files_that_are_cut_off_are_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    for name in ["weights.safetensors", "training_run.pth", "protocol4.pth", "legacy.pth"] {
+        let whole = fs::read(fixture(name)).unwrap();
+        let path = directory.path().join(name);
+        // Every length near the ends, and every so many between.
+        let lengths = (0..whole.len()).filter(|len| len % 61 == 0 || *len < 64 || whole.len() - len < 64);
+        for len in lengths {
+            fs::write(&path, &whole[..len]).unwrap();
+            match Pretrained::open(&path).map(drop) {
+                Err(Error::File { path: named, .. }) => assert_eq!(named, path.display().to_string()),
+                Err(error) => panic!("{name} cut to {len} of {}: {error}", whole.len()),
+                Ok(()) => panic!("{name} cut to {len} of {} was opened", whole.len()),
+            }
+        }
+    }
+}
+
+#[test]
+fn files_that_announce_something_else_are_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("model");
+    let mut longer = fs::read(fixture("weights.safetensors")).unwrap();
+    longer.push(0);
+    fs::write(&path, longer).unwrap();
+    assert!(refusal(&path).contains("its header announces"));
+    // The entry `byteorder` of an archive; then a class of numbers, a key of numbers, and what a storage is a view of.
+    for (name, from, to, reason) in [
+        ("training_run.pth", &b"little"[..], &b"big   "[..], "big-endian"),
+        (
+            "training_run.pth",
+            b"FloatStorage",
+            b"QInt8Storage",
+            "cls_token has elements of a kind",
+        ),
+        (
+            "training_run.pth",
+            b"X\x01\0\0\x000q",
+            b"X\x01\0\0\0?q",
+            "cls_token are missing: storage ?",
+        ),
+        ("legacy.pth", b"Ntq", b"]tq", "is a view of another one"),
+    ] {
+        let mut changed = fs::read(fixture(name)).unwrap();
+        let at = changed.windows(from.len()).position(|bytes| bytes == from).unwrap();
+        changed[at..at + to.len()].copy_from_slice(to);
+        fs::write(&path, changed).unwrap();
+        let message = refusal(&path);
+        assert!(message.contains(reason), "{reason}: {message}");
+    }
+}
+
+// Nothing but an error, or other numbers: no panic, and no memory beyond the file's size.
+#[test]
+fn damaged_files_do_no_harm() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut refused = 0;
+    for name in [
+        "weights.safetensors",
+        "training_run.pth",
+        "protocol4.pth",
+        "legacy.pth",
+        "code_as_a_weight.pth",
+    ] {
+        let whole = fs::read(fixture(name)).unwrap();
+        let mut rng: KeyedRng = Seed::new(1).rng_for(name);
+        for _ in 0..300 {
+            let mut damaged = whole.clone();
+            // Of a pickle or a header rather than of the numbers.
+            for _ in 0..rng.random_range(1..4) {
+                let at = rng.random_range(0..damaged.len().min(4000));
+                damaged[at] = rng.random();
+            }
+            let path = directory.path().join(name);
+            fs::write(&path, &damaged).unwrap();
+            refused += usize::from(load(&path).is_err());
+        }
+    }
+    assert!(refused > 250, "{refused}");
+}
