@@ -64,6 +64,18 @@ pub(crate) fn at_least_one(argument: &'static str, value: usize) -> Result<usize
     Ok(value)
 }
 
+/// How many updates a saved state has seen: at least 0, and so few that a float tells one from the next.
+pub(crate) fn updates(argument: &'static str, value: i64) -> Result<u64> {
+    match u64::try_from(value) {
+        Ok(updates) if updates < 1 << 53 => Ok(updates),
+        _ => Err(Error::invalid(
+            argument,
+            format!("{value} updates"),
+            "0 to 2^53 - 1 updates",
+        )),
+    }
+}
+
 /// Each of what a configuration counts: 1 to [`MOST`].
 pub(crate) fn counts(counts: impl IntoIterator<Item = (&'static str, usize)>) -> Result<()> {
     for (argument, value) in counts {
@@ -72,6 +84,28 @@ pub(crate) fn counts(counts: impl IntoIterator<Item = (&'static str, usize)>) ->
         }
     }
     Ok(())
+}
+
+/// So many elements of `size` bytes as memory can be had for: a larger allocation would abort the process. `argument` is
+/// what they are so many by.
+pub(crate) fn fits_memory(
+    argument: &'static str,
+    value: impl std::fmt::Display,
+    elements: Option<usize>,
+    size: usize,
+) -> Result<()> {
+    /// Less is there, or nothing goes on anyway.
+    const FEW: usize = 1 << 28;
+    let bytes = elements.and_then(|elements| elements.checked_mul(size));
+    let there = |bytes: usize| bytes <= FEW || Vec::<u8>::new().try_reserve_exact(bytes).is_ok();
+    if bytes.is_some_and(there) {
+        return Ok(());
+    }
+    Err(Error::invalid(
+        argument,
+        value,
+        "so small that the result fits in memory",
+    ))
 }
 
 /// A tensor of floating-point numbers that can be differentiated.

@@ -13,6 +13,12 @@ use crate::pass::Pass;
 ///
 /// [`Plain`] makes one of any candle module. A model with dropout, drop path or batch norm of its own implements it to
 /// take part in them through the [`Pass`].
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no model that a sub-branch can run as a whole",
+    label = "does not implement `Forward`",
+    note = "for a candle `Module`, `ModuleT` or closure, call `MaskSub::wrap(module, ..)` instead of `MaskSub::new(module, ..)`, \
+            or put it into `Plain(module)`"
+)]
 pub trait Forward {
     /// The logits [B, classes] of `xs` [B, ...].
     ///
@@ -25,6 +31,12 @@ pub trait Forward {
 ///
 /// Tokens are P prefix tokens (class, distillation, register), which are never dropped, followed by one token for each
 /// of the L positions of the grid.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no model whose tokens can be dropped",
+    label = "does not implement `TokenModel`",
+    note = "`DropToken` needs a transformer that implements `TokenModel` (as `models::vit` does); for a ResNet or any other \
+            module take `PatchDrop`, for a Swin `MaskToken`"
+)]
 pub trait TokenModel {
     /// The positions of `xs` [B, ...].
     ///
@@ -50,6 +62,12 @@ pub trait TokenModel {
 }
 
 /// A model that needs every position (windows, a pyramid), so that hidden ones become a learned token.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no model whose positions can be hidden behind a mask token",
+    label = "does not implement `MaskTokenModel`",
+    note = "`MaskToken` needs a model that implements `MaskTokenModel` (as `models::swin` does); for any other module take \
+            `PatchDrop`, for a ViT `DropToken`"
+)]
 pub trait MaskTokenModel {
     /// The learned token, D numbers in any shape.
     fn mask_token(&self) -> &Tensor;

@@ -11,6 +11,7 @@ use candle_nn::{Init, VarBuilder, VarMap};
 use rand::Rng;
 use rand_distr::{Distribution, Normal};
 
+use crate::check;
 use crate::error::{Error, Result};
 use crate::key::Seed;
 use crate::params;
@@ -386,8 +387,22 @@ impl SimpleBackend for NoGrad {
     }
 }
 
+/// How many elements a tensor has, if a `usize` tells.
+fn elements(shape: &Shape) -> Option<usize> {
+    shape
+        .dims()
+        .iter()
+        .try_fold(1usize, |count, &dim| count.checked_mul(dim))
+}
+
 /// What candle's `Init` says, from a generator of its own.
 fn draw(init: Init, shape: &Shape, seed: Seed, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
+    check::fits_memory(
+        "shape",
+        format!("{:?} of weight {name}", shape.dims()),
+        elements(shape),
+        size_of::<f64>(),
+    )?;
     let mut rng = seed.rng_for(name);
     let (spread, uniform) = match init {
         Init::Const(value) => return Ok(Tensor::full(value, shape, device)?.to_dtype(dtype)?),

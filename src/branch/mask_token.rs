@@ -54,7 +54,7 @@ impl<G: MaskGenerator, M: MaskTokenModel + ?Sized> SubBranch<M> for MaskToken<G>
             let value = format!("{block} pixels, {blocks} of them over a grid of {grid} positions");
             return Err(Error::invalid("block", value, format!("a multiple of {pixels} pixels")).into());
         }
-        let mask = self.masking.generate(batch, blocks, key)?;
+        let mask = super::mask_of_blocks(&self.masking, (batch, blocks), block, key)?;
         let hidden = mask.upsample(factor)?.replace(&tokens, model.mask_token())?;
         Ok((model.classify(&hidden, grid, pass)?, Some(mask)))
     }

@@ -16,7 +16,8 @@ use candle_core::{Result, Tensor};
 
 use crate::error::Error;
 use crate::grid::Grid;
-use crate::mask::Mask;
+use crate::key::StepKey;
+use crate::mask::{Mask, MaskGenerator};
 use crate::pass::Pass;
 
 /// Makes a sub-model of a model `M`: how its two branches run.
@@ -28,6 +29,12 @@ use crate::pass::Pass;
 /// | [`PatchDrop`] | any [`Forward`](crate::Forward) model, so any candle module through [`Plain`](crate::Plain) | blocks of the image |
 /// | [`DropSub`] | a [`Forward`](crate::Forward) model that asks its [`Pass`] for dropout | activations |
 /// | [`PathSub`] | a [`Forward`](crate::Forward) model that asks its [`Pass`] for drop path | residual branches |
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot make a sub-model of `{M}`",
+    label = "does not implement `SubBranch<{M}>`",
+    note = "`DropToken` is for a `TokenModel` (a ViT), `MaskToken` for a `MaskTokenModel` (a Swin), `PatchDrop`, `DropSub` and \
+            `PathSub` for any `Forward`; a candle `Module` becomes one by `MaskSub::wrap(module, PatchDrop::new(..)?)`"
+)]
 pub trait SubBranch<M: ?Sized> {
     /// The main branch: the untouched model. Logits [B, classes] of `xs` [B, ...].
     ///
@@ -50,6 +57,36 @@ impl<M: ?Sized, S: SubBranch<M> + ?Sized> SubBranch<M> for Box<S> {
     fn sub(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<(Tensor, Option<Mask>)> {
         (**self).sub(model, xs, pass)
     }
+}
+
+/// A mask for `batch` images of `blocks` blocks, `block` pixels wide.
+///
+/// # Errors
+/// Those of `masking`; where it would hide nothing of an image that is a single block, [`Error::InvalidArgument`] that names
+/// the block which would do.
+fn mask_of_blocks<G: MaskGenerator + ?Sized>(
+    masking: &G,
+    (batch, blocks): (usize, Grid),
+    block: usize,
+    key: StepKey,
+) -> Result<Mask> {
+    let mask = masking.generate(batch, blocks, key);
+    if blocks.len() != 1 {
+        return mask;
+    }
+    mask.map_err(|error| match Error::from(error) {
+        Error::InvalidArgument { argument: "grid", .. } => {
+            let value = format!("{block} pixels, one block for the whole image, which is always kept");
+            // The sides are one block each.
+            let fitting = (1..block).rev().find(|smaller| block.is_multiple_of(*smaller));
+            let allowed = match fitting {
+                Some(fitting) => format!("at most {fitting} pixels, so that there is a block to hide"),
+                None => "smaller than the image, which is too small".to_string(),
+            };
+            Error::invalid("block", value, allowed).into()
+        }
+        error => error.into(),
+    })
 }
 
 /// B, and the grid of `block` x `block`-pixel blocks that tile `images` [B, C, H, W].

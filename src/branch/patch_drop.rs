@@ -63,8 +63,7 @@ impl<G: MaskGenerator, M: Forward + ?Sized> SubBranch<M> for PatchDrop<G> {
 
     fn sub(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<(Tensor, Option<Mask>)> {
         let key = pass.require_key("the mask")?;
-        let (batch, blocks) = super::blocks_of(xs, self.block)?;
-        let mask = self.masking.generate(batch, blocks, key)?;
+        let mask = super::mask_of_blocks(&self.masking, super::blocks_of(xs, self.block)?, self.block, key)?;
         let hidden = mask.fill(xs, &self.fill, key)?;
         let logits = model.forward_pass(&hidden, pass)?;
         if !self.running_statistics {

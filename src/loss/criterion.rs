@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Tensor, D};
 
-use super::{binary_cross_entropy, soft_cross_entropy, upcast};
+use super::{binary_cross_entropy, check_classes, soft_cross_entropy, upcast};
 use crate::check;
 use crate::error::{Error, Result};
 
@@ -92,10 +92,14 @@ impl Criterion {
     /// The loss of `logits` [B, C] against `targets`, a scalar.
     ///
     /// # Errors
-    /// [`Error::Shape`] when logits are not [B, C] with B, C > 0 or targets do not agree with them;
+    /// [`Error::Shape`] when logits are not [B, C] with B, C > 0 (for cross-entropy C > 1, as a softmax over one class is
+    /// constant) or targets do not agree with them;
     /// [`Error::InvalidArgument`] when a class index is not below C; [`Error::DType`] for logits that are no floats.
     pub fn forward(&self, logits: &Tensor, targets: &Tensor) -> candle_core::Result<Tensor> {
         let logits = upcast("logits", logits)?;
+        if self.kind == Kind::CrossEntropy {
+            check_classes("logits", &logits, "Criterion::bce_with_logits()")?;
+        }
         let targets = self.targets(&logits, targets)?;
         Ok(match self.kind {
             Kind::CrossEntropy => soft_cross_entropy(&logits, &targets, None, 1.)?,

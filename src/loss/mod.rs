@@ -63,6 +63,15 @@ fn upcast(argument: &'static str, logits: &Tensor) -> Result<Tensor> {
     }
 }
 
+/// Refuses logits [B, 1]: a softmax over one class is 1, whatever the logit, and so trains nothing.
+fn check_classes(argument: &'static str, logits: &Tensor, instead: &str) -> Result<()> {
+    if logits.dims()[1] == 1 {
+        let expected = format!("[B, C] with C > 1 for a softmax: for a single logit, take {instead}");
+        return Err(Error::shape(argument, logits.dims(), expected));
+    }
+    Ok(())
+}
+
 /// log(softmax(logits / temperature)), finite for all finite logits.
 fn log_softmax(logits: &Tensor, temperature: f64) -> Result<Tensor> {
     // The largest difference of two floats is infinite. A quarter of the largest float leaves room for the sums of a

@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::{binary_cross_entropy, log_softmax, scale, sigmoid, soft_cross_entropy, upcast};
+use super::{binary_cross_entropy, check_classes, log_softmax, scale, sigmoid, soft_cross_entropy, upcast};
 use crate::check;
 use crate::error::{Error, Result};
 
@@ -82,14 +82,17 @@ impl SubModelLoss {
     /// The loss of `sub_logits` [B, C] against `main_logits` [B, C], a scalar. The gradient flows into `sub_logits` only.
     ///
     /// # Errors
-    /// [`Error::Shape`] when the logits are not [B, C] with B, C > 0 or differ in shape; [`Error::DType`] when they are
-    /// no floats.
+    /// [`Error::Shape`] when the logits are not [B, C] with B, C > 0 or differ in shape, and for a single class, over which
+    /// a softmax is constant, unless the loss is [`bce`](Self::bce); [`Error::DType`] when they are no floats.
     pub fn forward(&self, sub_logits: &Tensor, main_logits: &Tensor) -> candle_core::Result<Tensor> {
         let sub = upcast("sub_logits", sub_logits)?;
         let main = upcast("main_logits", &main_logits.detach())?.to_dtype(sub.dtype())?;
         if sub.dims() != main.dims() {
             let expected = format!("{:?} like the main logits", main.dims());
             return Err(Error::shape("sub_logits", sub.dims(), expected).into());
+        }
+        if self.kind != Kind::Bce {
+            check_classes("main_logits", &main, "SubModelLoss::bce()")?;
         }
         let temperature = self.temperature;
         Ok(match self.kind {

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
+use crate::check;
 use crate::error::{Error, Result};
 use crate::grid::Grid;
 use crate::key::StepKey;
@@ -23,6 +24,11 @@ use crate::ops;
 ///
 /// The draw for a sample may depend on the key and the sample's number only, never on other samples or on earlier
 /// steps; that is what lets a run resume and a batch be cut in micro-batches.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` does not say which positions are kept",
+    label = "does not implement `MaskGenerator`",
+    note = "a mask ratio alone is no generator: write `RandomMasking::new(0.5)?`, or `BlockMasking::new(0.5, block)?`"
+)]
 pub trait MaskGenerator: Send + Sync {
     /// A mask for `batch` samples with positions laid out as `grid`.
     ///
@@ -215,7 +221,8 @@ impl Mask {
     /// as it was. Kept positions are ascending.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when `factor` is 0, or so large that positions no longer fit in 32 bits.
+    /// [`Error::InvalidArgument`] when `factor` is 0, or so large that positions no longer fit in 32 bits or the mask in
+    /// memory.
     pub fn upsample(&self, factor: usize) -> Result<Self> {
         let [height, width] = [self.grid.height, self.grid.width].map(|side| side.saturating_mul(factor));
         let fine = Grid::new(height, width);
@@ -226,6 +233,8 @@ impl Mask {
                 "at least 1, for at most 2^32 - 1 positions",
             ));
         }
+        let indices = self.batch.checked_mul(fine.len());
+        check::fits_memory("factor", factor, indices, size_of::<u32>())?;
         let mut keep = Vec::with_capacity(self.keep.len() * factor * factor);
         for dense in self.dense().chunks_exact(self.grid.len()) {
             for position in 0..fine.len() {

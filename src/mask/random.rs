@@ -15,6 +15,9 @@ use crate::key::{Purpose, StepKey};
 /// No batch needs more, and any host can count them.
 const MOST_INDICES: usize = u32::MAX as usize;
 
+/// What a grid must be so that a part of it is hidden.
+const HIDES: &str = "at least 2 positions: a single one is always kept";
+
 /// Positions that one thread should have at least: for fewer it would not be worth waking one up.
 const FEWEST_POSITIONS: usize = 8 * 1024;
 
@@ -36,7 +39,8 @@ pub struct RandomMasking {
 }
 
 impl RandomMasking {
-    /// Masks the share `mask_ratio` of all positions; [`num_keep`] says how many that keeps.
+    /// Masks the share `mask_ratio` of all positions; [`num_keep`] says how many that keeps. (A single position would be kept
+    /// at any ratio: a mask for a grid of one is refused unless the ratio is 0.)
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] when `mask_ratio` is NaN or outside [0, 1).
@@ -73,7 +77,12 @@ impl MaskGenerator for RandomMasking {
             let allowed = format!("at most {} samples of {grid} positions", MOST_INDICES / len);
             return Err(Error::invalid("batch", batch, allowed).into());
         }
-        let num_keep = num_keep(len, self.mask_ratio.at(key)?)?;
+        check::fits_memory("batch", batch, batch.checked_mul(len), size_of::<u32>())?;
+        let mask_ratio = self.mask_ratio.at(key)?;
+        if len == 1 && mask_ratio > 0.0 {
+            return Err(Error::invalid("grid", grid, format!("{HIDES}, for a mask ratio of {mask_ratio}")).into());
+        }
+        let num_keep = num_keep(len, mask_ratio)?;
         // The smaller side is drawn: the kept positions or the dropped ones.
         let num_drawn = num_keep.min(len - num_keep);
         let drawn_are_kept = num_drawn == num_keep;

@@ -17,7 +17,8 @@ use crate::key::{KeyedRng, Purpose, StepKey};
 pub fn num_keep(len: usize, mask_ratio: f64) -> Result<usize> {
     let len = check::at_least_one("len", len)?;
     let kept = (len as f64 * (1. - check::rate("mask_ratio", mask_ratio)?) + 1e-6).floor() as usize;
-    Ok(kept.max(1))
+    // (A float does not tell every large `len`.)
+    Ok(kept.clamp(1, len))
 }
 
 /// The share of positions that is masked, at least 0 and below 1: fixed, or drawn anew in every step.

@@ -54,6 +54,10 @@
 //! - [`window_attention_branch`]: the first one of a Swin Transformer, within [`Windows`]
 //! - [`patch_embed`]: a [`PatchEmbed`] of the tokens that are kept
 //! - [`residual_blocks`], [`stem`]: a ResNet's stages and what is before them, of [`ConvNorm`]s
+//!
+//! # Memory
+//!
+//! - [`empty_cache`] gives back what waits for the next step
 
 // Normalisation
 mod batch_norm;
@@ -134,6 +138,7 @@ pub(crate) use lerp::lerp;
 pub(crate) use sum_of_squares::sum_of_squares;
 
 pub(crate) use autograd::accumulator::{accumulate, add_to, Gradients};
+pub use cpu::buffer::empty_cache;
 pub(crate) use cpu::kernel::Elements;
 pub(crate) use route::{in_f32, is_half, on_cpu_f32};
 

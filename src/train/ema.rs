@@ -192,8 +192,7 @@ impl Ema {
             Some(tensor) => Ok(tensor),
         };
         let updates = find(UPDATES, &[])?.to_dtype(DType::I64)?.to_scalar::<i64>()?;
-        let updates = u64::try_from(updates)
-            .map_err(|_| Error::invalid("state", format!("{updates} updates"), "at least 0 updates"))?;
+        let updates = check::updates("state", updates)?;
         let average = |entry: &Entry| {
             let tensor = find(&format!("{AVERAGE}{}", entry.name), entry.average.dims())?;
             let tensor = tensor.to_dtype(entry.average.dtype())?;

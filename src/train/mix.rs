@@ -8,6 +8,9 @@ use crate::check;
 use crate::error::{Error, Result};
 use crate::key::{KeyedRng, Purpose, StepKey};
 
+/// Alphas must be below.
+const MOST_ALPHA: f64 = 1e6;
+
 /// Mixes each image of a batch with another one, and their labels with them: mixup (Zhang et al., arXiv 1710.09412), cutmix
 /// (Yun et al., arXiv 1905.04899), or one of the two, drawn for each batch. As timm's `Mixup` in its batch mode: the
 /// partner is the batch reversed, and one lambda holds for all.
@@ -72,10 +75,12 @@ impl Mix {
     /// is mixed, and where both are on, each is chosen with probability 1/2.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when `num_classes` is 0 or an alpha is negative, infinite or NaN.
+    /// [`Error::InvalidArgument`] when `num_classes` is 0 or an alpha is negative, a million or more, or NaN.
     pub fn new(num_classes: usize, mixup_alpha: f64, cutmix_alpha: f64) -> Result<Self> {
         let beta = |argument, alpha: f64| match check::non_negative(argument, alpha)? {
             0. => Ok(None),
+            // Beyond, it is .5 for all that matters, and its sampling ends in NaN somewhere.
+            MOST_ALPHA.. => Err(Error::invalid(argument, alpha, "below a million")),
             _ => Beta::new(alpha, alpha)
                 .map(Some)
                 .map_err(|error| Error::invalid(argument, alpha, error.to_string())),

@@ -149,3 +149,23 @@ fn on_integers() {
         );
     }
 }
+
+/// A softmax over one class is 1 whatever the logit: the loss would be 0 and train nothing.
+#[test]
+fn on_a_single_class() {
+    let (logits, targets) = (randn((3, 1), "logits"), Tensor::new(&[0u32, 0, 0], &CPU).unwrap());
+    for loss in [SubModelLoss::soft_cross_entropy(), SubModelLoss::kl()] {
+        let error = error_of(loss.forward(&logits, &logits)).to_string();
+        assert!(
+            error.contains("main_logits has shape [3, 1]") && error.contains("SubModelLoss::bce()"),
+            "{error}"
+        );
+    }
+    let error = error_of(Criterion::cross_entropy().forward(&logits, &targets)).to_string();
+    assert!(
+        error.contains("logits has shape [3, 1]") && error.contains("Criterion::bce_with_logits()"),
+        "{error}"
+    );
+    assert!(SubModelLoss::bce().forward(&logits, &logits).is_ok());
+    assert!(Criterion::bce_with_logits().forward(&logits, &targets).is_ok());
+}

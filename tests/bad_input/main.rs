@@ -7,6 +7,7 @@ mod masks;
 mod norms;
 mod passes;
 mod settings;
+mod sizes;
 mod steps;
 mod the_vit;
 

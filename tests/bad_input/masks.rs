@@ -1,7 +1,11 @@
 //! Masks, and images that they do not fit.
 
 use candle_core::{DType, Tensor};
-use masksub::{BlockMasking, Error, Fill, Grid, Mask, MaskGenerator};
+use masksub::models::swin::{self, SwinTransformer};
+use masksub::{
+    BlockMasking, Error, Fill, Grid, Mask, MaskGenerator, MaskToken, Pass, PatchDrop, Plain, RandomMasking, Seed,
+    SubBranch, Weights,
+};
 
 use super::{assert_invalid, assert_misshapen, error_of, half, key};
 use crate::common::{randn, CPU};
@@ -158,5 +162,62 @@ fn on_integer_images() {
         let filled = mask.fill(&bytes, &fill, key()).unwrap();
         let pixels = filled.flatten_all().unwrap().to_vec1::<u8>().unwrap();
         assert!(pixels.iter().all(|&pixel| pixel == 200 || pixel == value) && pixels.contains(&value));
+    }
+}
+
+/// Of a grid of one position nothing could be hidden: the sub-branch would be the main branch.
+#[test]
+fn that_hide_nothing() {
+    let one = Grid::new(1, 1);
+    assert_invalid(half().generate(2, one, key()), "grid", "1 x 1", "at least 2 positions");
+    let whole = BlockMasking::new(0.5, 4).unwrap();
+    assert_invalid(whole.generate(2, Grid::new(4, 4), key()), "grid", "1 x 1", "at least 2");
+    // At a ratio of 0 that is what is asked for.
+    let nothing = RandomMasking::new(0.0).unwrap();
+    assert_eq!(nothing.generate(2, one, key()).unwrap().num_keep(), 1);
+}
+
+/// The branches that hide blocks of an image name the block, and one that would do.
+#[test]
+fn of_one_block_for_the_whole_image() {
+    let images = randn((2, 3, 32, 32), "images");
+    let net = Plain(|xs: &Tensor| xs.flatten_from(1)?.narrow(1, 0, 2));
+    let sub = |branch: &PatchDrop<RandomMasking>, xs: &Tensor| branch.sub(&net, xs, &mut Pass::train_sub(key()));
+    let whole = PatchDrop::new(half(), 32).unwrap();
+    let message = "32 pixels, one block for the whole image, which is always kept";
+    assert_invalid(sub(&whole, &images), "block", message, "at most 16 pixels");
+    let (_, mask) = sub(&PatchDrop::new(half(), 16).unwrap(), &images).unwrap();
+    assert_eq!(mask.unwrap().num_keep(), 2);
+    let pixel = images
+        .narrow(2, 0, 1)
+        .unwrap()
+        .narrow(3, 0, 1)
+        .unwrap()
+        .contiguous()
+        .unwrap();
+    assert_invalid(
+        sub(&PatchDrop::new(half(), 1).unwrap(), &pixel),
+        "block",
+        "1 pixels",
+        "smaller than the image",
+    );
+    let nothing = PatchDrop::new(RandomMasking::new(0.0).unwrap(), 32).unwrap();
+    assert!(sub(&nothing, &images).is_ok());
+
+    let weights = Weights::seeded(Seed::new(0));
+    let swin = SwinTransformer::new(&swin_of(32), weights.var_builder(DType::F32, &CPU)).unwrap();
+    let branch = MaskToken::new(half(), 32).unwrap();
+    let error = branch.sub(&swin, &images, &mut Pass::train_sub(key()));
+    assert_invalid(error, "block", message, "at most 16 pixels");
+}
+
+fn swin_of(side: usize) -> swin::Config {
+    swin::Config {
+        image_size: (side, side),
+        embed_dim: 8,
+        depths: vec![1, 1],
+        num_heads: vec![2, 2],
+        window_size: 4,
+        ..swin::Config::tiny(3)
     }
 }

@@ -48,10 +48,7 @@ impl Conv2d {
         let (rows, columns) = (axis(height)?, axis(width)?);
         let out = [out_channels, rows.out, columns.out];
         let count = out.iter().try_fold(batch, |count, &dim| count.checked_mul(dim));
-        if count.is_none_or(|count| count > isize::MAX as usize / size_of::<f32>()) {
-            let allowed = "so small that the result fits in memory";
-            return Err(Error::invalid("padding", padding, allowed));
-        }
+        check::fits_memory("padding", padding, count, size_of::<f32>())?;
         Ok(Self {
             batch,
             in_channels,

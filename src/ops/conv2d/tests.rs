@@ -124,6 +124,7 @@ fn errors_name_the_argument() {
     );
     // The padded image is too large however few places a large stride leaves, or its side overflows.
     for (stride, padding) in [
+        (1, 1 << 20),
         (1, 1 << 40),
         (1 << 40, 1 << 40),
         (1, usize::MAX / 2),
@@ -132,7 +133,7 @@ fn errors_name_the_argument() {
         let error = message(&xs, &weight, stride, padding);
         assert_eq!(
             error,
-            format!("padding is {padding}, but must be so small that the padded image fits in memory")
+            format!("padding is {padding}, but must be so small that the result fits in memory")
         );
     }
 }

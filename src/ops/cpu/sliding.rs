@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::error::Error;
+use crate::check;
 
 /// One axis: where a window of `window` elements stands at each of `out` places, `stride` apart, of which the first is
 /// `padding` before the image.
@@ -58,14 +58,7 @@ pub(crate) fn check_padding(planes: usize, sides: [usize; 2], padding: usize) ->
     let count = sides
         .into_iter()
         .try_fold(planes, |count, side| count.checked_mul(padded(side, padding)?));
-    match count.is_some_and(|count| count <= isize::MAX as usize / size_of::<f64>()) {
-        true => Ok(()),
-        false => Err(Error::invalid(
-            "padding",
-            padding,
-            "so small that the padded image fits in memory",
-        )),
-    }
+    check::fits_memory("padding", padding, count, size_of::<f64>())
 }
 
 /// `f` of each element of `out` and of every `stride`-th of `source`, from the first.

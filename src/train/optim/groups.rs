@@ -91,9 +91,10 @@ impl ParamGroups {
     /// [`swin::Config`](crate::models::swin::Config::layer_of) say so.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when `decay` is not in (0, 1] or a layer is beyond n + 1.
+    /// [`Error::InvalidArgument`] when `decay` is not in (0, 1], a layer is beyond n + 1, or n beyond all measure.
     pub fn with_layer_decay(self, decay: f64, num_layers: usize, layer_of: impl Fn(&str) -> usize) -> Result<Self> {
         check::positive_share("decay", decay)?;
+        check::counts([("num_layers", num_layers.max(1))])?;
         let beyond = |group: &&Group| layer_of(&group.name) > num_layers + 1;
         if let Some(group) = self.0.iter().find(beyond) {
             let value = format!("{} for {}", layer_of(&group.name), group.name);

@@ -9,6 +9,7 @@ use super::groups::ParamGroups;
 use super::rule::Rule;
 use super::slot::{memory, Slot};
 use super::update::update;
+use crate::check;
 use crate::error::{Error, Result};
 use crate::grad::global_norm;
 
@@ -195,8 +196,7 @@ impl<R: Rule> GroupOptimizer<R> {
                 .tensors(self.rule.buffers())
                 .map(|(part, like)| Ok(find(slot, part, Some(like))?.to_device(like.device())?.copy()?))
                 .collect::<Result<_>>()?;
-            let allowed = "at least 0";
-            let steps = u64::try_from(steps).map_err(|_| Error::invalid("state", format!("step {steps}"), allowed))?;
+            let steps = check::updates("state", steps)?;
             new.push((steps, tensors));
         }
         let left_over: Vec<String> = state.keys().filter(|path| !used.contains(*path)).cloned().collect();
