@@ -12,7 +12,7 @@ use rand::Rng;
 use rand_distr::{Distribution, Normal};
 
 use crate::check;
-use crate::error::{Error, Result};
+use crate::error::{Error, Fault, Result};
 use crate::key::Seed;
 use crate::params;
 
@@ -136,10 +136,9 @@ impl Weights {
 
     fn open(path: &Path, seed: Option<Seed>) -> Result<Self> {
         let name = path.display().to_string();
-        let tensors = candle_core::safetensors::load(path, &Device::Cpu).map_err(|error| Error::File {
-            path: name.clone(),
-            message: Error::from(error).to_string(),
-        })?;
+        let bytes = std::fs::read(path).map_err(|error| Fault::from(error).of_file(path))?;
+        let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)
+            .map_err(|error| Fault::of_candle("it cannot be read as a safetensors file", error).of_file(path))?;
         let tensors: BTreeMap<_, _> = tensors.into_iter().collect();
         Ok(Self::build(Some(name), Box::new(tensors), seed))
     }

@@ -21,7 +21,7 @@ fn run_with(backtrace: &str, captured: bool) {
         .unwrap();
     let stdout = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "RUST_BACKTRACE={backtrace}:\n{stdout}");
-    assert!(stdout.contains("6 passed"), "not all ran:\n{stdout}");
+    assert!(stdout.contains("7 passed"), "not all ran:\n{stdout}");
 }
 
 #[test]
@@ -103,6 +103,35 @@ mod conversions {
         assert_survived(candles.context("first").context("second").unwrap_err());
         let candles: candle_core::Result<()> = Err(CandleError::from(typed()).bt());
         assert_survived(candles.context("first").unwrap_err().bt());
+    }
+
+    #[test]
+    fn keep_their_cause() {
+        use std::error::Error as _;
+        use std::io::ErrorKind::NotFound;
+        let absent = || masksub::Weights::from_safetensors("absent.safetensors").unwrap_err();
+        let io = absent().source().map(|cause| cause.to_string()).unwrap();
+        let whole = format!("absent.safetensors: it cannot be read: {io}");
+        for candle in [
+            CandleError::from(absent()),
+            CandleError::from(absent()).bt().context("while loading").bt(),
+            Err::<(), _>(absent()).context("while loading").unwrap_err(),
+        ] {
+            // Before the backtrace, where there is one.
+            assert!(candle.to_string().contains(&whole), "{candle}");
+            let back = Error::from(candle);
+            assert_eq!(back.to_string(), "absent.safetensors: it cannot be read");
+            assert_eq!(format!("{back:?}"), whole);
+            let cause = back.source().and_then(|cause| cause.downcast_ref::<std::io::Error>());
+            assert_eq!(cause.map(std::io::Error::kind), Some(NotFound));
+            assert_eq!(format!("{:#}", anyhow::Error::from(back)), whole);
+        }
+        // candle's own as a cause: of a file that is no safetensors file.
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let error = masksub::Weights::from_safetensors(file.path()).unwrap_err();
+        let cause = error.source().and_then(|cause| cause.downcast_ref::<CandleError>());
+        assert!(matches!(cause, Some(CandleError::SafeTensor(_))), "{error:?}");
+        assert_eq!(format!("{error:?}").lines().count(), 1, "{error:?}");
     }
 
     #[test]

@@ -15,7 +15,7 @@ pub fn code(result: anyhow::Result<()>) -> ExitCode {
 /// What happened and its causes in one line, without candle's backtrace.
 pub fn sentence(error: anyhow::Error) -> String {
     match error.downcast::<candle_core::Error>() {
-        Ok(candle) => masksub::Error::from(candle).to_string(),
+        Ok(candle) => format!("{:#}", anyhow::Error::from(masksub::Error::from(candle))),
         Err(other) => format!("{other:#}"),
     }
 }
@@ -38,5 +38,11 @@ mod tests {
         let traced = candle_core::Error::Msg("odd".into()).bt();
         let ours = anyhow::Error::from(masksub::Error::from(traced.context("reading"))).context("at start");
         assert_eq!(sentence(ours), "at start: reading: odd");
+        // The cause of a file's error is told once, by either way.
+        let absent = || masksub::Weights::from_safetensors("absent.safetensors").unwrap_err();
+        let line = format!("{:?}", absent());
+        assert!(line.starts_with("absent.safetensors: it cannot be read: "), "{line}");
+        assert_eq!(sentence(absent().into()), line);
+        assert_eq!(sentence(candle_core::Error::from(absent()).into()), line);
     }
 }

@@ -188,7 +188,7 @@ pub fn compare(path: &Path, device: &Device) -> Result<Report> {
     if let Err(error) = compared {
         let error = error.downcast::<candle_core::Error>().map(masksub::Error::from);
         let error = error.or_else(|other| other.downcast::<masksub::Error>())?;
-        report.failures.push(error.to_string());
+        report.failures.push(format!("{error:?}"));
     }
     Ok(report)
 }

@@ -49,7 +49,7 @@ impl Saved {
         } = found;
         if let Some(refused) = refused {
             eprintln!(
-                "not used: {refused}; going on from {}, step {}",
+                "not used: {refused:?}; going on from {}, step {}",
                 path.display(),
                 checkpoint.step()
             );

@@ -10,7 +10,7 @@ use safetensors::tensor::Metadata;
 
 use super::pth;
 use super::stored::{Contents, Stored};
-use crate::error::{Error, Result};
+use crate::error::{Fault, Result};
 
 /// Longest header of a safetensors file, in bytes: the limit of the safetensors crate.
 const MOST_HEADER_BYTES: u64 = 100_000_000;
@@ -35,14 +35,12 @@ impl TensorFile {
     /// `.pt`, `.bin`).
     ///
     /// # Errors
-    /// [`Error::File`] for one that cannot be read, is cut off, or is neither; [`Error::CodeInCheckpoint`].
+    /// [`Error::File`](crate::Error::File) for one that cannot be read, is cut off, or is neither;
+    /// [`Error::CodeInCheckpoint`](crate::Error::CodeInCheckpoint).
     pub(super) fn open(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
-        let fail = |message: String| Error::File {
-            path: name.clone(),
-            message,
-        };
-        let io = |error: std::io::Error| fail(error.to_string());
+        let fail = |fault: Fault| fault.of_file(path);
+        let io = |error: std::io::Error| fail(error.into());
         let mut file = File::open(path).map_err(io)?;
         let metadata = file.metadata().map_err(io)?;
         if metadata.is_dir() {
@@ -76,12 +74,9 @@ impl TensorFile {
     /// A tensor as the file has it, on the CPU.
     ///
     /// # Errors
-    /// [`Error::File`] when the file cannot be read any more.
+    /// [`Error::File`](crate::Error::File) when the file cannot be read any more.
     pub(super) fn read(&self, stored: &Stored) -> Result<Tensor> {
-        let fail = |error: std::io::Error| Error::File {
-            path: self.path.clone(),
-            message: error.to_string(),
-        };
+        let fail = |error: std::io::Error| Fault::from(error).of_file(Path::new(&self.path));
         let size = stored.dtype.size_in_bytes();
         let mut bytes = vec![0; stored.span() * size];
         let mut file = &self.file;
@@ -130,30 +125,27 @@ fn in_order(bytes: &[u8], stored: &Stored) -> Vec<u8> {
     elements.flatten().copied().collect()
 }
 
-/// The header alone. The error is a sentence.
-fn read_safetensors(mut file: &File, len: u64) -> std::result::Result<Contents, String> {
-    let io = |error: std::io::Error| error.to_string();
+/// The header alone.
+fn read_safetensors(mut file: &File, len: u64) -> std::result::Result<Contents, Fault> {
     let mut header_len = [0; 8];
-    file.read_exact(&mut header_len).map_err(io)?;
+    file.read_exact(&mut header_len)?;
     let header_len = u64::from_le_bytes(header_len);
     if header_len > MOST_HEADER_BYTES {
-        return Err(format!(
-            "its header of {header_len} bytes is longer than {MOST_HEADER_BYTES}"
-        ));
+        return Err(format!("its header of {header_len} bytes is longer than {MOST_HEADER_BYTES}").into());
     }
     let mut header = vec![];
-    file.take(header_len).read_to_end(&mut header).map_err(io)?;
+    file.take(header_len).read_to_end(&mut header)?;
     if (header.len() as u64) < header_len {
         return Err("it is cut off: its header is longer than the file".into());
     }
     let metadata: Metadata =
-        serde_json::from_slice(&header).map_err(|error| format!("its header is damaged: {error}"))?;
+        serde_json::from_slice(&header).map_err(|error| Fault::caused_by("its header is damaged", error))?;
     let data = 8 + header_len;
     let expected = data.saturating_add(metadata.data_len() as u64);
     if expected != len {
-        return Err(format!(
-            "it has {len} bytes where its header announces {expected}: it is cut off or damaged"
-        ));
+        return Err(
+            format!("it has {len} bytes where its header announces {expected}: it is cut off or damaged").into(),
+        );
     }
     let mut tensors = BTreeMap::new();
     for (name, info) in metadata.tensors() {
@@ -224,7 +216,7 @@ mod tests {
             (vec![usize::MAX, 2], vec![2, 1], u64::MAX),
             (vec![0, 1 << 40], vec![1, 1], 24),
         ] {
-            let message = stored(&shape, &strides).check("w", available).unwrap_err();
+            let message = stored(&shape, &strides).check("w", available).unwrap_err().to_string();
             assert!(message.contains("tensor w of shape"), "{message}");
         }
     }

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::io::Read;
 
+use crate::error::Fault;
+
 /// Longest pickle that is read, in bytes. Those of checkpoints hold names and sizes; the numbers lie beside them.
 pub(super) const MOST_BYTES: u64 = 64 << 20;
 /// Most values in a pickle, and most that these hold, so that a small file cannot ask for much memory.
@@ -38,8 +40,8 @@ pub(super) struct Pickle {
 }
 
 impl Pickle {
-    /// Reads one pickle, and no byte after it. The error is a sentence.
-    pub(super) fn read(input: &mut impl Read) -> Result<Self, String> {
+    /// Reads one pickle, and no byte after it.
+    pub(super) fn read(input: &mut impl Read) -> Result<Self, Fault> {
         let mut machine = Machine {
             input: input.take(MOST_BYTES),
             values: vec![],
@@ -129,7 +131,7 @@ struct Machine<R> {
 
 impl<R: Read> Machine<R> {
     /// One instruction; true at the end.
-    fn step(&mut self) -> Result<bool, String> {
+    fn step(&mut self) -> Result<bool, Fault> {
         let [opcode] = self.bytes()?;
         match opcode {
             // PROTO, FRAME, STOP
@@ -262,53 +264,54 @@ impl<R: Read> Machine<R> {
                 let index = self.length::<4>()?;
                 self.recall(index)?;
             }
-            other => return Err(format!("opcode {other:#04x}, which no checkpoint has")),
+            other => return Err(format!("opcode {other:#04x}, which no checkpoint has").into()),
         }
         Ok(false)
     }
 
-    fn bytes<const N: usize>(&mut self) -> Result<[u8; N], String> {
+    fn bytes<const N: usize>(&mut self) -> Result<[u8; N], Fault> {
         let mut bytes = [0; N];
         match self.input.read_exact(&mut bytes) {
             Ok(()) => Ok(bytes),
             Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Err("it ends too soon".into()),
-            Err(error) => Err(error.to_string()),
+            Err(error) => Err(error.into()),
         }
     }
 
     /// A number of N bytes.
-    fn length<const N: usize>(&mut self) -> Result<usize, String> {
+    fn length<const N: usize>(&mut self) -> Result<usize, Fault> {
         let mut wide = [0; 8];
         for (to, from) in wide.iter_mut().zip(self.bytes::<N>()?) {
             *to = from;
         }
-        usize::try_from(u64::from_le_bytes(wide)).map_err(|_| "a length beyond all measure".to_string())
+        usize::try_from(u64::from_le_bytes(wide)).map_err(|_| "a length beyond all measure".into())
     }
 
     /// That many bytes, or an error where the pickle has less: nothing is reserved for them beforehand.
-    fn chunk(&mut self, len: usize) -> Result<Vec<u8>, String> {
+    fn chunk(&mut self, len: usize) -> Result<Vec<u8>, Fault> {
         let mut bytes = vec![];
         let read = self.input.by_ref().take(len as u64).read_to_end(&mut bytes);
-        match read.map_err(|error| error.to_string())? == len {
-            true => Ok(bytes),
-            false => Err("it ends too soon".into()),
+        if read? == len {
+            Ok(bytes)
+        } else {
+            Err("it ends too soon".into())
         }
     }
 
-    fn string<const N: usize>(&mut self) -> Result<(), String> {
+    fn string<const N: usize>(&mut self) -> Result<(), Fault> {
         let len = self.length::<N>()?;
         let bytes = self.chunk(len)?;
         self.push(Value::Text(String::from_utf8_lossy(&bytes).into_owned()))
     }
 
-    fn skip<const N: usize>(&mut self) -> Result<(), String> {
+    fn skip<const N: usize>(&mut self) -> Result<(), Fault> {
         let len = self.length::<N>()?;
         self.chunk(len)?;
         self.push(Value::Other)
     }
 
     /// An integer in two's complement, the lowest byte first.
-    fn long(&mut self, len: usize) -> Result<(), String> {
+    fn long(&mut self, len: usize) -> Result<(), Fault> {
         let bytes = self.chunk(len)?;
         let negative = bytes.last().is_some_and(|last| last & 0x80 != 0);
         let mut wide = [if negative { 0xff } else { 0 }; 8];
@@ -321,7 +324,7 @@ impl<R: Read> Machine<R> {
         })
     }
 
-    fn line(&mut self) -> Result<String, String> {
+    fn line(&mut self) -> Result<String, Fault> {
         let mut line = vec![];
         loop {
             match self.bytes()? {
@@ -331,9 +334,9 @@ impl<R: Read> Machine<R> {
         }
     }
 
-    fn push(&mut self, value: Value) -> Result<(), String> {
+    fn push(&mut self, value: Value) -> Result<(), Fault> {
         if self.values.len() == MOST_VALUES {
-            return Err(format!("more than {MOST_VALUES} values"));
+            return Err(format!("more than {MOST_VALUES} values").into());
         }
         self.hold(match &value {
             Value::Sequence(items) => items.len(),
@@ -347,18 +350,16 @@ impl<R: Read> Machine<R> {
     }
 
     /// Counts what values hold.
-    fn hold(&mut self, count: usize) -> Result<(), String> {
+    fn hold(&mut self, count: usize) -> Result<(), Fault> {
         self.held += count;
-        match self.held <= MOST_VALUES {
-            true => Ok(()),
-            false => Err(format!(
-                "lists, dictionaries and names that hold more than {MOST_VALUES} in all"
-            )),
+        if self.held > MOST_VALUES {
+            return Err(format!("lists, dictionaries and names that hold more than {MOST_VALUES} in all").into());
         }
+        Ok(())
     }
 
     /// The call, or the dictionary that is made by calling `OrderedDict`: empty, or in Python 2 from a list of pairs.
-    fn call(&mut self, callable: Id, args: Id) -> Result<(), String> {
+    fn call(&mut self, callable: Id, args: Id) -> Result<(), Fault> {
         let sequence = |id: Id| match self.values.get(id) {
             Some(Value::Sequence(items)) => Some(&items[..]),
             _ => None,
@@ -387,7 +388,7 @@ impl<R: Read> Machine<R> {
         })
     }
 
-    fn top(&self) -> Result<Id, String> {
+    fn top(&self) -> Result<Id, Fault> {
         let floor = self.marks.last().copied().unwrap_or(0);
         match self.stack.last() {
             Some(top) if self.stack.len() > floor => Ok(*top),
@@ -395,13 +396,13 @@ impl<R: Read> Machine<R> {
         }
     }
 
-    fn pop(&mut self) -> Result<Id, String> {
+    fn pop(&mut self) -> Result<Id, Fault> {
         let top = self.top()?;
         self.stack.pop();
         Ok(top)
     }
 
-    fn pop_to_mark(&mut self) -> Result<Vec<Id>, String> {
+    fn pop_to_mark(&mut self) -> Result<Vec<Id>, Fault> {
         // Whatever is popped stops at the mark, so that the stack is at least as high.
         let mark = self.marks.pop().ok_or("it takes what is not there")?;
         Ok(self.stack.split_off(mark.min(self.stack.len())))
@@ -409,7 +410,7 @@ impl<R: Read> Machine<R> {
 
     /// Adds items to the list, or keys and values to the dictionary, on top of the stack. What an object of a class is
     /// given is dropped: nobody reads it.
-    fn extend(&mut self, items: Vec<Id>) -> Result<(), String> {
+    fn extend(&mut self, items: Vec<Id>) -> Result<(), Fault> {
         let top = self.top()?;
         self.hold(items.len())?;
         match self.values.get_mut(top) {
@@ -427,15 +428,15 @@ impl<R: Read> Machine<R> {
         }
     }
 
-    fn memoize(&mut self, index: usize) -> Result<(), String> {
+    fn memoize(&mut self, index: usize) -> Result<(), Fault> {
         if self.memo.len() == MOST_VALUES {
-            return Err(format!("more than {MOST_VALUES} remembered values"));
+            return Err(format!("more than {MOST_VALUES} remembered values").into());
         }
         self.memo.insert(index, self.top()?);
         Ok(())
     }
 
-    fn recall(&mut self, index: usize) -> Result<(), String> {
+    fn recall(&mut self, index: usize) -> Result<(), Fault> {
         let id = self.memo.get(&index).ok_or("it recalls what it never stored")?;
         self.stack.push(*id);
         Ok(())

@@ -2,14 +2,14 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
-use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::io::{BufReader, ErrorKind, Read, Seek, SeekFrom};
 
 use candle_core::DType;
 use zip::{CompressionMethod, ZipArchive};
 
 use super::pickle::{Id, Pickle, Value, MOST_BYTES};
 use super::stored::{Contents, Stored};
-use crate::error::{Error, Result};
+use crate::error::{Error, Fault, Result};
 
 /// What a legacy file starts with, as a pickled integer (torch/serialization.py).
 const LEGACY_MAGIC: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
@@ -32,11 +32,8 @@ struct Storage {
 struct Path<'a>(&'a str);
 
 impl Path<'_> {
-    fn fail(&self, message: impl ToString) -> Error {
-        Error::File {
-            path: self.0.to_string(),
-            message: message.to_string(),
-        }
+    fn fail(&self, fault: impl Into<Fault>) -> Error {
+        fault.into().of_file(self.0.as_ref())
     }
 
     fn code(&self, what: impl ToString) -> Error {
@@ -47,14 +44,14 @@ impl Path<'_> {
     }
 
     fn pickle(&self, input: &mut impl Read) -> Result<Pickle> {
-        Pickle::read(input).map_err(|message| self.fail(format!("its pickle is damaged: {message}")))
+        Pickle::read(input).map_err(|fault| self.fail(fault.of_part("its pickle is damaged")))
     }
 }
 
 /// Reads what a zip archive says of its tensors.
 pub(super) fn read_zip(path: &str, file: &File, len: u64) -> Result<Contents> {
     let path = Path(path);
-    let damaged = |error: zip::result::ZipError| path.fail(format!("it is cut off, or no zip archive: {error}"));
+    let damaged = |error: zip::result::ZipError| path.fail(Fault::caused_by("it is cut off, or no zip archive", error));
     let mut archive = ZipArchive::new(BufReader::new(file)).map_err(damaged)?;
     let (mut entries, mut compressed) = (BTreeMap::new(), None);
     for index in 0..archive.len() {
@@ -134,7 +131,10 @@ pub(super) fn read_legacy(path: &str, file: &File, len: u64) -> Result<Contents>
         let mut count = [0; 8];
         let cut_off = || path.fail("it is cut off: a storage is missing");
         input.seek(SeekFrom::Start(at)).map_err(|error| path.fail(error))?;
-        input.read_exact(&mut count).map_err(|_| cut_off())?;
+        input.read_exact(&mut count).map_err(|error| match error.kind() {
+            ErrorKind::UnexpectedEof => cut_off(),
+            _ => path.fail(error),
+        })?;
         let dtype = widths.get(key).copied().flatten();
         let width = dtype.ok_or_else(|| path.fail(format!("storage {key} has elements of an unknown kind")))?;
         let bytes = u64::from_le_bytes(count).checked_mul(width.size_in_bytes() as u64);
@@ -297,7 +297,7 @@ fn stored(
         return Err(damaged());
     }
     let available = storage.bytes.checked_sub(offset).ok_or_else(damaged)?;
-    stored.check(name, available).map_err(|message| path.fail(message))?;
+    stored.check(name, available).map_err(|fault| path.fail(fault))?;
     Ok(stored)
 }
 

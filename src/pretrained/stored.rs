@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use candle_core::DType;
 
+use crate::error::Fault;
+
 /// Where a tensor lies in a file.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Stored {
@@ -48,7 +50,7 @@ impl Stored {
 
     /// What no file can mean is a sentence; otherwise the bytes that the tensor takes, from the start of the first to
     /// the end of the last element, can be counted.
-    pub(super) fn check(&self, name: &str, available: u64) -> std::result::Result<(), String> {
+    pub(super) fn check(&self, name: &str, available: u64) -> std::result::Result<(), Fault> {
         let wide = |n: usize| n as u128;
         let elements = self
             .shape
@@ -70,7 +72,8 @@ impl Stored {
             _ => Err(format!(
                 "tensor {name} of shape {:?} does not lie within the file's {available} bytes for it",
                 self.shape
-            )),
+            )
+            .into()),
         }
     }
 }

@@ -10,7 +10,7 @@ use candle_core::{Device, Tensor};
 use safetensors::tensor::{SafeTensorError, TensorView, View};
 use safetensors::SafeTensors;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Fault, Result};
 use crate::key::Seed;
 
 /// Everything that a run needs to go on: how far it is, its seed and settings, and named sections of tensors: the model's
@@ -69,6 +69,8 @@ const FORMAT: &str = "masksub-checkpoint";
 const VERSION: &str = "1";
 const SETTING: &str = "setting/";
 const CHECKSUM: &str = "checksum";
+/// Said of a file that is no checkpoint.
+const FOREIGN: &str = "this is no checkpoint of masksub";
 /// Name of a checkpoint that is being written.
 const NEW: &str = "new";
 
@@ -147,7 +149,7 @@ impl Checkpoint {
         let written = write(path, &tensors, metadata);
         // A part of a file is of no use, and it may be what fills the disk.
         let _ = fs::remove_dir_all(workshop(path));
-        written.map_err(|error| failed(path, format!("cannot write the checkpoint: {error}")))
+        written.map_err(|error| Fault::caused_by("cannot write the checkpoint", error).of_file(path))
     }
 
     /// Reads a checkpoint.
@@ -157,8 +159,8 @@ impl Checkpoint {
     /// of its contents.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let bytes = fs::read(path).map_err(|error| failed(path, error))?;
-        Self::parse(&bytes).map_err(|message| failed(path, message))
+        let bytes = fs::read(path).map_err(|error| Fault::from(error).of_file(path))?;
+        Self::parse(&bytes).map_err(|fault| fault.of_file(path))
     }
 
     /// Reads the checkpoint at `path`, or the one before where that is torn, foreign or missing; none where there is
@@ -230,10 +232,11 @@ impl Checkpoint {
         fixed.into_iter().chain(settings).collect()
     }
 
-    fn parse(bytes: &[u8]) -> std::result::Result<Self, String> {
-        let no_checkpoint = |what: &dyn std::fmt::Display| format!("this is no checkpoint of masksub: {what}");
-        let file = SafeTensors::deserialize(bytes).map_err(|error| no_checkpoint(&error))?;
-        let (_, header) = SafeTensors::read_metadata(bytes).map_err(|error| no_checkpoint(&error))?;
+    fn parse(bytes: &[u8]) -> std::result::Result<Self, Fault> {
+        let no_checkpoint = |why: &str| Fault::from(why).of_part(FOREIGN);
+        let unread = |error: SafeTensorError| Fault::caused_by(FOREIGN, error);
+        let file = SafeTensors::deserialize(bytes).map_err(unread)?;
+        let (_, header) = SafeTensors::read_metadata(bytes).map_err(unread)?;
         let metadata = header.metadata().clone().unwrap_or_default();
         let mut metadata: BTreeMap<String, String> = metadata.into_iter().collect();
         match (
@@ -243,16 +246,16 @@ impl Checkpoint {
             (Some(FORMAT), Some(VERSION)) => {}
             (Some(FORMAT), version) => {
                 let version = version.unwrap_or("unknown");
-                return Err(format!("its version is {version}, this release reads {VERSION}"));
+                return Err(format!("its version is {version}, this release reads {VERSION}").into());
             }
-            _ => return Err(no_checkpoint(&"its header does not say that it is one")),
+            _ => return Err(no_checkpoint("its header does not say that it is one")),
         }
         let recorded = metadata.remove(CHECKSUM);
         let views: BTreeMap<&str, TensorView> = file.iter().collect();
         if recorded.as_deref() != Some(checksum(&metadata, views.into_iter()).as_str()) {
             return Err("it is torn: its checksum is not that of its contents".into());
         }
-        let number = |key: &str| -> std::result::Result<u64, String> {
+        let number = |key: &str| -> std::result::Result<u64, Fault> {
             let text = metadata.get(key).and_then(|text| text.parse().ok());
             text.ok_or_else(|| no_checkpoint(&format!("its header has no {key}")))
         };
@@ -265,7 +268,7 @@ impl Checkpoint {
             checkpoint.sections.insert(section.to_string(), BTreeMap::new());
         }
         let tensors = candle_core::safetensors::load_buffer(bytes, &Device::Cpu);
-        for (path, tensor) in tensors.map_err(|error| no_checkpoint(&Error::from(error)))? {
+        for (path, tensor) in tensors.map_err(|error| Fault::of_candle(FOREIGN, error))? {
             let Some((section, name)) = path.split_once('/') else {
                 return Err(no_checkpoint(&format!("tensor {path} is in no section")));
             };
@@ -342,13 +345,6 @@ fn previous(path: &Path) -> PathBuf {
 /// Whether there is something at `path`, as far as one can tell: a disk that does not answer is no new run.
 fn may_exist(path: &Path) -> bool {
     !matches!(path.symlink_metadata(), Err(error) if error.kind() == ErrorKind::NotFound)
-}
-
-fn failed(path: &Path, message: impl ToString) -> Error {
-    Error::File {
-        path: path.display().to_string(),
-        message: message.to_string(),
-    }
 }
 
 /// Of everything in the file, in the order of names. It finds what was torn, not what was forged.

@@ -1,8 +1,8 @@
 //! The learning rate of a step.
 //!
-//! A schedule is a function of the step and nothing else: a run resumes anywhere, and a schedule can be drawn before the
-//! run. Values come from [`Constant`], [`Cosine`] or any closure `|step: usize| -> f64`; they compose by [`Schedule`]'s
-//! methods.
+//! A schedule is a function of the step and nothing else: a run resumes anywhere, and a schedule can be drawn before
+//! the run. Values come from [`Constant`], [`Cosine`] or any closure `|step: usize| -> f64`; they compose by
+//! [`Schedule`]'s methods.
 //!
 //! ```
 //! use masksub::train::schedule::{Cosine, Schedule};
@@ -29,7 +29,7 @@ pub trait Schedule {
     /// The same schedule with epochs for steps: constant within each epoch, as timm's schedulers are by default.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when `steps_per_epoch` is 0.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) when `steps_per_epoch` is 0.
     fn per_epoch(self, steps_per_epoch: usize) -> Result<PerEpoch<Self>>
     where
         Self: Sized,
@@ -53,8 +53,8 @@ pub trait Schedule {
         }
     }
 
-    /// This schedule times `factor`: the linear scaling rule's batch size / 256, say. (An optimizer refuses the learning
-    /// rates of a factor that is negative or not finite.)
+    /// This schedule times `factor`: the linear scaling rule's batch size / 256, say. (An optimizer refuses the
+    /// learning rates of a factor that is negative or not finite.)
     fn scaled(self, factor: f64) -> Scaled<Self>
     where
         Self: Sized,
@@ -103,8 +103,8 @@ impl Schedule for Constant {
 /// floor + (peak - floor) (1 + cos(pi t / T)) / 2        until T, and the floor from there on
 /// ```
 ///
-/// so the warm-up is laid over the cosine's beginning, as in timm, DeiT-III, RSB and Swin. MAE's cosine starts after it:
-/// [`after_warmup`](Self::after_warmup).
+/// so the warm-up is laid over the cosine's beginning, as in timm, DeiT-III, RSB and Swin. MAE's cosine starts after
+/// it: [`after_warmup`](Self::after_warmup).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Cosine {
     peak: f64,
@@ -119,7 +119,7 @@ impl Cosine {
     /// From `peak` to 0 in `total_steps`, without warm-up.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when `peak` is negative, infinite or NaN.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) when `peak` is negative, infinite or NaN.
     pub fn new(peak: f64, total_steps: usize) -> Result<Self> {
         Ok(Self {
             peak: check::non_negative("peak", peak)?,
@@ -134,7 +134,7 @@ impl Cosine {
     /// Begins with `steps` steps of a straight line from `start`, which would reach the peak at step `steps`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when `start` is negative, infinite or NaN.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) when `start` is negative, infinite or NaN.
     pub fn with_warmup(self, steps: usize, start: f64) -> Result<Self> {
         Ok(Self {
             warmup_steps: steps,
@@ -146,7 +146,7 @@ impl Cosine {
     /// Ends at `floor`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when `floor` is negative, infinite or NaN.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) when `floor` is negative, infinite or NaN.
     pub fn with_floor(self, floor: f64) -> Result<Self> {
         Ok(Self {
             floor: check::non_negative("floor", floor)?,

@@ -118,15 +118,28 @@ fn refusal(path: &Path) -> String {
         panic!("{error}")
     };
     assert_eq!(*named, path.display().to_string());
-    assert_eq!(error.to_string().lines().count(), 1, "no sentence: {error}");
-    error.to_string()
+    let whole = format!("{error:?}");
+    assert_eq!(whole.lines().count(), 1, "no sentence: {whole}");
+    whole
+}
+
+/// The cause of a file's error.
+fn cause(path: &Path) -> Box<dyn std::error::Error + Send + Sync> {
+    match load(path).map(drop).unwrap_err() {
+        Error::File {
+            source: Some(cause), ..
+        } => cause,
+        error => panic!("without a cause: {error}"),
+    }
 }
 
 #[test]
 fn files_without_weights_are_refused_by_path() {
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name);
-    refusal(&path("absent.pth"));
+    assert!(refusal(&path("absent.pth")).contains("cannot be read: "));
+    let absent = cause(&path("absent.pth")).downcast::<std::io::Error>().unwrap();
+    assert_eq!(absent.kind(), std::io::ErrorKind::NotFound);
     assert!(refusal(directory.path()).contains("directory"));
     let unread = br#"{"w":{"dtype":"U16","shape":[1],"data_offsets":[0,2]}}  "#;
     let unread = [&(unread.len() as u64).to_le_bytes()[..], unread, &[0; 2]].concat();
@@ -149,6 +162,8 @@ fn files_without_weights_are_refused_by_path() {
         let message = refusal(&path(name));
         assert!(message.contains(reason), "{message}");
     }
+    assert!(cause(&path("zip.pth")).is::<zip::result::ZipError>());
+    assert!(cause(&path("json.safetensors")).is::<serde_json::Error>());
     assert!(refusal(&fixture("a_list.pth")).contains("no dictionary"));
     assert!(refusal(&fixture("unread_elements.pth")).contains("tensor head.bias has elements of a kind"));
     let message = refusal(&fixture("no_weights.pth"));

@@ -2,14 +2,14 @@
 
 use super::*;
 
-fn read(bytes: &[u8]) -> Result<Pickle, String> {
+fn read(bytes: &[u8]) -> Result<Pickle, Fault> {
     Pickle::read(&mut { bytes })
 }
 
 fn refusal(bytes: &[u8]) -> String {
     match read(bytes) {
         Ok(_) => panic!("read {bytes:?}"),
-        Err(message) => message,
+        Err(fault) => fault.to_string(),
     }
 }
 

@@ -1,6 +1,13 @@
-//! The crate's error type, and its passage through candle's.
+//! The crate's error type.
+
+mod candle;
+mod fault;
+#[cfg(test)]
+mod tests;
 
 use candle_core::Error as CandleError;
+
+pub(crate) use fault::Fault;
 
 /// What can go wrong, each case naming the argument or tensor concerned, what it was, and what it may be.
 ///
@@ -15,6 +22,18 @@ use candle_core::Error as CandleError;
 /// let as_candle: candle_core::Error = typed.into();
 /// let back = Error::from(as_candle.context("while setting up"));
 /// assert!(matches!(back, Error::InvalidArgument { argument: "mask_ratio", .. }));
+/// ```
+///
+/// `Display` says what went wrong, [`source`](std::error::Error::source) what made it go wrong, where that is another
+/// error, and `Debug` all of it in one line, as `main() -> Result` and an error of candle's that carries it print it.
+///
+/// ```
+/// use std::error::Error as _;
+/// let error = masksub::Weights::from_safetensors("absent.safetensors").unwrap_err();
+/// assert_eq!(error.to_string(), "absent.safetensors: it cannot be read");
+/// let cause = error.source().and_then(|cause| cause.downcast_ref::<std::io::Error>());
+/// assert_eq!(cause.map(std::io::Error::kind), Some(std::io::ErrorKind::NotFound));
+/// assert!(format!("{error:?}").starts_with("absent.safetensors: it cannot be read: "));
 /// ```
 #[derive(thiserror::Error)]
 #[non_exhaustive]
@@ -202,8 +221,10 @@ pub enum Error {
     File {
         /// The file.
         path: String,
-        /// What is wrong with it.
+        /// The fault, less its cause.
         message: String,
+        /// The cause: an error of the system, of candle or of the format's reader. None where the file is at fault.
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
     },
 
     /// candle cannot differentiate an operation of the model.
@@ -217,8 +238,9 @@ pub enum Error {
         remedy: &'static str,
     },
 
-    /// Any other error of candle, printed in one line.
-    #[error("{}", sentence(.0))]
+    /// Any other error of candle, printed in one line. That line is candle's own and has all causes in it, so that
+    /// `source` has no further one to name.
+    #[error("{}", candle::sentence(.0))]
     Candle(CandleError),
 }
 
@@ -243,10 +265,12 @@ impl Error {
     }
 }
 
-// The same sentence as Display: candle's wrappers and `main() -> Result` print errors with Debug.
+// A sentence as Display's, with its causes: candle's wrappers and `main() -> Result` print errors with Debug.
 impl std::fmt::Debug for Error {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{self}")
+        write!(f, "{self}")?;
+        let first = std::error::Error::source(self);
+        std::iter::successors(first, |cause| cause.source()).try_for_each(|cause| write!(f, ": {cause}"))
     }
 }
 
@@ -275,122 +299,5 @@ pub(crate) fn listed(names: &[impl AsRef<str>]) -> String {
     match names.len().saturating_sub(MOST) {
         0 => first,
         others => format!("{first} and {others} more"),
-    }
-}
-
-/// candle's message in one line, without the backtraces that `Display` of its wrappers appends.
-fn sentence(error: &CandleError) -> String {
-    match error {
-        CandleError::WithBacktrace { inner, .. } => sentence(inner),
-        CandleError::Context { inner, context } => format!("{context}: {}", sentence(inner)),
-        CandleError::WithPath { inner, path } => format!("{}: {}", path.display(), sentence(inner)),
-        CandleError::WrappedContext { wrapped, context } => match wrapped.downcast_ref::<CandleError>() {
-            Some(inner) => format!("{context}: {}", sentence(inner)),
-            None => format!("{context}: {wrapped}"),
-        },
-        other => other.to_string(),
-    }
-}
-
-impl From<Error> for CandleError {
-    fn from(error: Error) -> Self {
-        match error {
-            Error::Candle(inner) => inner,
-            // Of candle's variants that carry a foreign error by value, `Io` is the one that prints it as it is:
-            // `WrappedContext` prints it quoted with a second line, and `Wrapped` keeps nothing but its text.
-            typed => CandleError::Io(std::io::Error::other(typed)),
-        }
-    }
-}
-
-impl From<CandleError> for Error {
-    fn from(error: CandleError) -> Self {
-        find(error).unwrap_or_else(Error::Candle)
-    }
-}
-
-/// Takes the crate's error out of candle's, or gives candle's back as it was.
-fn find(error: CandleError) -> std::result::Result<Error, CandleError> {
-    match error {
-        CandleError::Io(inner) if inner.get_ref().is_some_and(|e| e.is::<Error>()) => match inner.downcast::<Error>() {
-            Ok(typed) => Ok(typed),
-            Err(inner) => Err(CandleError::Io(inner)),
-        },
-        CandleError::WithBacktrace { inner, backtrace } => find(*inner).map_err(|inner| CandleError::WithBacktrace {
-            inner: Box::new(inner),
-            backtrace,
-        }),
-        CandleError::Context { inner, context } => find(*inner).map_err(|inner| CandleError::Context {
-            inner: Box::new(inner),
-            context,
-        }),
-        CandleError::WithPath { inner, path } => find(*inner).map_err(|inner| CandleError::WithPath {
-            inner: Box::new(inner),
-            path,
-        }),
-        CandleError::WrappedContext { wrapped, context } => match wrapped.downcast::<Error>() {
-            Ok(typed) => Ok(*typed),
-            Err(wrapped) => match wrapped.downcast::<CandleError>() {
-                Ok(inner) => find(*inner).map_err(|inner| CandleError::WrappedContext {
-                    wrapped: Box::new(inner),
-                    context,
-                }),
-                Err(wrapped) => Err(CandleError::WrappedContext { wrapped, context }),
-            },
-        },
-        other => Err(other),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use candle_core::Context as _;
-
-    fn typed() -> Error {
-        Error::invalid("mask_ratio", 1.5, "at least 0 and below 1")
-    }
-
-    const SENTENCE: &str = "mask_ratio is 1.5, but must be at least 0 and below 1";
-
-    fn is_typed(error: CandleError) -> bool {
-        matches!(
-            Error::from(error),
-            Error::InvalidArgument {
-                argument: "mask_ratio",
-                ..
-            }
-        )
-    }
-
-    // The backtrace is captured or not by RUST_BACKTRACE, which the standard library reads once per process:
-    // `tests/error_backtrace.rs` runs these conversions in processes with either setting.
-    #[test]
-    fn survives_every_wrapper_of_candle() {
-        assert!(is_typed(typed().into()));
-        assert!(is_typed(CandleError::from(typed()).bt()));
-        assert!(is_typed(CandleError::from(typed()).context("a").bt().context("b")));
-        assert!(is_typed(CandleError::from(typed()).with_path("weights.safetensors")));
-        let on_ours: candle_core::Result<()> = Err::<(), _>(typed()).context("first").context("second");
-        assert!(is_typed(on_ours.unwrap_err()));
-        let on_candles: candle_core::Result<()> = Err::<(), _>(CandleError::from(typed())).context("first");
-        assert!(is_typed(on_candles.unwrap_err().bt()));
-    }
-
-    #[test]
-    fn prints_as_a_sentence() {
-        assert_eq!(typed().to_string(), SENTENCE);
-        assert_eq!(format!("{:?}", typed()), SENTENCE);
-        assert_eq!(CandleError::from(typed()).to_string(), SENTENCE);
-        assert_eq!(format!("{:?}", CandleError::from(typed())), SENTENCE);
-    }
-
-    #[test]
-    fn leaves_foreign_errors_as_they_were() {
-        let io = CandleError::Io(std::io::Error::other("disk"));
-        let back: CandleError = Error::from(io.context("reading")).into();
-        assert_eq!(back.to_string(), "reading\ndisk");
-        let message = Error::from(CandleError::Msg("odd".into()).bt());
-        assert_eq!(message.to_string(), "odd");
     }
 }

@@ -1,0 +1,143 @@
+//! What an error prints and names as its cause, also on its way through candle.
+
+use std::error::Error as _;
+use std::io::ErrorKind;
+use std::path::Path;
+
+use candle_core::Context as _;
+
+use super::*;
+
+fn typed() -> Error {
+    Error::invalid("mask_ratio", 1.5, "at least 0 and below 1")
+}
+
+const SENTENCE: &str = "mask_ratio is 1.5, but must be at least 0 and below 1";
+
+fn is_typed(error: CandleError) -> bool {
+    matches!(
+        Error::from(error),
+        Error::InvalidArgument {
+            argument: "mask_ratio",
+            ..
+        }
+    )
+}
+
+// The backtrace is captured or not by RUST_BACKTRACE, which the standard library reads once per process:
+// `tests/error_backtrace.rs` runs these conversions in processes with either setting.
+#[test]
+fn survives_every_wrapper_of_candle() {
+    assert!(is_typed(typed().into()));
+    assert!(is_typed(CandleError::from(typed()).bt()));
+    assert!(is_typed(CandleError::from(typed()).context("a").bt().context("b")));
+    assert!(is_typed(CandleError::from(typed()).with_path("weights.safetensors")));
+    let on_ours: candle_core::Result<()> = Err::<(), _>(typed()).context("first").context("second");
+    assert!(is_typed(on_ours.unwrap_err()));
+    let on_candles: candle_core::Result<()> = Err::<(), _>(CandleError::from(typed())).context("first");
+    assert!(is_typed(on_candles.unwrap_err().bt()));
+}
+
+#[test]
+fn prints_as_a_sentence() {
+    assert_eq!(typed().to_string(), SENTENCE);
+    assert_eq!(format!("{:?}", typed()), SENTENCE);
+    assert_eq!(CandleError::from(typed()).to_string(), SENTENCE);
+    assert_eq!(format!("{:?}", CandleError::from(typed())), SENTENCE);
+}
+
+#[test]
+fn leaves_foreign_errors_as_they_were() {
+    let io = CandleError::Io(std::io::Error::other("disk"));
+    let back: CandleError = Error::from(io.context("reading")).into();
+    assert_eq!(back.to_string(), "reading\ndisk");
+    let message = Error::from(CandleError::Msg("odd".into()).bt());
+    assert_eq!(message.to_string(), "odd");
+}
+
+/// A file that is not there, said by the system.
+fn absent() -> Error {
+    let io = std::io::Error::new(ErrorKind::NotFound, "no such file");
+    Fault::from(io).of_file(Path::new("w.pth"))
+}
+
+fn kind(error: &Error) -> Option<ErrorKind> {
+    error
+        .source()?
+        .downcast_ref::<std::io::Error>()
+        .map(std::io::Error::kind)
+}
+
+#[test]
+fn of_a_file_has_a_sentence_and_a_cause() {
+    let error = absent();
+    assert_eq!(error.to_string(), "w.pth: it cannot be read");
+    assert_eq!(kind(&error), Some(ErrorKind::NotFound));
+    assert_eq!(format!("{error:?}"), "w.pth: it cannot be read: no such file");
+    // Nothing is said twice by what prints the chain.
+    let chain = anyhow::Error::from(error).context("while setting up");
+    assert_eq!(
+        format!("{chain:#}"),
+        "while setting up: w.pth: it cannot be read: no such file"
+    );
+
+    let error = Fault::from("it is empty")
+        .of_part("its header")
+        .of_file(Path::new("w.pth"));
+    assert_eq!(error.to_string(), "w.pth: its header: it is empty");
+    assert!(error.source().is_none());
+    assert_eq!(format!("{error:?}"), error.to_string());
+    // A part's fault keeps its cause.
+    let error = Fault::from(std::io::Error::from(ErrorKind::TimedOut)).of_part("its header");
+    assert_eq!(kind(&error.of_file(Path::new("w.pth"))), Some(ErrorKind::TimedOut));
+}
+
+#[test]
+fn of_a_file_may_be_candles_without_its_backtrace() {
+    let candles = CandleError::WithBacktrace {
+        inner: Box::new(CandleError::Msg("odd".into())),
+        backtrace: Box::new(std::backtrace::Backtrace::force_capture()),
+    };
+    let error = Fault::of_candle("it cannot be parsed", candles).of_file(Path::new("w.pth"));
+    let cause = error.source().and_then(|cause| cause.downcast_ref::<CandleError>());
+    assert!(matches!(cause, Some(CandleError::Msg(message)) if message == "odd"));
+    assert_eq!(format!("{error:?}"), "w.pth: it cannot be parsed: odd");
+}
+
+// candle's errors print all that they know, and name no source.
+#[test]
+fn on_its_way_through_candle_prints_its_cause_once() {
+    const LINE: &str = "w.pth: it cannot be read: no such file";
+    let candles = CandleError::from(absent());
+    assert_eq!(
+        (candles.to_string(), format!("{candles:?}")),
+        (LINE.into(), LINE.into())
+    );
+    assert_eq!(format!("{:#}", anyhow::Error::from(candles)), LINE);
+    for candles in [
+        CandleError::from(absent()).bt(),
+        CandleError::from(absent()).context("a").bt().with_path("b"),
+        Err::<(), _>(absent()).context("first").context("second").unwrap_err(),
+    ] {
+        let back = Error::from(candles);
+        assert_eq!(back.to_string(), "w.pth: it cannot be read");
+        assert_eq!(kind(&back), Some(ErrorKind::NotFound));
+    }
+}
+
+#[test]
+fn of_candle_prints_as_candle_does_and_has_no_other_cause() {
+    let io = CandleError::Io(std::io::Error::new(ErrorKind::NotFound, "no such file"));
+    let error = Error::from(io.with_path("config.json").context("reading"));
+    assert_eq!(error.to_string(), "reading: config.json: no such file");
+    assert_eq!(format!("{error:?}"), error.to_string());
+    assert_eq!(
+        format!("{:#}", anyhow::Error::from(error)),
+        "reading: config.json: no such file"
+    );
+}
+
+#[test]
+fn put_into_candles_by_others_comes_back() {
+    assert!(is_typed(CandleError::Io(std::io::Error::other(typed()))));
+}
