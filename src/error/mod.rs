@@ -2,6 +2,7 @@
 
 mod candle;
 mod fault;
+mod names;
 #[cfg(test)]
 mod tests;
 
@@ -74,10 +75,11 @@ pub enum Error {
     /// Trained parameters that the backward pass did not reach. The loss may still fall: what is cut off simply never
     /// learns.
     #[error(
-        "no gradient reached {} of {trained} trained parameters: {}. A layer between them and the loss has no backward \
-         (candle's fused layer_norm, rms_norm, softmax_last_dim and rotary embeddings cut it silently: use the ones in \
-         masksub::nn and masksub::ops); parameters that really are unused can be exempted with Params::allow_missing",
-        .names.len(), .names.join(", ")
+        "no gradient reached {} of {trained} trained parameters: a layer between them and the loss has no backward. candle's \
+         fused layer_norm, rms_norm, softmax_last_dim and rotary embeddings cut gradients silently; use those of \
+         masksub::nn and masksub::ops{}. Parameters that really are unused can be exempted with Params::allow_missing. \
+         Without a gradient: {}",
+        .names.len(), names::instead(.names), names::grouped(.names)
     )]
     MissingGradients {
         /// Names of the parameters without a gradient, sorted.
