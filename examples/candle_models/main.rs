@@ -4,11 +4,10 @@
 //!
 //! Found for every model: which parameters get a gradient, at a batch of several images and of one; whether the gradient
 //! is the slope of the loss; whether batch norm's statistics move; whether new weights reach a model that is built.
-//! What cannot be found by running, the cause in candle and the remedy, stands beside the model in `support/candle_zoo.rs`,
+//! What cannot be found by running, the cause in candle and the remedy, stands beside the model in `zoo`,
 //! and what is expected to be found, too: the exit code is 1 when something else is.
 
-#[path = "support/candle_zoo.rs"]
-mod candle_zoo;
+mod zoo;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -20,9 +19,9 @@ use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Error, Result, Shape, Tensor, Var};
 use candle_nn::var_builder::SimpleBackend;
 use candle_nn::{Init, VarBuilder, VarMap};
-use candle_zoo::{zoo, Entry, Model};
 use rand_chacha::rand_core::SeedableRng;
 use rand_distr::{Distribution, StandardNormal};
+use zoo::{Entry, Model};
 
 /// The convolutional models keep one core busy at most, so two are examined at a time.
 const WORKERS: usize = 2;
@@ -32,7 +31,7 @@ const STACK: usize = 64 << 20;
 fn main() -> std::io::Result<ExitCode> {
     // A panic is a finding like any other; its message goes into the row.
     std::panic::set_hook(Box::new(|_| {}));
-    let zoo = zoo();
+    let zoo = zoo::all();
     let rows: Vec<OnceLock<Row>> = zoo.iter().map(|_| OnceLock::new()).collect();
     let next = AtomicUsize::new(0);
     let work = || {
@@ -71,9 +70,10 @@ fn main() -> std::io::Result<ExitCode> {
     for difference in &changed {
         eprintln!("{difference}");
     }
-    Ok(match changed.is_empty() {
-        true => ExitCode::SUCCESS,
-        false => ExitCode::FAILURE,
+    Ok(if changed.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
     })
 }
 
