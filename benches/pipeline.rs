@@ -5,26 +5,18 @@
 //! An image is read, decoded, cropped, varied as a recipe says and normalised into its batch; batches are taken as fast as
 //! they come. `benches/peer/pipeline.py` does the same with torchvision.
 
-// A bench without a harness drops the tests in it, but not what they import.
-#[allow(unused_imports)]
-#[path = "../examples/vit_imagenet/augment/mod.rs"]
-mod augment;
-
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use augment::crop::{CentreCrop, RandomResizedCrop};
-use augment::erase::RandomErasing;
-use augment::jitter::ColourJitter;
-use augment::normalize::Normalization;
-use augment::pixels::{Filter, Interpolation, Pixels};
-use augment::rand_augment::RandAugment;
-use augment::three_augment::three_augment;
 use candle_core::{Device, Tensor};
 use clap::{value_parser, Parser, ValueEnum};
 use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
+use masksub::augment::{
+    ColorJitter, Filter, HorizontalFlip, Image, Normalize, RandAugment, RandomErasing, RandomResizedCrop,
+    ResizeCenterCrop, ThreeAugment,
+};
 use masksub::{KeyedRng, Purpose, Seed};
 use rand::Rng;
 use rayon::prelude::*;
@@ -126,36 +118,25 @@ fn measure(recipe: Recipe, files: &[PathBuf], flags: &Flags) -> Result<()> {
 }
 
 /// The recipe's transforms, each with draws of its own, into `out` [3, H, W].
-fn prepare(recipe: Recipe, image: &Pixels, rng: impl Fn(u32) -> KeyedRng, out: &mut [f32]) -> Result<()> {
-    let (normalize, filter) = (Normalization::IMAGENET, Filter::Bicubic);
+fn prepare(recipe: Recipe, image: &Image, rng: impl Fn(u32) -> KeyedRng, out: &mut [f32]) -> Result<()> {
+    let normalize = Normalize::IMAGENET;
     if recipe == Recipe::Eval {
-        let image = CentreCrop::of_share(SIDE, 0.875).cut(image, SIDE, filter)?;
-        normalize.write(&image, out);
-        return Ok(());
+        let image = ResizeCenterCrop::new(SIDE)?.with_crop_pct(0.875)?.apply(image)?;
+        return Ok(normalize.write(&image, out)?);
     }
-    let area = RandomResizedCrop::default().draw(image.width, image.height, &mut rng(0));
-    let mut image = image.resized(area, SIDE, SIDE, filter)?;
-    if rng(1).random_bool(0.5) {
-        image.mirror();
-    }
-    let fill = normalize.mean_colour();
+    let mut image = RandomResizedCrop::new(SIDE)?.apply(image, &mut rng(0))?;
+    HorizontalFlip::new(0.5)?.apply(&mut image, &mut rng(1));
     match recipe {
         Recipe::ThreeAugment => {
-            three_augment(&mut rng(2)).apply(&mut image, fill);
-            for op in (ColourJitter { strength: 0.3 }).draw(&mut rng(3)) {
-                op.apply(&mut image, fill);
-            }
+            ThreeAugment.apply(&mut image, &mut rng(2));
+            ColorJitter::new(0.3)?.apply(&mut image, &mut rng(3));
         }
-        Recipe::RandAugment => {
-            for op in RandAugment::new(9.0).draw(Interpolation::Bicubic, &mut rng(2)) {
-                op.apply(&mut image, fill);
-            }
-        }
+        Recipe::RandAugment => RandAugment::new(9.0)?.apply(&mut image, &mut rng(2)),
         Recipe::Crop | Recipe::Eval => {}
     }
-    normalize.write(&image, out);
+    normalize.write(&image, out)?;
     if recipe == Recipe::RandAugment {
-        RandomErasing { prob: 0.25 }.apply(out, SIDE, &mut rng(4));
+        RandomErasing::new(0.25)?.apply(out, (SIDE, SIDE), &mut rng(4))?;
     }
     Ok(())
 }
@@ -165,19 +146,19 @@ thread_local! {
     static BUFFERS: RefCell<(Vec<u8>, Vec<u8>)> = const { RefCell::new((Vec::new(), Vec::new())) };
 }
 
-fn decoded(file: &Path, then: impl FnOnce(&Pixels) -> Result<()>) -> Result<()> {
+fn decoded(file: &Path, then: impl FnOnce(&Image) -> Result<()>) -> Result<()> {
     use std::io::Read;
-    let (mut bytes, mut values) = BUFFERS.take();
+    let (mut bytes, mut pixels) = BUFFERS.take();
     bytes.clear();
     std::fs::File::open(file)?.read_to_end(&mut bytes)?;
     let mut decoder = JpegDecoder::new(ZCursor::new(&bytes[..]));
     decoder.decode_headers()?;
     let (width, height) = decoder.dimensions().context("it has no size")?;
-    values.resize(width * height * 3, 0);
-    decoder.decode_into(&mut values)?;
-    let image = Pixels { width, height, values };
+    pixels.resize(width * height * 3, 0);
+    decoder.decode_into(&mut pixels)?;
+    let image = Image::from_raw(width, height, pixels)?;
     then(&image)?;
-    BUFFERS.set((bytes, image.values));
+    BUFFERS.set((bytes, image.into_raw()));
     Ok(())
 }
 
@@ -203,40 +184,35 @@ fn make_images(root: &Path, count: usize) -> Result<()> {
         let dir = root.join(split).join(format!("class{}", i % 4));
         std::fs::create_dir_all(&dir)?;
         let mut rng = Seed::new(7).at(0).rng(i, Purpose::custom(3));
-        let wide = RandomResizedCrop {
-            scale: (0.3, 1.),
-            aspect: (1.3, 1.36),
-        };
-        let area = wide.draw(photograph.width, photograph.height, &mut rng);
-        let mut image = photograph.resized(area, WIDTH, HEIGHT, Filter::Bicubic)?;
+        let wide = RandomResizedCrop::new(SIDE)?
+            .with_scale(0.3, 1.0)?
+            .with_ratio(1.3, 1.36)?;
+        let rect = wide.draw(&photograph, &mut rng);
+        let mut image = photograph.resized_crop(rect, WIDTH, HEIGHT, Filter::Bicubic)?;
         grain(&mut image, &mut rng);
         let mut encoder = Encoder::new_file(dir.join(format!("{i:05}.jpg")), 90)?;
         encoder.set_sampling_factor(SamplingFactor::F_2_2);
-        encoder.encode(&image.values, WIDTH as u16, HEIGHT as u16, ColorType::Rgb)?;
+        encoder.encode(image.as_raw(), WIDTH as u16, HEIGHT as u16, ColorType::Rgb)?;
         Ok(())
     };
     (0..count).into_par_iter().try_for_each(|i| make("train", i))?;
     (0..4).try_for_each(|i| make("val", i))
 }
 
-fn grain(image: &mut Pixels, rng: &mut impl Rng) {
+fn grain(image: &mut Image, rng: &mut impl Rng) {
     const STRENGTH: i16 = 24;
-    for pixel in image.values.chunks_exact_mut(3) {
+    for pixel in image.as_raw_mut().chunks_exact_mut(3) {
         let by = rng.random_range(-STRENGTH..=STRENGTH);
         pixel.iter_mut().for_each(|v| *v = v.saturating_add_signed(by as i8));
     }
 }
 
 /// 120 x 88 pixels.
-fn photograph() -> Result<Pixels> {
+fn photograph() -> Result<Image> {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/augment.safetensors");
     let tensors = candle_core::safetensors::load(&file, &Device::Cpu)
         .with_context(|| format!("reading the photograph in {}", file.display()))?;
     let input = tensors.get("input").context("no input")?;
     let (height, width, _) = input.dims3()?;
-    Ok(Pixels {
-        width,
-        height,
-        values: input.flatten_all()?.to_vec1()?,
-    })
+    Ok(Image::from_raw(width, height, input.flatten_all()?.to_vec1()?)?)
 }

@@ -191,7 +191,7 @@ impl Arrival {
         for (name, var) in parameters {
             let group = match grads.get(var) {
                 None => &mut arrival.none,
-                Some(grad) if norm(grad)? == 0. => &mut arrival.zero,
+                Some(grad) if norm(grad)? == 0.0 => &mut arrival.zero,
                 Some(_) => &mut arrival.some,
             };
             group.push(name.clone());
@@ -263,14 +263,14 @@ fn slope(model: &Model, xs: &Var, mut grads: GradStore, found: &Tensor) -> Resul
             let moved = (xs.as_tensor() + (&direction * t)?)?;
             loss(model, &Var::from_tensor(&moved)?, false)?.to_scalar::<f64>()
         };
-        let slope = (at(step)? - at(-step)?) / (2. * step);
-        if (size / slope - 1.).abs() < 0.1 {
+        let slope = (at(step)? - at(-step)?) / (2.0 * step);
+        if (size / slope - 1.0).abs() < 0.1 {
             return Ok(None);
         }
         slopes.push(slope);
     }
     // Curvature blurs the long steps and rounding the short ones: believe a slope that two steps agree on.
-    let agreed = slopes.windows(2).find(|pair| (pair[0] / pair[1] - 1.).abs() < 0.05);
+    let agreed = slopes.windows(2).find(|pair| (pair[0] / pair[1] - 1.0).abs() < 0.05);
     Ok(Some(match agreed {
         Some(pair) => format!(
             "**wrong gradient**: that of the images is {:.1e} of the slope",
@@ -284,7 +284,7 @@ fn slope(model: &Model, xs: &Var, mut grads: GradStore, found: &Tensor) -> Resul
 fn frozen(map: &VarMap, before: &[Tensor]) -> Result<Option<String>> {
     let mut moved = 0;
     for (before, after) in before.iter().zip(&statistics(map)?) {
-        moved += usize::from(distance(after, before)? > 0.);
+        moved += usize::from(distance(after, before)? > 0.0);
     }
     let still = format!("**batch norm frozen**: {moved} of {} statistics move", before.len());
     Ok((moved < before.len()).then_some(still))
@@ -297,11 +297,11 @@ fn stale(model: &Model, xs: &Var, map: &VarMap, build: impl Fn() -> Result<Model
         var.set(&(var.as_tensor() * 1.01)?)?;
     }
     let (updated, rebuilt) = (model(xs, false)?, build()?(xs, false)?);
-    Ok(if distance(&updated, &rebuilt)? == 0. {
+    Ok(if distance(&updated, &rebuilt)? == 0.0 {
         None
-    } else if distance(&rebuilt, &build()?(xs, false)?)? > 0. {
+    } else if distance(&rebuilt, &build()?(xs, false)?)? > 0.0 {
         Some("**part is no variable**: drawn anew whenever the model is built".into())
-    } else if distance(&before, &updated)? == 0. {
+    } else if distance(&before, &updated)? == 0.0 {
         Some("**updates are lost**: the output is that of the weights it was built with".into())
     } else {
         Some("**updates are lost in part**: the output is not that of the new weights".into())

@@ -1,16 +1,10 @@
-//! Compares the examples' image operations with what Pillow, torchvision and timm made of a photograph.
-
-#[path = "../vit_imagenet/augment/mod.rs"]
-mod images;
+//! Files of kind `augment`: image operations, beside what Pillow, torchvision and timm made of a photograph.
 
 use std::fmt;
 
 use anyhow::{bail, ensure, Context, Result};
 use candle_core::{DType, Tensor};
-use images::crop::{CentreCrop, SimpleCrop};
-use images::normalize::Normalization;
-use images::op::Op;
-use images::pixels::{Area, Filter, Pixels, CHANNELS};
+use masksub::augment::{Filter, Image, Normalize, Operation, Rect, ResizeCenterCrop, SimpleRandomCrop};
 use serde_json::Value;
 
 /// How far an image is from the recorded one, in steps of 1/255.
@@ -44,11 +38,11 @@ impl fmt::Display for Case {
 fn tolerance(op: &str) -> (f64, f64) {
     match op {
         "hflip" | "greyscale" | "solarize" | "solarize_add" | "posterize" | "invert" | "auto_contrast" | "equalize" => {
-            (0., 0.)
+            (0.0, 0.0)
         }
         // Pillow approximates it by box blurs.
-        "gaussian_blur" => (3., 0.5),
-        _ => (2., 0.25),
+        "gaussian_blur" => (3.0, 0.5),
+        _ => (2.0, 0.25),
     }
 }
 
@@ -56,7 +50,7 @@ fn tolerance(op: &str) -> (f64, f64) {
 pub fn compare<'a>(config: &Value, get: impl Fn(&str) -> Result<&'a Tensor>) -> Result<Vec<Case>> {
     let cases = config["cases"].as_object().filter(|cases| !cases.is_empty());
     let cases = cases.context("it has no cases")?;
-    let image = pixels(get("input")?)?;
+    let image = recorded(get("input")?)?;
     let run = |(name, arguments): (&String, &Value)| {
         let arguments = Arguments(arguments);
         let theirs = get(&format!("{name}/out"))?;
@@ -65,24 +59,19 @@ pub fn compare<'a>(config: &Value, get: impl Fn(&str) -> Result<&'a Tensor>) -> 
     cases.iter().map(run).collect()
 }
 
-fn case(name: &str, arguments: &Arguments, image: &Pixels, theirs: &Tensor) -> Result<Case> {
+fn case(name: &str, arguments: &Arguments, image: &Image, theirs: &Tensor) -> Result<Case> {
     let op = arguments.text("op")?;
     let theirs_values = theirs.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?;
     let (shape, ours): (Vec<usize>, Vec<f64>) = if op == "resize_then_normalize" {
         let side = arguments.count("size")?;
-        let by = Normalization {
-            mean: arguments.numbers("mean")?,
-            std: arguments.numbers("std")?,
-        };
-        let small = image.resized(image.whole(), side, side, arguments.filter()?)?;
-        let mut values = vec![0f32; 3 * side * side];
-        by.write(&small, &mut values);
-        (vec![CHANNELS, side, side], values.into_iter().map(f64::from).collect())
+        let normalize = Normalize::new(arguments.numbers("mean")?, arguments.numbers("std")?)?;
+        let values = normalize.to_vec(&image.resized(side, side, arguments.filter()?)?);
+        (vec![3, side, side], values.into_iter().map(f64::from).collect())
     } else {
         let ours = apply(op, arguments, image)?;
         (
-            vec![ours.height, ours.width, 3],
-            ours.values.into_iter().map(f64::from).collect(),
+            vec![ours.height(), ours.width(), 3],
+            ours.into_raw().into_iter().map(f64::from).collect(),
         )
     };
     let case = |largest, mean| Case {
@@ -98,11 +87,11 @@ fn case(name: &str, arguments: &Arguments, image: &Pixels, theirs: &Tensor) -> R
     let step = |i: usize| match op {
         "resize_then_normalize" => {
             let std: [f64; 3] = arguments.numbers("std")?;
-            Ok(255. * std[i / (shape[1] * shape[2])])
+            Ok(255.0 * std[i / (shape[1] * shape[2])])
         }
-        _ => anyhow::Ok(1.),
+        _ => anyhow::Ok(1.0),
     };
-    let (mut largest, mut sum) = (0f64, 0.);
+    let (mut largest, mut sum) = (0f64, 0.0);
     for (i, (a, b)) in ours.iter().zip(&theirs_values).enumerate() {
         let off = (a - b).abs() * step(i)?;
         largest = if off > largest || off.is_nan() { off } else { largest };
@@ -111,99 +100,78 @@ fn case(name: &str, arguments: &Arguments, image: &Pixels, theirs: &Tensor) -> R
     Ok(case(largest, sum / ours.len() as f64))
 }
 
-fn apply(op: &str, arguments: &Arguments, image: &Pixels) -> Result<Pixels> {
-    let factor = || arguments.number("factor");
+fn apply(op: &str, arguments: &Arguments, image: &Image) -> Result<Image> {
+    let (factor, filter) = (|| arguments.number("factor"), || arguments.filter());
+    let fill = if arguments.0["fill"].is_null() {
+        [0; 3]
+    } else {
+        arguments.numbers("fill")?.map(|v| v as u8)
+    };
     let op = match op {
         "resized_crop" => {
-            let area = Area {
+            let rect = Rect {
                 left: arguments.count("left")?,
                 top: arguments.count("top")?,
                 width: arguments.count("width")?,
                 height: arguments.count("height")?,
             };
             let side = arguments.count("size")?;
-            return image.resized(area, side, side, arguments.filter()?);
+            return Ok(image.resized_crop(rect, side, side, filter()?)?);
         }
         "resize_shorter_then_center_crop" => {
-            let shorter = arguments.count("shorter")?;
-            return CentreCrop { shorter }.cut(image, arguments.count("crop")?, arguments.filter()?);
+            let crop = ResizeCenterCrop::new(arguments.count("crop")?)?;
+            let crop = crop.with_shorter_side(arguments.count("shorter")?)?;
+            return Ok(crop.with_filter(filter()?).apply(image)?);
         }
         "resize_shorter_pad_reflect_crop" => {
-            let (side, pad) = (arguments.count("size")?, arguments.count("pad")?);
+            let side = arguments.count("size")?;
             ensure!(
                 arguments.count("shorter")? == side,
                 "the square is not the shorter side's"
             );
-            let place = (arguments.count("left")?, arguments.count("top")?);
-            return SimpleCrop { pad }.cut(image, side, place, arguments.filter()?);
+            let crop = SimpleRandomCrop::new(side)?.with_padding(arguments.count("pad")?)?;
+            let (left, top) = (arguments.count("left")?, arguments.count("top")?);
+            return Ok(crop.crop_at(image, left, top, filter()?)?);
         }
         "hflip" => {
             let mut mirrored = image.clone();
             mirrored.mirror();
             return Ok(mirrored);
         }
-        "greyscale" => Op::Greyscale,
-        "solarize" => Op::Solarize {
-            threshold: arguments.count("threshold")? as u32,
-        },
-        "solarize_add" => Op::SolarizeAdd {
-            add: arguments.count("add")? as u8,
-            threshold: arguments.count("threshold")? as u32,
-        },
-        "posterize" => Op::Posterize {
-            bits: arguments.count("bits")? as u32,
-        },
-        "invert" => Op::Invert,
-        "auto_contrast" => Op::AutoContrast,
-        "equalize" => Op::Equalize,
-        "gaussian_blur" => Op::GaussianBlur {
-            radius: arguments.number("radius")?,
-        },
-        "brightness" => Op::Brightness { factor: factor()? },
-        "contrast" => Op::Contrast { factor: factor()? },
-        "saturation" | "color" => Op::Saturation { factor: factor()? },
-        "sharpness" => Op::Sharpness { factor: factor()? },
-        "rotate" => Op::Rotate {
-            degrees: arguments.number("degrees")?,
-            filter: arguments.filter()?,
-        },
-        "shear_x" => Op::ShearX {
-            factor: factor()?,
-            filter: arguments.filter()?,
-        },
-        "shear_y" => Op::ShearY {
-            factor: factor()?,
-            filter: arguments.filter()?,
-        },
-        "translate_x" => Op::TranslateX {
-            share: arguments.number("fraction")?,
-            filter: arguments.filter()?,
-        },
-        "translate_y" => Op::TranslateY {
-            share: arguments.number("fraction")?,
-            filter: arguments.filter()?,
-        },
+        "greyscale" => Operation::grayscale(),
+        "solarize" => Operation::solarize(arguments.count("threshold")? as u32)?,
+        "solarize_add" => {
+            let (add, threshold) = (arguments.count("add")?, arguments.count("threshold")?);
+            Operation::solarize_add(add as u8, threshold as u32)?
+        }
+        "posterize" => Operation::posterize(arguments.count("bits")? as u32)?,
+        "invert" => Operation::invert(),
+        "auto_contrast" => Operation::auto_contrast(),
+        "equalize" => Operation::equalize(),
+        "gaussian_blur" => Operation::gaussian_blur(arguments.number("radius")?)?,
+        "brightness" => Operation::brightness(factor()?)?,
+        "contrast" => Operation::contrast(factor()?)?,
+        "saturation" | "color" => Operation::saturation(factor()?)?,
+        "sharpness" => Operation::sharpness(factor()?)?,
+        "rotate" => Operation::rotate(arguments.number("degrees")?, filter()?, fill)?,
+        "shear_x" => Operation::shear_x(factor()?, filter()?, fill)?,
+        "shear_y" => Operation::shear_y(factor()?, filter()?, fill)?,
+        "translate_x" => Operation::translate_x(arguments.number("fraction")?, filter()?, fill)?,
+        "translate_y" => Operation::translate_y(arguments.number("fraction")?, filter()?, fill)?,
         other => bail!("the operation {other} is not known here"),
     };
-    let fill = match arguments.0["fill"].is_null() {
-        true => [0; 3],
-        false => arguments.numbers("fill")?.map(|v| v as u8),
-    };
     let mut changed = image.clone();
-    op.apply(&mut changed, fill);
+    op.apply(&mut changed);
     Ok(changed)
 }
 
-fn pixels(image: &Tensor) -> Result<Pixels> {
+fn recorded(image: &Tensor) -> Result<Image> {
     let (height, width) = match image.dims() {
-        &[height, width, CHANNELS] => (height, width),
+        &[height, width, 3] => (height, width),
         dims => bail!("input has shape {dims:?}, but an image is [height, width, 3]"),
     };
-    Ok(Pixels {
-        width,
-        height,
-        values: image.to_dtype(DType::U8)?.flatten_all()?.to_vec1()?,
-    })
+    let pixels = image.to_dtype(DType::U8)?.flatten_all()?.to_vec1()?;
+    Ok(Image::from_raw(width, height, pixels)?)
 }
 
 /// A case's arguments by name.

@@ -33,7 +33,7 @@ pub fn compare(file: &Recorded, report: &mut Report) -> Result<()> {
                 "bce" => (Criterion::bce_with_logits(), target("target_classes")?),
                 "bce_soft" => (Criterion::bce_with_logits(), target("target_soft")?),
                 "bce_threshold0" => (
-                    Criterion::bce_with_logits().with_target_threshold(0.)?,
+                    Criterion::bce_with_logits().with_target_threshold(0.0)?,
                     target("target_soft")?,
                 ),
                 other => bail!("the loss {other} is not known here"),
@@ -42,7 +42,7 @@ pub fn compare(file: &Recorded, report: &mut Report) -> Result<()> {
         } else {
             let (kind, temperature) = match loss.trim_start_matches("sub_").split_once("_T") {
                 Some((kind, temperature)) => (kind, temperature.parse::<f64>()?),
-                None => (loss.trim_start_matches("sub_"), 1.),
+                None => (loss.trim_start_matches("sub_"), 1.0),
             };
             let sub_loss = match kind {
                 "soft_ce" => SubModelLoss::soft_cross_entropy(),

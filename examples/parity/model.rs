@@ -108,7 +108,7 @@ fn compare_model<M: Clone, S: SubBranch<M> + Clone>(
         ("ce", Criterion::cross_entropy(), SubModelLoss::soft_cross_entropy()),
         (
             "bce",
-            Criterion::bce_with_logits().with_target_threshold(0.)?,
+            Criterion::bce_with_logits().with_target_threshold(0.0)?,
             SubModelLoss::bce(),
         ),
     ] {

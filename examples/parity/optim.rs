@@ -28,11 +28,11 @@ pub fn compare(file: &Recorded, report: &mut Report) -> Result<()> {
         weight_decay: 1e-2,
         ..SgdConfig::default()
     });
-    let whole = |_: &str| 1.;
+    let whole = |_: &str| 1.0;
     let by_layer = |name: &str| match name.split('.').next() {
         Some("block") => 0.5,
         Some("pos_embed") => 0.25,
-        _ => 1.,
+        _ => 1.0,
     };
     steps(file, report, "adamw", adamw(), whole)?;
     steps(file, report, "adamw_layer_scale", adamw(), by_layer)?;
@@ -87,7 +87,7 @@ fn steps(
 fn clip(file: &Recorded, report: &mut Report) -> Result<()> {
     let params = start(file)?;
     let mut grads = gradients(file, 2, &params)?;
-    let norm = grad::clip_grad_norm(&mut grads, &params, 1.)?;
+    let norm = grad::clip_grad_norm(&mut grads, &params, 1.0)?;
     let theirs = file.number_at("clip/norm")?;
     let ours = candle_core::Tensor::new(norm as f32, theirs.device())?;
     report.compare(Group::Main, "clip/norm", &ours, &theirs)?;

@@ -140,7 +140,7 @@ impl Recorded {
             mlp_dim: embed_dim * self.count("mlp_ratio")?,
             norm_eps: self.number("norm_eps")?,
             // Its initial value does not matter: the weights are recorded.
-            layer_scale: self.flag("layer_scale").then_some(1.),
+            layer_scale: self.flag("layer_scale").then_some(1.0),
             class_token_position: self.flag("cls_in_pos_embed"),
             activation: match self.text("activation")? {
                 "gelu_erf" => Activation::Gelu,

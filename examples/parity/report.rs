@@ -104,10 +104,11 @@ impl fmt::Display for Report {
                 .map(|c| c.name.as_str())
                 .collect();
             write!(f, " images={}", self.images.len())?;
-            match wrong.is_empty() {
-                true => return write!(f, " ok"),
-                false => return write!(f, " FAIL: {}", wrong.join(", ")),
-            }
+            return if wrong.is_empty() {
+                write!(f, " ok")
+            } else {
+                write!(f, " FAIL: {}", wrong.join(", "))
+            };
         }
         for (group, name) in Group::ALL {
             match self.largest(group) {

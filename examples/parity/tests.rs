@@ -202,13 +202,13 @@ fn a_changed_value_fails_in_its_group() {
             let value = tensors
                 .get_mut(tensor)
                 .unwrap_or_else(|| panic!("{file} has no {tensor}"));
-            *value = (&*value * (1. + 1e-3)).unwrap();
+            *value = (&*value * (1.0 + 1e-3)).unwrap();
         });
         let (report, code) = run(&path);
         assert_eq!(code, 1, "{tensor}: {report}");
         assert!(report.to_string().ends_with(" FAIL"), "{report}");
         for (other, _) in Group::ALL {
-            let error = report.largest(other).unwrap_or(0.);
+            let error = report.largest(other).unwrap_or(0.0);
             assert_eq!(error > 5e-4, other == group, "{tensor}: {report}");
         }
     }
@@ -313,7 +313,7 @@ fn a_checkpoint_that_is_not_what_was_recorded_fails() {
     ] {
         let path = changed_checkpoint(name, directory.path(), |tensors| {
             let value = tensors.get_mut(tensor).unwrap();
-            *value = (&*value * (1. + 1e-3)).unwrap();
+            *value = (&*value * (1.0 + 1e-3)).unwrap();
         });
         let (report, code) = run(&path);
         assert!(code == 1 && report.failures.is_empty(), "{tensor}: {report}");
@@ -364,7 +364,7 @@ fn a_group_without_values_says_so() {
     assert!(report.largest(Group::Loss).is_some());
     let empty = Report {
         name: "empty".into(),
-        errors: vec![(Group::Main, "logits".into(), 0.)],
+        errors: vec![(Group::Main, "logits".into(), 0.0)],
         ..Default::default()
     };
     assert_eq!(empty.to_string(), "empty main=0.0e0 sub=- loss=- grad=- ok");

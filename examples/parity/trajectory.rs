@@ -37,7 +37,7 @@ pub fn compare(file: &Recorded, report: &mut Report) -> Result<()> {
         )?;
         report.compare(Group::Sub, format!("step{step}/loss_sub"), &scalar(sub_loss)?, &sub)?;
         let (ours, theirs) = (result.main_loss + sub_loss, ((main + sub)? * 0.5)?);
-        report.compare(Group::Loss, format!("step{step}/loss"), &scalar(ours / 2.)?, &theirs)?;
+        report.compare(Group::Loss, format!("step{step}/loss"), &scalar(ours / 2.0)?, &theirs)?;
     }
     // How far each weight went: what all gradients together did.
     for (name, var) in params.iter() {

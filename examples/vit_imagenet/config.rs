@@ -1,5 +1,6 @@
 //! All settings of a run that decide its result, as they are printed, kept in its checkpoints and compared.
 
+use crate::data::transform::Transform;
 use crate::flags::training::OptimizerKind;
 use crate::flags::{Branch, Flags};
 use crate::network::Network;
@@ -15,14 +16,15 @@ pub fn config(flags: &Flags) -> Result<Config> {
     let network = flags.network(1)?; // only its shape matters here
     let training = &flags.training;
     ensure!(
-        training.layer_decay == 1. || !matches!(network, Network::ResNet(..)),
+        training.layer_decay == 1.0 || !matches!(network, Network::ResNet(..)),
         "--layer-decay is {}, but must be 1 for a ResNet: it is for networks of like blocks",
         training.layer_decay
     );
     // What does not go together is told now, not after the images were listed.
     training.schedule(1)?;
     training.criterion()?;
-    let transform = flags.input.transform(&network);
+    let input = flags.input.settings(&network);
+    Transform::new(input.clone())?;
     let (warmup_lr, min_lr) = training.end_lrs();
     let mut config: Config = vec![
         ("recipe", typed(&flags.recipe)),
@@ -56,7 +58,7 @@ pub fn config(flags: &Flags) -> Result<Config> {
     put(
         "clip-grad",
         match training.optimizer {
-            OptimizerKind::Lamb if training.clip_grad == 0. => "1, in lamb".into(),
+            OptimizerKind::Lamb if training.clip_grad == 0.0 => "1, in lamb".into(),
             _ => or_none(training.clip_grad),
         },
     );
@@ -67,11 +69,11 @@ pub fn config(flags: &Flags) -> Result<Config> {
     put("cutmix", or_none(training.cutmix));
     put("ema", or_none(training.ema));
     if flags.takes_images() {
-        put("augment", transform.augment.to_string());
-        put("interpolation", typed(&transform.interpolation));
-        put("crop-pct", transform.crop_share.to_string());
-        put("mean", format!("{:?}", transform.normalization.mean));
-        put("std", format!("{:?}", transform.normalization.std));
+        put("augment", input.augment.to_string());
+        put("interpolation", typed(&input.interpolation));
+        put("crop-pct", input.crop_pct.to_string());
+        put("mean", format!("{:?}", input.normalize.mean()));
+        put("std", format!("{:?}", input.normalize.std()));
     }
     put("branch", flags.branch.to_string());
     match flags.branch {
@@ -85,7 +87,7 @@ pub fn config(flags: &Flags) -> Result<Config> {
             }
         }
     }
-    if flags.sub_weight() > 0. {
+    if flags.sub_weight() > 0.0 {
         put("sub-loss", typed(&flags.sub_loss));
         put("temperature", flags.temperature.to_string());
         put("sub-weight", flags.sub_weight.to_string());
@@ -124,7 +126,7 @@ fn typed(value: &impl ValueEnum) -> String {
 /// Without what the product of two decimals has in its last place.
 fn rate(value: f64) -> String {
     match format!("{value:.14e}").parse::<f64>() {
-        Ok(value) if value != 0. && value < 1e-2 => format!("{value:e}"),
+        Ok(value) if value != 0.0 && value < 1e-2 => format!("{value:e}"),
         Ok(value) => value.to_string(),
         Err(_) => value.to_string(),
     }
@@ -132,7 +134,7 @@ fn rate(value: f64) -> String {
 
 fn or_none(value: f64) -> String {
     match value {
-        0. => "none".into(),
+        0.0 => "none".into(),
         _ => value.to_string(),
     }
 }
@@ -147,7 +149,7 @@ fn drop_path(network: &Network) -> String {
         Network::Swin(cfg) => (cfg.drop_path, "linear"),
     };
     match rate {
-        0. => "0".into(),
+        0.0 => "0".into(),
         _ => format!("{rate}, {how}"),
     }
 }

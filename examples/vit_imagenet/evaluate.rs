@@ -48,8 +48,8 @@ impl Tally {
     pub fn scores(&self) -> Scores {
         let images = self.images as f64;
         Scores {
-            top1: 100. * self.top1 as f64 / images,
-            top5: 100. * self.top5 as f64 / images,
+            top1: 100.0 * self.top1 as f64 / images,
+            top5: 100.0 * self.top5 as f64 / images,
             loss: self.loss / images,
         }
     }
@@ -145,33 +145,33 @@ mod tests {
     fn counts_hits_by_rank() {
         let device = Device::Cpu;
         // The label is 1st, 2nd, 5th and 6th of seven.
-        let row = [7f32, 6., 5., 4., 3., 2., 1.];
+        let row = [7f32, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0];
         let logits = Tensor::new(&[row, row, row, row], &device).unwrap();
         let labels = Tensor::new(&[0u32, 1, 4, 5], &device).unwrap();
         let mut tally = Tally::default();
         tally.add(&logits, &labels).unwrap();
         let scores = tally.scores();
-        assert_eq!((scores.top1, scores.top5), (25., 75.));
+        assert_eq!((scores.top1, scores.top5), (25.0, 75.0));
         let oracle = candle_nn::loss::cross_entropy(&logits, &labels).unwrap();
         assert!(close(scores.loss, oracle.to_scalar::<f32>().unwrap() as f64));
     }
 
     #[test]
     fn ties_and_undefined_logits_are_no_gift() {
-        assert_eq!(rank(&[1., 1., 1.], 0), 0);
-        assert_eq!(rank(&[1., 1., 1.], 2), 2);
-        assert_eq!(rank(&[f32::NAN, 0.], 0), 2);
-        assert!(close(cross_entropy(&[1e30, 0.], 0), 0.));
+        assert_eq!(rank(&[1.0, 1.0, 1.0], 0), 0);
+        assert_eq!(rank(&[1.0, 1.0, 1.0], 2), 2);
+        assert_eq!(rank(&[f32::NAN, 0.0], 0), 2);
+        assert!(close(cross_entropy(&[1e30, 0.0], 0), 0.0));
     }
 
     #[test]
     fn batches_add_up_whatever_their_size() {
         let device = Device::Cpu;
-        let images = Tensor::arange(0f32, 28., &device)
+        let images = Tensor::arange(0f32, 28.0, &device)
             .unwrap()
             .reshape((7, 4, 1, 1))
             .unwrap();
-        let images = (images.sin().unwrap() * 3.).unwrap();
+        let images = (images.sin().unwrap() * 3.0).unwrap();
         let labels = Tensor::new(&[2u32, 3, 0, 0, 1, 1, 2], &device).unwrap();
         let scores = |size: usize| {
             let batches = (0..7usize).step_by(size).map(|start| {
@@ -184,7 +184,7 @@ mod tests {
             evaluate(Box::new(batches), |xs| Ok(xs.flatten_from(1)?)).unwrap()
         };
         let whole = scores(7);
-        assert!(whole.top1 > 0. && whole.top1 < 100. && whole.top5 == 100.);
+        assert!(whole.top1 > 0.0 && whole.top1 < 100.0 && whole.top5 == 100.0);
         for size in [1, 2, 3] {
             let parts = scores(size);
             assert_eq!((parts.top1, parts.top5), (whole.top1, whole.top5));
@@ -206,8 +206,8 @@ mod tests {
     fn means_weigh_batches_by_their_size() {
         let mut mean = Mean::default();
         assert!(mean.get().is_nan());
-        mean.add(1., 3);
-        mean.add(5., 1);
-        assert_eq!(mean.get(), 2.);
+        mean.add(1.0, 3);
+        mean.add(5.0, 1);
+        assert_eq!(mean.get(), 2.0);
     }
 }

@@ -6,7 +6,6 @@
 //! `--help` explains the flags. This page is the part that a trainer writes; flags, data, networks and output have
 //! modules of their own.
 
-mod augment;
 mod config;
 mod data;
 mod evaluate;
@@ -215,7 +214,7 @@ impl Training<'_> {
                     }
                 };
                 let mut step = backward(&model, &params, &criterion, (&xs, &targets), key, settings.accumulate)?;
-                if settings.clip_grad > 0. {
+                if settings.clip_grad > 0.0 {
                     grad::clip_grad_norm(&mut step.grads, &params, settings.clip_grad)?;
                 }
                 let lr = schedule.at(t);
@@ -277,7 +276,7 @@ fn backward<M, S: SubBranch<M>>(
         return Ok(model.backward(images, key, |logits| criterion.forward(logits, targets))?);
     }
     let mut accumulator = Accumulator::new(params);
-    let (mut main_loss, mut sub_loss, mut logits) = (0., None, vec![]);
+    let (mut main_loss, mut sub_loss, mut logits) = (0.0, None, vec![]);
     for part in 0..parts {
         let first = part * batch / parts;
         let n = (part + 1) * batch / parts - first;
@@ -288,7 +287,7 @@ fn backward<M, S: SubBranch<M>>(
         let share = n as f64 / batch as f64;
         main_loss += share * step.main_loss;
         if let Some(loss) = step.sub_loss {
-            *sub_loss.get_or_insert(0.) += share * loss;
+            *sub_loss.get_or_insert(0.0) += share * loss;
         }
         logits.push(step.main_logits);
     }

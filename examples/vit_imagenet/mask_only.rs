@@ -9,9 +9,10 @@ pub struct MaskOnly<S>(pub S);
 
 impl<M, S: SubBranch<M>> SubBranch<M> for MaskOnly<S> {
     fn main(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
-        match pass.is_train() {
-            true => self.0.sub(model, xs, pass).map(|(logits, _)| logits),
-            false => self.0.main(model, xs, pass),
+        if pass.is_train() {
+            self.0.sub(model, xs, pass).map(|(logits, _)| logits)
+        } else {
+            self.0.main(model, xs, pass)
         }
     }
 
@@ -38,7 +39,7 @@ mod tests {
         };
         let weights = Weights::seeded(Seed::new(0));
         let vit = VisionTransformer::new(&cfg, weights.var_builder(DType::F32, &Device::Cpu)).unwrap();
-        let images = Tensor::arange(0f32, 128., &Device::Cpu).unwrap();
+        let images = Tensor::arange(0f32, 128.0, &Device::Cpu).unwrap();
         let images = images.sin().unwrap().reshape((2, 1, 8, 8)).unwrap();
         let branch = || DropToken::new(RandomMasking::new(0.5).unwrap());
         let values = |logits: Result<Tensor>| logits.unwrap().to_vec2::<f32>().unwrap();

@@ -1,10 +1,10 @@
 //! The networks that `--model` names, and what each asks of its input.
 
 use crate::data::digits;
-use crate::data::transform::Normalization;
 use crate::flags::Flags;
 use anyhow::{ensure, Result};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
+use masksub::augment::Normalize;
 use masksub::models::vit::{Layout, Pool};
 use masksub::models::{resnet, swin, vit, Constructor};
 
@@ -39,9 +39,10 @@ pub fn names() -> impl TypedValueParser<Value = String> {
 
 /// What is trained where no flag says otherwise.
 pub fn default_name(with_data: bool) -> &'static str {
-    match with_data {
-        true => "deit3-small",
-        false => DIGITS,
+    if with_data {
+        "deit3-small"
+    } else {
+        DIGITS
     }
 }
 
@@ -110,18 +111,18 @@ impl Network {
     }
 
     /// Mean and standard deviation of its published checkpoints' images.
-    pub fn normalization(&self) -> Normalization {
+    pub fn normalize(&self) -> Normalize {
         match self {
-            Self::Vit(cfg) if cfg.layout == Layout::Clip => Normalization::CLIP,
-            _ => Normalization::IMAGENET,
+            Self::Vit(cfg) if cfg.layout == Layout::Clip => Normalize::CLIP,
+            _ => Normalize::IMAGENET,
         }
     }
 
     /// The share of an image's shorter side that evaluation looks at: DeiT-III whole images, RSB 95 %, the others
     /// seven eighths.
-    pub fn crop_share(&self) -> f64 {
+    pub fn crop_pct(&self) -> f64 {
         match self {
-            Self::Vit(cfg) if cfg.layout != Layout::Clip && cfg.pool == Pool::ClassToken => 1.,
+            Self::Vit(cfg) if cfg.layout != Layout::Clip && cfg.pool == Pool::ClassToken => 1.0,
             Self::ResNet(..) => 0.95,
             _ => 0.875,
         }
@@ -154,9 +155,10 @@ fn vit(name: &str, size: Option<Constructor<vit::Config>>, num_classes: usize, f
         "deit3-huge" => (160, true),
         _ => (cfg.image_size.0, false),
     };
-    let Input { image_size, channels } = match flags.takes_images() {
-        true => input(image_size, cfg.in_channels, flags)?,
-        false => input(digits::SIDE, 1, flags)?,
+    let Input { image_size, channels } = if flags.takes_images() {
+        input(image_size, cfg.in_channels, flags)?
+    } else {
+        input(digits::SIDE, 1, flags)?
     };
     let patch_size = flags.patch_size.unwrap_or(cfg.patch_size);
     ensure!(
@@ -178,19 +180,17 @@ fn resnet(cfg: resnet::Config, image_size: usize, flags: &Flags) -> Result<Netwo
         flags.patch_size.is_none(),
         "--patch-size is for networks that cut the image in patches, which a ResNet does not"
     );
-    let input = match flags.takes_images() {
-        true => input(image_size, cfg.in_channels, flags)?,
-        false => input(ENLARGED, 1, flags)?,
+    let input = if flags.takes_images() {
+        input(image_size, cfg.in_channels, flags)?
+    } else {
+        input(ENLARGED, 1, flags)?
     };
     let in_channels = input.channels;
     Ok(Network::ResNet(resnet::Config { in_channels, ..cfg }, input))
 }
 
 fn swin(cfg: swin::Config, flags: &Flags) -> Result<Network> {
-    let channels = match flags.takes_images() {
-        true => cfg.in_channels,
-        false => 1,
-    };
+    let channels = if flags.takes_images() { cfg.in_channels } else { 1 };
     let input = input(cfg.image_size.0, channels, flags)?;
     Ok(Network::Swin(swin::Config {
         image_size: (input.image_size, input.image_size),

@@ -72,9 +72,10 @@ impl Recipe {
 const DEIT3_LOSS: &str = "--loss bce-hard --label-smoothing 0 --sub-loss bce";
 
 fn deit3(size: usize, long: bool) -> String {
-    let (epochs, decay, drop_path) = match long {
-        false => (400, 0.03, [0., 0.1, 0.4, 0.5]),
-        true => (800, 0.05, [0.05, 0.2, 0.45, 0.6]),
+    let (epochs, decay, drop_path) = if long {
+        (800, 0.05, [0.05, 0.2, 0.45, 0.6])
+    } else {
+        (400, 0.03, [0.0, 0.1, 0.4, 0.5])
     };
     let (lr, drop_path) = ([4e-3, 3e-3, 3e-3, 3e-3][size], drop_path[size]);
     format!(
@@ -86,7 +87,7 @@ fn deit3(size: usize, long: bool) -> String {
 
 fn deit3_finetune(size: usize, of_paper: bool) -> String {
     // Not published for S, which is trained at 224 pixels from the start.
-    let drop_path = [0., 0.2, 0.45, 0.55][size];
+    let drop_path = [0.0, 0.2, 0.45, 0.55][size];
     let image_size = if of_paper { "--image-size 224" } else { "" };
     format!(
         "{COMMON} {image_size} --batch-size 512 --epochs 20 --optimizer adamw --eps 1e-8 --lr 1e-5 --weight-decay 0.1 \

@@ -252,7 +252,7 @@ fn every_recipe_trains() {
         let rows = metrics(&out);
         assert_eq!(rows.len(), 1);
         assert!(
-            rows[0][3].parse::<f64>().unwrap() > 0. && rows[0][4].parse::<f64>().unwrap() > 0.,
+            rows[0][3].parse::<f64>().unwrap() > 0.0 && rows[0][4].parse::<f64>().unwrap() > 0.0,
             "{rows:?}"
         );
         // Averaged weights where the recipe has them.

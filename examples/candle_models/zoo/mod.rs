@@ -44,7 +44,7 @@ const PLAIN: Entry = Entry {
     build: |_| candle_core::bail!("no constructor"),
     absent: |_| false,
     part: "",
-    norm_weight: 1.,
+    norm_weight: 1.0,
     with_gradient: "",
     found: "",
     cause: "",

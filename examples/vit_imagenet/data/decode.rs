@@ -3,10 +3,10 @@
 //! What a user sees on the screen is what a model gets: the picture is turned as its EXIF orientation says, which torchvision
 //! and timm do not do. Otherwise as Pillow's `convert("RGB")`: transparency is dropped, grey is repeated, CMYK is mixed.
 
-use crate::augment::pixels::Pixels;
 use anyhow::{ensure, Context, Result};
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageReader, Limits, RgbImage};
+use masksub::augment::Image;
 use std::cell::RefCell;
 use std::fs::File;
 use std::io::{Cursor, Read};
@@ -15,7 +15,7 @@ use std::sync::Mutex;
 use zune_jpeg::zune_core::{bytestream::ZCursor, colorspace::ColorSpace, options::DecoderOptions};
 use zune_jpeg::JpegDecoder;
 
-/// Pixels of the largest image that is read: Pillow's limit, beyond which it takes a file for a decompression bomb.
+/// Image of the largest image that is read: Pillow's limit, beyond which it takes a file for a decompression bomb.
 const MOST_PIXELS: usize = 178_956_970;
 
 /// Images with more pixels than that are decoded one after another, so that as many of them as there are threads do not
@@ -30,24 +30,26 @@ thread_local! {
 }
 
 /// Reads a file; the format is told by its content, not by its name.
-pub fn decode(path: &Path) -> Result<Pixels> {
+pub fn decode(path: &Path) -> Result<Image> {
     let mut file = File::open(path)?;
     FILE.with_borrow_mut(|bytes| {
         bytes.clear();
         bytes.shrink_to(MANY_PIXELS);
         file.read_to_end(bytes)?;
         ensure!(!bytes.is_empty(), "the file is empty");
-        match bytes.starts_with(&[0xff, 0xd8]) {
-            true => jpeg(bytes),
-            false => other(bytes),
+        if bytes.starts_with(&[0xff, 0xd8]) {
+            jpeg(bytes)
+        } else {
+            other(bytes)
         }
     })
 }
 
 /// Takes back an image that is done with: this thread's next one is decoded into its memory.
-pub fn recycle(image: Pixels) {
-    if image.values.capacity() <= 3 * MANY_PIXELS {
-        SPARE.set(image.values);
+pub fn recycle(image: Image) {
+    let pixels = image.into_raw();
+    if pixels.capacity() <= 3 * MANY_PIXELS {
+        SPARE.set(pixels);
     }
 }
 
@@ -62,7 +64,7 @@ fn admit(width: usize, height: usize) -> Result<Option<std::sync::MutexGuard<'st
     Ok((pixels > MANY_PIXELS).then(alone))
 }
 
-fn jpeg(bytes: &[u8]) -> Result<Pixels> {
+fn jpeg(bytes: &[u8]) -> Result<Image> {
     // The decoder takes a JPEG that was cut off for a whole one and leaves the rest of it grey.
     ensure!(jpeg_ends(bytes), "the JPEG is cut off");
     let options = DecoderOptions::default()
@@ -79,15 +81,15 @@ fn jpeg(bytes: &[u8]) -> Result<Pixels> {
         decoder.output_buffer_size() == Some(size),
         "its colours cannot be converted to RGB"
     );
-    let mut values = SPARE.take();
-    values.resize(size, 0);
-    decoder.decode_into(&mut values)?;
+    let mut pixels = SPARE.take();
+    pixels.resize(size, 0);
+    decoder.decode_into(&mut pixels)?;
     let orientation = decoder.exif().and_then(|exif| Orientation::from_exif_chunk(exif));
-    let image = Pixels { width, height, values };
+    let image = Image::from_raw(width, height, pixels)?;
     turned(image, orientation.unwrap_or(Orientation::NoTransforms))
 }
 
-fn other(bytes: &[u8]) -> Result<Pixels> {
+fn other(bytes: &[u8]) -> Result<Image> {
     let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format()?;
     let mut decoder = reader.into_decoder()?;
     let (width, height) = decoder.dimensions();
@@ -97,25 +99,22 @@ fn other(bytes: &[u8]) -> Result<Pixels> {
     decoder.set_limits(limits)?;
     let orientation = decoder.orientation()?;
     let image = DynamicImage::from_decoder(decoder)?;
-    turned(pixels(image), orientation)
+    turned(converted(image)?, orientation)
 }
 
-fn pixels(image: DynamicImage) -> Pixels {
-    Pixels {
-        width: image.width() as usize,
-        height: image.height() as usize,
-        values: image.into_rgb8().into_raw(),
-    }
+fn converted(image: DynamicImage) -> Result<Image> {
+    let (width, height) = (image.width() as usize, image.height() as usize);
+    Ok(Image::from_raw(width, height, image.into_rgb8().into_raw())?)
 }
 
-fn turned(image: Pixels, orientation: Orientation) -> Result<Pixels> {
+fn turned(image: Image, orientation: Orientation) -> Result<Image> {
     if orientation == Orientation::NoTransforms {
         return Ok(image);
     }
-    let rgb = RgbImage::from_raw(image.width as u32, image.height as u32, image.values);
+    let rgb = RgbImage::from_raw(image.width() as u32, image.height() as u32, image.into_raw());
     let mut image = DynamicImage::from(rgb.context("fewer pixels than it says")?);
     image.apply_orientation(orientation);
-    Ok(pixels(image))
+    converted(image)
 }
 
 /// Whether an end marker (FF D9) follows the start of the image data (FF DA). Segments before that, with a thumbnail in

@@ -166,7 +166,7 @@ mod tests {
             .collect();
         let mean = pixels.iter().sum::<f64>() / pixels.len() as f64;
         let variance = pixels.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / pixels.len() as f64;
-        assert!(mean.abs() < 1e-5 && (variance - 1.).abs() < 1e-5, "{mean} {variance}");
+        assert!(mean.abs() < 1e-5 && (variance - 1.0).abs() < 1e-5, "{mean} {variance}");
         let test = labels(digits.test_batches(64));
         for digit in 0..10 {
             let n = test.iter().filter(|&&label| label == digit).count();

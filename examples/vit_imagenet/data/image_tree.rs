@@ -4,7 +4,7 @@ use super::draws::{rng, Purpose};
 use super::file_list::FileList;
 use super::order::{permutation, repeated, repeated_len, subset, training_batches};
 use super::prefetch::Prefetch;
-use super::transform::{Draw, Transform};
+use super::transform::{Draw, Settings, Transform};
 use super::{Batch, Batches, Dataset};
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
@@ -151,9 +151,9 @@ impl ImageTree {
         let decoded = batches.into_iter().map(move |images| Ok(loader.load(&split, &images)?));
         Box::new(Prefetch::new(decoded).map(|decoded| {
             let (images, labels) = decoded?;
-            let Transform {
+            let &Settings {
                 image_size, channels, ..
-            } = self.loader.transform;
+            } = self.loader.transform.settings();
             Ok(Batch {
                 images: Tensor::from_vec(images, (labels.len(), channels, image_size, image_size), &self.device)?,
                 labels: Tensor::from_slice(&labels, labels.len(), &self.device)?,
@@ -172,7 +172,7 @@ impl Dataset for ImageTree {
     }
 
     fn epoch_len(&self) -> usize {
-        repeated_len(self.train_len(), self.loader.transform.augment.repeats)
+        repeated_len(self.train_len(), self.loader.transform.settings().augment.repeats)
     }
 
     fn test_len(&self) -> usize {
@@ -181,7 +181,7 @@ impl Dataset for ImageTree {
 
     fn train_batches(&self, seed: u64, epoch: usize, batch_size: usize, skip: usize) -> Batches<'_> {
         let order = permutation(self.train_len(), &mut rng(seed, epoch, 0, Purpose::Order));
-        let shown = repeated(&order, self.loader.transform.augment.repeats);
+        let shown = repeated(&order, self.loader.transform.settings().augment.repeats);
         let drawn = |(index, repeat)| {
             let draw = Draw::Train {
                 seed,
@@ -298,10 +298,10 @@ fn class_names(root: &Path) -> Result<Vec<String>, TreeError> {
         }
     }
     names.sort_unstable();
-    match names.is_empty() {
-        true => Err(TreeError::NoClasses(root.into())),
-        false => Ok(names),
+    if names.is_empty() {
+        return Err(TreeError::NoClasses(root.into()));
     }
+    Ok(names)
 }
 
 /// The images below each class directory, sorted by path.
@@ -350,10 +350,10 @@ fn images_below(class: &Path) -> Result<(FileList, Vec<PathBuf>), TreeError> {
             left_out.push(entry.into_path());
         }
     }
-    match files.is_empty() {
-        true => Err(TreeError::EmptyClass(class.into())),
-        false => Ok((files.sorted(), left_out)),
+    if files.is_empty() {
+        return Err(TreeError::EmptyClass(class.into()));
     }
+    Ok((files.sorted(), left_out))
 }
 
 #[cfg(test)]

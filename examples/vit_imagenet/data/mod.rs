@@ -1,5 +1,6 @@
 //! A data set as the training loop sees it: batches of images with their labels.
 
+pub mod augment;
 mod decode;
 pub mod digits;
 mod draws;

@@ -1,117 +1,56 @@
 //! From an image file to the numbers a model sees: the operations of a recipe, in their order.
 
+use super::augment::{Augment, AutoAugment, Crop, Interpolation};
 use super::decode::{decode, recycle};
 use super::draws::{repeat_rng, Purpose};
-use crate::augment::crop::{CentreCrop, RandomResizedCrop, SimpleCrop};
-use crate::augment::erase::RandomErasing;
-use crate::augment::jitter::ColourJitter;
-use crate::augment::pixels::{Interpolation, Pixels};
-use crate::augment::rand_augment::RandAugment;
-use crate::augment::three_augment::three_augment;
 use anyhow::Result;
+use masksub::augment::{
+    ColorJitter, HorizontalFlip, Image, Normalize, RandAugment, RandomErasing, RandomResizedCrop, RandomShift,
+    ResizeCenterCrop, SimpleRandomCrop, ThreeAugment,
+};
 use rand::Rng;
-use std::fmt;
 use std::path::Path;
 
-pub use crate::augment::normalize::Normalization;
-
-/// Everything that turns a file into `[C, H, W]`.
+/// What decides how a file turns into `[C, H, W]`.
 #[derive(Clone, Debug)]
-pub struct Transform {
+pub struct Settings {
     /// Height and width of the result.
     pub image_size: usize,
     /// 3, or 1 for grey levels.
     pub channels: usize,
-    pub normalization: Normalization,
+    pub normalize: Normalize,
     pub interpolation: Interpolation,
     /// Evaluation crops this share of the shorter side.
-    pub crop_share: f64,
+    pub crop_pct: f64,
     pub augment: Augment,
 }
 
-/// How training images are varied: the values in which recipes differ.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Augment {
-    pub crop: Crop,
-    /// Probability with which left and right are exchanged.
-    pub flip: f64,
-    pub auto: AutoAugment,
-    /// Brightness, contrast and saturation by factors of 1 - this to 1 + this. Not beside RandAugment: timm leaves it out
-    /// there unless forced, so a recipe that lists both (Swin's) was trained without it.
-    pub colour_jitter: f64,
-    /// Probability of random erasing.
-    pub erasing: f64,
-    /// How often an image appears in an epoch that shows it, each time varied anew; the epoch shows that many fewer.
-    pub repeats: usize,
+/// Everything that turns a file into `[C, H, W]`.
+#[derive(Clone, Debug)]
+pub struct Transform {
+    settings: Settings,
+    center: ResizeCenterCrop,
+    cut: Cut,
+    flip: HorizontalFlip,
+    auto: Option<Auto>,
+    jitter: Option<ColorJitter>,
+    erasing: RandomErasing,
 }
 
-/// How a training image becomes a square.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Crop {
-    RandomResized(RandomResizedCrop),
-    Simple(SimpleCrop),
-    /// As in evaluation, then shifted by up to an eighth of the side in both directions, edges repeated.
-    Shift,
-    /// As in evaluation.
-    Centre,
+/// A training image to a square.
+#[derive(Clone, Copy, Debug)]
+enum Cut {
+    Resized(RandomResizedCrop),
+    Simple(SimpleRandomCrop),
+    /// Of what evaluation sees.
+    Shift(RandomShift),
+    Center,
 }
 
-/// What else is done to the picture.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum AutoAugment {
-    None,
+#[derive(Clone, Copy, Debug)]
+enum Auto {
     Three,
     Rand(RandAugment),
-}
-
-impl Augment {
-    /// Images as evaluation sees them.
-    pub const NONE: Self = Self {
-        crop: Crop::Centre,
-        flip: 0.,
-        auto: AutoAugment::None,
-        colour_jitter: 0.,
-        erasing: 0.,
-        repeats: 1,
-    };
-}
-
-impl fmt::Display for Augment {
-    /// What is done, in its order, as a row of a table.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut parts = vec![match self.crop {
-            Crop::RandomResized(RandomResizedCrop { scale: (from, to), .. }) => {
-                format!("random resized crop {from}-{to}")
-            }
-            Crop::Simple(SimpleCrop { pad }) => format!("simple random crop, padded by {pad}"),
-            Crop::Shift => "shift".into(),
-            Crop::Centre => "centre crop".into(),
-        }];
-        if self.flip > 0. {
-            parts.push(format!("flip {}", self.flip));
-        }
-        match self.auto {
-            AutoAugment::None => {}
-            AutoAugment::Three => parts.push("3-Augment".into()),
-            AutoAugment::Rand(rand) => parts.push(format!("RandAugment {}/{}", rand.magnitude, rand.magnitude_std)),
-        }
-        if self.jitters() {
-            parts.push(format!("colour jitter {}", self.colour_jitter));
-        }
-        if self.erasing > 0. {
-            parts.push(format!("random erasing {}", self.erasing));
-        }
-        if self.repeats > 1 {
-            parts.push(format!("repeated augmentation {}", self.repeats));
-        }
-        write!(f, "{}", parts.join(", "))
-    }
-}
-
-impl Augment {
-    fn jitters(&self) -> bool {
-        self.colour_jitter > 0. && !matches!(self.auto, AutoAugment::Rand(_))
-    }
 }
 
 /// Which draws an image gets: none in evaluation.
@@ -127,9 +66,48 @@ pub enum Draw {
 }
 
 impl Transform {
+    /// # Errors
+    /// When settings do not go together.
+    pub fn new(settings: Settings) -> Result<Self> {
+        let (size, augment) = (settings.image_size, settings.augment);
+        let interpolation: masksub::augment::Interpolation = settings.interpolation.into();
+        Ok(Self {
+            center: ResizeCenterCrop::new(size)?
+                .with_crop_pct(settings.crop_pct)?
+                .with_filter(interpolation.fixed()),
+            cut: match augment.crop {
+                Crop::Resized => Cut::Resized(RandomResizedCrop::new(size)?.with_interpolation(interpolation)),
+                Crop::Simple => Cut::Simple(SimpleRandomCrop::new(size)?.with_interpolation(interpolation)),
+                Crop::Shift => Cut::Shift(RandomShift::new(size / 8)?),
+                Crop::None => Cut::Center,
+            },
+            flip: HorizontalFlip::new(augment.flip)?,
+            auto: match augment.auto {
+                AutoAugment::None => None,
+                AutoAugment::Three => Some(Auto::Three),
+                AutoAugment::Rand { magnitude } => Some(Auto::Rand(
+                    RandAugment::new(magnitude)?
+                        .with_interpolation(interpolation)
+                        .with_fill(settings.normalize.mean_color()),
+                )),
+            },
+            jitter: if augment.jitters() {
+                Some(ColorJitter::new(augment.color_jitter)?)
+            } else {
+                None
+            },
+            erasing: RandomErasing::new(augment.erasing)?,
+            settings,
+        })
+    }
+
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
     /// How many numbers an image becomes.
     pub fn len(&self) -> usize {
-        self.channels * self.image_size * self.image_size
+        self.settings.channels * self.settings.image_size * self.settings.image_size
     }
 
     /// Writes the image of `path` to `out` `[C, image_size, image_size]`.
@@ -140,7 +118,7 @@ impl Transform {
         Ok(())
     }
 
-    pub fn apply(&self, image: &Pixels, draw: Draw, out: &mut [f32]) -> Result<()> {
+    pub fn apply(&self, image: &Image, draw: Draw, out: &mut [f32]) -> Result<()> {
         let Draw::Train {
             seed,
             epoch,
@@ -148,68 +126,43 @@ impl Transform {
             repeat,
         } = draw
         else {
-            self.normalization.write(&self.centre(image)?, out);
-            return Ok(());
+            return self.write(&self.center.apply(image)?, out);
         };
         // Each operation has draws of its own: switching one on leaves the others' as they are.
         let rng = |purpose| repeat_rng(seed, epoch, index, repeat, purpose);
-        let Augment {
-            flip, auto, erasing, ..
-        } = self.augment;
-        let mut image = self.cropped(image, &mut rng(Purpose::Crop))?;
-        if rng(Purpose::Flip).random_bool(flip) {
-            image.mirror();
+        let mut image = self.square(image, &mut rng(Purpose::Crop))?;
+        self.flip.apply(&mut image, &mut rng(Purpose::Flip));
+        match self.auto {
+            None => {}
+            Some(Auto::Three) => ThreeAugment.apply(&mut image, &mut rng(Purpose::AutoAugment)),
+            Some(Auto::Rand(rand)) => rand.apply(&mut image, &mut rng(Purpose::AutoAugment)),
         }
-        let fill = self.normalization.mean_colour();
-        let mut auto_rng = rng(Purpose::AutoAugment);
-        match auto {
-            AutoAugment::None => {}
-            AutoAugment::Three => three_augment(&mut auto_rng).apply(&mut image, fill),
-            AutoAugment::Rand(rand) => {
-                for op in rand.draw(self.interpolation, &mut auto_rng) {
-                    op.apply(&mut image, fill);
-                }
-            }
+        if let Some(jitter) = self.jitter {
+            jitter.apply(&mut image, &mut rng(Purpose::Jitter));
         }
-        if self.augment.jitters() {
-            let strength = self.augment.colour_jitter;
-            for op in (ColourJitter { strength }).draw(&mut rng(Purpose::Jitter)) {
-                op.apply(&mut image, fill);
-            }
+        self.write(&image, out)?;
+        let size = (image.height(), image.width());
+        Ok(self.erasing.apply(out, size, &mut rng(Purpose::Erase))?)
+    }
+
+    fn square(&self, image: &Image, rng: &mut impl Rng) -> masksub::Result<Image> {
+        match self.cut {
+            Cut::Resized(crop) => crop.apply(image, rng),
+            Cut::Simple(crop) => crop.apply(image, rng),
+            Cut::Shift(shift) => Ok(shift.apply(&self.center.apply(image)?, rng)),
+            Cut::Center => self.center.apply(image),
         }
-        self.normalization.write(&image, out);
-        RandomErasing { prob: erasing }.apply(out, self.image_size, &mut rng(Purpose::Erase));
+    }
+
+    fn write(&self, image: &Image, out: &mut [f32]) -> Result<()> {
+        let Settings {
+            normalize, channels, ..
+        } = &self.settings;
+        match channels {
+            1 => normalize.write_gray(image, out)?,
+            _ => normalize.write(image, out)?,
+        }
         Ok(())
-    }
-
-    fn centre(&self, image: &Pixels) -> Result<Pixels> {
-        let crop = CentreCrop::of_share(self.image_size, self.crop_share);
-        crop.cut(image, self.image_size, self.interpolation.fixed())
-    }
-
-    fn cropped(&self, image: &Pixels, rng: &mut impl Rng) -> Result<Pixels> {
-        let side = self.image_size;
-        match self.augment.crop {
-            Crop::RandomResized(crop) => {
-                let area = crop.draw(image.width, image.height, rng);
-                image.resized(area, side, side, self.interpolation.draw(rng))
-            }
-            Crop::Simple(crop) => {
-                let place = crop.draw(image, side, rng);
-                crop.cut(image, side, place, self.interpolation.draw(rng))
-            }
-            Crop::Shift => {
-                let reach = (side / 8) as i32;
-                let mut places = || -> Vec<usize> {
-                    let by = rng.random_range(-reach..=reach) as isize;
-                    let from = |at: usize| (at as isize - by).clamp(0, side as isize - 1) as usize;
-                    (0..side).map(from).collect()
-                };
-                let columns = places();
-                Ok(self.centre(image)?.gathered(&columns, &places()))
-            }
-            Crop::Centre => self.centre(image),
-        }
     }
 }
 

@@ -1,10 +1,8 @@
 //! The flags that say how the images in `--data` become a network's input, and the settings that follow from them.
 
 use super::value::{at_least_1, fraction, number, weight};
-use crate::augment::crop::{RandomResizedCrop, SimpleCrop};
-use crate::augment::pixels::Interpolation;
-use crate::augment::rand_augment::RandAugment;
-use crate::data::transform::{Augment, AutoAugment, Crop, Transform};
+use crate::data::augment::{Augment, AutoAugment, Crop, Interpolation};
+use crate::data::transform::Settings;
 use crate::network::Network;
 use clap::{Args, ValueEnum};
 
@@ -15,7 +13,7 @@ pub struct InputFlags {
     /// How training images become squares. Default: resized-crop where --image-size is at least 64, shift below that,
     /// since most of a small picture's crops no longer show what it is of
     #[arg(long, value_enum, value_name = "CROP")]
-    pub augment: Option<CropKind>,
+    pub augment: Option<Crop>,
 
     /// Probability with which training images are mirrored, 0 to 1. Default: 0.5 with resized-crop and simple-crop, else 0
     #[arg(long, value_name = "P", value_parser = weight)]
@@ -59,18 +57,6 @@ pub struct InputFlags {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum CropKind {
-    /// A box of 8 to 100 % of the image and of aspect 3/4 to 4/3, resized (Inception's crop)
-    ResizedCrop,
-    /// The shorter side resized to the input's, 4 pixels reflected on around it, a square cut (DeiT-III's)
-    SimpleCrop,
-    /// Shifted by up to an eighth of the side in both directions, edges repeated
-    Shift,
-    /// As in evaluation
-    None,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum AutoKind {
     None,
     /// Exactly one of greyscale, solarize and Gaussian blur (3-Augment)
@@ -110,14 +96,14 @@ impl InputFlags {
     }
 
     /// How images are turned into what `network` takes.
-    pub fn transform(&self, network: &Network) -> Transform {
+    pub fn settings(&self, network: &Network) -> Settings {
         let input = network.input();
-        Transform {
+        Settings {
             image_size: input.image_size,
             channels: input.channels,
-            normalization: network.normalization(),
+            normalize: network.normalize(),
             interpolation: self.interpolation.unwrap_or(Interpolation::Bicubic),
-            crop_share: self.crop_pct.unwrap_or(network.crop_share()),
+            crop_pct: self.crop_pct.unwrap_or(network.crop_pct()),
             augment: self.augment(suggested(input.image_size)),
         }
     }
@@ -125,60 +111,56 @@ impl InputFlags {
     /// `base` (a recipe's, or what the size suggests) with what the flags say in its place.
     pub fn augment(&self, base: Augment) -> Augment {
         let (crop, flip) = match self.augment {
-            Some(kind) => kind.crop_and_flip(),
+            Some(crop) => (crop, flip_with(crop)),
             None => (base.crop, base.flip),
         };
+        let recipes = match base.auto {
+            AutoAugment::Rand { magnitude } => magnitude,
+            _ => 9.0,
+        };
+        let rand = AutoAugment::Rand {
+            magnitude: self.magnitude.unwrap_or(recipes),
+        };
         let auto = match (self.auto_augment, base.auto) {
+            (None, AutoAugment::Rand { .. }) | (Some(AutoKind::RandAugment), _) => rand,
             (None, auto) => auto,
             (Some(AutoKind::None), _) => AutoAugment::None,
             (Some(AutoKind::ThreeAugment), _) => AutoAugment::Three,
-            (Some(AutoKind::RandAugment), auto @ AutoAugment::Rand(_)) => auto,
-            (Some(AutoKind::RandAugment), _) => AutoAugment::Rand(RandAugment::new(9.)),
         };
         Augment {
             crop,
             flip: self.flip.unwrap_or(flip),
-            auto: match auto {
-                AutoAugment::Rand(rand) => AutoAugment::Rand(RandAugment {
-                    magnitude: self.magnitude.unwrap_or(rand.magnitude),
-                    ..rand
-                }),
-                other => other,
-            },
-            colour_jitter: self.color_jitter.unwrap_or(base.colour_jitter),
+            auto,
+            color_jitter: self.color_jitter.unwrap_or(base.color_jitter),
             erasing: self.random_erasing.unwrap_or(base.erasing),
             repeats: self.repeated_augment.unwrap_or(base.repeats),
         }
     }
 }
 
-impl CropKind {
-    fn crop_and_flip(self) -> (Crop, f64) {
-        match self {
-            Self::ResizedCrop => (Crop::RandomResized(RandomResizedCrop::default()), 0.5),
-            Self::SimpleCrop => (Crop::Simple(SimpleCrop::default()), 0.5),
-            Self::Shift => (Crop::Shift, 0.),
-            Self::None => (Crop::Centre, 0.),
-        }
+/// How often images are mirrored where nothing else is said: where something else in them is drawn as freely.
+fn flip_with(crop: Crop) -> f64 {
+    match crop {
+        Crop::Resized | Crop::Simple => 0.5,
+        Crop::Shift | Crop::None => 0.0,
     }
 }
 
 /// How images of that size are varied where nothing else is said.
 fn suggested(image_size: usize) -> Augment {
-    let kind = match image_size {
-        ..64 => CropKind::Shift,
-        _ => CropKind::ResizedCrop,
+    let crop = match image_size {
+        ..64 => Crop::Shift,
+        _ => Crop::Resized,
     };
-    let (crop, flip) = kind.crop_and_flip();
     Augment {
         crop,
-        flip,
+        flip: flip_with(crop),
         ..Augment::NONE
     }
 }
 
 fn magnitude(text: &str) -> Result<f64, String> {
-    number(text, "a number from 0 to 10", |v| (0. ..=10.).contains(&v))
+    number(text, "a number from 0 to 10", |v| (0.0..=10.0).contains(&v))
 }
 
 #[cfg(test)]
@@ -198,7 +180,7 @@ mod tests {
     #[test]
     fn defaults_follow_the_size() {
         let resized = Augment {
-            crop: Crop::RandomResized(RandomResizedCrop::default()),
+            crop: Crop::Resized,
             flip: 0.5,
             ..Augment::NONE
         };
@@ -229,10 +211,10 @@ mod tests {
     #[test]
     fn flags_go_before_a_recipe() {
         let recipe = Augment {
-            crop: Crop::Simple(SimpleCrop::default()),
+            crop: Crop::Simple,
             flip: 0.1,
-            auto: AutoAugment::Rand(RandAugment::new(7.)),
-            colour_jitter: 0.4,
+            auto: AutoAugment::Rand { magnitude: 7.0 },
+            color_jitter: 0.4,
             erasing: 0.25,
             repeats: 3,
         };
@@ -242,7 +224,7 @@ mod tests {
         };
         assert_eq!(over(""), recipe);
         assert_eq!(over("--auto-augment rand-augment"), recipe);
-        let auto = AutoAugment::Rand(RandAugment::new(5.));
+        let auto = AutoAugment::Rand { magnitude: 5.0 };
         assert_eq!(over("--magnitude 5"), Augment { auto, ..recipe });
         let auto = AutoAugment::None;
         assert_eq!(over("--auto-augment none"), Augment { auto, ..recipe });
@@ -252,17 +234,17 @@ mod tests {
 
     #[test]
     fn evaluation_and_interpolation_can_be_set() {
-        let transform = |args: &str| {
+        let settings = |args: &str| {
             let args = "vit_imagenet --data d ".to_string() + args;
             let flags = Flags::try_parse_from(args.split_whitespace()).unwrap();
-            flags.input.transform(&flags.network(10).unwrap())
+            flags.input.settings(&flags.network(10).unwrap())
         };
-        let default = transform("--model resnet50");
+        let default = settings("--model resnet50");
         assert_eq!(
-            (default.crop_share, default.interpolation),
+            (default.crop_pct, default.interpolation),
             (0.95, Interpolation::Bicubic)
         );
-        let set = transform("--model resnet50 --crop-pct 0.8 --interpolation random");
-        assert_eq!((set.crop_share, set.interpolation), (0.8, Interpolation::Random));
+        let set = settings("--model resnet50 --crop-pct 0.8 --interpolation random");
+        assert_eq!((set.crop_pct, set.interpolation), (0.8, Interpolation::Random));
     }
 }

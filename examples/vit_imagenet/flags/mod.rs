@@ -7,6 +7,7 @@ mod value;
 
 use crate::data::digits::{self, Digits};
 use crate::data::image_tree::{ImageTree, Unreadable};
+use crate::data::transform::Transform;
 use crate::data::Dataset;
 use crate::network::{self, Input, Network};
 use crate::recipe::Recipe;
@@ -97,7 +98,7 @@ pub struct Flags {
     pub sub_loss: SubLoss,
 
     /// Divides the logits of both branches in the sub-branch's loss, above 0; the loss is multiplied by its square
-    #[arg(long, value_name = "T", default_value_t = 1., value_parser = positive, help_heading = "MaskSub")]
+    #[arg(long, value_name = "T", default_value_t = 1.0, value_parser = positive, help_heading = "MaskSub")]
     pub temperature: f64,
 
     /// Weight w of the sub-branch, 0 to 1: the loss is (1-w) main + w sub
@@ -215,7 +216,7 @@ impl Flags {
     /// The weight of the sub-branch: 0 where there is none, which then costs nothing.
     pub fn sub_weight(&self) -> f64 {
         match self.branch {
-            Branch::None | Branch::MaskOnly => 0.,
+            Branch::None | Branch::MaskOnly => 0.0,
             _ => self.sub_weight,
         }
     }
@@ -238,7 +239,7 @@ impl Flags {
         };
         let tree = ImageTree::open(
             root,
-            self.input.transform(&network),
+            Transform::new(self.input.settings(&network))?,
             self.unreadable,
             self.train_size,
             self.seed,

@@ -38,7 +38,7 @@ fn defaults_are_the_digits_trial() {
     assert_eq!(flags.branch, Branch::Masksub);
     assert_eq!(
         (flags.mask_ratio, flags.sub_weight(), flags.temperature),
-        (0.5, 0.5, 1.)
+        (0.5, 0.5, 1.0)
     );
     let training = &flags.training;
     assert_eq!(
@@ -84,8 +84,8 @@ fn branches_without_a_sub_branch_give_it_no_weight() {
         ("masksub", 0.3),
         ("dropsub", 0.3),
         ("pathsub", 0.3),
-        ("none", 0.),
-        ("mask-only", 0.),
+        ("none", 0.0),
+        ("mask-only", 0.0),
     ] {
         let flags = parse(&format!("--branch {branch} --sub-weight 0.3")).unwrap();
         assert_eq!(

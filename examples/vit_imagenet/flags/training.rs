@@ -47,7 +47,7 @@ pub struct TrainingFlags {
     pub decay_on: DecayOn,
 
     /// Train each block at D times the learning rate of the next, above 0 and at most 1; of ViT and Swin
-    #[arg(long, value_name = "D", default_value_t = 1., value_parser = fraction)]
+    #[arg(long, value_name = "D", default_value_t = 1.0, value_parser = fraction)]
     pub layer_decay: f64,
 
     /// What adamw and lamb add to the root of the second moment
@@ -55,7 +55,7 @@ pub struct TrainingFlags {
     pub eps: f64,
 
     /// Scale gradients down to this global norm; 0 leaves them
-    #[arg(long, value_name = "NORM", default_value_t = 0., value_parser = not_negative)]
+    #[arg(long, value_name = "NORM", default_value_t = 0.0, value_parser = not_negative)]
     pub clip_grad: f64,
 
     /// Steps in which the learning rate rises linearly from 0 to --lr, the first of them above 0
@@ -67,11 +67,11 @@ pub struct TrainingFlags {
     pub warmup_epochs: Option<usize>,
 
     /// Learning rate at the start of --warmup-epochs
-    #[arg(long, value_name = "RATE", default_value_t = 0., value_parser = not_negative)]
+    #[arg(long, value_name = "RATE", default_value_t = 0.0, value_parser = not_negative)]
     pub warmup_lr: f64,
 
     /// Learning rate at the end
-    #[arg(long, value_name = "RATE", default_value_t = 0., value_parser = not_negative)]
+    #[arg(long, value_name = "RATE", default_value_t = 0.0, value_parser = not_negative)]
     pub min_lr: f64,
 
     /// Whether --lr-per is for --warmup-lr and --min-lr, too
@@ -87,7 +87,7 @@ pub struct TrainingFlags {
     pub loss: LossKind,
 
     /// Share of the targets that is spread over all classes, 0 to 1
-    #[arg(long, value_name = "S", default_value_t = 0., value_parser = weight)]
+    #[arg(long, value_name = "S", default_value_t = 0.0, value_parser = weight)]
     pub label_smoothing: f64,
 
     /// Probability with which a residual branch is dropped, at least 0 and below 1. Default: as the network has it, 0
@@ -95,15 +95,15 @@ pub struct TrainingFlags {
     pub drop_path: Option<f64>,
 
     /// Alpha of mixup, 0 for none
-    #[arg(long, value_name = "ALPHA", default_value_t = 0., value_parser = not_negative)]
+    #[arg(long, value_name = "ALPHA", default_value_t = 0.0, value_parser = not_negative)]
     pub mixup: f64,
 
     /// Alpha of cutmix, 0 for none. With both, one is drawn for each batch
-    #[arg(long, value_name = "ALPHA", default_value_t = 0., value_parser = not_negative)]
+    #[arg(long, value_name = "ALPHA", default_value_t = 0.0, value_parser = not_negative)]
     pub cutmix: f64,
 
     /// Keep a moving average of the weights with this decay, at least 0 and below 1, and evaluate it, too; 0 for none
-    #[arg(long, value_name = "DECAY", default_value_t = 0., value_parser = share)]
+    #[arg(long, value_name = "DECAY", default_value_t = 0.0, value_parser = share)]
     pub ema: f64,
 }
 
@@ -142,7 +142,7 @@ pub enum LossKind {
 
 impl TrainingFlags {
     fn scale(&self) -> f64 {
-        self.lr_per.map_or(1., |images| self.batch_size as f64 / images as f64)
+        self.lr_per.map_or(1.0, |images| self.batch_size as f64 / images as f64)
     }
 
     /// The highest learning rate at this batch size.
@@ -152,7 +152,7 @@ impl TrainingFlags {
 
     /// The learning rates where the warm-up starts and at the end.
     pub fn end_lrs(&self) -> (f64, f64) {
-        let scale = if self.scale_ends { self.scale() } else { 1. };
+        let scale = if self.scale_ends { self.scale() } else { 1.0 };
         (self.warmup_lr * scale, self.min_lr * scale)
     }
 
@@ -162,7 +162,7 @@ impl TrainingFlags {
         let total = self.epochs * steps_per_epoch;
         let Some(warmup) = self.warmup_epochs else {
             ensure!(
-                self.cosine == CosineKind::AfterWarmup && self.warmup_lr == 0.,
+                self.cosine == CosineKind::AfterWarmup && self.warmup_lr == 0.0,
                 "--cosine and --warmup-lr are for --warmup-epochs: after --warmup-steps, which rise from 0, the cosine begins"
             );
             // The first step is not spent on a learning rate of 0.
@@ -189,7 +189,7 @@ impl TrainingFlags {
         if self.decay_on == DecayOn::Matrices {
             groups = groups.without_decay(ParamGroups::usually_without_decay);
         }
-        if self.layer_decay < 1. {
+        if self.layer_decay < 1.0 {
             groups = match network {
                 Network::Vit(cfg) => groups.with_layer_decay(self.layer_decay, cfg.depth, |name| cfg.layer_of(name))?,
                 Network::Swin(cfg) => {
@@ -233,27 +233,29 @@ impl TrainingFlags {
             LossKind::BceHard => {
                 // Smoothed, every class would be above 0.
                 ensure!(
-                    smoothing == 0.,
+                    smoothing == 0.0,
                     "--label-smoothing is {smoothing}, but must be 0 with --loss bce-hard, which makes all targets 0 or 1"
                 );
-                Criterion::bce_with_logits().with_target_threshold(0.)?
+                Criterion::bce_with_logits().with_target_threshold(0.0)?
             }
         })
     }
 
     /// Mixing, where there is any.
     pub fn mix(&self, num_classes: usize) -> Result<Option<Mix>> {
-        match self.mixup > 0. || self.cutmix > 0. {
-            true => Ok(Some(Mix::new(num_classes, self.mixup, self.cutmix)?)),
-            false => Ok(None),
+        if self.mixup > 0.0 || self.cutmix > 0.0 {
+            Ok(Some(Mix::new(num_classes, self.mixup, self.cutmix)?))
+        } else {
+            Ok(None)
         }
     }
 
     /// The moving average of the weights, where there is one.
     pub fn ema(&self, weights: &candle_nn::VarMap) -> Result<Option<Ema>> {
-        match self.ema > 0. {
-            true => Ok(Some(Ema::of(weights, self.ema)?)),
-            false => Ok(None),
+        if self.ema > 0.0 {
+            Ok(Some(Ema::of(weights, self.ema)?))
+        } else {
+            Ok(None)
         }
     }
 }

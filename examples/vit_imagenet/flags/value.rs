@@ -9,24 +9,26 @@ pub fn number(text: &str, allowed: &str, fits: impl Fn(f64) -> bool) -> Result<f
 
 pub fn share(text: &str) -> Result<f64, String> {
     number(text, "a number that is at least 0 and below 1", |v| {
-        (0. ..1.).contains(&v)
+        (0.0..1.).contains(&v)
     })
 }
 
 pub fn fraction(text: &str) -> Result<f64, String> {
-    number(text, "a number above 0 and at most 1", |v| v > 0. && v <= 1.)
+    number(text, "a number above 0 and at most 1", |v| v > 0.0 && v <= 1.0)
 }
 
 pub fn weight(text: &str) -> Result<f64, String> {
-    number(text, "a number from 0 to 1", |v| (0. ..=1.).contains(&v))
+    number(text, "a number from 0 to 1", |v| (0.0..=1.0).contains(&v))
 }
 
 pub fn positive(text: &str) -> Result<f64, String> {
-    number(text, "a finite number above 0", |v| v > 0. && v.is_finite())
+    number(text, "a finite number above 0", |v| v > 0.0 && v.is_finite())
 }
 
 pub fn not_negative(text: &str) -> Result<f64, String> {
-    number(text, "a finite number that is at least 0", |v| v >= 0. && v.is_finite())
+    number(text, "a finite number that is at least 0", |v| {
+        v >= 0.0 && v.is_finite()
+    })
 }
 
 pub fn whole(text: &str, allowed: std::ops::RangeInclusive<usize>, words: &str) -> Result<usize, String> {

@@ -38,7 +38,7 @@ fn draw(epochs: &[Epoch], title: &str, picture: &mut String) -> Result<(), Box<d
     let (left, right) = root.split_horizontally(SIZE.0 as i32 / 2);
     let highest = |curves: &[Curve]| {
         let values = curves.iter().flat_map(|(_, _, value)| epochs.iter().map(value));
-        values.filter(|value| value.is_finite()).fold(0., f64::max)
+        values.filter(|value| value.is_finite()).fold(0.0, f64::max)
     };
     panel(
         &left,
@@ -52,7 +52,7 @@ fn draw(epochs: &[Epoch], title: &str, picture: &mut String) -> Result<(), Box<d
         &right,
         epochs,
         "accuracy, %",
-        102.,
+        102.0,
         SeriesLabelPosition::LowerRight,
         &ACCURACIES,
     )?;
@@ -76,7 +76,7 @@ fn panel(
         .x_label_area_size(42)
         .y_label_area_size(58)
         .build_cartesian_2d(1..last, 0f64..top)?;
-    let decimals = (1. - top.log10()).ceil().max(0.) as usize;
+    let decimals = (1.0 - top.log10()).ceil().max(0.0) as usize;
     chart
         .configure_mesh()
         .x_desc("epoch")
@@ -133,7 +133,7 @@ mod tests {
             assert!(without.contains(text), "{text}");
         }
         assert!(!without.contains("sub-branch") && !without.contains("NaN"));
-        epochs[3].train_loss_sub = 1.;
+        epochs[3].train_loss_sub = 1.0;
         epochs[4].test_loss = f64::INFINITY;
         let with = svg(&epochs, "a title").unwrap();
         assert!(with.contains("sub-branch") && !with.contains("inf"));

@@ -43,19 +43,17 @@ impl RunDir {
 
     /// A directory that a run has written to.
     pub fn existing(path: &Path) -> Result<Self> {
-        match path.is_dir() {
-            true => {
-                // What a kill left half-written.
-                for entry in fs::read_dir(path).with_context(|| format!("cannot list {}", path.display()))? {
-                    let entry = entry?;
-                    if entry.file_name().as_encoded_bytes().starts_with(PARTIAL.as_bytes()) {
-                        let _ = fs::remove_file(entry.path());
-                    }
-                }
-                Ok(Self(path.into()))
-            }
-            false => bail!("there is no directory {} with a run to resume", path.display()),
+        if !path.is_dir() {
+            bail!("there is no directory {} with a run to resume", path.display());
         }
+        // What a kill left half-written.
+        for entry in fs::read_dir(path).with_context(|| format!("cannot list {}", path.display()))? {
+            let entry = entry?;
+            if entry.file_name().as_encoded_bytes().starts_with(PARTIAL.as_bytes()) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+        Ok(Self(path.into()))
     }
 
     pub fn path(&self) -> &Path {

@@ -105,12 +105,11 @@ impl Saved {
 
     /// The averaged weights, where the run has them.
     pub fn averaged_weights(&self) -> Result<Option<Weights>> {
-        Ok(match self.checkpoint.has_section(AVERAGE) {
-            true => Some(Weights::from_tensors(Ema::weights_of(
-                self.checkpoint.section(AVERAGE)?,
-            ))),
-            false => None,
-        })
+        if !self.checkpoint.has_section(AVERAGE) {
+            return Ok(None);
+        }
+        let average = self.checkpoint.section(AVERAGE)?;
+        Ok(Some(Weights::from_tensors(Ema::weights_of(average))))
     }
 
     fn setting(&self, name: &str) -> Result<&str> {

@@ -38,9 +38,10 @@ impl Progress {
 }
 
 fn message(epoch: usize, main_loss: f64, sub_loss: f64, top1: f64) -> String {
-    let sub = match sub_loss.is_nan() {
-        true => String::new(),
-        false => format!(" sub {sub_loss:.3}"),
+    let sub = if sub_loss.is_nan() {
+        String::new()
+    } else {
+        format!(" sub {sub_loss:.3}")
     };
     format!("epoch {epoch} main {main_loss:.3}{sub} top-1 {top1:.1} %")
 }

@@ -40,9 +40,9 @@ impl Current {
     fn new() -> Self {
         Self {
             started: Instant::now(),
-            before: 0.,
+            before: 0.0,
             batches: 0,
-            lr: 0.,
+            lr: 0.0,
             main: Mean::default(),
             sub: Mean::default(),
             train: Tally::default(),
@@ -226,13 +226,14 @@ impl Recorder {
     pub fn finish(self, branch: impl std::fmt::Display) -> Result<String> {
         self.progress.finish();
         let last = self.epochs.last().context("there was no epoch")?;
-        let ema = match last.ema_top1.is_nan() {
-            true => String::new(),
-            false => format!(" ema_top1={:.2}", last.ema_top1),
+        let ema = if last.ema_top1.is_nan() {
+            String::new()
+        } else {
+            format!(" ema_top1={:.2}", last.ema_top1)
         };
         let wait = match self.wait.share() {
             share if share.is_nan() => String::new(), // nothing was left to do
-            share => format!(" data_wait={:.1}%", 100. * share),
+            share => format!(" data_wait={:.1}%", 100.0 * share),
         };
         Ok(format!(
             "result branch={branch} top1={:.2} top5={:.2} loss={:.4}{ema} epochs={} seconds={:.1}{wait}",
@@ -257,7 +258,7 @@ mod tests {
             grads: GradStore::default(),
             main_loss: 0.5,
             sub_loss,
-            main_logits: Tensor::new(&[[1f32, 0.], [1., 0.]], &Device::Cpu).unwrap(),
+            main_logits: Tensor::new(&[[1f32, 0.0], [1.0, 0.0]], &Device::Cpu).unwrap(),
             mask: None,
         }
     }
@@ -269,8 +270,8 @@ mod tests {
         candle_nn::linear(4, 2, weights.var_builder(DType::F32, &Device::Cpu).pp("fc")).unwrap();
         let labels = Tensor::new(&[0u32, 1], &Device::Cpu).unwrap();
         let test = Scores {
-            top1: 90.,
-            top5: 100.,
+            top1: 90.0,
+            top5: 100.0,
             loss: 0.25,
         };
 
@@ -289,7 +290,7 @@ mod tests {
         // The share of the time; metrics.csv is the same in every run, so it is not there.
         let (_, wait) = result.split_once(" data_wait=").unwrap();
         let share: f64 = wait.strip_suffix('%').unwrap().parse().unwrap();
-        assert!((0. ..=100.).contains(&share), "{result}");
+        assert!((0.0..=100.0).contains(&share), "{result}");
 
         let csv = std::fs::read_to_string(root.path().join("metrics.csv")).unwrap();
         let rows: Vec<&str> = csv.lines().collect();
@@ -311,8 +312,8 @@ mod tests {
     fn a_resumed_run_leaves_what_an_uninterrupted_one_does() {
         let labels = Tensor::new(&[0u32, 1], &Device::Cpu).unwrap();
         let test = Scores {
-            top1: 90.,
-            top5: 100.,
+            top1: 90.0,
+            top5: 100.0,
             loss: 0.1 + 0.2,
         };
         let root = tempfile::tempdir().unwrap();
@@ -340,7 +341,7 @@ mod tests {
         let csv = std::fs::read_to_string(root.path().join("metrics.csv")).unwrap();
         let rows: Vec<&str> = csv.lines().collect();
         assert_eq!(rows.len(), 3);
-        let (loss, sub) = (0.1 + 0.2, (0.7 * 2. + 0.3 * 2.) / 4.);
+        let (loss, sub) = (0.1 + 0.2, (0.7 * 2.0 + 0.3 * 2.0) / 4.0);
         assert!(
             rows[1].starts_with(&format!("1,1,0.001,0.5,0.1,50,{loss},90,100,{loss},90,")),
             "{csv}"

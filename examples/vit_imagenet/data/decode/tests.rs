@@ -32,18 +32,19 @@ fn error(path: &Path) -> String {
 fn quarters(width: u32, height: u32) -> RgbImage {
     RgbImage::from_fn(width, height, |x, y| {
         let level = if x < width / 2 { 240 } else { 120 };
-        match y < height / 2 {
-            true => Rgb([level, 0, 0]),
-            false => Rgb([0, 0, level]),
+        if y < height / 2 {
+            Rgb([level, 0, 0])
+        } else {
+            Rgb([0, 0, level])
         }
     })
 }
 
 /// The colours of the middles of the four quarters, row by row.
-fn corners(image: &Pixels) -> [[u8; 3]; 4] {
+fn corners(image: &Image) -> [[u8; 3]; 4] {
     let at = |x: usize, y: usize| {
-        let start = 3 * (y * image.height / 4 * image.width + x * image.width / 4);
-        [0, 1, 2].map(|c| image.values[start + c])
+        let start = 3 * (y * image.height() / 4 * image.width() + x * image.width() / 4);
+        [0, 1, 2].map(|c| image.as_raw()[start + c])
     };
     [at(1, 1), at(3, 1), at(1, 3), at(3, 3)]
 }
@@ -80,7 +81,7 @@ fn pictures_are_turned_as_exif_says() {
     ] {
         let image = decode(&files.write("turned.jpg", &with_orientation(&stored, orientation))).unwrap();
         let size = if orientation < 5 { (64, 32) } else { (32, 64) };
-        assert_eq!((image.width, image.height), size, "orientation {orientation}");
+        assert_eq!((image.width(), image.height()), size, "orientation {orientation}");
         let expected = seen.map(|quarter| QUARTERS[quarter]);
         assert!(close(corners(&image), expected), "{orientation}: {:?}", corners(&image));
     }
@@ -107,8 +108,8 @@ fn grey_is_repeated_and_transparency_dropped() {
     let files = Files::new();
     let mean = |path: &Path| {
         let image = decode(path).unwrap();
-        assert_eq!(image.values.len(), image.width * image.height * 3);
-        [0, 1, 2].map(|c| image.values[c])
+        assert_eq!(image.as_raw().len(), image.width() * image.height() * 3);
+        [0, 1, 2].map(|c| image.as_raw()[c])
     };
     let grey = GrayImage::from_pixel(17, 9, Luma([77]));
     for name in ["grey.jpg", "grey.png", "grey.webp"] {
@@ -186,8 +187,8 @@ fn fifty_megapixels_are_read_and_a_bomb_is_not() {
     let files = Files::new();
     let large = files.save("large.jpg", GrayImage::from_pixel(8192, 6144, Luma([50])));
     let image = decode(&large).unwrap();
-    assert_eq!((image.width, image.height), (8192, 6144));
-    assert!(image.values.iter().all(|&v| v == 50));
+    assert_eq!((image.width(), image.height()), (8192, 6144));
+    assert!(image.as_raw().iter().all(|&v| v == 50));
     // 65000 x 65000 in a header of a few bytes.
     let mut bomb = std::fs::read(files.save("bomb.jpg", GrayImage::from_pixel(8, 8, Luma([0])))).unwrap();
     let frame = bomb.windows(2).position(|marker| marker == [0xff, 0xc0]).unwrap();

@@ -1,24 +1,26 @@
 use super::*;
-use crate::augment::crop::RandomResizedCrop;
-use crate::augment::pixels::Interpolation;
-use crate::augment::rand_augment::RandAugment;
-use crate::data::transform::{Augment, AutoAugment, Crop, Normalization};
+use crate::data::augment::{Augment, AutoAugment, Crop, Interpolation};
 use image::{DynamicImage, GrayImage, Luma, RgbImage, RgbaImage};
+use masksub::augment::Normalize;
 use std::fs;
 
-fn transform(image_size: usize, channels: usize) -> Transform {
-    Transform {
+fn settings(image_size: usize, channels: usize) -> Settings {
+    Settings {
         image_size,
         channels,
-        normalization: Normalization::IMAGENET,
+        normalize: Normalize::IMAGENET,
         interpolation: Interpolation::Bicubic,
-        crop_share: 1.,
+        crop_pct: 1.0,
         augment: Augment {
-            crop: Crop::RandomResized(RandomResizedCrop::default()),
+            crop: Crop::Resized,
             flip: 0.5,
             ..Augment::NONE
         },
     }
+}
+
+fn transform(image_size: usize, channels: usize) -> Transform {
+    Transform::new(settings(image_size, channels)).unwrap()
 }
 
 fn open(root: &Path, unreadable: Unreadable, threads: usize) -> anyhow::Result<ImageTree> {
@@ -93,7 +95,7 @@ fn reads_every_format_size_and_number_of_channels() {
 
     let test = contents(tree.test_batches(1));
     assert_eq!(test.iter().map(|b| b.2[0]).collect::<Vec<_>>(), [0, 1]);
-    let white = (1. - 0.485) / 0.229;
+    let white = (1.0 - 0.485) / 0.229;
     assert!(test[0].1[..256].iter().all(|v| (v - white).abs() < 1e-5));
 }
 
@@ -104,7 +106,7 @@ fn grey_models_get_one_channel() {
     let tree = ImageTree::open(root.path(), transform, Unreadable::Error, None, 0, 0, &Device::Cpu).unwrap();
     let test = contents(tree.test_batches(8));
     assert_eq!(test[0].0, [2, 1, 8, 8]);
-    let white = (1. - 0.449) / 0.226;
+    let white = (1.0 - 0.449) / 0.226;
     assert!(test[0].1[..64].iter().all(|v| (v - white).abs() < 1e-5));
 }
 
@@ -114,15 +116,16 @@ fn threads_change_nothing_and_the_key_does() {
     for i in 0..40 {
         save(noise(500, 400, i), root.path().join(format!("train/cat/more{i}.jpg")));
     }
-    for auto in [AutoAugment::Three, AutoAugment::Rand(RandAugment::new(9.))] {
-        let mut transform = transform(16, 3);
-        transform.augment = Augment {
+    for auto in [AutoAugment::Three, AutoAugment::Rand { magnitude: 9.0 }] {
+        let mut settings = settings(16, 3);
+        settings.augment = Augment {
             auto,
-            colour_jitter: 0.3,
+            color_jitter: 0.3,
             erasing: 0.25,
             repeats: 3,
-            ..transform.augment
+            ..settings.augment
         };
+        let transform = Transform::new(settings).unwrap();
         let batches = |threads, seed, epoch| {
             let open = ImageTree::open(
                 root.path(),
@@ -146,8 +149,9 @@ fn threads_change_nothing_and_the_key_does() {
 #[test]
 fn repeats_of_an_image_differ_and_share_its_label() {
     let root = tree();
-    let mut transform = transform(16, 3);
-    transform.augment.repeats = 3;
+    let mut settings = settings(16, 3);
+    settings.augment.repeats = 3;
+    let transform = Transform::new(settings).unwrap();
     let tree = ImageTree::open(root.path(), transform, Unreadable::Error, None, 0, 0, &Device::Cpu).unwrap();
     assert_eq!((tree.train_len(), tree.epoch_len()), (6, 6));
     let batches = contents(tree.train_batches(0, 0, 3, 0));

@@ -1,42 +1,37 @@
 use super::*;
-use crate::augment::pixels::{Area, Filter};
 
-fn transform(image_size: usize, augment: Augment) -> Transform {
-    Transform {
+fn settings(image_size: usize, augment: Augment) -> Settings {
+    Settings {
         image_size,
         channels: 3,
-        normalization: Normalization {
-            mean: [0.; 3],
-            std: [1. / 255.; 3],
-        },
+        normalize: Normalize::new([0.0; 3], [1.0 / 255.0; 3]).unwrap(),
         interpolation: Interpolation::Bicubic,
-        crop_share: 1.,
+        crop_pct: 1.0,
         augment,
     }
 }
 
-const RESIZED_CROP: Crop = Crop::RandomResized(RandomResizedCrop {
-    scale: (0.08, 1.),
-    aspect: (0.75, 1.33),
-});
+fn transform(image_size: usize, augment: Augment) -> Transform {
+    Transform::new(settings(image_size, augment)).unwrap()
+}
 
 fn everything() -> Augment {
     Augment {
-        crop: RESIZED_CROP,
+        crop: Crop::Resized,
         flip: 0.5,
         auto: AutoAugment::Three,
-        colour_jitter: 0.3,
+        color_jitter: 0.3,
         erasing: 0.25,
         repeats: 3,
     }
 }
 
 /// Every pixel tells where it is: red is x, green is y, blue is 7.
-fn ramp(width: usize, height: usize) -> Pixels {
-    let values = (0..width * height)
+fn ramp(width: usize, height: usize) -> Image {
+    let pixels = (0..width * height)
         .flat_map(|i| [(i % width) as u8, (i / width) as u8, 7])
         .collect();
-    Pixels { width, height, values }
+    Image::from_raw(width, height, pixels).unwrap()
 }
 
 fn draw(index: usize) -> Draw {
@@ -48,7 +43,7 @@ fn draw(index: usize) -> Draw {
     }
 }
 
-fn apply(transform: &Transform, image: &Pixels, draw: Draw) -> Vec<f32> {
+fn apply(transform: &Transform, image: &Image, draw: Draw) -> Vec<f32> {
     let mut out = vec![f32::NAN; transform.len()];
     transform.apply(image, draw, &mut out).unwrap();
     out
@@ -62,17 +57,20 @@ fn evaluation_takes_the_centre_channel_by_channel_and_draws_nothing() {
     for i in 0..64 {
         assert!((red[i] - (2 + i % 8) as f32).abs() < 1e-4);
         assert!((green[i] - (i / 8) as f32).abs() < 1e-4);
-        assert!((blue[i] - 7.).abs() < 1e-4);
+        assert!((blue[i] - 7.0).abs() < 1e-4);
     }
 }
 
 #[test]
-fn crop_share_leaves_a_margin() {
-    let mut transform = transform(8, Augment::NONE);
-    transform.crop_share = 0.5; // 16 pixels, of which the middle eight
+fn crop_pct_leaves_a_margin() {
+    let half = Settings {
+        crop_pct: 0.5, // 16 pixels, of which the middle eight
+        ..settings(8, Augment::NONE)
+    };
+    let transform = Transform::new(half).unwrap();
     for draw in [Draw::Test, draw(0)] {
         let values = apply(&transform, &ramp(16, 16), draw);
-        assert!((values[0] - 4.).abs() < 1e-4 && (values[63] - 11.).abs() < 1e-4);
+        assert!((values[0] - 4.0).abs() < 1e-4 && (values[63] - 11.0).abs() < 1e-4);
     }
 }
 
@@ -99,11 +97,11 @@ fn every_part_of_the_key_counts_and_nothing_else() {
 #[test]
 fn an_image_is_mirrored_with_its_probability() {
     let image = ramp(64, 48);
-    for (flip, expected) in [(0., 0..1), (0.5, 150..250), (1., 400..401)] {
+    for (flip, expected) in [(0.0, 0..1), (0.5, 150..250), (1.0, 400..401)] {
         let transform = transform(
             16,
             Augment {
-                crop: RESIZED_CROP,
+                crop: Crop::Resized,
                 flip,
                 ..Augment::NONE
             },
@@ -130,7 +128,7 @@ fn shifts_stay_in_reach_and_repeat_the_edge() {
     for index in 0..500 {
         let values = apply(&transform, &ramp(16, 16), draw(index));
         let middle = 8 * 16 + 8;
-        let (right, down) = (8. - values[middle], 8. - values[256 + middle]);
+        let (right, down) = (8.0 - values[middle], 8.0 - values[256 + middle]);
         seen.insert((right.round() as i32, down.round() as i32));
         let corner = (0f32.max(-right), 0f32.max(-down));
         assert!((values[0] - corner.0).abs() < 1e-4 && (values[256] - corner.1).abs() < 1e-4);
@@ -142,11 +140,11 @@ fn shifts_stay_in_reach_and_repeat_the_edge() {
 fn switching_one_operation_on_leaves_the_draws_of_the_others() {
     let image = ramp(64, 48);
     let base = Augment {
-        crop: RESIZED_CROP,
+        crop: Crop::Resized,
         flip: 0.5,
         ..Augment::NONE
     };
-    let erased = Augment { erasing: 1., ..base };
+    let erased = Augment { erasing: 1.0, ..base };
     for index in 0..20 {
         let plain = apply(&transform(16, base), &image, draw(index));
         let erased = apply(&transform(16, erased), &image, draw(index));
@@ -167,76 +165,106 @@ fn colours_are_jittered_except_beside_rand_augment() {
     for (auto, changes) in [
         (AutoAugment::None, true),
         (AutoAugment::Three, true),
-        (AutoAugment::Rand(RandAugment::new(9.)), false),
+        (AutoAugment::Rand { magnitude: 9.0 }, false),
     ] {
-        let with = |colour_jitter| {
+        let with = |color_jitter| {
             let augment = Augment {
                 auto,
-                colour_jitter,
+                color_jitter,
                 ..Augment::NONE
             };
             let transform = transform(32, augment);
             (0..20).map(|i| apply(&transform, &image, draw(i))).collect::<Vec<_>>()
         };
-        assert_eq!(with(0.) != with(0.4), changes, "{auto:?}");
+        assert_eq!(with(0.0) != with(0.4), changes, "{auto:?}");
     }
 }
 
+/// Runs of every recipe: where their draws or pixels change, a run that goes on is no longer the one that was left off.
+/// Recorded where sines, logarithms and exponentials are those of this platform's library.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 #[test]
-fn a_recipe_can_be_read() {
-    assert_eq!(
-        everything().to_string(),
-        "random resized crop 0.08-1, flip 0.5, 3-Augment, colour jitter 0.3, random erasing 0.25, repeated augmentation 3"
-    );
-    let swin = Augment {
-        auto: AutoAugment::Rand(RandAugment::new(9.)),
-        colour_jitter: 0.4,
+fn the_same_seed_gives_the_same_pictures_in_every_release() {
+    let picture = |width: usize, height: usize| {
+        let value = |i: usize| {
+            let (x, y, c) = (i / 3 % width, i / 3 / width, i % 3);
+            let noise = ((i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 59) as usize;
+            ((x * (c + 1) * 3 + y * (5 - c)) % 224 + noise) as u8
+        };
+        let pixels = (0..width * height * 3).map(value).collect();
+        Image::from_raw(width, height, pixels).unwrap()
+    };
+    let base = Augment {
+        crop: Crop::Resized,
+        flip: 0.5,
         ..Augment::NONE
     };
-    assert_eq!(swin.to_string(), "centre crop, RandAugment 9/0.5");
-}
-
-#[test]
-fn resizing_is_antialiased_and_blind_to_what_lies_outside() {
-    // Every eighth column is bright: an eighth of the light, wherever a pixel of the small image is sampled. Right of
-    // the box all is bright, and must not leak in.
-    let (width, height) = (64, 32);
-    let bright = |x: usize| if x >= 32 || x.is_multiple_of(8) { 200 } else { 0 };
-    let stripes = Pixels {
-        width,
-        height,
-        values: (0..width * height).flat_map(|i| [bright(i % width); 3]).collect(),
+    let rand = |magnitude| AutoAugment::Rand { magnitude };
+    let simple = Augment {
+        crop: Crop::Simple,
+        flip: 0.25,
+        ..base
     };
-    let left = Area {
-        left: 0,
-        top: 0,
-        width: 32,
-        height: 32,
+    let shift = Augment {
+        crop: Crop::Shift,
+        ..Augment::NONE
     };
-    let small = stripes.resized(left, 4, 4, Filter::Bicubic).unwrap();
-    let row: Vec<u8> = (0..4)
-        .map(|at| widened_cubic(&|x| bright(x) as f64, 32, 4, at))
-        .collect();
-    assert!(row.iter().all(|v| (10..=40).contains(v)), "{row:?}");
-    let off = |(at, v): (usize, &u8)| v.abs_diff(row[at / 3 % 4]);
-    assert!(
-        small.values.iter().enumerate().all(|pixel| off(pixel) <= 1),
-        "{:?}",
-        small.values
-    );
-}
-
-/// Pixel `at` of `to`, from `from` pixels, by Pillow's rule: the cubic of Keys (a = -1/2), as wide as the reduction,
-/// cut at the border and normalised.
-fn widened_cubic(pixel: &dyn Fn(usize) -> f64, from: usize, to: usize, at: usize) -> u8 {
-    let scale = from as f64 / to as f64;
-    let cubic = |x: f64| match x.abs() {
-        x if x < 1. => (1.5 * x - 2.5) * x * x + 1.,
-        x if x < 2. => ((-0.5 * x + 2.5) * x - 4.) * x + 2.,
-        _ => 0.,
+    let deit3 = Augment {
+        auto: AutoAugment::Three,
+        color_jitter: 0.3,
+        ..base
     };
-    let centre = (at as f64 + 0.5) * scale;
-    let weights: Vec<f64> = (0..from).map(|x| cubic((x as f64 + 0.5 - centre) / scale)).collect();
-    let sum: f64 = weights.iter().enumerate().map(|(x, w)| w * pixel(x)).sum();
-    (sum / weights.iter().sum::<f64>()).round() as u8
+    let mae = Augment {
+        auto: rand(9.0),
+        erasing: 0.25,
+        ..base
+    };
+    let rsb = Augment {
+        auto: rand(7.0),
+        ..base
+    };
+    let erased = Augment {
+        erasing: 1.0,
+        color_jitter: 0.4,
+        ..base
+    };
+    use Interpolation::{Bicubic, Bilinear, Random};
+    for (name, augment, interpolation, channels, recorded) in [
+        ("evaluation", Augment::NONE, Random, 3, 0x7ce6_005e_eb85_7a25_u64),
+        ("crop", base, Bicubic, 3, 0x9dc4_dae2_eddf_f555),
+        ("simple", simple, Random, 3, 0x6529_45a9_da3f_c61c),
+        ("shift", shift, Bilinear, 1, 0x82e1_0e86_01dc_3b2a),
+        ("deit3", deit3, Bicubic, 3, 0x059e_f92b_bf8a_4144),
+        ("mae", mae, Bicubic, 3, 0xfb20_fa86_ef22_66be),
+        ("rsb", rsb, Random, 3, 0xbae5_8473_358c_b197),
+        ("erased", erased, Bilinear, 1, 0x3b49_86f6_d3fb_ff24),
+    ] {
+        let mut hash = 0xcbf2_9ce4_8422_2325_u64; // FNV-1a
+        for image_size in [32, 96] {
+            let settings = Settings {
+                image_size,
+                channels,
+                normalize: Normalize::IMAGENET,
+                interpolation,
+                crop_pct: 0.875,
+                augment,
+            };
+            let transform = Transform::new(settings).unwrap();
+            for (index, (width, height)) in [(120, 88), (50, 75), (33, 400), (200, 200)].into_iter().enumerate() {
+                let image = picture(width, height);
+                let train = (0..15).map(|repeat| Draw::Train {
+                    seed: 3,
+                    epoch: 5,
+                    index,
+                    repeat,
+                });
+                for draw in train.chain([Draw::Test]) {
+                    for byte in apply(&transform, &image, draw).into_iter().flat_map(f32::to_le_bytes) {
+                        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+                    }
+                }
+            }
+        }
+        assert_eq!(hash, recorded, "{name}: {hash:#018x}");
+    }
 }

@@ -1,40 +1,43 @@
 //! Rotations, shears and translations: affine maps from a place in the result to one in the image.
 
-use super::pixels::{Filter, Pixels, CHANNELS};
-use super::simd::{byte, vectorized};
 use std::cell::RefCell;
 
+use super::image::{Image, CHANNELS};
+use super::operation::Paint;
+use super::resize::Filter;
+use super::simd::{byte, vectorized};
+
 /// Counter-clockwise about the centre.
-pub fn rotate(image: &Pixels, degrees: f64, fill: [u8; CHANNELS], filter: Filter) -> Pixels {
+pub(super) fn rotate(image: &Image, degrees: f64, paint: Paint) -> Image {
     let (sin, cos) = (-degrees.to_radians()).sin_cos();
-    let (x, y) = (image.width as f64 / 2., image.height as f64 / 2.);
+    let (x, y) = (image.width as f64 / 2.0, image.height as f64 / 2.0);
     let map = [cos, sin, x - cos * x - sin * y, -sin, cos, y + sin * x - cos * y];
-    transform(image, map, fill, filter)
+    transform(image, map, paint)
 }
 
 /// Each row is moved left by `factor` times its height below the top.
-pub fn shear_x(image: &Pixels, factor: f64, fill: [u8; CHANNELS], filter: Filter) -> Pixels {
-    transform(image, [1., factor, 0., 0., 1., 0.], fill, filter)
+pub(super) fn shear_x(image: &Image, factor: f64, paint: Paint) -> Image {
+    transform(image, [1.0, factor, 0.0, 0.0, 1.0, 0.0], paint)
 }
 
 /// Each column is moved up by `factor` times its distance from the left.
-pub fn shear_y(image: &Pixels, factor: f64, fill: [u8; CHANNELS], filter: Filter) -> Pixels {
-    transform(image, [1., 0., 0., factor, 1., 0.], fill, filter)
+pub(super) fn shear_y(image: &Image, factor: f64, paint: Paint) -> Image {
+    transform(image, [1.0, 0.0, 0.0, factor, 1.0, 0.0], paint)
 }
 
 /// To the left by `share` of the width.
-pub fn translate_x(image: &Pixels, share: f64, fill: [u8; CHANNELS], filter: Filter) -> Pixels {
+pub(super) fn translate_x(image: &Image, share: f64, paint: Paint) -> Image {
     let pixels = share * image.width as f64;
-    transform(image, [1., 0., pixels, 0., 1., 0.], fill, filter)
+    transform(image, [1.0, 0.0, pixels, 0.0, 1.0, 0.0], paint)
 }
 
 /// Up by `share` of the height.
-pub fn translate_y(image: &Pixels, share: f64, fill: [u8; CHANNELS], filter: Filter) -> Pixels {
+pub(super) fn translate_y(image: &Image, share: f64, paint: Paint) -> Image {
     let pixels = share * image.height as f64;
-    transform(image, [1., 0., 0., 0., 1., pixels], fill, filter)
+    transform(image, [1.0, 0.0, 0.0, 0.0, 1.0, pixels], paint)
 }
 
-/// Pixels that a filter looks at, along one axis.
+/// Image that a filter looks at, along one axis.
 const TAPS: usize = 4;
 
 thread_local! {
@@ -42,27 +45,28 @@ thread_local! {
     static SOURCE: RefCell<Source> = RefCell::default();
 }
 
-/// The result's pixel (x, y) shows the image at (a x + b y + c, d x + e y + f), of pixels' centres; `fill` where that is
+/// The result's pixel (x, y) shows the image at (a x + b y + c, d x + e y + f), of pixels' centres; the fill where that is
 /// outside. Nothing is antialiased, and the outermost pixels go on behind the edge.
-fn transform(image: &Pixels, map: [f64; 6], fill: [u8; CHANNELS], filter: Filter) -> Pixels {
+fn transform(image: &Image, map: [f64; 6], paint: Paint) -> Image {
     let (width, height) = (image.width, image.height);
-    let mut values = vec![0; image.values.len()];
+    let mut pixels = vec![0; image.pixels.len()];
     SOURCE.with_borrow_mut(|source| {
         vectorized(
             #[inline(always)]
             || {
                 source.fill(image);
-                let (pixels, _) = values.as_chunks_mut::<CHANNELS>();
-                let [red, green, blue] = fill;
+                let (pixels, _) = pixels.as_chunks_mut::<CHANNELS>();
+                let [red, green, blue] = paint.fill;
                 let mut line = vec![[0; LANES]; width];
-                for (y, row) in pixels.chunks_exact_mut(width.max(1)).enumerate() {
+                for (y, row) in pixels.chunks_exact_mut(width).enumerate() {
                     for (x, out) in line.iter_mut().enumerate() {
                         let (x, y) = (x as f64 + 0.5, y as f64 + 0.5);
                         let (x, y) = (map[0] * x + map[1] * y + map[2], map[3] * x + map[4] * y + map[5]);
-                        let inside = x >= 0. && x < width as f64 && y >= 0. && y < height as f64;
-                        *out = match inside {
-                            true => source.sample(x - 0.5, y - 0.5, filter),
-                            false => [red, green, blue, 0],
+                        let inside = x >= 0.0 && x < width as f64 && y >= 0.0 && y < height as f64;
+                        *out = if inside {
+                            source.sample(x - 0.5, y - 0.5, paint.filter)
+                        } else {
+                            [red, green, blue, 0]
                         };
                     }
                     row.iter_mut()
@@ -72,7 +76,7 @@ fn transform(image: &Pixels, map: [f64; 6], fill: [u8; CHANNELS], filter: Filter
             },
         );
     });
-    Pixels { width, height, values }
+    Image { width, height, pixels }
 }
 
 /// A pixel as a register holds it. The fourth value is idle, but computed and stored like the others: the compiler would
@@ -91,10 +95,10 @@ impl Source {
     const MARGIN: usize = TAPS / 2;
 
     #[inline(always)]
-    fn fill(&mut self, image: &Pixels) {
+    fn fill(&mut self, image: &Image) {
         self.stride = image.width + 2 * Self::MARGIN;
         self.pixels.clear();
-        let lanes = |&[r, g, b]: &[u8; CHANNELS]| [r as f32, g as f32, b as f32, 0.];
+        let lanes = |&[r, g, b]: &[u8; CHANNELS]| [r as f32, g as f32, b as f32, 0.0];
         for y in 0..image.height + 2 * Self::MARGIN {
             let y = y.saturating_sub(Self::MARGIN).min(image.height - 1);
             let (row, _) = image.row(y).as_chunks::<CHANNELS>();
@@ -113,11 +117,11 @@ impl Source {
         // The first tap is one pixel before; -1 is the first place of the margin's second pixel.
         let (left, top) = ((left as i32 + 1) as usize, (top as i32 + 1) as usize);
         // Between whole rows or columns (shears, translations) only one counts.
-        let rows = if down[1] == 1. { 1..2 } else { 0..TAPS };
-        let mut sum: Lanes = [0.; LANES];
+        let rows = if down[1] == 1.0 { 1..2 } else { 0..TAPS };
+        let mut sum: Lanes = [0.0; LANES];
         for row in rows {
             let taps = &self.pixels[(top + row) * self.stride + left..][..TAPS];
-            let mut along: Lanes = [0.; LANES];
+            let mut along: Lanes = [0.0; LANES];
             for tap in 0..TAPS {
                 for lane in 0..LANES {
                     along[lane] += across[tap] * taps[tap][lane];
@@ -137,12 +141,12 @@ impl Source {
 #[inline(always)]
 fn weights(at: f32, filter: Filter) -> [f32; TAPS] {
     match filter {
-        Filter::Bilinear => [0., 1. - at, at, 0.],
+        Filter::Bilinear => [0.0, 1.0 - at, at, 0.0],
         Filter::Bicubic => {
             let (square, cube) = (at * at, at * at * at);
             [
-                -at + 2. * square - cube,
-                1. - 2. * square + cube,
+                -at + 2.0 * square - cube,
+                1.0 - 2.0 * square + cube,
                 at + square - cube,
                 cube - square,
             ]
@@ -152,37 +156,35 @@ fn weights(at: f32, filter: Filter) -> [f32; TAPS] {
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing::image;
     use super::*;
     use proptest::prelude::*;
 
     const FILL: [u8; 3] = [9, 8, 7];
 
-    fn ramp(width: usize, height: usize) -> Pixels {
+    fn ramp(width: usize, height: usize) -> Image {
         let pixel = |i: usize| [(i % width * 9) as u8, (i / width * 7) as u8, 50];
-        Pixels {
-            width,
-            height,
-            values: (0..width * height).flat_map(pixel).collect(),
-        }
+        image(width, height, (0..width * height).flat_map(pixel).collect())
     }
 
     #[test]
     fn whole_steps_move_pixels_exactly_and_fill_the_rest() {
         let image = ramp(20, 10);
         for filter in [Filter::Bilinear, Filter::Bicubic] {
-            let moved = translate_x(&image, 0.15, FILL, filter); // three pixels
+            let paint = Paint { filter, fill: FILL };
+            let moved = translate_x(&image, 0.15, paint); // three pixels
             for y in 0..10 {
                 let (row, from) = (moved.row(y), image.row(y));
                 assert_eq!(row[..17 * 3], from[3 * 3..]);
                 assert_eq!(row[17 * 3..], FILL.repeat(3));
             }
-            let moved = translate_y(&image, -0.2, FILL, filter);
-            assert_eq!(moved.values[..2 * 60], FILL.repeat(40));
-            assert_eq!(moved.values[2 * 60..], image.values[..8 * 60]);
-            assert_eq!(rotate(&image, 0., FILL, filter), image);
+            let moved = translate_y(&image, -0.2, paint);
+            assert_eq!(moved.pixels[..2 * 60], FILL.repeat(40));
+            assert_eq!(moved.pixels[2 * 60..], image.pixels[..8 * 60]);
+            assert_eq!(rotate(&image, 0.0, paint), image);
             let mut half_turn = image.clone();
-            half_turn.values = image.values.rchunks(3).flatten().copied().collect();
-            assert_eq!(rotate(&image, 180., FILL, filter), half_turn);
+            half_turn.pixels = image.pixels.rchunks(3).flatten().copied().collect();
+            assert_eq!(rotate(&image, 180.0, paint), half_turn);
         }
     }
 
@@ -196,11 +198,11 @@ mod tests {
             seed in any::<u64>(),
         ) {
             let noise = |i: usize| (seed.wrapping_mul(i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8;
-            let image = Pixels { width, height, values: (0..width * height * 3).map(noise).collect() };
-            let turned = rotate(&image, degrees, FILL, Filter::Bicubic);
+            let image = image(width, height, (0..width * height * 3).map(noise).collect());
+            let turned = rotate(&image, degrees, Paint { filter: Filter::Bicubic, fill: FILL });
             let (sin, cos) = degrees.to_radians().sin_cos();
-            let (cx, cy) = (width as f64 / 2., height as f64 / 2.);
-            for (i, &v) in turned.values.iter().enumerate() {
+            let (cx, cy) = (width as f64 / 2.0, height as f64 / 2.0);
+            for (i, &v) in turned.pixels.iter().enumerate() {
                 let (px, py, c) = (i / 3 % width, i / 3 / width, i % 3);
                 let (dx, dy) = (px as f64 + 0.5 - cx, py as f64 + 0.5 - cy);
                 let (x, y) = (cos * dx - sin * dy + cx, sin * dx + cos * dy + cy);
@@ -208,24 +210,24 @@ mod tests {
                 if near_edge(x, width) || near_edge(y, height) {
                     continue; // inside or outside by rounding
                 }
-                if x < 0. || y < 0. || x > width as f64 || y > height as f64 {
+                if x < 0.0 || y < 0.0 || x > width as f64 || y > height as f64 {
                     prop_assert_eq!(v, FILL[c]);
                     continue;
                 }
                 let at = |x: f64, y: f64| {
-                    let (x, y) = (x.clamp(0., width as f64 - 1.), y.clamp(0., height as f64 - 1.));
-                    image.values[(y as usize * width + x as usize) * 3 + c] as f64
+                    let (x, y) = (x.clamp(0.0, width as f64 - 1.0), y.clamp(0.0, height as f64 - 1.0));
+                    image.pixels[(y as usize * width + x as usize) * 3 + c] as f64
                 };
                 let cubic = |v: [f64; 4], d: f64| {
                     let [p, q, r, s] = v;
-                    q + d * (r - p + d * (2. * (p - q) + r - s + d * (q - p - r + s)))
+                    q + d * (r - p + d * (2.0 * (p - q) + r - s + d * (q - p - r + s)))
                 };
                 let (x, y) = (x - 0.5, y - 0.5);
-                let rows = [-1., 0., 1., 2.].map(|j| {
-                    cubic([-1., 0., 1., 2.].map(|i| at(x.floor() + i, y.floor() + j)), x - x.floor())
+                let rows = [-1.0, 0.0, 1.0, 2.0].map(|j| {
+                    cubic([-1.0, 0.0, 1.0, 2.0].map(|i| at(x.floor() + i, y.floor() + j)), x - x.floor())
                 });
-                let expected = cubic(rows, y - y.floor()).clamp(0., 255.);
-                prop_assert!((v as f64 - expected.floor()).abs() <= 1., "{} {} {}", i, v, expected);
+                let expected = cubic(rows, y - y.floor()).clamp(0.0, 255.0);
+                prop_assert!((v as f64 - expected.floor()).abs() <= 1.0, "{} {} {}", i, v, expected);
             }
         }
     }

@@ -1,10 +1,10 @@
 //! Operations on each channel of each pixel alone: solarize, posterize, invert, and two that look at the histogram first.
 
-use super::pixels::{Pixels, CHANNELS};
+use super::image::{Image, CHANNELS};
 use super::simd::vectorized;
 
 /// Inverts what is at least `threshold`; 256 changes nothing.
-pub fn solarize(image: &mut Pixels, threshold: u32) {
+pub(super) fn solarize(image: &mut Image, threshold: u32) {
     // No value reaches 256.
     if let Ok(threshold) = u8::try_from(threshold) {
         map(
@@ -16,9 +16,9 @@ pub fn solarize(image: &mut Pixels, threshold: u32) {
 }
 
 /// Adds `add` to what is below `threshold`.
-pub fn solarize_add(image: &mut Pixels, add: u8, threshold: u32) {
+pub(super) fn solarize_add(image: &mut Image, add: u8, threshold: u32) {
     map(image, |v| {
-        if (v as u32) < threshold {
+        if u32::from(v) < threshold {
             v.saturating_add(add)
         } else {
             v
@@ -27,7 +27,7 @@ pub fn solarize_add(image: &mut Pixels, add: u8, threshold: u32) {
 }
 
 /// Keeps the `bits` highest bits.
-pub fn posterize(image: &mut Pixels, bits: u32) {
+pub(super) fn posterize(image: &mut Image, bits: u32) {
     let mask = !(0xffu32 >> bits.min(8)) as u8;
     map(
         image,
@@ -36,7 +36,8 @@ pub fn posterize(image: &mut Pixels, bits: u32) {
     );
 }
 
-pub fn invert(image: &mut Pixels) {
+/// Inverts all values.
+pub(super) fn invert(image: &mut Image) {
     map(
         image,
         #[inline(always)]
@@ -45,18 +46,18 @@ pub fn invert(image: &mut Pixels) {
 }
 
 /// Stretches each channel so that its darkest value becomes 0 and its brightest 255.
-pub fn auto_contrast(image: &mut Pixels) {
+pub(super) fn auto_contrast(image: &mut Image) {
     map_by_histogram(image, |histogram| {
         let lowest = histogram.iter().position(|&n| n > 0)?;
         let highest = histogram.iter().rposition(|&n| n > 0)?;
-        let scale = 255. / (highest > lowest).then_some(highest - lowest)? as f64;
+        let scale = 255.0 / (highest > lowest).then_some(highest - lowest)? as f64;
         let offset = -(lowest as f64) * scale;
         Some(std::array::from_fn(|v| (v as f64 * scale + offset) as u8)) // truncated and saturated
     });
 }
 
 /// Spreads each channel's values so that equally many fall into equal intervals.
-pub fn equalize(image: &mut Pixels) {
+pub(super) fn equalize(image: &mut Image) {
     map_by_histogram(image, |histogram| {
         let brightest = *histogram.iter().rfind(|&&n| n > 0)?;
         let step = (histogram.iter().sum::<u32>() - brightest) / 255;
@@ -70,16 +71,16 @@ pub fn equalize(image: &mut Pixels) {
 }
 
 #[inline(always)]
-pub(super) fn map(image: &mut Pixels, f: impl Fn(u8) -> u8) {
+pub(super) fn map(image: &mut Image, f: impl Fn(u8) -> u8) {
     vectorized(
         #[inline(always)]
-        || image.values.iter_mut().for_each(|v| *v = f(*v)),
+        || image.pixels.iter_mut().for_each(|v| *v = f(*v)),
     );
 }
 
 /// Each channel through the table that `table` makes of its histogram; left alone where there is none.
-fn map_by_histogram(image: &mut Pixels, table: impl Fn(&[u32; 256]) -> Option<[u8; 256]>) {
-    let (pixels, _) = image.values.as_chunks_mut::<CHANNELS>();
+fn map_by_histogram(image: &mut Image, table: impl Fn(&[u32; 256]) -> Option<[u8; 256]>) {
+    let (pixels, _) = image.pixels.as_chunks_mut::<CHANNELS>();
     let mut histograms = [[0u32; 256]; CHANNELS];
     for pixel in pixels.iter() {
         for (histogram, &v) in histograms.iter_mut().zip(pixel) {
@@ -100,12 +101,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn image(values: Vec<u8>) -> Pixels {
-        Pixels {
-            width: values.len() / 3,
-            height: 1,
-            values,
-        }
+    fn image(pixels: Vec<u8>) -> Image {
+        super::super::testing::image(pixels.len() / 3, 1, pixels)
     }
 
     proptest! {
@@ -114,7 +111,7 @@ mod tests {
         fn auto_contrast_reaches_both_ends_and_keeps_the_order(levels in prop::collection::vec(any::<u8>(), 2..60)) {
             let mut stretched = image(levels.iter().flat_map(|&v| [v; 3]).collect());
             auto_contrast(&mut stretched);
-            let after: Vec<u8> = stretched.values.iter().step_by(3).copied().collect();
+            let after: Vec<u8> = stretched.pixels.iter().step_by(3).copied().collect();
             let distinct = levels.iter().any(|&v| v != levels[0]);
             if distinct {
                 // A truncated 254.99... is as far as rounding allows.
@@ -134,7 +131,7 @@ mod tests {
             let mut equal = image(levels.iter().flat_map(|&v| [v; 3]).collect());
             equalize(&mut equal);
             let mut pairs: Vec<(u8, u8)> =
-                levels.iter().copied().zip(equal.values.iter().step_by(3).copied()).collect();
+                levels.iter().copied().zip(equal.pixels.iter().step_by(3).copied()).collect();
             pairs.sort_unstable();
             prop_assert!(pairs.windows(2).all(|pair| pair[0].1 <= pair[1].1));
         }
@@ -143,10 +140,10 @@ mod tests {
     #[test]
     fn the_ends_of_every_range_are_what_they_say() {
         let all: Vec<u8> = (0..=255).flat_map(|v| [v; 3]).collect();
-        let after = |f: &dyn Fn(&mut Pixels)| {
+        let after = |f: &dyn Fn(&mut Image)| {
             let mut changed = image(all.clone());
             f(&mut changed);
-            changed.values
+            changed.pixels
         };
         assert_eq!(after(&|i| solarize(i, 256)), all);
         assert_eq!(after(&|i| solarize(i, 0)), after(&invert));
@@ -160,6 +157,6 @@ mod tests {
         let mut flat = image(vec![7; 30]);
         auto_contrast(&mut flat);
         equalize(&mut flat);
-        assert_eq!(flat.values, [7; 30]);
+        assert_eq!(flat.pixels, [7; 30]);
     }
 }

@@ -1,6 +1,8 @@
-//! Compiles a loop for what this CPU can do, found out at run time.
+//! A loop compiled for what this CPU can do, found out at run time.
 
 use pulp::{Simd, WithSimd};
+
+use crate::ops::cpu::kernel::dispatch;
 
 struct Work<F>(F);
 
@@ -16,20 +18,16 @@ impl<T, F: FnOnce() -> T> WithSimd for Work<F> {
 /// Runs `work`, with AVX2 where there is any. The closure and whatever it calls must be `#[inline(always)]`, or it would be
 /// compiled for the baseline.
 #[inline(always)]
-pub fn vectorized<T>(work: impl FnOnce() -> T) -> T {
-    #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
-    if let Some(simd) = pulp::x86::V3::try_new() {
-        return Simd::vectorize(simd, Work(work));
-    }
-    pulp::Arch::new().dispatch(Work(work))
+pub(super) fn vectorized<T>(work: impl FnOnce() -> T) -> T {
+    dispatch(Work(work))
 }
 
 /// `value` cut to 0..=255 and truncated. A cast would do, but its rules for NaN keep loops from being vectorized.
 #[inline(always)]
-pub fn byte(value: f32) -> u8 {
+pub(super) fn byte(value: f32) -> u8 {
     // From 2^23 on the last bits of a float count ones.
     const ONES: f32 = (1 << 23) as f32;
-    (value.clamp(0., 255.).floor() + ONES).to_bits() as u8
+    (value.clamp(0.0, 255.0).floor() + ONES).to_bits() as u8
 }
 
 #[cfg(test)]
@@ -37,7 +35,7 @@ mod tests {
     #[test]
     fn bytes_are_what_a_cast_gives() {
         for i in -3000..80_000 {
-            let value = i as f32 / 256.;
+            let value = i as f32 / 256.0;
             assert_eq!(super::byte(value), value as u8, "{value}");
         }
     }

@@ -1,6 +1,6 @@
 //! Gaussian blur as Pillow approximates it: three box blurs in each direction, whose boxes may end within a pixel.
 
-use super::pixels::{Pixels, CHANNELS};
+use super::image::{Image, CHANNELS};
 use super::simd::vectorized;
 
 /// A box as wide as `2 * reach + 1` whole pixels and a part of the next one at both ends; weights in 1/2^24.
@@ -16,10 +16,10 @@ impl Kernel {
     /// Gaussian convolution by extended box filtering", 2011.
     fn of(radius: f64) -> Self {
         let variance = radius * radius / PASSES as f64;
-        let reach = (((12. * variance + 1.).sqrt() - 1.) / 2.).floor();
-        let wider = reach + 1.;
-        let part = (2. * reach + 1.) * (reach * wider - 3. * variance) / (6. * (variance - wider * wider));
-        let whole = (ONE as f64 / (2. * (reach + part) + 1.)) as u32;
+        let reach = (((12.0 * variance + 1.0).sqrt() - 1.0) / 2.0).floor();
+        let wider = reach + 1.0;
+        let part = (2.0 * reach + 1.0) * (reach * wider - 3.0 * variance) / (6.0 * (variance - wider * wider));
+        let whole = (ONE as f64 / (2.0 * (reach + part) + 1.0)) as u32;
         let reach = reach as usize;
         Self {
             reach,
@@ -29,12 +29,15 @@ impl Kernel {
     }
 }
 
+/// Largest radius: its box is wide, but its weights, in whole parts of 2^24, are still those of a Gaussian to 1/1000.
+pub(super) const MOST_RADIUS: f64 = 1000.0;
+
 const PASSES: usize = 3;
 const ONE: u32 = 1 << 24;
 
 /// Blurs with standard deviation `radius` in pixels; what lies outside looks like the outermost pixels.
-pub fn gaussian_blur(image: &mut Pixels, radius: f64) {
-    if radius <= 0. || image.values.is_empty() {
+pub(super) fn gaussian_blur(image: &mut Image, radius: f64) {
+    if radius <= 0.0 {
         return;
     }
     let kernel = Kernel::of(radius);
@@ -48,10 +51,10 @@ pub fn gaussian_blur(image: &mut Pixels, radius: f64) {
 }
 
 #[inline(always)]
-fn blur_rows(image: &mut Pixels, kernel: Kernel) {
+fn blur_rows(image: &mut Image, kernel: Kernel) {
     let (stride, margin) = (image.width * CHANNELS, (kernel.reach + 1) * CHANNELS);
     let mut padded = vec![0; stride + 2 * margin];
-    for row in image.values.chunks_exact_mut(stride) {
+    for row in image.pixels.chunks_exact_mut(stride) {
         for _ in 0..PASSES {
             padded[margin..margin + stride].copy_from_slice(row);
             for side in padded[..margin].chunks_exact_mut(CHANNELS) {
@@ -72,15 +75,15 @@ fn blur_rows(image: &mut Pixels, kernel: Kernel) {
 }
 
 #[inline(always)]
-fn blur_columns(image: &mut Pixels, kernel: Kernel) {
+fn blur_columns(image: &mut Image, kernel: Kernel) {
     let stride = image.width * CHANNELS;
-    let mut source = image.values.clone();
+    let mut source = image.pixels.clone();
     for pass in 0..PASSES {
         if pass > 0 {
-            source.copy_from_slice(&image.values);
+            source.copy_from_slice(&image.pixels);
         }
         let last = image.height - 1;
-        for (y, row) in image.values.chunks_exact_mut(stride).enumerate() {
+        for (y, row) in image.pixels.chunks_exact_mut(stride).enumerate() {
             average(
                 row,
                 kernel,
@@ -132,27 +135,24 @@ fn average<'a>(out: &mut [u8], kernel: Kernel, taps: impl Fn(usize) -> &'a [u8])
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing::image;
     use super::*;
 
     /// A bright dot in the dark.
-    fn dot(side: usize) -> Pixels {
-        let mut values = vec![0; side * side * 3];
-        values[(side / 2 * side + side / 2) * 3..][..3].fill(255);
-        Pixels {
-            width: side,
-            height: side,
-            values,
-        }
+    fn dot(side: usize) -> Image {
+        let mut pixels = vec![0; side * side * 3];
+        pixels[(side / 2 * side + side / 2) * 3..][..3].fill(255);
+        image(side, side, pixels)
     }
 
     #[test]
     fn the_box_has_the_variance_of_the_gaussian() {
-        for radius in [0.1, 0.5, 1., 1.5, 2., 3.7, 8.] {
+        for radius in [0.1, 0.5, 1.0, 1.5, 2.0, 3.7, 8.0] {
             let Kernel { reach, whole, part } = Kernel::of(radius);
             let weight = |k: usize| (if k <= reach { whole } else { part }) as f64 / ONE as f64;
-            let sum: f64 = weight(0) + 2. * (1..=reach + 1).map(weight).sum::<f64>();
-            let variance: f64 = 2. * (1..=reach + 1).map(|k| weight(k) * (k * k) as f64).sum::<f64>();
-            assert!((sum - 1.).abs() < 1e-6, "{radius}: {sum}");
+            let sum: f64 = weight(0) + 2.0 * (1..=reach + 1).map(weight).sum::<f64>();
+            let variance: f64 = 2.0 * (1..=reach + 1).map(|k| weight(k) * (k * k) as f64).sum::<f64>();
+            assert!((sum - 1.0).abs() < 1e-6, "{radius}: {sum}");
             let wanted = radius * radius;
             assert!(
                 (PASSES as f64 * variance - wanted).abs() < 1e-3 * wanted.max(0.1),
@@ -163,20 +163,20 @@ mod tests {
 
     #[test]
     fn a_dot_becomes_a_bell_of_the_same_light() {
-        for radius in [0.6, 1.3, 1.9, 3.] {
+        for radius in [0.6, 1.3, 1.9, 3.0] {
             let side = 41;
             let mut image = dot(side);
             gaussian_blur(&mut image, radius);
             for c in 0..3 {
-                let at = |x: usize, y: usize| image.values[(y * side + x) * 3 + c] as f64;
+                let at = |x: usize, y: usize| image.pixels[(y * side + x) * 3 + c] as f64;
                 let centre = at(20, 20);
-                let expected = 255. / (2. * std::f64::consts::PI * radius * radius);
+                let expected = 255.0 / (2.0 * std::f64::consts::PI * radius * radius);
                 assert!(
-                    (centre - expected).abs() < 0.2 * expected + 1.,
+                    (centre - expected).abs() < 0.2 * expected + 1.0,
                     "{radius}: {centre} {expected}"
                 );
                 assert_eq!(at(19, 20), at(21, 20));
-                assert!((at(20, 19) - at(19, 20)).abs() <= 1.); // rows are rounded before columns are blurred
+                assert!((at(20, 19) - at(19, 20)).abs() <= 1.0); // rows are rounded before columns are blurred
                 assert!(at(20, 20) >= at(21, 20) && at(21, 20) >= at(22, 20));
             }
         }
@@ -185,12 +185,8 @@ mod tests {
     #[test]
     fn flat_images_of_any_size_stay() {
         for (width, height) in [(1, 1), (2, 1), (1, 5), (9, 4)] {
-            for radius in [0., 0.1, 1.2, 2., 9.] {
-                let flat = Pixels {
-                    width,
-                    height,
-                    values: vec![201; width * height * 3],
-                };
+            for radius in [0.0, 0.1, 1.2, 2.0, 9.0] {
+                let flat = image(width, height, vec![201; width * height * 3]);
                 let mut blurred = flat.clone();
                 gaussian_blur(&mut blurred, radius);
                 assert_eq!(blurred, flat, "{radius}");
