@@ -13,7 +13,7 @@ use crate::key::{KeyedRng, Purpose, StepKey};
 /// The small term saves the position that rounding would lose where the product is whole (100 positions at .9 keep 10).
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] when `len` is 0, or `mask_ratio` is NaN or outside [0, 1).
+/// [`Error::InvalidArgument`](crate::Error::InvalidArgument) when `len` is 0, or `mask_ratio` is NaN or outside [0, 1).
 pub fn num_keep(len: usize, mask_ratio: f64) -> Result<usize> {
     let len = check::at_least_one("len", len)?;
     let kept = (len as f64 * (1. - check::rate("mask_ratio", mask_ratio)?) + 1e-6).floor() as usize;
@@ -43,7 +43,7 @@ impl MaskRatio {
     /// The same ratio in every step.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when `mask_ratio` is NaN or outside [0, 1).
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) when `mask_ratio` is NaN or outside [0, 1).
     pub fn fixed(mask_ratio: f64) -> Result<Self> {
         check::rate("mask_ratio", mask_ratio).map(Kind::Fixed).map(Self)
     }
@@ -57,7 +57,7 @@ impl MaskRatio {
     /// The ratio of a step.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when the draw is NaN or outside [0, 1).
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) when the draw is NaN or outside [0, 1).
     pub fn at(&self, key: StepKey) -> Result<f64> {
         match &self.0 {
             Kind::Fixed(mask_ratio) => Ok(*mask_ratio),

@@ -29,7 +29,7 @@ pub trait Schedule {
     /// The same schedule with epochs for steps: constant within each epoch, as timm's schedulers are by default.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when `steps_per_epoch` is 0.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) when `steps_per_epoch` is 0.
     fn per_epoch(self, steps_per_epoch: usize) -> Result<PerEpoch<Self>>
     where
         Self: Sized,
@@ -119,7 +119,7 @@ impl Cosine {
     /// From `peak` to 0 in `total_steps`, without warm-up.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when `peak` is negative, infinite or NaN.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) when `peak` is negative, infinite or NaN.
     pub fn new(peak: f64, total_steps: usize) -> Result<Self> {
         Ok(Self {
             peak: check::non_negative("peak", peak)?,
@@ -134,7 +134,7 @@ impl Cosine {
     /// Begins with `steps` steps of a straight line from `start`, which would reach the peak at step `steps`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when `start` is negative, infinite or NaN.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) when `start` is negative, infinite or NaN.
     pub fn with_warmup(self, steps: usize, start: f64) -> Result<Self> {
         Ok(Self {
             warmup_steps: steps,
@@ -146,7 +146,7 @@ impl Cosine {
     /// Ends at `floor`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when `floor` is negative, infinite or NaN.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) when `floor` is negative, infinite or NaN.
     pub fn with_floor(self, floor: f64) -> Result<Self> {
         Ok(Self {
             floor: check::non_negative("floor", floor)?,
