@@ -6,13 +6,6 @@
 //! Each is measured in a process of its own, so that one's peak is not another's. A step is forward and backward with
 //! all gradients merged, without an optimizer.
 
-// A bench without a harness drops the tests in it, but not what they import.
-#[allow(unused_imports)]
-#[path = "../examples/support/device.rs"]
-mod device;
-#[path = "../examples/support/threads.rs"]
-mod threads;
-
 use std::process::Command;
 use std::time::Instant;
 
@@ -73,7 +66,9 @@ enum What {
 }
 
 fn main() -> Result<()> {
-    threads::leave_cores_to_rayon();
+    if std::env::var_os("CANDLE_NUM_THREADS").is_none() {
+        std::env::set_var("CANDLE_NUM_THREADS", "1"); // as README recommends
+    }
     let flags = Flags::parse();
     match flags.what {
         Some(what) => measure(what, &flags),
@@ -93,8 +88,17 @@ fn in_own_process(what: What) -> Result<()> {
     Ok(())
 }
 
+fn device(name: &str) -> Result<Device> {
+    Ok(match name.split_once(':').unwrap_or((name, "0")) {
+        ("cpu", _) => Device::Cpu,
+        ("cuda", ordinal) => Device::new_cuda(ordinal.parse()?)?,
+        ("metal", _) => Device::new_metal(0)?,
+        _ => bail!("{name} is no device"),
+    })
+}
+
 fn measure(what: What, flags: &Flags) -> Result<()> {
-    let device = device::parse(&flags.device).map_err(anyhow::Error::msg)?;
+    let device = device(&flags.device)?;
     let weights = Weights::seeded(Seed::new(0));
     let vb = match what {
         What::Evaluate => weights.no_grad_builder(DType::F32, &device),

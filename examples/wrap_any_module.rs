@@ -63,7 +63,7 @@ impl Patches {
     const SIDE: usize = 8;
 
     fn new(vb: VarBuilder) -> candle_core::Result<Self> {
-        let normal = candle_nn::Init::Randn { mean: 0., stdev: 0.02 };
+        let normal = candle_nn::Init::Randn { mean: 0.0, stdev: 0.02 };
         Ok(Self {
             embed: candle_nn::linear(3 * Self::SIDE * Self::SIDE, 32, vb.pp("embed"))?,
             positions: vb.get_with_hints((1, 16, 32), "positions", normal)?,
@@ -185,7 +185,7 @@ fn train<M, S: SubBranch<M>>(model: &MaskSub<M, S>) -> Result<()> {
     };
     let mut optimizer = AdamW::new(params.vars(), config)?;
     let mut first = None;
-    let mut last = 0.;
+    let mut last = 0.0;
     for t in 0..40 {
         let (images, labels) = batch(t)?;
         let step = model.backward(&images, SEED.at(t), |logits| cross_entropy(logits, &labels))?;
@@ -214,7 +214,7 @@ fn batch(step: usize) -> Result<(Tensor, Tensor)> {
         for at in 0..3 * 32 * 32u32 {
             let (row, column) = (at / 32 % 32, at % 32);
             let bright = (row / 16) * 2 + column / 16 == class;
-            pixels.push(rng.random::<f32>() - 0.5 + if bright { 1. } else { 0. });
+            pixels.push(rng.random::<f32>() - 0.5 + if bright { 1.0 } else { 0.0 });
         }
         labels.push(class);
     }

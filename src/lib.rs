@@ -58,6 +58,8 @@
 //!   and fitted to the model.
 //! * **The recipes' pieces**, without a loop: [`train::optim`] (AdamW, LAMB, SGD, with parameter groups and a state that can
 //!   be restored), [`train::schedule`], [`train::ema`], [`train::mix`], [`train::accumulate`], [`train::checkpoint`].
+//! * **Images**: `augment`, the recipes' transforms as Pillow computes them, from eight-bit RGB to a normalised tensor; behind
+//!   the feature of that name.
 //!
 //! # Randomness
 //!
@@ -72,6 +74,8 @@
 //! library does not panic.
 #![warn(missing_docs)]
 
+#[cfg(feature = "augment")]
+pub mod augment;
 mod branch;
 mod check;
 mod error;

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Times this crate's input pipeline and torchvision's in turn, so that what else the machine does hits both.
+"""Times decoding and the transforms of the recipes, the crate's and torchvision's, in turn, so that what else the machine does
+hits both.
 
     cargo bench --bench pipeline --no-run
     python3 benches/peer/compare_pipeline.py --threads 2 --rounds 5

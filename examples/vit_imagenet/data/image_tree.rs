@@ -1,0 +1,360 @@
+//! A directory of images as ImageNet's is laid out: `train/CLASS/*` and `val/CLASS/*`, JPEG, PNG or WebP.
+
+use super::draws::{rng, Purpose};
+use super::file_list::FileList;
+use super::order::{permutation, repeated, repeated_len, subset, training_batches};
+use super::prefetch::Prefetch;
+use super::transform::{Draw, Settings, Transform};
+use super::{Batch, Batches, Dataset};
+use candle_core::{Device, Tensor};
+use rayon::prelude::*;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use walkdir::WalkDir;
+
+const EXTENSIONS: [&str; 4] = ["jpg", "jpeg", "png", "webp"];
+
+/// What can be wrong with a directory of images.
+#[derive(Debug, thiserror::Error)]
+pub enum TreeError {
+    #[error("{0} is not a directory: --data takes a directory that holds train/CLASS/* and val/CLASS/*")]
+    NoDirectory(PathBuf),
+    #[error("{0} holds no class: it must have a directory for each class, with that class's images in it")]
+    NoClasses(PathBuf),
+    #[error("{0} holds no image: files that end in .jpg, .jpeg, .png or .webp are taken, in any case of letters")]
+    EmptyClass(PathBuf),
+    #[error(
+        "the classes of train and val must be the same, but {}",
+        [missing("val", .not_in_val), missing("train", .not_in_train)].into_iter().flatten().collect::<Vec<_>>().join("; ")
+    )]
+    ClassesDiffer {
+        not_in_val: Vec<String>,
+        not_in_train: Vec<String>,
+    },
+    #[error("cannot list {path}: {reason}")]
+    Listing { path: PathBuf, reason: String },
+    #[error("cannot read the image {path}: {reason} (--unreadable skip leaves such images out)")]
+    Unreadable { path: PathBuf, reason: String },
+}
+
+fn missing(split: &str, classes: &[String]) -> Option<String> {
+    const SHOWN: usize = 5;
+    let names = classes.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
+    let more = classes.len().saturating_sub(SHOWN);
+    let rest = match more {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    (!classes.is_empty()).then(|| format!("{split} lacks {names}{rest}"))
+}
+
+/// What to do about an image that cannot be decoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Unreadable {
+    /// End the run and name the file
+    Error,
+    /// Leave it out and count it
+    Skip,
+}
+
+/// The files of one split. The class of a file is the place of its directory among the sorted names.
+struct Split {
+    root: PathBuf,
+    classes: Vec<(String, FileList)>,
+    /// How many files come before each class.
+    starts: Vec<usize>,
+    /// Which of all the files take part, if not all do.
+    chosen: Option<Vec<usize>>,
+}
+
+impl Split {
+    fn len(&self) -> usize {
+        let all = || self.classes.iter().map(|(_, files)| files.len()).sum();
+        self.chosen.as_ref().map_or_else(all, Vec::len)
+    }
+
+    /// Path and class of file number `i`.
+    fn file(&self, i: usize) -> (PathBuf, u32) {
+        let i = self.chosen.as_ref().map_or(i, |chosen| chosen[i]);
+        let label = self.starts.partition_point(|&start| start <= i) - 1;
+        let (class, files) = &self.classes[label];
+        let path = self.root.join(class).join(files.get(i - self.starts[label]));
+        (path, label as u32)
+    }
+}
+
+/// Images that are read, decoded and resized as they are needed, by as many threads as RAYON_NUM_THREADS says or the
+/// machine has, one batch ahead of the model.
+pub struct ImageTree {
+    /// Names, in the order of the labels.
+    classes: Vec<String>,
+    train: Arc<Split>,
+    test: Arc<Split>,
+    loader: Arc<Loader>,
+    device: Device,
+}
+
+impl ImageTree {
+    /// `train_size` training images drawn by `seed` (all if `None`), and all of `val`. `threads` 0 means rayon's default.
+    pub fn open(
+        root: &Path,
+        transform: Transform,
+        unreadable: Unreadable,
+        train_size: Option<usize>,
+        seed: u64,
+        threads: usize,
+        device: &Device,
+    ) -> anyhow::Result<Self> {
+        if !root.is_dir() {
+            return Err(TreeError::NoDirectory(root.into()).into());
+        }
+        let (train_root, test_root) = (root.join("train"), root.join("val"));
+        let (classes, test_classes) = (class_names(&train_root)?, class_names(&test_root)?);
+        let lacking = |from: &[String], other: &[String]| {
+            let other: BTreeSet<&String> = other.iter().collect();
+            from.iter()
+                .filter(|name| !other.contains(name))
+                .cloned()
+                .collect::<Vec<_>>()
+        };
+        if classes != test_classes {
+            return Err(TreeError::ClassesDiffer {
+                not_in_val: lacking(&classes, &test_classes),
+                not_in_train: lacking(&test_classes, &classes),
+            }
+            .into());
+        }
+        // A pool of its own: shared with candle's matrix products, each of those would wait for images being decoded.
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
+        let mut train = pool.install(|| list(&train_root, &classes))?;
+        let test = pool.install(|| list(&test_root, &classes))?;
+        if let Some(n) = train_size {
+            train.chosen = Some(subset(train.len(), n, seed)?);
+        }
+        Ok(Self {
+            classes,
+            train: Arc::new(train),
+            test: Arc::new(test),
+            loader: Arc::new(Loader {
+                pool,
+                transform,
+                unreadable,
+                skipped: Mutex::default(),
+            }),
+            device: device.clone(),
+        })
+    }
+
+    fn batches(&self, split: &Arc<Split>, batches: Vec<Vec<(usize, Draw)>>) -> Batches<'_> {
+        let (loader, split) = (self.loader.clone(), split.clone());
+        let decoded = batches.into_iter().map(move |images| Ok(loader.load(&split, &images)?));
+        Box::new(Prefetch::new(decoded).map(|decoded| {
+            let (images, labels) = decoded?;
+            let &Settings {
+                image_size, channels, ..
+            } = self.loader.transform.settings();
+            Ok(Batch {
+                images: Tensor::from_vec(images, (labels.len(), channels, image_size, image_size), &self.device)?,
+                labels: Tensor::from_slice(&labels, labels.len(), &self.device)?,
+            })
+        }))
+    }
+}
+
+impl Dataset for ImageTree {
+    fn num_classes(&self) -> usize {
+        self.classes.len()
+    }
+
+    fn train_len(&self) -> usize {
+        self.train.len()
+    }
+
+    fn epoch_len(&self) -> usize {
+        repeated_len(self.train_len(), self.loader.transform.settings().augment.repeats)
+    }
+
+    fn test_len(&self) -> usize {
+        self.test.len()
+    }
+
+    fn train_batches(&self, seed: u64, epoch: usize, batch_size: usize, skip: usize) -> Batches<'_> {
+        let order = permutation(self.train_len(), &mut rng(seed, epoch, 0, Purpose::Order));
+        let shown = repeated(&order, self.loader.transform.settings().augment.repeats);
+        let drawn = |(index, repeat)| {
+            let draw = Draw::Train {
+                seed,
+                epoch,
+                index,
+                repeat,
+            };
+            (index, draw)
+        };
+        let shown: Vec<_> = shown.into_iter().map(drawn).collect();
+        let batches = training_batches(&shown, batch_size).into_iter().skip(skip);
+        self.batches(&self.train, batches.collect())
+    }
+
+    fn test_batches(&self, batch_size: usize) -> Batches<'_> {
+        let order: Vec<_> = (0..self.test_len()).map(|index| (index, Draw::Test)).collect();
+        self.batches(&self.test, order.chunks(batch_size).map(<[_]>::to_vec).collect())
+    }
+
+    fn skipped(&self) -> usize {
+        self.loader.skipped().len()
+    }
+}
+
+/// Images one after another, and their labels.
+type Decoded = (Vec<f32>, Vec<u32>);
+
+struct Loader {
+    pool: rayon::ThreadPool,
+    transform: Transform,
+    unreadable: Unreadable,
+    skipped: Mutex<BTreeSet<PathBuf>>,
+}
+
+impl Loader {
+    fn skipped(&self) -> std::sync::MutexGuard<'_, BTreeSet<PathBuf>> {
+        self.skipped.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// A batch. Of several unreadable images the first in it is named.
+    fn load(&self, split: &Split, images: &[(usize, Draw)]) -> Result<Decoded, TreeError> {
+        let size = self.transform.len();
+        let mut values = vec![0f32; images.len() * size];
+        // Each image is written to its place in the batch. A thread takes one at a time: their costs differ.
+        let loaded: Vec<_> = self.pool.install(|| {
+            let images = values.par_chunks_exact_mut(size).zip(images).with_max_len(1);
+            let load = |(out, &(index, draw)): (&mut [f32], &(usize, Draw))| {
+                let (path, label) = split.file(index);
+                match self.transform.load(&path, draw, out) {
+                    Ok(()) => Ok(label),
+                    Err(reason) => Err((path, reason)),
+                }
+            };
+            images.map(load).collect()
+        });
+        let mut labels = Vec::with_capacity(images.len());
+        for (i, loaded) in loaded.into_iter().enumerate() {
+            match (loaded, self.unreadable) {
+                (Ok(label), _) => {
+                    // Moved to where images that were left out would have been.
+                    if labels.len() < i {
+                        values.copy_within(i * size..(i + 1) * size, labels.len() * size);
+                    }
+                    labels.push(label);
+                }
+                (Err((path, _)), Unreadable::Skip) => {
+                    self.skipped().insert(path);
+                }
+                (Err((path, reason)), Unreadable::Error) => {
+                    return Err(TreeError::Unreadable {
+                        path,
+                        reason: format!("{reason:#}"),
+                    })
+                }
+            }
+        }
+        values.truncate(labels.len() * size);
+        Ok((values, labels))
+    }
+}
+
+fn listing(path: &Path, reason: impl ToString) -> TreeError {
+    TreeError::Listing {
+        path: path.into(),
+        reason: reason.to_string(),
+    }
+}
+
+/// The directories in `root`, links to directories too, sorted by name. Hidden ones are no classes.
+fn class_names(root: &Path) -> Result<Vec<String>, TreeError> {
+    if !root.is_dir() {
+        return Err(TreeError::NoDirectory(root.into()));
+    }
+    let real_root = root.canonicalize().map_err(|e| listing(root, e))?;
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(root).map_err(|e| listing(root, e))? {
+        let path = entry.map_err(|e| listing(root, e))?.path();
+        let name = path.file_name().unwrap_or_default();
+        let name = name.to_str().ok_or_else(|| listing(&path, "its name is not UTF-8"))?;
+        if name.starts_with('.') {
+            continue;
+        }
+        if path.is_symlink() {
+            // A class that silently vanished would move every label after it.
+            let real = path.canonicalize();
+            let real = real.map_err(|e| listing(&path, format!("it is a link that leads nowhere ({e})")))?;
+            if real_root.starts_with(&real) {
+                let circle = format!("it is a link to {}, which it lies in", real.display());
+                return Err(listing(&path, circle));
+            }
+        }
+        if path.is_dir() {
+            names.push(name.to_string());
+        }
+    }
+    names.sort_unstable();
+    if names.is_empty() {
+        return Err(TreeError::NoClasses(root.into()));
+    }
+    Ok(names)
+}
+
+/// The images below each class directory, sorted by path.
+fn list(root: &Path, classes: &[String]) -> Result<Split, TreeError> {
+    let listed = classes.par_iter().map(|class| images_below(&root.join(class)));
+    let (lists, left_out): (Vec<FileList>, Vec<Vec<PathBuf>>) =
+        listed.collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
+    let left_out = left_out.concat();
+    if let Some(first) = left_out.first() {
+        let n = left_out.len();
+        eprintln!(
+            "links to directories inside a class are not followed: {n}, such as {}",
+            first.display()
+        );
+    }
+    let before = |files: &mut usize, list: &FileList| {
+        let start = *files;
+        *files += list.len();
+        Some(start)
+    };
+    Ok(Split {
+        root: root.into(),
+        starts: lists.iter().scan(0, before).collect(),
+        classes: classes.iter().cloned().zip(lists).collect(),
+        chosen: None,
+    })
+}
+
+/// The images, and the links to directories that were left out.
+fn images_below(class: &Path) -> Result<(FileList, Vec<PathBuf>), TreeError> {
+    let (mut files, mut left_out) = (FileList::default(), Vec::new());
+    // Linked files are taken, linked directories inside a class are not: nothing can go round in circles. (The class
+    // itself may be a link.)
+    for entry in WalkDir::new(class) {
+        let entry = entry.map_err(|e| listing(class, e))?;
+        let extension = entry.path().extension().unwrap_or_default();
+        if entry.file_type().is_dir() {
+            continue;
+        }
+        if entry.depth() > 0 && entry.file_name().as_encoded_bytes().starts_with(b".") {
+            continue; // hidden: macOS leaves `._image.jpg` beside each on other file systems
+        }
+        if EXTENSIONS.iter().any(|e| extension.eq_ignore_ascii_case(e)) {
+            files.push(entry.path().strip_prefix(class).unwrap_or(entry.path()));
+        } else if entry.path_is_symlink() && entry.path().is_dir() {
+            left_out.push(entry.into_path());
+        }
+    }
+    if files.is_empty() {
+        return Err(TreeError::EmptyClass(class.into()));
+    }
+    Ok((files.sorted(), left_out))
+}
+
+#[cfg(test)]
+mod tests;

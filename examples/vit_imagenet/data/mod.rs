@@ -1,0 +1,48 @@
+//! A data set as the training loop sees it: batches of images with their labels.
+
+pub mod augment;
+mod decode;
+pub mod digits;
+mod draws;
+mod file_list;
+pub mod image_tree;
+mod order;
+mod prefetch;
+pub mod transform;
+
+use anyhow::Result;
+use candle_core::Tensor;
+
+/// Images `[B, C, H, W]` f32, normalised, and their class indices `[B]` u32.
+pub struct Batch {
+    pub images: Tensor,
+    pub labels: Tensor,
+}
+
+pub type Batches<'a> = Box<dyn Iterator<Item = Result<Batch>> + 'a>;
+
+/// Images to train on and others to test on.
+pub trait Dataset {
+    fn num_classes(&self) -> usize;
+
+    fn train_len(&self) -> usize;
+
+    /// How many images `train_batches` shows, some of them more than once with repeated augmentation.
+    fn epoch_len(&self) -> usize {
+        self.train_len()
+    }
+
+    fn test_len(&self) -> usize;
+
+    /// Every training image once (see [`epoch_len`](Self::epoch_len)), in an order that `(seed, epoch)` decides, without
+    /// the first `skip` batches. A batch is empty where none of its images could be read. The last may be smaller, and the one before it by one: see [`training_batches`](order::training_batches).
+    fn train_batches(&self, seed: u64, epoch: usize, batch_size: usize, skip: usize) -> Batches<'_>;
+
+    /// Every test image once, in a fixed order. The last batch may be smaller.
+    fn test_batches(&self, batch_size: usize) -> Batches<'_>;
+
+    /// How many different images were left out so far because they could not be read.
+    fn skipped(&self) -> usize {
+        0
+    }
+}

@@ -1,0 +1,138 @@
+//! The order in which an epoch shows its images.
+
+use super::draws::{rng, Purpose};
+use anyhow::Result;
+use rand::Rng;
+
+/// The numbers below `n` in random order (Fisher-Yates; u32 draws, which are the same on 32- and 64-bit platforms).
+pub fn permutation(n: usize, rng: &mut impl Rng) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..n).collect();
+    for i in (1..n).rev() {
+        order.swap(i, rng.random_range(0..=i as u32) as usize);
+    }
+    order
+}
+
+/// `order` in batches for training. The last may be smaller, but is not a single image where another could spare one:
+/// batch norm of one image whose map is a single pixel has no variance to divide by.
+pub fn training_batches<T: Copy>(order: &[T], batch_size: usize) -> Vec<Vec<T>> {
+    let mut batches: Vec<Vec<T>> = order.chunks(batch_size).map(<[T]>::to_vec).collect();
+    if let [.., before, last] = &mut batches[..] {
+        if last.len() == 1 && before.len() > 2 {
+            last.splice(0..0, before.pop());
+        }
+    }
+    batches
+}
+
+/// How many images an epoch of `images` shows when each it shows appears `repeats` times: as many as ever, but in whole
+/// 256s, as DeiT's sampler for repeated augmentation rounds (which here leaves fewer than that alone).
+pub fn repeated_len(images: usize, repeats: usize) -> usize {
+    const WHOLE: usize = 256;
+    match repeats {
+        ..=1 => images,
+        _ if images < WHOLE => images,
+        _ => images / WHOLE * WHOLE,
+    }
+}
+
+/// `order` with each index `repeats` times in a row, numbered, as far as the epoch goes. E. Hoffer et al., "Augment your
+/// batch", 2020; DeiT (arXiv 2012.12877) shows a third of the images three times.
+pub fn repeated(order: &[usize], repeats: usize) -> Vec<(usize, usize)> {
+    let each = order
+        .iter()
+        .flat_map(|&index| (0..repeats.max(1)).map(move |repeat| (index, repeat)));
+    each.take(repeated_len(order.len(), repeats)).collect()
+}
+
+/// `n` of the numbers below `pool`, drawn by `seed`, sorted.
+pub fn subset(pool: usize, n: usize, seed: u64) -> Result<Vec<usize>> {
+    anyhow::ensure!(
+        (1..=pool).contains(&n),
+        "--train-size is {n}, but must be at least 1 and at most {pool}, the number of training images"
+    );
+    let mut drawn = permutation(pool, &mut rng(seed, 0, 0, Purpose::Subset));
+    drawn.truncate(n);
+    drawn.sort_unstable();
+    Ok(drawn)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn permutation_holds_every_number_once() {
+        let mut order = permutation(1000, &mut rng(1, 2, 0, Purpose::Order));
+        assert_ne!(order, (0..1000).collect::<Vec<_>>());
+        order.sort_unstable();
+        assert_eq!(order, (0..1000).collect::<Vec<_>>());
+        assert!(permutation(0, &mut rng(1, 2, 0, Purpose::Order)).is_empty());
+    }
+
+    // The sampler's rule, worked by hand: 600 images give 512 places, of which 170 images take three and one takes two.
+    #[test]
+    fn repeated_augmentation_shows_a_third_of_the_images_three_times() {
+        let order = permutation(600, &mut rng(1, 2, 0, Purpose::Order));
+        let shown = repeated(&order, 3);
+        assert_eq!(shown.len(), 512);
+        for (i, &(index, repeat)) in shown.iter().enumerate() {
+            assert_eq!((index, repeat), (order[i / 3], i % 3));
+        }
+        assert_eq!(repeated(&order, 1), order.iter().map(|&i| (i, 0)).collect::<Vec<_>>());
+        assert_eq!(repeated(&[7, 3, 9, 4], 3), [(7, 0), (7, 1), (7, 2), (3, 0)]);
+        assert_eq!(
+            [0, 255, 256, 511, 512, 1_281_167].map(|n| repeated_len(n, 3)),
+            [0, 255, 256, 256, 512, 1_281_024]
+        );
+    }
+
+    // Each of the 6 orders of 3 numbers: 1000 expected, standard deviation 29.
+    #[test]
+    fn permutations_are_equally_likely() {
+        let mut count = std::collections::HashMap::new();
+        for epoch in 0..6000 {
+            *count
+                .entry(permutation(3, &mut rng(0, epoch, 0, Purpose::Order)))
+                .or_insert(0) += 1;
+        }
+        assert_eq!(count.len(), 6);
+        assert!(count.values().all(|&n| (850..1150).contains(&n)), "{count:?}");
+    }
+
+    #[test]
+    fn a_single_image_gets_company_from_the_batch_before() {
+        let sizes = |images: usize, batch_size| {
+            let order: Vec<usize> = (0..images).rev().collect();
+            let batches = training_batches(&order, batch_size);
+            assert_eq!(batches.concat(), order);
+            // As many steps as the schedule counts.
+            assert_eq!(batches.len(), images.div_ceil(batch_size));
+            batches.iter().map(Vec::len).collect::<Vec<_>>()
+        };
+        assert_eq!(sizes(65, 64), [63, 2]);
+        assert_eq!(sizes(129, 64), [64, 63, 2]);
+        assert_eq!(sizes(66, 64), [64, 2]);
+        assert_eq!(sizes(64, 64), [64]);
+        assert_eq!(sizes(7, 3), [3, 2, 2]);
+        // There is no other image, or none can be spared.
+        assert_eq!(sizes(1, 64), [1]);
+        assert_eq!(sizes(5, 2), [2, 2, 1]);
+        assert_eq!(sizes(3, 1), [1, 1, 1]);
+        assert!(sizes(0, 64).is_empty());
+    }
+
+    #[test]
+    fn subset_is_sorted_distinct_and_of_the_asked_size() {
+        let drawn = subset(1200, 300, 7).unwrap();
+        assert_eq!(drawn.len(), 300);
+        assert!(drawn.windows(2).all(|pair| pair[0] < pair[1]) && drawn[299] < 1200);
+        assert_ne!(drawn, subset(1200, 300, 8).unwrap());
+        assert_eq!(subset(5, 5, 0).unwrap(), [0, 1, 2, 3, 4]);
+        assert_eq!(
+            subset(1200, 1201, 0).unwrap_err().to_string(),
+            "--train-size is 1201, but must be at least 1 and at most 1200, the number of training images"
+        );
+        assert!(subset(10, 0, 0).is_err());
+    }
+}

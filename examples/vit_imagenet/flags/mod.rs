@@ -1,0 +1,254 @@
+//! The flags of `vit_imagenet`, and what follows from them: the network's configuration and the data set.
+
+mod device;
+mod input;
+pub mod training;
+mod value;
+
+use crate::data::digits::{self, Digits};
+use crate::data::image_tree::{ImageTree, Unreadable};
+use crate::data::transform::Transform;
+use crate::data::Dataset;
+use crate::network::{self, Input, Network};
+use crate::recipe::Recipe;
+use anyhow::{bail, ensure, Result};
+use candle_core::Device;
+use clap::parser::ValueSource;
+use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
+use input::InputFlags;
+use std::fmt;
+use std::path::PathBuf;
+use training::TrainingFlags;
+use value::{at_least_1, positive, share, side, weight};
+
+/// Trains a ViT, ResNet or Swin with MaskSub: on the handwritten digits that ship with the example, or with --data on a
+/// tree of images. Each step runs the network twice, on the whole image and on a part of it, and teaches the second branch
+/// what the first one predicts.
+#[derive(Parser, Clone, Debug)]
+#[command(
+    name = "vit_imagenet",
+    args_override_self = true,
+    after_help = "Writes metrics.csv, curves.svg, checkpoint.safetensors (and the one before) and at the end \
+                  model.safetensors (and model_ema.safetensors) to the output directory. Defaults in brackets are those of \
+                  --recipe plain; --print-config shows another's. The last line printed is the result, with data_wait, the share of training in which the model waited for images. \
+                  RAYON_NUM_THREADS sets the number of threads (default: one per core); the numbers do not depend on it."
+)]
+pub struct Flags {
+    /// Directory with train/CLASS/* and val/CLASS/* (JPEG, PNG, WebP; a class is a directory, and both must have the
+    /// same ones). Without it: 8x8-pixel digits, 1200 to train on and 597 to test on
+    #[arg(long, value_name = "DIR", help_heading = "Data")]
+    pub data: Option<PathBuf>,
+
+    /// How many training images to use, drawn by the seed. Default: all of them (1200 digits)
+    #[arg(long, value_name = "N", value_parser = at_least_1, help_heading = "Data")]
+    pub train_size: Option<usize>,
+
+    /// What to do about an image in --data that cannot be decoded
+    #[arg(long, value_enum, default_value = "error", help_heading = "Data")]
+    pub unreadable: Unreadable,
+
+    /// The network. `digits`: a ViT of width 64, 6 blocks, 4 heads, LayerScale 0.1; `digits-resnet`, `digits-swin`: small
+    /// ones for the digits. These take one channel, with --data all others take three. Default: digits, with --data
+    /// deit3-small
+    #[arg(long, value_name = "NAME", value_parser = network::names(), help_heading = "Model")]
+    pub model: Option<String>,
+
+    /// Height and width of the network's input in pixels; the images are resized to it, and the digits' pixels repeated.
+    /// Default: 8 for digits, 32 for digits-resnet and digits-swin, as in the paper for the others (160 to 224)
+    #[arg(long, value_name = "PIXELS", value_parser = side, help_heading = "Model")]
+    pub image_size: Option<usize>,
+
+    /// Height and width of a patch, which becomes one token, in pixels. Default: 2 for digits, 14 or 16 for other ViTs, 4
+    /// for Swin
+    #[arg(long, value_name = "PIXELS", value_parser = side, help_heading = "Model")]
+    pub patch_size: Option<usize>,
+
+    /// Start from the weights in this file instead of random ones: a published checkpoint of timm, facebookresearch (DeiT,
+    /// MAE), Hugging Face, OpenCLIP, OpenAI's CLIP or Microsoft's Swin, or this example's model.safetensors;
+    /// .safetensors or .pth. Positions are resized and the head is replaced where they do not fit
+    #[arg(long, value_name = "FILE", help_heading = "Model")]
+    pub init_from: Option<PathBuf>,
+
+    /// Accept a file of --init-from that lacks some of the network's weights, or has others
+    #[arg(long, requires = "init_from", help_heading = "Model")]
+    pub allow_differences: bool,
+
+    /// Whose settings are the defaults: one of the paper's recipes, for the network. It is for images in --data; without
+    /// --model it trains the smallest network of the paper's
+    #[arg(long, value_enum, default_value = "plain", help_heading = "Training")]
+    pub recipe: Recipe,
+
+    /// What runs beside the main branch: masksub drops tokens (ViT), hides blocks of the image (ResNet) or puts a mask
+    /// token in the place of blocks (Swin); dropsub adds dropout; pathsub adds stochastic depth;
+    /// none is plain training; mask-only trains on what masking leaves, with the labels and without a main branch
+    #[arg(long, value_enum, default_value = "masksub", help_heading = "MaskSub")]
+    pub branch: Branch,
+
+    /// Side of the square blocks that ResNet and Swin hide, in pixels; it divides the image's. Default: 32, and 8 for
+    /// images below 64
+    #[arg(long, value_name = "PIXELS", value_parser = side, help_heading = "MaskSub")]
+    pub mask_block: Option<usize>,
+
+    /// Share of the tokens or blocks that masksub and mask-only hide, at least 0 and below 1
+    #[arg(long, value_name = "SHARE", default_value_t = 0.5, value_parser = share, help_heading = "MaskSub")]
+    pub mask_ratio: f64,
+
+    /// Loss between sub-branch and main branch. soft-ce and kl have the same gradient; bce treats classes as independent
+    #[arg(long, value_enum, default_value = "soft-ce", help_heading = "MaskSub")]
+    pub sub_loss: SubLoss,
+
+    /// Divides the logits of both branches in the sub-branch's loss, above 0; the loss is multiplied by its square
+    #[arg(long, value_name = "T", default_value_t = 1.0, value_parser = positive, help_heading = "MaskSub")]
+    pub temperature: f64,
+
+    /// Weight w of the sub-branch, 0 to 1: the loss is (1-w) main + w sub
+    #[arg(long, value_name = "W", default_value_t = 0.5, value_parser = weight, help_heading = "MaskSub")]
+    pub sub_weight: f64,
+
+    /// Probability with which dropsub drops a value, or pathsub a block; at least 0 and below 1
+    #[arg(long, value_name = "P", default_value_t = 0.2, value_parser = share, help_heading = "MaskSub")]
+    pub sub_drop_rate: f64,
+
+    /// Decides initial weights, order of images, masks and every other draw
+    #[arg(long, value_name = "SEED", default_value_t = 0, help_heading = "Training")]
+    pub seed: u64,
+
+    /// cpu, cuda (the first GPU), cuda:N, or metal; the last three need the crate's feature of that name
+    #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = device::parse, help_heading = "Training")]
+    pub device: Device,
+
+    /// Output directory; must be empty or not exist yet. Default: the first out/run-N that does not exist
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    pub out: Option<PathBuf>,
+
+    /// Write a checkpoint after every N steps, beside the one after every epoch
+    #[arg(long, value_name = "N", value_parser = at_least_1, help_heading = "Output")]
+    pub checkpoint_every: Option<usize>,
+
+    /// Go on with the run in --out where its last checkpoint was written, with its settings
+    #[arg(long, requires = "out", help_heading = "Output")]
+    pub resume: bool,
+
+    /// Only evaluate, the weights of --init-from or of the run to --resume
+    #[arg(long, help_heading = "Output")]
+    pub eval_only: bool,
+
+    /// Print all settings and end
+    #[arg(long, help_heading = "Output")]
+    pub print_config: bool,
+
+    #[command(flatten)]
+    pub training: TrainingFlags,
+
+    #[command(flatten)]
+    pub input: InputFlags,
+
+    /// As they were typed.
+    #[arg(skip)]
+    pub arguments: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Branch {
+    Masksub,
+    None,
+    MaskOnly,
+    Dropsub,
+    Pathsub,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SubLoss {
+    SoftCe,
+    Kl,
+    Bce,
+}
+
+impl fmt::Display for Branch {
+    /// As it is typed.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.to_possible_value()
+            .map_or(Ok(()), |value| f.write_str(value.get_name()))
+    }
+}
+
+impl Flags {
+    /// From `arguments`, the program's name not among them. Those of the recipe come before them, so that each can be
+    /// overridden.
+    pub fn from_arguments(arguments: Vec<String>) -> Result<Self, clap::Error> {
+        let parse = |recipe: &str| -> Result<_, clap::Error> {
+            let program = std::iter::once("vit_imagenet");
+            let given = arguments.iter().map(String::as_str);
+            let all = program.chain(recipe.split_whitespace()).chain(given);
+            let matches = Self::command().try_get_matches_from(all)?;
+            Ok((Self::from_arg_matches(&matches)?, matches))
+        };
+        let (asked, matches) = parse("")?;
+        let epochs = matches.value_source("epochs") == Some(ValueSource::CommandLine);
+        let epochs = epochs.then_some(asked.training.epochs);
+        let (flags, _) = parse(&asked.recipe.flags(asked.model(), epochs))?;
+        Ok(Self { arguments, ..flags })
+    }
+
+    /// The network's name.
+    pub fn model(&self) -> &str {
+        let default = || self.recipe.models().first().copied();
+        self.model
+            .as_deref()
+            .or_else(default)
+            .unwrap_or(network::default_name(self.data.is_some()))
+    }
+
+    /// Whether the network is for images, as against the digits: those of `--data`, which recipes are for.
+    pub fn takes_images(&self) -> bool {
+        self.data.is_some() || self.recipe != Recipe::Plain
+    }
+
+    /// The network, with a head for `num_classes`.
+    pub fn network(&self, num_classes: usize) -> Result<Network> {
+        let network = Network::new(self.model(), num_classes, self)?;
+        Ok(match self.training.drop_path {
+            Some(rate) => network.with_drop_path(rate),
+            None => network,
+        })
+    }
+
+    /// The weight of the sub-branch: 0 where there is none, which then costs nothing.
+    pub fn sub_weight(&self) -> f64 {
+        match self.branch {
+            Branch::None | Branch::MaskOnly => 0.0,
+            _ => self.sub_weight,
+        }
+    }
+
+    /// The digits, or the images in `--data`.
+    pub fn dataset(&self) -> Result<Box<dyn Dataset>> {
+        let network = self.network(1)?; // only its input matters here
+        let Some(root) = &self.data else {
+            ensure!(
+                self.recipe == Recipe::Plain,
+                "--recipe is for images: say with --data where they are (the digits are trained by the plain one)"
+            );
+            if let Some(flag) = self.input.any() {
+                bail!("{flag} is for the images in --data: the digits are trained as they are");
+            }
+            let train_size = self.train_size.unwrap_or(digits::POOL);
+            let Input { image_size, .. } = network.input();
+            let digits = Digits::load(train_size, self.seed, image_size / digits::SIDE, &self.device)?;
+            return Ok(Box::new(digits));
+        };
+        let tree = ImageTree::open(
+            root,
+            Transform::new(self.input.settings(&network))?,
+            self.unreadable,
+            self.train_size,
+            self.seed,
+            self.input.workers.unwrap_or(0),
+            &self.device,
+        )?;
+        Ok(Box::new(tree))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,176 @@
+use super::*;
+
+fn parse(args: &str) -> Result<Flags, String> {
+    let args = args.split_whitespace().map(String::from).collect();
+    Flags::from_arguments(args).map_err(|error| error.to_string())
+}
+
+#[test]
+fn flags_are_consistent_and_all_have_help() {
+    Flags::command().debug_assert();
+    for arg in Flags::command().get_arguments() {
+        assert!(arg.get_help().is_some_and(|help| help.to_string().len() > 10), "{arg}");
+    }
+}
+
+fn vit(flags: &Flags) -> Result<masksub::models::vit::Config, String> {
+    match flags.network(10).map_err(|error| error.to_string())? {
+        Network::Vit(cfg) => Ok(cfg),
+        other => Err(format!("{other:?} is no ViT")),
+    }
+}
+
+fn input(args: &str) -> Result<(usize, usize, usize), String> {
+    let cfg = vit(&parse(args)?)?;
+    Ok((cfg.image_size.0, cfg.patch_size, cfg.in_channels))
+}
+
+// The trial's: see the README.
+#[test]
+fn defaults_are_the_digits_trial() {
+    let flags = parse("").unwrap();
+    let cfg = vit(&flags).unwrap();
+    assert_eq!(
+        (cfg.embed_dim, cfg.depth, cfg.num_heads, cfg.layer_scale),
+        (64, 6, 4, Some(0.1))
+    );
+    assert_eq!(input(""), Ok((8, 2, 1)));
+    assert_eq!(flags.branch, Branch::Masksub);
+    assert_eq!(
+        (flags.mask_ratio, flags.sub_weight(), flags.temperature),
+        (0.5, 0.5, 1.0)
+    );
+    let training = &flags.training;
+    assert_eq!(
+        (training.epochs, training.batch_size, training.warmup_steps),
+        (60, 64, 100)
+    );
+    assert_eq!((training.lr, training.weight_decay), (2e-3, 0.05));
+    let digits = flags.dataset().unwrap();
+    assert_eq!((digits.train_len(), digits.test_len()), (1200, 597));
+}
+
+#[test]
+fn input_follows_the_model_and_the_data() {
+    assert_eq!(vit(&parse("--data d").unwrap()).unwrap().embed_dim, 384);
+    assert_eq!(input("--data d"), Ok((224, 16, 3)));
+    assert_eq!(input("--data d --model deit3-base"), Ok((192, 16, 3)));
+    assert_eq!(input("--data d --model deit3-huge"), Ok((160, 14, 3)));
+    assert_eq!(input("--data d --model clip-large --image-size 28"), Ok((28, 14, 3)));
+    assert_eq!(
+        input("--data d --model digits --image-size 28 --patch-size 4"),
+        Ok((28, 4, 1))
+    );
+    assert_eq!(input("--model deit3-tiny --patch-size 4"), Ok((8, 4, 1)));
+    for (args, side, channels, block) in [
+        ("--model digits-resnet", 32, 1, 8),
+        ("--model resnet18", 32, 1, 8),
+        ("--data d --model resnet50", 224, 3, 32),
+        ("--model digits-swin", 32, 1, 8),
+        ("--data d --model swin-tiny --image-size 448", 448, 3, 32),
+    ] {
+        let network = parse(args).unwrap().network(10).unwrap();
+        let expected = Input {
+            image_size: side,
+            channels,
+        };
+        assert_eq!((network.input(), network.mask_block()), (expected, block), "{args}");
+    }
+}
+
+#[test]
+fn branches_without_a_sub_branch_give_it_no_weight() {
+    for (branch, weight) in [
+        ("masksub", 0.3),
+        ("dropsub", 0.3),
+        ("pathsub", 0.3),
+        ("none", 0.0),
+        ("mask-only", 0.0),
+    ] {
+        let flags = parse(&format!("--branch {branch} --sub-weight 0.3")).unwrap();
+        assert_eq!(
+            (flags.sub_weight(), flags.branch.to_string().as_str()),
+            (weight, branch)
+        );
+    }
+}
+
+#[test]
+fn values_out_of_range_are_refused_by_name() {
+    for (flag, values, range) in [
+        (
+            "--mask-ratio",
+            &["1", "-0.1", "NaN", "half"][..],
+            "at least 0 and below 1",
+        ),
+        ("--sub-drop-rate", &["1", "-1"], "at least 0 and below 1"),
+        ("--sub-weight", &["1.01", "-0.01", "nan"], "from 0 to 1"),
+        ("--temperature", &["0", "-1", "inf", "nan"], "above 0"),
+        ("--lr", &["0", "inf"], "above 0"),
+        ("--weight-decay", &["-1", "inf"], "at least 0"),
+        ("--epochs", &["0", "-1", "1.5"], "at least 1"),
+        ("--batch-size", &["0", "99999999999"], "at least 1"),
+        ("--train-size", &["0"], "at least 1"),
+        ("--image-size", &["0", "5000"], "from 1 to 4096"),
+        ("--patch-size", &["0"], "from 1 to 4096"),
+        ("--device", &["gpu", "cuda:x", "cuda:-1", "cpu:1"], "cuda:N"),
+        ("--branch", &["masked"], "mask-only"),
+        ("--sub-loss", &["mse"], "soft-ce"),
+        ("--model", &["resnet51"], "deit3-small"),
+        ("--augment", &["crop"], "simple-crop"),
+        ("--flip", &["1.5", "-1"], "from 0 to 1"),
+        ("--auto-augment", &["autoaugment"], "rand-augment"),
+        ("--magnitude", &["11", "-1", "nan"], "from 0 to 10"),
+        ("--color-jitter", &["1.1"], "from 0 to 1"),
+        ("--random-erasing", &["2"], "from 0 to 1"),
+        ("--repeated-augment", &["0"], "at least 1"),
+        ("--interpolation", &["nearest"], "bicubic"),
+        ("--crop-pct", &["0", "1.1"], "above 0 and at most 1"),
+        ("--workers", &["0"], "at least 1"),
+    ] {
+        for value in values {
+            let error = parse(&format!("{flag}={value}")).unwrap_err();
+            for part in [flag, &format!("'{value}'"), range] {
+                assert!(error.contains(part), "{part} is not in: {error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn values_that_do_not_go_together_are_refused() {
+    let error = |args: &str| input(args).unwrap_err();
+    assert_eq!(
+        error("--data d --model deit3-base --image-size 100"),
+        "--image-size is 100, but must be a multiple of 16, the --patch-size"
+    );
+    assert_eq!(
+        error("--patch-size 16"),
+        "--patch-size is 16, but must be at most 8, the --image-size"
+    );
+    assert!(error("--image-size 12").contains("must be a multiple of 8, the size of the digits"));
+    assert!(error("--model resnet50 --patch-size 4").contains("a ResNet does not"));
+}
+
+#[test]
+fn the_digits_take_no_flags_of_the_input() {
+    for flag in [
+        "--augment none",
+        "--flip 0",
+        "--auto-augment none",
+        "--magnitude 1",
+        "--color-jitter 0",
+        "--random-erasing 0",
+        "--repeated-augment 1",
+        "--interpolation bicubic",
+        "--crop-pct 1",
+        "--workers 1",
+    ] {
+        let error = parse(flag).unwrap().dataset().err().unwrap().to_string();
+        let name = flag.split(' ').next().unwrap();
+        assert_eq!(
+            error,
+            format!("{name} is for the images in --data: the digits are trained as they are")
+        );
+    }
+}

@@ -1,0 +1,379 @@
+//! Trains a ViT, ResNet or Swin with MaskSub: on the handwritten digits that ship with the example, or on a tree of images.
+//!
+//!     cargo run --release --example vit_imagenet
+//!     cargo run --release --example vit_imagenet -- --data imagenet --recipe deit3 --accumulate 32 --out runs/small
+//!
+//! `--help` explains the flags. This page is the part that a trainer writes; flags, data, networks and output have
+//! modules of their own.
+
+mod config;
+mod data;
+mod evaluate;
+mod flags;
+mod interrupt;
+mod mask_only;
+mod network;
+mod recipe;
+mod run;
+mod sentence;
+#[cfg(test)]
+mod tests;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{anyhow, ensure, Result};
+use candle_core::{DType, Device, Tensor};
+use candle_nn::ModuleT;
+use data::{Batch, Dataset};
+use evaluate::{evaluate, Scores};
+use flags::{Branch, Flags, SubLoss};
+use mask_only::MaskOnly;
+use masksub::models::{resnet::ResNet, swin::SwinTransformer, vit::VisionTransformer};
+use masksub::pretrained::Pretrained;
+use masksub::train::accumulate::Accumulator;
+use masksub::train::checkpoint::Checkpoint;
+use masksub::{
+    grad, Criterion, DropSub, DropToken, Forward, MaskSub, MaskToken, Params, PatchDrop, PathSub, RandomMasking, Seed,
+    Step, StepKey, SubBranch, SubModelLoss, Weights,
+};
+use network::Network;
+use run::{Run, Saved, Trained};
+
+fn main() -> ExitCode {
+    program(std::env::args().skip(1).collect()).into()
+}
+
+/// Does what the arguments say, and gives the exit code.
+fn program(arguments: Vec<String>) -> u8 {
+    leave_cores_to_rayon();
+    let flags = Flags::from_arguments(arguments).unwrap_or_else(|error| error.exit());
+    match run(flags) {
+        Ok(End::Done) => 0,
+        Ok(End::Interrupted) => interrupt::EXIT_CODE,
+        Err(error) => {
+            eprintln!("error: {}", sentence::of(error));
+            1
+        }
+    }
+}
+
+/// Leaves the cores to rayon, which runs the crate's kernels, unless `CANDLE_NUM_THREADS` says otherwise. To be called
+/// before anything of candle's runs.
+///
+/// candle keeps a pool of threads of its own for large elementwise operations, pinned to cores and spinning while they
+/// wait. On few cores the two pools take turns: the digits then take several times as long with two threads as with one.
+fn leave_cores_to_rayon() {
+    const POOL: &str = "CANDLE_NUM_THREADS";
+    if std::env::var_os(POOL).is_none() {
+        std::env::set_var(POOL, "1");
+    }
+}
+
+enum End {
+    Done,
+    Interrupted,
+}
+
+fn run(given: Flags) -> Result<End> {
+    let saved = if given.resume { Some(Saved::load(&given)?) } else { None };
+    let flags = &match &saved {
+        Some(saved) => saved.flags(&given)?,
+        None => given,
+    };
+    if flags.print_config {
+        print!("{}", config::print(&config::config(flags)?));
+        return Ok(End::Done);
+    }
+    let models = flags.recipe.models();
+    if !models.is_empty() && !models.contains(&flags.model()) {
+        let (model, of) = (flags.model(), models[0]);
+        eprintln!("{model} is not trained by this recipe in the paper: it gets the settings of {of}");
+    }
+    let data = flags.dataset()?;
+    let network = flags.network(data.num_classes())?;
+
+    // `Weights` makes variables that can be trained, from (seed, name) or from a file.
+    let seed = Seed::new(flags.seed);
+    let weights = match (&saved, &flags.init_from) {
+        (Some(saved), _) => saved.weights()?,
+        (None, Some(file)) => open(file)?.weights(seed),
+        (None, None) => Weights::seeded(seed),
+    };
+
+    if flags.eval_only {
+        ensure!(
+            saved.is_some() || flags.init_from.is_some(),
+            "--eval-only needs weights: --init-from FILE, or --resume --out DIR"
+        );
+        println!(
+            "{}",
+            result(flags, evaluate_network(flags, &*data, &network, &weights)?)
+        );
+        if let Some(averaged) = saved.map(|saved| saved.averaged_weights()).transpose()?.flatten() {
+            println!(
+                "averaged {}",
+                result(flags, evaluate_network(flags, &*data, &network, &averaged)?)
+            );
+        }
+        return Ok(End::Done);
+    }
+
+    // Each family of models has its own way of hiding things.
+    let vb = weights.var_builder(DType::F32, &flags.device);
+    let masking = RandomMasking::new(flags.mask_ratio)?;
+    let block = flags.mask_block.unwrap_or(network.mask_block());
+    let training = Training {
+        flags,
+        data: &*data,
+        network: &network,
+        weights: &weights,
+        saved,
+    };
+    match &network {
+        Network::Vit(cfg) => training.fit(VisionTransformer::new(cfg, vb)?, DropToken::new(masking)),
+        Network::ResNet(cfg, _) => training.fit(ResNet::new(cfg, vb)?, PatchDrop::new(masking, block)?),
+        Network::Swin(cfg) => training.fit(SwinTransformer::new(cfg, vb)?, MaskToken::new(masking, block)?),
+    }
+}
+
+struct Training<'a> {
+    flags: &'a Flags,
+    data: &'a dyn Dataset,
+    network: &'a Network,
+    weights: &'a Weights,
+    /// Where the run was left off, if it goes on.
+    saved: Option<Saved>,
+}
+
+impl Training<'_> {
+    /// The training loop, whatever the model.
+    fn fit<M, S>(self, model: M, masked: S) -> Result<End>
+    where
+        M: Forward + 'static,
+        S: SubBranch<M> + 'static,
+    {
+        let Self {
+            flags, data, weights, ..
+        } = self;
+        check_weights(flags, weights)?;
+        let (seed, settings) = (Seed::new(flags.seed), &flags.training);
+
+        // MaskSub around it. With `params` each step checks that every parameter has a gradient.
+        let params = match flags.branch {
+            Branch::Masksub | Branch::MaskOnly => Params::from_varmap(weights.varmap()),
+            // Swin's mask token stands in for what a mask hides, so these do not use it.
+            _ => Params::from_varmap(weights.varmap()).allow_missing("mask_token"),
+        };
+        let model = MaskSub::new(model, branch(flags, masked)?)
+            .with_sub_loss(sub_loss(flags)?)
+            .with_weight(flags.sub_weight())?
+            .with_params(params.clone());
+
+        // Everything else is what it would be without MaskSub.
+        let (criterion, mix) = (settings.criterion()?, settings.mix(data.num_classes())?);
+        let mut opt = settings.optimizer(&params, self.network)?;
+        let mut ema = settings.ema(weights.varmap())?;
+        let steps_per_epoch = data.epoch_len().div_ceil(settings.batch_size);
+        let schedule = settings.schedule(steps_per_epoch)?;
+
+        // The same weights, of which nothing is kept for a backward.
+        let evaluated = for_evaluation(self.network, weights, &flags.device)?;
+
+        let mut trained = Trained {
+            weights,
+            opt: &mut opt,
+            ema: ema.as_mut(),
+        };
+        let total_steps = settings.epochs * steps_per_epoch;
+        let mut run = Run::start(flags, data, self.saved, total_steps, &mut trained)?;
+        interrupt::watch()?;
+        while run.record.current_epoch() < settings.epochs {
+            let (epoch, done) = (run.record.current_epoch(), run.record.batches_of_epoch());
+            for batch in run
+                .record
+                .timed(data.train_batches(flags.seed, epoch, settings.batch_size, done))
+            {
+                let Batch { images, labels } = match batch {
+                    Ok(batch) => batch,
+                    Err(error) => {
+                        run.save(&trained)?;
+                        return Err(error);
+                    }
+                };
+                let t = epoch * steps_per_epoch + run.record.take_batch();
+                if labels.elem_count() == 0 {
+                    continue; // --unreadable skip: none of them could be read
+                }
+                let key = seed.at(t);
+                let (xs, targets) = match &mix {
+                    None => (images, labels.clone()),
+                    Some(mix) => {
+                        let mixed = mix.apply(&images, &labels, key)?;
+                        (mixed.images, mixed.targets)
+                    }
+                };
+                let mut step = backward(&model, &params, &criterion, (&xs, &targets), key, settings.accumulate)?;
+                if settings.clip_grad > 0.0 {
+                    grad::clip_grad_norm(&mut step.grads, &params, settings.clip_grad)?;
+                }
+                let lr = schedule.at(t);
+                trained.opt.set_learning_rate(lr);
+                trained.opt.step(&step.grads)?;
+                if let Some(ema) = &mut trained.ema {
+                    ema.update()?;
+                }
+                run.record.step(lr, &step, &labels)?;
+                if run.is_due() || interrupt::asked() {
+                    run.save(&trained)?;
+                }
+                if interrupt::asked() {
+                    eprintln!("interrupted {}", run.how_to_resume());
+                    return Ok(End::Interrupted);
+                }
+            }
+            let scores = || {
+                let batches = data.test_batches(settings.batch_size.div_ceil(settings.accumulate));
+                evaluate(Box::new(batches.take_while(|_| !interrupt::asked())), |images| {
+                    Ok(evaluated.forward_t(images, false)?)
+                })
+            };
+            let of_weights = scores();
+            let of_average = trained.ema.as_mut().map(|ema| ema.averaged(scores)).transpose()?;
+            // What was broken off is evaluated again when the run goes on.
+            if !interrupt::asked() {
+                run.record.epoch(of_weights?, of_average.transpose()?)?;
+            }
+            run.save(&trained)?;
+            if interrupt::asked() {
+                eprintln!("interrupted {}", run.how_to_resume());
+                return Ok(End::Interrupted);
+            }
+        }
+        tell_skipped(data);
+        run.record.write_weights("model.safetensors", &weights.state())?;
+        if let Some(ema) = &mut trained.ema {
+            ema.averaged(|| run.record.write_weights("model_ema.safetensors", &weights.state()))??;
+        }
+        println!("{}", run.record.finish(flags.branch)?);
+        Ok(End::Done)
+    }
+}
+
+/// The gradients of a batch, run in `parts` one after the other.
+fn backward<M, S: SubBranch<M>>(
+    model: &MaskSub<M, S>,
+    params: &Params,
+    criterion: &Criterion,
+    (images, targets): (&Tensor, &Tensor),
+    key: StepKey,
+    parts: usize,
+) -> Result<Step> {
+    let batch = images.dim(0)?;
+    // No part is a single image where it could be two: batch norm may have no variance to divide by.
+    let parts = parts.min((batch / 2).max(1));
+    if parts == 1 {
+        return Ok(model.backward(images, key, |logits| criterion.forward(logits, targets))?);
+    }
+    let mut accumulator = Accumulator::new(params);
+    let (mut main_loss, mut sub_loss, mut logits) = (0.0, None, vec![]);
+    for part in 0..parts {
+        let first = part * batch / parts;
+        let n = (part + 1) * batch / parts - first;
+        let (xs, targets) = (images.narrow(0, first, n)?, targets.narrow(0, first, n)?);
+        let key = key.with_first_sample(first);
+        let step = model.backward(&xs, key, |logits| criterion.forward(logits, &targets))?;
+        accumulator.add(&step.grads, n)?;
+        let share = n as f64 / batch as f64;
+        main_loss += share * step.main_loss;
+        if let Some(loss) = step.sub_loss {
+            *sub_loss.get_or_insert(0.0) += share * loss;
+        }
+        logits.push(step.main_logits);
+    }
+    Ok(Step {
+        grads: accumulator.take()?,
+        main_loss,
+        sub_loss,
+        main_logits: Tensor::cat(&logits, 0)?,
+        mask: None,
+    })
+}
+
+/// A checkpoint that is recognised, or a hint where it is one of a run.
+fn open(file: &Path) -> Result<Pretrained> {
+    Pretrained::open(file).map_err(|error| match Checkpoint::load(file) {
+        Ok(_) => anyhow!(
+            "{} is the checkpoint of a run: go on with --resume --out, or begin from its model.safetensors",
+            file.display()
+        ),
+        Err(_) => error.into(),
+    })
+}
+
+/// Tells what was done to a file's weights, and refuses one of another model.
+fn check_weights(flags: &Flags, weights: &Weights) -> Result<()> {
+    if flags.init_from.is_some() && !flags.resume {
+        weights.notes().iter().for_each(|note| println!("{note}"));
+    }
+    Ok(weights.check_exact(|name| name == "mask_token" || flags.allow_differences)?)
+}
+
+/// A network that predicts with what the weights are at the time.
+fn for_evaluation(network: &Network, weights: &Weights, device: &Device) -> Result<Box<dyn ModuleT>> {
+    let vb = weights.no_grad_builder(DType::F32, device);
+    Ok(match network {
+        Network::Vit(cfg) => Box::new(VisionTransformer::new(cfg, vb)?),
+        Network::ResNet(cfg, _) => Box::new(ResNet::new(cfg, vb)?),
+        Network::Swin(cfg) => Box::new(SwinTransformer::new(cfg, vb)?),
+    })
+}
+
+fn evaluate_network(flags: &Flags, data: &dyn Dataset, network: &Network, weights: &Weights) -> Result<Scores> {
+    let model = for_evaluation(network, weights, &flags.device)?;
+    check_weights(flags, weights)?;
+    let scores = evaluate(data.test_batches(flags.training.batch_size), |images| {
+        Ok(model.forward_t(images, false)?)
+    })?;
+    tell_skipped(data);
+    Ok(scores)
+}
+
+fn tell_skipped(data: &dyn Dataset) {
+    if data.skipped() > 0 {
+        eprintln!("images skipped because they cannot be read: {}", data.skipped());
+    }
+}
+
+fn result(flags: &Flags, scores: Scores) -> String {
+    let Scores { top1, top5, loss } = scores;
+    format!(
+        "result model={} top1={top1:.2} top5={top5:.2} loss={loss:.4}",
+        flags.model()
+    )
+}
+
+/// How the sub-branch runs. A box, since the flag decides; with one branch in mind its type can stand in `MaskSub`.
+fn branch<M, S>(flags: &Flags, masked: S) -> Result<Box<dyn SubBranch<M>>>
+where
+    M: Forward + 'static,
+    S: SubBranch<M> + 'static,
+{
+    Ok(match flags.branch {
+        Branch::Masksub => Box::new(masked),
+        Branch::None => Box::new(masked), // its weight is 0: it never runs
+        Branch::MaskOnly => Box::new(MaskOnly(masked)),
+        Branch::Dropsub => Box::new(DropSub::new(flags.sub_drop_rate)?),
+        Branch::Pathsub => Box::new(PathSub::new(flags.sub_drop_rate)?),
+    })
+}
+
+/// What the sub-branch is asked to agree on with the main branch.
+fn sub_loss(flags: &Flags) -> Result<SubModelLoss> {
+    let loss = match flags.sub_loss {
+        SubLoss::SoftCe => SubModelLoss::soft_cross_entropy(),
+        SubLoss::Kl => SubModelLoss::kl(),
+        SubLoss::Bce => SubModelLoss::bce(),
+    };
+    Ok(loss.with_temperature(flags.temperature)?)
+}

@@ -1,0 +1,237 @@
+//! `metrics.csv`: a row for every epoch, on the disk as soon as the epoch is over.
+
+use anyhow::{ensure, Context, Result};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+/// An epoch. Accuracies are in per cent, losses are means over the images; what was not computed is NaN.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Epoch {
+    /// Counted from 1.
+    pub epoch: usize,
+    /// Steps since the start of the run.
+    pub step: usize,
+    /// Learning rate of the epoch's last step.
+    pub lr: f64,
+    pub train_loss_main: f64,
+    pub train_loss_sub: f64,
+    /// Of the main branch, on the training images as they were seen.
+    pub train_top1: f64,
+    pub test_loss: f64,
+    pub test_top1: f64,
+    pub test_top5: f64,
+    /// Of the averaged weights, on the test images.
+    pub ema_loss: f64,
+    pub ema_top1: f64,
+    /// That the epoch took, evaluation included.
+    pub seconds: f64,
+}
+
+const FIELDS: usize = 12;
+
+const HEADER: [&str; FIELDS] = [
+    "epoch",
+    "step",
+    "lr",
+    "train_loss_main",
+    "train_loss_sub",
+    "train_top1",
+    "test_loss",
+    "test_top1",
+    "test_top5",
+    "ema_loss",
+    "ema_top1",
+    "seconds",
+];
+
+impl Epoch {
+    fn parse(record: &csv::StringRecord) -> Result<Self> {
+        let field = |name: &str| {
+            let column = HEADER.iter().position(|header| *header == name);
+            column.and_then(|column| record.get(column)).unwrap_or_default()
+        };
+        let number = |name: &str| -> Result<f64> {
+            match field(name) {
+                "" => Ok(f64::NAN),
+                text => text
+                    .parse()
+                    .with_context(|| format!("{name} is {text:?}, which is no number")),
+            }
+        };
+        let count = |name: &str| -> Result<usize> {
+            (field(name).parse()).with_context(|| format!("{name} is {:?}, which is no count", field(name)))
+        };
+        Ok(Self {
+            epoch: count("epoch")?,
+            step: count("step")?,
+            lr: number("lr")?,
+            train_loss_main: number("train_loss_main")?,
+            train_loss_sub: number("train_loss_sub")?,
+            train_top1: number("train_top1")?,
+            test_loss: number("test_loss")?,
+            test_top1: number("test_top1")?,
+            test_top5: number("test_top5")?,
+            ema_loss: number("ema_loss")?,
+            ema_top1: number("ema_top1")?,
+            seconds: number("seconds")?,
+        })
+    }
+
+    // Shortest text that reads back as the same number; an empty field for NaN.
+    fn record(&self) -> [String; FIELDS] {
+        let number = |value: f64| {
+            if value.is_nan() {
+                String::new()
+            } else {
+                value.to_string()
+            }
+        };
+        [
+            self.epoch.to_string(),
+            self.step.to_string(),
+            number(self.lr),
+            number(self.train_loss_main),
+            number(self.train_loss_sub),
+            number(self.train_top1),
+            number(self.test_loss),
+            number(self.test_top1),
+            number(self.test_top5),
+            number(self.ema_loss),
+            number(self.ema_top1),
+            format!("{:.3}", self.seconds),
+        ]
+    }
+}
+
+/// The file's text for these epochs.
+pub fn text(epochs: &[Epoch]) -> Result<String> {
+    let mut writer = csv::Writer::from_writer(vec![]);
+    writer.write_record(HEADER)?;
+    for epoch in epochs {
+        writer.write_record(epoch.record())?;
+    }
+    Ok(String::from_utf8(writer.into_inner()?)?)
+}
+
+/// The epochs of such a text.
+pub fn parse(text: &str) -> Result<Vec<Epoch>> {
+    let mut reader = csv::Reader::from_reader(text.as_bytes());
+    let columns = reader.headers()?.iter().map(String::from).collect::<Vec<_>>();
+    ensure!(columns == HEADER, "its columns are {columns:?} instead of {HEADER:?}");
+    reader.records().map(|record| Epoch::parse(&record?)).collect()
+}
+
+/// The file, open for the length of the run.
+pub struct Metrics {
+    path: PathBuf,
+    writer: csv::Writer<File>,
+}
+
+impl Metrics {
+    /// Creates the file with its header. A file that exists is an error.
+    pub fn create(path: &Path) -> Result<Self> {
+        let file = File::create_new(path).with_context(|| format!("cannot create {}", path.display()))?;
+        let mut metrics = Self {
+            path: path.into(),
+            writer: csv::Writer::from_writer(file),
+        };
+        metrics.record(&HEADER.map(str::to_string))?;
+        Ok(metrics)
+    }
+
+    /// Goes on with a file that is there.
+    pub fn append(path: &Path) -> Result<Self> {
+        let file = File::options().append(true).open(path);
+        let file = file.with_context(|| format!("cannot open {}", path.display()))?;
+        let writer = csv::WriterBuilder::new().has_headers(false).from_writer(file);
+        let path = path.into();
+        Ok(Self { path, writer })
+    }
+
+    pub fn push(&mut self, epoch: &Epoch) -> Result<()> {
+        self.record(&epoch.record())
+    }
+
+    fn record(&mut self, fields: &[String; FIELDS]) -> Result<()> {
+        let written = self.writer.write_record(fields).map_err(std::io::Error::from);
+        let flushed = written.and_then(|()| self.writer.flush());
+        flushed.with_context(|| format!("cannot write {}", self.path.display()))
+    }
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+
+    pub fn epoch(n: usize) -> Epoch {
+        Epoch {
+            epoch: n,
+            step: 19 * n,
+            lr: 1.5e-4,
+            train_loss_main: 2.25 / n as f64,
+            train_loss_sub: f64::NAN,
+            train_top1: 12.5,
+            test_loss: 2.0 / n as f64,
+            test_top1: 100.0 / 3.0,
+            test_top5: 100.0,
+            ema_loss: f64::NAN,
+            ema_top1: f64::NAN,
+            seconds: 1.23456,
+        }
+    }
+
+    #[test]
+    fn every_epoch_is_on_the_disk_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.csv");
+        let mut metrics = Metrics::create(&path).unwrap();
+        let header = "epoch,step,lr,train_loss_main,train_loss_sub,train_top1,test_loss,test_top1,test_top5,ema_loss,ema_top1,seconds\n";
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), header);
+        metrics.push(&epoch(1)).unwrap();
+        let first = "1,19,0.00015,2.25,,12.5,2,33.333333333333336,100,,,1.235\n";
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{header}{first}"));
+        metrics.push(&epoch(2)).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 3);
+    }
+
+    #[test]
+    fn what_is_written_is_read_and_gone_on_with() {
+        let epochs = [epoch(1), epoch(2)];
+        let read = parse(&text(&epochs).unwrap()).unwrap();
+        assert_eq!(text(&read).unwrap(), text(&epochs).unwrap());
+        assert!(read[0].ema_top1.is_nan() && read[1].test_top1 == epochs[1].test_top1);
+        for broken in ["", "a,b\n", &text(&epochs).unwrap().replace("0.00015", "x")] {
+            assert!(parse(broken).is_err(), "{broken}");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.csv");
+        std::fs::write(&path, text(&epochs[..1]).unwrap()).unwrap();
+        Metrics::append(&path).unwrap().push(&epochs[1]).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), text(&epochs).unwrap());
+    }
+
+    #[test]
+    fn an_existing_file_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.csv");
+        std::fs::write(&path, "old").unwrap();
+        let error = format!("{:#}", Metrics::create(&path).err().unwrap());
+        assert!(
+            error.starts_with(&format!("cannot create {}", path.display())),
+            "{error}"
+        );
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "old");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_full_disk_is_an_error() {
+        let file = File::options().write(true).open("/dev/full").unwrap();
+        let mut metrics = Metrics {
+            path: "metrics.csv".into(),
+            writer: csv::Writer::from_writer(file),
+        };
+        let error = format!("{:#}", metrics.push(&epoch(1)).unwrap_err());
+        assert!(error.starts_with("cannot write metrics.csv: No space left"), "{error}");
+    }
+}

@@ -1,0 +1,236 @@
+//! A run's checkpoints: when they are written, what is in them, and how a run is taken up again.
+
+mod curves;
+mod dir;
+mod metrics;
+mod progress;
+mod record;
+mod wait;
+
+use crate::config::{self, Config};
+use crate::data::Dataset;
+use crate::flags::Flags;
+use anyhow::{bail, ensure, Context, Result};
+use dir::RunDir;
+use masksub::train::checkpoint::{Checkpoint, Found};
+use masksub::train::ema::Ema;
+use masksub::train::optim::{GroupOptimizer, Rule};
+use masksub::Weights;
+use record::Recorder;
+use std::path::PathBuf;
+
+const FILE: &str = "checkpoint.safetensors";
+const MODEL: &str = "model";
+const OPTIMIZER: &str = "optimizer";
+const AVERAGE: &str = "ema";
+/// Names of settings, and what the others begin with.
+const ARGUMENTS: &str = "arguments";
+const IMAGES: &str = "training images";
+const CLASSES: &str = "classes";
+const DATA: &str = "data";
+const CONFIG: &str = "config/";
+const RECORD: &str = "record/";
+
+/// A run that was left off.
+pub struct Saved {
+    checkpoint: Checkpoint,
+    out: RunDir,
+}
+
+impl Saved {
+    /// The last checkpoint in the directory `--out`.
+    pub fn load(flags: &Flags) -> Result<Self> {
+        let out = flags.out.as_deref().context("--resume needs --out")?;
+        ensure!(
+            flags.init_from.is_none(),
+            "--init-from is for a new run: one that is resumed has its weights"
+        );
+        let out = RunDir::existing(out)?;
+        let Some(found) = Checkpoint::load_last(out.path().join(FILE))? else {
+            bail!("{} holds no checkpoint to resume", out.path().display());
+        };
+        let Found {
+            checkpoint,
+            path,
+            refused,
+        } = found;
+        if let Some(refused) = refused {
+            eprintln!(
+                "not used: {refused:?}; going on from {}, step {}",
+                path.display(),
+                checkpoint.step()
+            );
+        }
+        Ok(Self { checkpoint, out })
+    }
+
+    /// The flags that the run was started with, and on top of them those given now.
+    ///
+    /// # Errors
+    /// When the settings are then not the run's: names each that differs.
+    pub fn flags(&self, given: &Flags) -> Result<Flags> {
+        let arguments = self.setting(ARGUMENTS)?;
+        let mut arguments: Vec<String> = serde_json::from_str(arguments).context("the checkpoint's arguments")?;
+        // Where the images were then; they may be elsewhere now.
+        if let Some(data) = self.checkpoint.settings().get(DATA) {
+            arguments.extend(["--data".to_string(), data.clone()]);
+        }
+        arguments.extend(given.arguments.iter().cloned());
+        let flags = Flags::from_arguments(arguments).unwrap_or_else(|error| error.exit());
+        if flags.eval_only {
+            return Ok(flags);
+        }
+        let now = config::config(&flags)?;
+        let was = now.iter().map(|(name, _)| *name);
+        let was = was.filter_map(|name| {
+            Some((
+                name,
+                self.checkpoint.settings().get(&format!("{CONFIG}{name}"))?.clone(),
+            ))
+        });
+        let was: Config = was.collect();
+        let contradictions = config::contradictions(&was, &now);
+        ensure!(
+            contradictions.is_empty(),
+            "a run goes on with the settings it was started with, but {}",
+            contradictions.join("; ")
+        );
+        Ok(flags)
+    }
+
+    /// The weights where the run was left off.
+    pub fn weights(&self) -> Result<Weights> {
+        Ok(Weights::from_tensors(self.checkpoint.section(MODEL)?.clone()))
+    }
+
+    /// The averaged weights, where the run has them.
+    pub fn averaged_weights(&self) -> Result<Option<Weights>> {
+        if !self.checkpoint.has_section(AVERAGE) {
+            return Ok(None);
+        }
+        let average = self.checkpoint.section(AVERAGE)?;
+        Ok(Some(Weights::from_tensors(Ema::weights_of(average))))
+    }
+
+    fn setting(&self, name: &str) -> Result<&str> {
+        let setting = self.checkpoint.settings().get(name);
+        setting
+            .map(String::as_str)
+            .with_context(|| format!("the checkpoint has no {name}"))
+    }
+}
+
+/// What is trained.
+pub struct Trained<'a> {
+    pub weights: &'a Weights,
+    pub opt: &'a mut GroupOptimizer<Box<dyn Rule>>,
+    pub ema: Option<&'a mut Ema>,
+}
+
+pub struct Run {
+    arguments: Vec<String>,
+    config: Config,
+    seed: u64,
+    every: Option<usize>,
+    images: usize,
+    classes: usize,
+    /// Where the images are, from wherever the run is resumed.
+    data: Option<PathBuf>,
+    pub record: Recorder,
+}
+
+impl Run {
+    /// Begins, or goes on from `saved`: what is trained is put in the state it had.
+    pub fn start(
+        flags: &Flags,
+        data: &dyn Dataset,
+        saved: Option<Saved>,
+        total_steps: usize,
+        trained: &mut Trained,
+    ) -> Result<Self> {
+        let elements = |tensors: &std::collections::BTreeMap<String, candle_core::Tensor>| -> usize {
+            tensors.values().map(|tensor| tensor.elem_count()).sum()
+        };
+        let weights = elements(&trained.weights.state());
+        let state = elements(&trained.opt.state()?) + trained.ema.as_ref().map_or(0, |_| weights);
+        let title = {
+            let params = masksub::Params::from_varmap(trained.weights.varmap()).num_elements();
+            let size = format!("{params} parameters, {} images", data.train_len());
+            format!("{} with {}: {size}", flags.model(), flags.branch)
+        };
+        let (images, classes) = (data.train_len(), data.num_classes());
+        let record = match saved {
+            None => {
+                // The last checkpoint, the one before and the next, and the weights by themselves at the end.
+                let bytes = (3 * (weights + state) + 2 * weights) * size_of::<f32>();
+                Recorder::start(RunDir::create(flags.out.as_deref())?, title, total_steps, bytes)?
+            }
+            Some(saved) => {
+                for (what, now) in [(IMAGES, images), (CLASSES, classes)] {
+                    let was = saved.setting(what)?;
+                    ensure!(
+                        was == now.to_string(),
+                        "the run was started with {was} {what}, but --data has {now}"
+                    );
+                }
+                trained.opt.load_state(saved.checkpoint.section(OPTIMIZER)?)?;
+                if let Some(ema) = trained.ema.as_mut() {
+                    ema.load_state(saved.checkpoint.section(AVERAGE)?)?;
+                }
+                let record = saved.checkpoint.settings().iter();
+                let record = record.filter_map(|(name, text)| Some((name.strip_prefix(RECORD)?, text.as_str())));
+                let record: Vec<_> = record.collect();
+                Recorder::resume(saved.out, title, total_steps, saved.checkpoint.step(), &record)?
+            }
+        };
+        let run = Self {
+            arguments: flags.arguments.clone(),
+            config: config::config(flags)?,
+            seed: flags.seed,
+            every: flags.checkpoint_every,
+            images,
+            classes,
+            data: flags.data.as_deref().map(std::path::absolute).transpose()?,
+            record,
+        };
+        if run.record.steps() == 0 {
+            // From here on the run can be resumed.
+            run.save(trained)?;
+        }
+        Ok(run)
+    }
+
+    /// Whether `--checkpoint-every` asks for a checkpoint after this step.
+    pub fn is_due(&self) -> bool {
+        self.every
+            .is_some_and(|every| self.record.steps().is_multiple_of(every))
+    }
+
+    pub fn save(&self, trained: &Trained) -> Result<()> {
+        let mut checkpoint = Checkpoint::new(self.record.steps(), masksub::Seed::new(self.seed))
+            .with_setting(ARGUMENTS, serde_json::to_string(&self.arguments)?)
+            .with_setting(IMAGES, self.images)
+            .with_setting(CLASSES, self.classes)
+            .with_section(MODEL, trained.weights.state())
+            .with_section(OPTIMIZER, trained.opt.state()?);
+        if let Some(ema) = &trained.ema {
+            checkpoint = checkpoint.with_section(AVERAGE, ema.state()?);
+        }
+        if let Some(data) = &self.data {
+            checkpoint = checkpoint.with_setting(DATA, data.display());
+        }
+        for (name, value) in &self.config {
+            checkpoint = checkpoint.with_setting(format!("{CONFIG}{name}"), value);
+        }
+        for (name, text) in self.record.state()? {
+            checkpoint = checkpoint.with_setting(format!("{RECORD}{name}"), text);
+        }
+        Ok(checkpoint.save(self.record.out().path().join(FILE))?)
+    }
+
+    /// What to type to go on.
+    pub fn how_to_resume(&self) -> String {
+        let out = self.record.out().path().display();
+        format!("after step {}: go on with --resume --out {out}", self.record.steps())
+    }
+}

@@ -1,0 +1,357 @@
+//! What is kept of a run: progress on the terminal, metrics.csv, curves.svg, the weights.
+
+use super::curves;
+use super::dir::RunDir;
+use super::metrics::{self, Epoch, Metrics};
+use super::progress::Progress;
+use super::wait::{DataWait, Timed};
+use crate::evaluate::{Mean, Scores, Tally};
+use anyhow::{bail, Context, Result};
+use candle_core::Tensor;
+use masksub::Step;
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+pub struct Recorder {
+    out: RunDir,
+    title: String,
+    metrics: Metrics,
+    progress: Progress,
+    epochs: Vec<Epoch>,
+    step: usize,
+    wait: DataWait,
+    current: Current,
+}
+
+/// Of the epoch that is running.
+struct Current {
+    started: Instant,
+    /// Seconds that the epoch took before the run was resumed.
+    before: f64,
+    /// Batches taken; of some no image could be read, and there was no step.
+    batches: usize,
+    lr: f64,
+    main: Mean,
+    sub: Mean,
+    train: Tally,
+}
+
+impl Current {
+    fn new() -> Self {
+        Self {
+            started: Instant::now(),
+            before: 0.0,
+            batches: 0,
+            lr: 0.0,
+            main: Mean::default(),
+            sub: Mean::default(),
+            train: Tally::default(),
+        }
+    }
+
+    /// Numbers that read back as the same ones.
+    fn to_text(&self) -> String {
+        let seconds = self.before + self.started.elapsed().as_secs_f64();
+        let ([main, main_weight], [sub, sub_weight]) = (self.main.parts(), self.sub.parts());
+        let [images, top1, top5, loss] = (&self.train).into();
+        let numbers = [
+            seconds,
+            self.batches as f64,
+            self.lr,
+            main,
+            main_weight,
+            sub,
+            sub_weight,
+            images,
+            top1,
+            top5,
+            loss,
+        ];
+        numbers.map(|number| number.to_string()).join(" ")
+    }
+
+    fn from_text(text: &str) -> Result<Self> {
+        let numbers: Vec<f64> = text.split(' ').map(str::parse).collect::<Result<_, _>>()?;
+        let [before, batches, lr, main, main_weight, sub, sub_weight, images, top1, top5, loss] = numbers[..] else {
+            bail!(
+                "the checkpoint's sums of the epoch are {} numbers instead of 11",
+                numbers.len()
+            );
+        };
+        Ok(Self {
+            started: Instant::now(),
+            before,
+            batches: batches as usize,
+            lr,
+            main: Mean::from_parts([main, main_weight]),
+            sub: Mean::from_parts([sub, sub_weight]),
+            train: Tally::from([images, top1, top5, loss]),
+        })
+    }
+}
+
+const METRICS: &str = "metrics";
+const CURRENT: &str = "current epoch";
+
+impl Recorder {
+    /// Opens the files, and finds out whether there is room for `bytes`.
+    pub fn start(out: RunDir, title: String, total_steps: usize, bytes: usize) -> Result<Self> {
+        const BESIDES: usize = 1 << 20; // names, metrics, picture
+        out.check_room(bytes + BESIDES)?;
+        let metrics = Metrics::create(&out.path().join("metrics.csv"))?;
+        println!("{title}, to {}", out.path().display());
+        Ok(Self {
+            out,
+            title,
+            metrics,
+            progress: Progress::new(total_steps),
+            epochs: Vec::new(),
+            step: 0,
+            wait: DataWait::default(),
+            current: Current::new(),
+        })
+    }
+
+    /// Goes on where [`state`](Self::state) was taken: what was written after it is taken back.
+    pub fn resume(out: RunDir, title: String, total_steps: usize, step: usize, state: &[(&str, &str)]) -> Result<Self> {
+        let part = |name: &str| {
+            let found = state.iter().find(|part| part.0 == name);
+            found
+                .map(|part| part.1)
+                .with_context(|| format!("the checkpoint has no {name}"))
+        };
+        let epochs = metrics::parse(part(METRICS)?).context("the checkpoint's metrics cannot be read")?;
+        let current = Current::from_text(part(CURRENT)?)?;
+        out.write("metrics.csv", metrics::text(&epochs)?.as_bytes())?;
+        let metrics = Metrics::append(&out.path().join("metrics.csv"))?;
+        println!("{title}, to {}, after step {step}", out.path().display());
+        let progress = Progress::new(total_steps);
+        progress.at(step);
+        Ok(Self {
+            out,
+            title,
+            metrics,
+            progress,
+            epochs,
+            step,
+            wait: DataWait::default(),
+            current,
+        })
+    }
+
+    /// What a checkpoint has to keep.
+    pub fn state(&self) -> Result<[(&'static str, String); 2]> {
+        Ok([
+            (METRICS, metrics::text(&self.epochs)?),
+            (CURRENT, self.current.to_text()),
+        ])
+    }
+
+    /// The epoch that is running, or comes next, counted from 0.
+    pub fn current_epoch(&self) -> usize {
+        self.epochs.len()
+    }
+
+    /// Steps done.
+    pub fn steps(&self) -> usize {
+        self.step
+    }
+
+    /// Batches taken of the epoch that is running.
+    pub fn batches_of_epoch(&self) -> usize {
+        self.current.batches
+    }
+
+    /// A batch is taken; returns which of the epoch it is.
+    pub fn take_batch(&mut self) -> usize {
+        self.current.batches += 1;
+        self.current.batches - 1
+    }
+
+    pub fn out(&self) -> &RunDir {
+        &self.out
+    }
+
+    /// An epoch's batches, with a clock on how long each is waited for.
+    pub fn timed<I: Iterator>(&self, batches: I) -> Timed<I> {
+        self.wait.timed(batches)
+    }
+
+    /// A step that was made at learning rate `lr` on images of these labels `[B]`.
+    pub fn step(&mut self, lr: f64, step: &Step, labels: &Tensor) -> Result<()> {
+        let (batch, current) = (labels.dim(0)?, &mut self.current);
+        current.lr = lr;
+        current.main.add(step.main_loss, batch);
+        if let Some(sub_loss) = step.sub_loss {
+            current.sub.add(sub_loss, batch);
+        }
+        current.train.add(&step.main_logits, labels)?;
+        self.step += 1;
+        let (main, sub) = (current.main.get(), current.sub.get());
+        self.progress
+            .step(self.epochs.len() + 1, main, sub, current.train.scores().top1);
+        Ok(())
+    }
+
+    /// The end of an epoch, with its scores on the test images, and those of the averaged weights where there are any.
+    pub fn epoch(&mut self, test: Scores, ema: Option<Scores>) -> Result<()> {
+        let done = std::mem::replace(&mut self.current, Current::new());
+        let epoch = Epoch {
+            epoch: self.epochs.len() + 1,
+            step: self.step,
+            lr: done.lr,
+            train_loss_main: done.main.get(),
+            train_loss_sub: done.sub.get(),
+            train_top1: done.train.scores().top1,
+            test_loss: test.loss,
+            test_top1: test.top1,
+            test_top5: test.top5,
+            ema_loss: ema.map_or(f64::NAN, |scores| scores.loss),
+            ema_top1: ema.map_or(f64::NAN, |scores| scores.top1),
+            seconds: done.before + done.started.elapsed().as_secs_f64(),
+        };
+        self.metrics.push(&epoch)?;
+        self.epochs.push(epoch);
+        let picture = curves::svg(&self.epochs, &self.title)?;
+        self.out.write("curves.svg", picture.as_bytes())
+    }
+
+    /// Writes weights to `name`.
+    pub fn write_weights(&self, name: &str, weights: &BTreeMap<String, Tensor>) -> Result<()> {
+        let file = safetensors::serialize(weights, None).context("cannot serialize the weights")?;
+        self.out.write(name, &file)
+    }
+
+    /// Tells the result in one line.
+    pub fn finish(self, branch: impl std::fmt::Display) -> Result<String> {
+        self.progress.finish();
+        let last = self.epochs.last().context("there was no epoch")?;
+        let ema = if last.ema_top1.is_nan() {
+            String::new()
+        } else {
+            format!(" ema_top1={:.2}", last.ema_top1)
+        };
+        let wait = match self.wait.share() {
+            share if share.is_nan() => String::new(), // nothing was left to do
+            share => format!(" data_wait={:.1}%", 100.0 * share),
+        };
+        Ok(format!(
+            "result branch={branch} top1={:.2} top5={:.2} loss={:.4}{ema} epochs={} seconds={:.1}{wait}",
+            last.test_top1,
+            last.test_top5,
+            last.test_loss,
+            last.epoch,
+            self.epochs.iter().map(|epoch| epoch.seconds).sum::<f64>(),
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::backprop::GradStore;
+    use candle_core::{DType, Device};
+    use masksub::{Seed, Weights};
+
+    fn step(sub_loss: Option<f64>) -> Step {
+        Step {
+            grads: GradStore::default(),
+            main_loss: 0.5,
+            sub_loss,
+            main_logits: Tensor::new(&[[1f32, 0.0], [1.0, 0.0]], &Device::Cpu).unwrap(),
+            mask: None,
+        }
+    }
+
+    #[test]
+    fn a_run_leaves_metrics_curves_and_weights() {
+        let root = tempfile::tempdir().unwrap();
+        let weights = Weights::seeded(Seed::new(0));
+        candle_nn::linear(4, 2, weights.var_builder(DType::F32, &Device::Cpu).pp("fc")).unwrap();
+        let labels = Tensor::new(&[0u32, 1], &Device::Cpu).unwrap();
+        let test = Scores {
+            top1: 90.0,
+            top5: 100.0,
+            loss: 0.25,
+        };
+
+        let out = RunDir::create(Some(root.path())).unwrap();
+        let mut record = Recorder::start(out, "title".into(), 4, 100).unwrap();
+        for sub_loss in [Some(0.75), None] {
+            assert_eq!(record.timed(0..2).count(), 2);
+            record.step(2e-3, &step(sub_loss), &labels).unwrap();
+            record.step(1e-3, &step(sub_loss), &labels).unwrap();
+            record.epoch(test, None).unwrap();
+        }
+        record.write_weights("model.safetensors", &weights.state()).unwrap();
+        let result = record.finish("masksub").unwrap();
+        let start = "result branch=masksub top1=90.00 top5=100.00 loss=0.2500 epochs=2 seconds=";
+        assert!(result.starts_with(start), "{result}");
+        // The share of the time; metrics.csv is the same in every run, so it is not there.
+        let (_, wait) = result.split_once(" data_wait=").unwrap();
+        let share: f64 = wait.strip_suffix('%').unwrap().parse().unwrap();
+        assert!((0.0..=100.0).contains(&share), "{result}");
+
+        let csv = std::fs::read_to_string(root.path().join("metrics.csv")).unwrap();
+        let rows: Vec<&str> = csv.lines().collect();
+        assert!(rows[1].starts_with("1,2,0.001,0.5,0.75,50,0.25,90,100,,,"), "{csv}");
+        assert!(rows[2].starts_with("2,4,0.001,0.5,,50,0.25,90,100,,,"), "{csv}");
+        let svg = std::fs::read_to_string(root.path().join("curves.svg")).unwrap();
+        assert!(svg.contains("title"));
+
+        let file = root.path().join("model.safetensors");
+        let saved = candle_core::safetensors::load(&file, &Device::Cpu).unwrap();
+        assert_eq!(saved.len(), 2);
+        for (name, var) in weights.state() {
+            let (saved, trained) = (saved[&name].flatten_all().unwrap(), var.flatten_all().unwrap());
+            assert_eq!(saved.to_vec1::<f32>().unwrap(), trained.to_vec1::<f32>().unwrap());
+        }
+    }
+
+    #[test]
+    fn a_resumed_run_leaves_what_an_uninterrupted_one_does() {
+        let labels = Tensor::new(&[0u32, 1], &Device::Cpu).unwrap();
+        let test = Scores {
+            top1: 90.0,
+            top5: 100.0,
+            loss: 0.1 + 0.2,
+        };
+        let root = tempfile::tempdir().unwrap();
+        let out = || RunDir::create(Some(root.path())).unwrap();
+        let mut record = Recorder::start(out(), "title".into(), 4, 100).unwrap();
+        record.step(1e-3, &step(Some(0.1)), &labels).unwrap();
+        record.epoch(test, Some(test)).unwrap();
+        assert_eq!(record.take_batch(), 0);
+        record.step(1e-3, &step(Some(0.7)), &labels).unwrap();
+        let state = record.state().unwrap();
+        // What comes after the checkpoint, and is lost.
+        record.step(2e-3, &step(None), &labels).unwrap();
+        record.epoch(test, None).unwrap();
+        drop(record);
+
+        let state = state.each_ref().map(|(name, text)| (*name, text.as_str()));
+        let out = RunDir::existing(root.path()).unwrap();
+        let mut record = Recorder::resume(out, "title".into(), 4, 2, &state).unwrap();
+        assert_eq!(
+            (record.current_epoch(), record.steps(), record.batches_of_epoch()),
+            (1, 2, 1)
+        );
+        record.step(2e-3, &step(Some(0.3)), &labels).unwrap();
+        record.epoch(test, None).unwrap();
+        let csv = std::fs::read_to_string(root.path().join("metrics.csv")).unwrap();
+        let rows: Vec<&str> = csv.lines().collect();
+        assert_eq!(rows.len(), 3);
+        let (loss, sub) = (0.1 + 0.2, (0.7 * 2.0 + 0.3 * 2.0) / 4.0);
+        assert!(
+            rows[1].starts_with(&format!("1,1,0.001,0.5,0.1,50,{loss},90,100,{loss},90,")),
+            "{csv}"
+        );
+        assert!(
+            rows[2].starts_with(&format!("2,3,0.002,0.5,{sub},50,{loss},90,100,,,")),
+            "{csv}"
+        );
+        let broken = [state[0], ("current epoch", "1 2 3")];
+        let out = RunDir::existing(root.path()).unwrap();
+        assert!(Recorder::resume(out, "title".into(), 4, 2, &broken).is_err());
+    }
+}

@@ -1,0 +1,451 @@
+//! The program as its users run it: a process for each run.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+/// Where a process that a test has started finds its arguments, as JSON.
+const ARGUMENTS: &str = "VIT_IMAGENET_TEST_ARGUMENTS";
+
+/// The program in the place of its tests, where one of those has started this executable: cargo builds an example that has
+/// tests with its tests alone.
+#[test]
+fn started_by_another_test_this_is_the_program() {
+    if let Ok(arguments) = std::env::var(ARGUMENTS) {
+        let code = crate::program(serde_json::from_str(&arguments).unwrap());
+        std::process::exit(code.into());
+    }
+}
+
+fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    // On the main thread, as the program runs, and without a word of the tests' own but the number of tests.
+    let this = "tests::started_by_another_test_this_is_the_program";
+    command.args(["--exact", this, "--test-threads=1", "--nocapture", "--quiet"]);
+    command.env(ARGUMENTS, serde_json::to_string(args).unwrap());
+    command
+}
+
+fn vit_imagenet(args: &[&str], threads: usize) -> Output {
+    let mut command = command(args);
+    command.env("RAYON_NUM_THREADS", threads.to_string());
+    command.output().unwrap()
+}
+
+fn path_str(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// Arguments of a run of one epoch and two steps.
+fn short<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    let mut args = vec!["--train-size", "96", "--epochs", "1", "--warmup-steps", "2"];
+    args.extend(more);
+    args
+}
+
+/// `metrics.csv` without the column of seconds.
+fn metrics(out: &Path) -> Vec<Vec<String>> {
+    let mut reader = csv::Reader::from_path(out.join("metrics.csv")).unwrap();
+    assert_eq!(reader.headers().unwrap().iter().next_back(), Some("seconds"));
+    let row = |row: csv::StringRecord| row.iter().take(row.len() - 1).map(str::to_string).collect();
+    reader.records().map(|record| row(record.unwrap())).collect()
+}
+
+#[test]
+fn every_branch_trains_and_threads_change_nothing() {
+    let root = tempfile::tempdir().unwrap();
+    for branch in ["masksub", "none", "mask-only", "dropsub", "pathsub"] {
+        let run = |threads: usize| {
+            let out = root.path().join(format!("{branch}-{threads}"));
+            let output = vit_imagenet(&short(&["--branch", branch, "--out", path_str(&out)]), threads);
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+            let stdout = String::from_utf8(output.stdout).unwrap();
+            let result = stdout.lines().last().unwrap();
+            assert!(result.starts_with(&format!("result branch={branch} top1=")), "{result}");
+            assert!(result.contains(" data_wait="), "{result}");
+            assert!(out.join("curves.svg").exists());
+            (metrics(&out), fs::read(out.join("model.safetensors")).unwrap())
+        };
+        let (metrics, weights) = run(1);
+        assert_eq!(metrics.len(), 1);
+        // A loss of the sub-branch where there is one.
+        let has_sub_branch = !matches!(branch, "none" | "mask-only");
+        assert_eq!(!metrics[0][4].is_empty(), has_sub_branch, "{branch}: {metrics:?}");
+        let others: &[usize] = if branch == "masksub" { &[2, 4] } else { &[3] };
+        for &threads in others {
+            assert!(
+                run(threads) == (metrics.clone(), weights.clone()),
+                "{branch}, {threads} threads"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_tree_of_small_grey_images_trains_the_digits_model_and_its_weights_load_again() {
+    let root = tempfile::tempdir().unwrap();
+    for split in ["train", "val"] {
+        for class in 0..3u8 {
+            let dir = root.path().join(split).join(format!("class{class}"));
+            fs::create_dir_all(&dir).unwrap();
+            for i in 0..8u8 {
+                let stripe = |x: u32, y: u32| [x, y, x + y][class as usize] % 8 < 4;
+                let pixel = |x, y| image::Luma([if stripe(x, y) { 200 + i } else { 10 * i }]);
+                image::GrayImage::from_fn(28, 28, pixel)
+                    .save(dir.join(format!("{i}.png")))
+                    .unwrap();
+            }
+        }
+    }
+    let data = path_str(root.path());
+    let model = [
+        "--data",
+        data,
+        "--model",
+        "digits",
+        "--image-size",
+        "28",
+        "--patch-size",
+        "4",
+        "--batch-size",
+        "8",
+    ];
+    let run = |name: &str, more: &[&str]| {
+        let out = root.path().join(name);
+        let mut args = [&model[..], more, &["--out", path_str(&out)]].concat();
+        args.extend(["--epochs", "2", "--warmup-steps", "2"]);
+        let output = vit_imagenet(&args, 2);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        (metrics(&out), fs::read(out.join("model.safetensors")).unwrap(), out)
+    };
+    let (first, weights, out) = run("a", &[]);
+    let (again, same_weights, _) = run("b", &[]);
+    assert!(first == again && weights == same_weights);
+    let (resumed, _, _) = run("c", &["--init-from", path_str(&out.join("model.safetensors"))]);
+    // With everything a recipe can ask of its images, and whoever prepares them.
+    let recipe = "--augment resized-crop --auto-augment three-augment --color-jitter 0.3 --random-erasing 0.25 \
+                  --repeated-augment 3 --interpolation random --crop-pct 0.9 --workers";
+    let recipe: Vec<&str> = recipe.split_whitespace().collect();
+    let varied = |name, workers| run(name, &[&recipe[..], &[workers]].concat());
+    let (one, weights_of_one, _) = varied("d", "1");
+    let (three, weights_of_three, _) = varied("e", "3");
+    assert!(one == three && weights_of_one == weights_of_three);
+    assert_ne!(one, first);
+    let loss = |metrics: &[Vec<String>]| metrics[0][3].parse::<f64>().unwrap();
+    assert!(loss(&resumed) < loss(&first), "{resumed:?} {first:?}");
+}
+
+/// Batch norm would see the 65th digit alone, as a single pixel.
+#[test]
+fn a_resnet_trains_on_one_image_more_than_its_batches_hold() {
+    let out = tempfile::tempdir().unwrap();
+    let out = path_str(out.path());
+    let args = [
+        "--model",
+        "digits-resnet",
+        "--train-size",
+        "65",
+        "--epochs",
+        "1",
+        "--out",
+    ];
+    let output = vit_imagenet(&[&args[..], &[&format!("{out}/run")]].concat(), 2);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A sentence on one line and exit code 1, not a panic (101) and no backtrace.
+fn refused(args: &[&str]) -> String {
+    let output = vit_imagenet(args, 1);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    stderr
+}
+
+#[test]
+fn what_cannot_work_ends_with_a_sentence() {
+    let root = tempfile::tempdir().unwrap();
+    let file = root.path().join("file");
+    fs::write(&file, "no weights").unwrap();
+    let (dir, file) = (path_str(root.path()), path_str(&file));
+    assert!(refused(&["--out", dir]).contains("is not empty"));
+    assert!(refused(&["--out", file]).contains(file));
+    assert!(refused(&["--data", dir]).contains("train is not a directory"));
+    assert!(refused(&["--train-size", "1201"]).contains("at most 1200"));
+    assert!(refused(&["--patch-size", "3"]).contains("must be a multiple of 3"));
+    assert!(refused(&["--init-from", file]).contains(file));
+    assert!(refused(&["--init-from", "nowhere.safetensors"]).contains("nowhere.safetensors"));
+
+    let out = root.path().join("out");
+    assert!(vit_imagenet(&short(&["--out", path_str(&out)]), 1).status.success());
+    let weights = out.join("model.safetensors");
+    let error = refused(&["--init-from", path_str(&weights), "--patch-size", "4"]);
+    assert!(error.contains("patch_embed.proj.weight"), "{error}");
+    let error = refused(&[
+        "--init-from",
+        path_str(&weights),
+        "--model",
+        "mae-base",
+        "--patch-size",
+        "2",
+    ]);
+    assert!(error.contains(path_str(&weights)), "{error}");
+}
+
+/// Grey JPEGs of three classes, `n` of each in train and one in val.
+fn tree(root: &Path, n: u8) {
+    for class in 0..3u8 {
+        for (split, n) in [("train", n), ("val", 1)] {
+            let directory = root.join(format!("{split}/class-{class}"));
+            fs::create_dir_all(&directory).unwrap();
+            for i in 0..n {
+                let grey = |x: u32, y: u32| image::Luma([(x * 3 * u32::from(class + 1) + y * 5) as u8 ^ (i * 16)]);
+                let picture = image::GrayImage::from_fn(40, 36, grey);
+                picture.save(directory.join(format!("{i}.jpg"))).unwrap();
+            }
+        }
+    }
+}
+
+/// Small networks of each family stand in for the paper's.
+#[test]
+fn every_recipe_trains() {
+    let root = tempfile::tempdir().unwrap();
+    tree(&root.path().join("data"), 4);
+    let data = root.path().join("data");
+    let vit = ["--model", "digits", "--image-size", "16", "--patch-size", "4"];
+    for (recipe, network) in [
+        ("deit3", &vit[..]),
+        ("deit3-finetune", &vit),
+        ("mae-finetune", &vit),
+        ("clip-finetune", &vit),
+        ("resnet-rsb", &["--model", "digits-resnet"]),
+        ("swin", &["--model", "digits-swin"]),
+    ] {
+        let run = |name: &str, more: &[&str]| {
+            let out = root.path().join(format!("{recipe}-{name}"));
+            let mut args = vec![
+                "--recipe",
+                recipe,
+                "--data",
+                path_str(&data),
+                "--epochs",
+                "1",
+                "--batch-size",
+                "6",
+            ];
+            args.extend(network);
+            args.extend(more);
+            args.extend(["--out", path_str(&out)]);
+            let output = vit_imagenet(&args, 2);
+            assert!(
+                output.status.success(),
+                "{recipe}: {}",
+                String::from_utf8_lossy(&output.stderr)
+            );
+            let stdout = String::from_utf8(output.stdout).unwrap();
+            (stdout.lines().last().unwrap().to_string(), out)
+        };
+        let (result, out) = run("whole", &[]);
+        assert!(result.starts_with("result branch=masksub"), "{result}");
+        let rows = metrics(&out);
+        assert_eq!(rows.len(), 1);
+        assert!(
+            rows[0][3].parse::<f64>().unwrap() > 0.0 && rows[0][4].parse::<f64>().unwrap() > 0.0,
+            "{rows:?}"
+        );
+        // Averaged weights where the recipe has them.
+        let averages = matches!(recipe, "deit3" | "deit3-finetune" | "clip-finetune");
+        assert_eq!(result.contains("ema_top1="), averages, "{result}");
+        assert_eq!(out.join("model_ema.safetensors").exists(), averages);
+        // In parts the batch gives the same, but for batch norm.
+        let (_, parts) = run("parts", &["--accumulate", "2"]);
+        let loss = |out: &Path| metrics(out)[0][3].parse::<f64>().unwrap();
+        if recipe != "resnet-rsb" {
+            assert!((loss(&out) - loss(&parts)).abs() < 1e-4, "{recipe}");
+        }
+    }
+}
+
+#[test]
+fn a_finished_run_can_be_evaluated_and_gone_on_with() {
+    let root = tempfile::tempdir().unwrap();
+    let out = root.path().join("run");
+    let out = path_str(&out);
+    let first = vit_imagenet(&short(&["--ema", "0.5", "--out", out]), 1);
+    assert!(first.status.success());
+    let last = |output: &Output| {
+        String::from_utf8_lossy(&output.stdout)
+            .lines()
+            .last()
+            .unwrap()
+            .to_string()
+    };
+    let value = |line: &str, name: &str| {
+        let (_, rest) = line.split_once(&format!("{name}=")).unwrap();
+        rest.split(' ').next().unwrap().to_string()
+    };
+    // Nothing is left to do: the result is told again.
+    let again = vit_imagenet(&["--resume", "--out", out], 1);
+    assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
+    assert_eq!(value(&last(&again), "loss"), value(&last(&first), "loss"));
+
+    let weights = format!("{out}/model.safetensors");
+    for args in [
+        &["--eval-only", "--init-from", weights.as_str()][..],
+        &["--eval-only", "--resume", "--out", out],
+    ] {
+        let evaluated = vit_imagenet(args, 1);
+        let stdout = String::from_utf8_lossy(&evaluated.stdout).into_owned();
+        let line = stdout.lines().find(|line| line.starts_with("result ")).unwrap();
+        assert_eq!(value(line, "loss"), value(&last(&first), " loss"), "{stdout}");
+        let averaged = stdout.lines().find(|line| line.starts_with("averaged "));
+        let averaged = averaged.map(|line| value(line, "top1"));
+        let expected = args.contains(&"--resume").then(|| value(&last(&first), "ema_top1"));
+        assert_eq!(averaged, expected, "{stdout}");
+    }
+    assert!(refused(&["--eval-only"]).contains("--init-from FILE, or --resume"));
+    assert!(refused(&["--resume", "--out", path_str(root.path())]).contains("no checkpoint to resume"));
+    assert!(refused(&["--resume", "--out", "nowhere"]).contains("nowhere"));
+    let error = refused(&["--resume", "--out", out, "--train-size", "97"]);
+    assert!(error.contains("train-size is now 97, in the run 96"), "{error}");
+}
+
+#[test]
+fn data_that_is_not_the_runs_is_refused() {
+    let root = tempfile::tempdir().unwrap();
+    let (few, more, out) = (
+        root.path().join("few"),
+        root.path().join("more"),
+        root.path().join("out"),
+    );
+    tree(&few, 2);
+    tree(&more, 3);
+    let network = [
+        "--model",
+        "digits",
+        "--image-size",
+        "8",
+        "--epochs",
+        "1",
+        "--out",
+        path_str(&out),
+    ];
+    let run = vit_imagenet(&[&["--data", path_str(&few)], &network[..]].concat(), 1);
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    let error = refused(&["--resume", "--out", path_str(&out), "--data", path_str(&more)]);
+    assert!(
+        error.contains("started with 6 training images, but --data has 9"),
+        "{error}"
+    );
+    // The same images elsewhere are the same.
+    let moved = root.path().join("moved");
+    fs::rename(&few, &moved).unwrap();
+    let run = vit_imagenet(&["--resume", "--out", path_str(&out), "--data", path_str(&moved)], 1);
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+}
+
+/// Starts the program, kills it (with SIGKILL) when its checkpoint has been there for a moment, and takes it up again.
+fn killed_and_resumed(args: &[&str], out: &Path) {
+    let mut command = command(&[args, &["--out", path_str(out)]].concat());
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    let checkpoint = out.join("checkpoint.previous.safetensors");
+    for _ in 0..6000 {
+        if checkpoint.exists() || child.try_wait().unwrap().is_some() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let resumed = vit_imagenet(&["--resume", "--out", path_str(out)], 3);
+    assert!(resumed.status.success(), "{}", String::from_utf8_lossy(&resumed.stderr));
+}
+
+/// Running statistics, prefetched and repeated images, averages, images that cannot be read, a published start: all go on
+/// where they were.
+#[test]
+fn runs_of_every_family_survive_a_kill() {
+    let root = tempfile::tempdir().unwrap();
+    let data = root.path().join("data");
+    tree(&data, 6);
+    fs::write(data.join("train/class-1/3.jpg"), "no image").unwrap();
+    let start = root.path().join("start");
+    let vit = ["--model", "digits", "--image-size", "16", "--patch-size", "4"];
+    let first = [
+        &[
+            "--train-size",
+            "64",
+            "--epochs",
+            "1",
+            "--patch-size",
+            "4",
+            "--image-size",
+            "16",
+        ][..],
+        &["--out", path_str(&start)],
+    ];
+    assert!(vit_imagenet(&first.concat(), 1).status.success());
+    let weights = start.join("model.safetensors");
+    for (name, more) in [
+        (
+            "vit",
+            [
+                &[
+                    "--recipe",
+                    "mae-finetune",
+                    "--ema",
+                    "0.9",
+                    "--init-from",
+                    path_str(&weights),
+                ][..],
+                &vit,
+            ]
+            .concat(),
+        ),
+        (
+            "resnet",
+            vec![
+                "--recipe",
+                "resnet-rsb",
+                "--model",
+                "digits-resnet",
+                "--accumulate",
+                "2",
+            ],
+        ),
+        ("swin", vec!["--recipe", "swin", "--model", "digits-swin"]),
+    ] {
+        // Some batches of one are empty. (A ResNet takes none of one.)
+        let batch = if name == "resnet" { "4" } else { "1" };
+        let common = [
+            "--data",
+            path_str(&data),
+            "--unreadable",
+            "skip",
+            "--epochs",
+            "2",
+            "--checkpoint-every",
+            "1",
+        ];
+        let args = [&more[..], &common[..], &["--batch-size", batch]].concat();
+        let whole = root.path().join(format!("{name}-whole"));
+        let output = vit_imagenet(&[&args[..], &["--out", path_str(&whole)]].concat(), 2);
+        assert!(
+            output.status.success(),
+            "{name}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let killed = root.path().join(format!("{name}-killed"));
+        killed_and_resumed(&args, &killed);
+        let left = |out: &Path| (metrics(out), fs::read(out.join("model.safetensors")).unwrap());
+        assert!(
+            left(&whole) == left(&killed),
+            "{name}: {:?} {:?}",
+            metrics(&whole),
+            metrics(&killed)
+        );
+    }
+}
