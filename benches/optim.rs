@@ -54,7 +54,7 @@ fn main() -> Result<()> {
         grads.insert(var, Tensor::randn(0f32, 1., var.shape(), var.device())?);
     }
     let groups = ParamGroups::new(&params).without_decay(ParamGroups::usually_without_decay);
-    let optimizer = |rule: Box<dyn Rule>| GroupOptimizer::with_groups(groups.clone(), rule);
+    let optimizer = |rule: Box<dyn Rule>| GroupOptimizer::new(groups.clone(), rule);
     let mut step: Box<dyn FnMut() -> Result<()>> = match flags.optimizer {
         Kind::Clip => Box::new(|| {
             grad::clip_grad_norm(&mut grads, &params, 1e-9)?;

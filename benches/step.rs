@@ -215,7 +215,7 @@ fn time<M: Forward, S: SubBranch<M>>(
         }
         _ => (0., Params::from_varmap(weights.varmap()).allow_missing("mask_token")),
     };
-    let model = MaskSub::new(model, branch).with_weight(weight)?.with_params(params);
+    let model = MaskSub::new(model, branch, params).with_weight(weight)?;
 
     let mut seconds = Vec::with_capacity(flags.iters as usize);
     for step in 0..=flags.iters as usize {

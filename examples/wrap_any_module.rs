@@ -47,7 +47,7 @@ fn sequential() -> Result<()> {
 
     let branch = PatchDrop::new(RandomMasking::new(0.5)?, 8)?; // <- what the sub-branch hides
     let params = Params::from_varmap(weights.varmap());
-    let model = MaskSub::wrap(net, branch).with_params(params); // <- the wrapper
+    let model = MaskSub::wrap(net, branch, params); // <- the wrapper
     train(&model)
 }
 
@@ -108,7 +108,7 @@ fn own_token_model() -> Result<()> {
     let model = Patches::new(weights.var_builder(DType::F32, &Device::Cpu))?;
     let params = Params::from_varmap(weights.varmap());
     let branch = DropToken::new(RandomMasking::new(0.5)?);
-    train(&MaskSub::new(model, branch).with_params(params))
+    train(&MaskSub::new(model, branch, params))
 }
 
 fn vit_as_found() -> Result<Weights> {
@@ -150,7 +150,7 @@ fn vit_of_masksub(found: &Weights) -> Result<()> {
     let vit = vit::VisionTransformer::new(&cfg, weights.var_builder(DType::F32, &Device::Cpu))?;
     let params = Params::from_varmap(weights.varmap());
     let branch = DropToken::new(RandomMasking::new(0.5)?);
-    train(&MaskSub::new(vit, branch).with_params(params))
+    train(&MaskSub::new(vit, branch, params))
 }
 
 fn resnet_as_found() -> Result<()> {
@@ -162,8 +162,11 @@ fn resnet_as_found() -> Result<()> {
 /// One step of a model that cannot be trained as it is.
 fn refused(module: impl ModuleT, weights: &Weights) -> Result<()> {
     let (images, labels) = batch(0)?;
-    let model = MaskSub::wrap(module, PatchDrop::new(RandomMasking::new(0.5)?, 8)?)
-        .with_params(Params::from_varmap(weights.varmap()));
+    let model = MaskSub::wrap(
+        module,
+        PatchDrop::new(RandomMasking::new(0.5)?, 8)?,
+        Params::from_varmap(weights.varmap()),
+    );
     match model.backward(&images, SEED.at(0), |logits| cross_entropy(logits, &labels)) {
         Err(error @ (Error::MissingGradients { .. } | Error::BackwardUnsupported { .. })) => {
             println!("   as found: {error}");

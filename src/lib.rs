@@ -25,7 +25,7 @@
 //!
 //! let params = Params::from_varmap(weights.varmap());
 //! let mut opt = AdamW::new(params.vars(), ParamsAdamW::default())?;
-//! let model = MaskSub::new(vit, DropToken::new(RandomMasking::new(0.5)?)).with_params(params);
+//! let model = MaskSub::new(vit, DropToken::new(RandomMasking::new(0.5)?), params);
 //! let criterion = Criterion::cross_entropy().with_label_smoothing(0.1)?;
 //!
 //! # let loader = vec![(Tensor::ones((4, 1, 8, 8), DType::F32, &device)?, Tensor::new(&[0u32, 1, 2, 3], &device)?)];

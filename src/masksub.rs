@@ -40,7 +40,7 @@ use crate::pass::Pass;
 /// let params = Params::from_varmap(weights.varmap());
 /// let mut opt = AdamW::new(params.vars(), ParamsAdamW::default())?;
 /// let branch = PatchDrop::new(RandomMasking::new(0.5)?, 4)?;
-/// let model = MaskSub::wrap(net, branch).with_params(params);
+/// let model = MaskSub::wrap(net, branch, params);
 ///
 /// let images = Tensor::ones((2, 1, 8, 8), DType::F32, &device)?;
 /// let labels = Tensor::new(&[3u32, 7], &device)?;
@@ -66,14 +66,27 @@ impl<M: ModuleT, S: SubBranch<Plain<M>>> MaskSub<Plain<M>, S> {
     /// Models that implement [`Forward`](crate::Forward), those of this crate among them, go to [`new`](Self::new): in here they
     /// would be run like any module, without keys for their drop path and with batch statistics that are written at once.
     /// That is how candle's own batch norm works: its running statistics change even when a step is rejected.
-    pub fn wrap(module: M, branch: S) -> Self {
-        Self::new(Plain(module), branch)
+    pub fn wrap(module: M, branch: S, params: impl Into<Params>) -> Self {
+        Self::new(Plain(module), branch, params)
     }
 }
 
 impl<M, S: SubBranch<M>> MaskSub<M, S> {
-    /// A model and the way it runs as sub-model. The model may be borrowed: `&M` is one, too.
-    pub fn new(model: M, branch: S) -> Self {
+    /// A model, the way it runs as sub-model, and the variables that are trained, as [`Params`] or `&Params`. The model may
+    /// be borrowed: `&M` is one, too.
+    ///
+    /// [`backward`](Self::backward) returns the gradients of these variables only, and fails, naming them, when some have
+    /// none: candle cuts gradients silently, and a model that trains half of its weights still has a loss that falls.
+    pub fn new(model: M, branch: S, params: impl Into<Params>) -> Self {
+        Self {
+            params: Some(params.into()),
+            ..Self::unchecked(model, branch)
+        }
+    }
+
+    /// A model whose gradients are not checked, because its variables are not known: [`backward`](Self::backward) returns
+    /// those of all variables that it reached, and cannot know which it did not.
+    pub fn unchecked(model: M, branch: S) -> Self {
         Self {
             model,
             branch,
@@ -98,22 +111,12 @@ impl<M, S: SubBranch<M>> MaskSub<M, S> {
         Ok(Self { weight, ..self })
     }
 
-    /// Says which variables are trained: [`backward`](Self::backward) then returns the gradients of these only, and
-    /// fails, naming them, when some have none. Without this it returns those of all variables that it reached, and
-    /// cannot know which it did not: candle cuts gradients silently, so say it.
-    pub fn with_params(self, params: Params) -> Self {
-        Self {
-            params: Some(params),
-            ..self
-        }
-    }
-
     /// The model.
     pub fn model(&self) -> &M {
         &self.model
     }
 
-    /// The variables that are trained, where [`with_params`](Self::with_params) has told them.
+    /// The variables that are trained, unless it is [`unchecked`](Self::unchecked).
     pub fn params(&self) -> Option<&Params> {
         self.params.as_ref()
     }
@@ -158,9 +161,9 @@ impl<M, S: SubBranch<M>> MaskSub<M, S> {
     /// # Errors
     /// * [`Error::Shape`] for an empty batch;
     /// * [`Error::LossNotScalar`], [`Error::LossDetached`], [`Error::NonFiniteLoss`], naming the branch;
-    /// * [`Error::MissingGradients`] when trained parameters have none, see [`with_params`](Self::with_params);
+    /// * [`Error::MissingGradients`] when trained parameters have none, unless the model is [`unchecked`](Self::unchecked);
     /// * [`Error::BackwardUnsupported`] when candle cannot differentiate an operation;
-    /// * [`Error::InvalidArgument`] when [`with_params`](Self::with_params) was given no variable;
+    /// * [`Error::InvalidArgument`] when it was made with no variable;
     /// * those of model, branch and `main_loss`.
     pub fn backward(
         &self,

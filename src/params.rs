@@ -27,6 +27,13 @@ pub struct Params {
     may_lack_gradient: Vec<String>,
 }
 
+/// A copy of the list, of the same variables.
+impl From<&Params> for Params {
+    fn from(params: &Params) -> Self {
+        params.clone()
+    }
+}
+
 impl Params {
     /// Trained variables from any source. Variables that are no floats are left out: they have no gradient.
     pub fn new(vars: impl IntoIterator<Item = (String, Var)>) -> Self {

@@ -70,7 +70,7 @@ fn train(rule: Box<dyn Rule>, dtype: DType) -> (Params, GroupOptimizer<Box<dyn R
     let groups = groups
         .with_lr_scale(|name| if name == "a.weight" { 0.5 } else { 1. })
         .unwrap();
-    let mut opt = GroupOptimizer::with_groups(groups, rule).unwrap();
+    let mut opt = GroupOptimizer::new(groups, rule).unwrap();
     for step in 0..5 {
         opt.step(&grads(&params, step)).unwrap();
     }
@@ -128,7 +128,7 @@ fn half_precision_has_a_master_copy() {
     for dtype in [DType::BF16, DType::F16] {
         let weight = Var::from_tensor(&Tensor::ones(3, dtype, &CPU).unwrap()).unwrap();
         let params = Params::new([("w".to_string(), weight.clone())]);
-        let mut opt = Sgd::with_groups(
+        let mut opt = Sgd::new(
             ParamGroups::new(&params),
             SgdConfig {
                 lr: 1. / 65536.,
@@ -169,7 +169,7 @@ fn a_restored_optimizer_goes_on_to_the_bit() {
             let groups = groups
                 .with_lr_scale(|name| if name == "a.weight" { 0.5 } else { 1. })
                 .unwrap();
-            let mut opt = GroupOptimizer::with_groups(groups, again).unwrap();
+            let mut opt = GroupOptimizer::new(groups, again).unwrap();
             opt.load_state(&saved).unwrap();
             opt.step(&grads(&restored, 5)).unwrap();
             trained = restored;
@@ -185,7 +185,7 @@ fn a_restored_optimizer_goes_on_to_the_bit() {
 fn a_state_that_does_not_fit_is_refused_and_changes_nothing() {
     let config = AdamWConfig::default;
     let params = params(DType::F32);
-    let mut opt = AdamW::with_groups(ParamGroups::new(&params), config()).unwrap();
+    let mut opt = AdamW::new(&params, config()).unwrap();
     opt.step(&grads(&params, 0)).unwrap();
     let saved = opt.state().unwrap();
     let fails = |opt: &mut AdamW, change: &dyn Fn(&mut BTreeMap<String, Tensor>), name: &str| {
@@ -225,14 +225,14 @@ fn a_state_that_does_not_fit_is_refused_and_changes_nothing() {
     );
     assert!(matches!(dtype, Error::DType { .. }));
     // Another rule's.
-    let sgd = Sgd::with_groups(ParamGroups::new(&params), SgdConfig::default()).unwrap();
+    let sgd = Sgd::new(&params, SgdConfig::default()).unwrap();
     assert!(opt.load_state(&sgd.state().unwrap()).is_err());
 }
 
 #[test]
 fn a_parameter_without_a_gradient_is_passed_over() {
     let params = params(DType::F32);
-    let mut opt = AdamW::with_groups(ParamGroups::new(&params), AdamWConfig::default()).unwrap();
+    let mut opt = AdamW::new(&params, AdamWConfig::default()).unwrap();
     let before = bits(params.get("c.bias").unwrap());
     let mut partial = grads(&params, 0);
     partial.remove(params.get("c.bias").unwrap());
@@ -252,7 +252,7 @@ fn a_parameter_without_a_gradient_is_passed_over() {
 #[test]
 fn candle_trait_and_groups_agree_where_all_decay() {
     let (by_groups, by_trait) = (params(DType::F32), params(DType::F32));
-    let mut groups = AdamW::with_groups(ParamGroups::new(&by_groups), AdamWConfig::default()).unwrap();
+    let mut groups = AdamW::new(&by_groups, AdamWConfig::default()).unwrap();
     let mut plain = <AdamW as candle_nn::Optimizer>::new(by_trait.vars(), AdamWConfig::default()).unwrap();
     // candle's cannot update a variable without elements.
     let theirs = params(DType::F32).filter(|name| name != "e.weight");
@@ -283,7 +283,7 @@ fn a_gradient_may_be_the_variable_itself() {
         momentum: 0.,
         ..SgdConfig::default()
     };
-    let mut opt = Sgd::with_groups(ParamGroups::new(&params), config).unwrap();
+    let mut opt = Sgd::new(&params, config).unwrap();
     let mut grads = GradStore::default();
     grads.insert(&weight, weight.as_detached_tensor());
     opt.step(&grads).unwrap();
@@ -307,7 +307,7 @@ fn gradients_may_be_other_variables() {
         momentum: 0.,
         ..SgdConfig::default()
     };
-    let mut opt = Sgd::with_groups(ParamGroups::new(&Params::new(named)), config).unwrap();
+    let mut opt = Sgd::new(ParamGroups::new(&Params::new(named)), config).unwrap();
     let mut grads = GradStore::default();
     grads.insert(&vars[0], vars[1].as_detached_tensor());
     grads.insert(&vars[1], vars[0].as_detached_tensor());
@@ -320,9 +320,9 @@ fn gradients_may_be_other_variables() {
 fn a_scale_of_0_freezes() {
     let (frozen, filtered) = (params(DType::F32), params(DType::F32));
     let groups = ParamGroups::new(&frozen).with_lr_scale(|name| if name == "b.weight" { 0. } else { 1. });
-    let mut by_scale = Lamb::with_groups(groups.unwrap(), LambConfig::default()).unwrap();
+    let mut by_scale = Lamb::new(groups.unwrap(), LambConfig::default()).unwrap();
     let rest = ParamGroups::new(&filtered.clone().filter(|name| name != "b.weight"));
-    let mut by_filter = Lamb::with_groups(rest, LambConfig::default()).unwrap();
+    let mut by_filter = Lamb::new(rest, LambConfig::default()).unwrap();
     for step in 0..3 {
         by_scale.step(&grads(&frozen, step)).unwrap();
         by_filter.step(&grads(&filtered, step)).unwrap();
@@ -348,7 +348,7 @@ fn a_step_with_a_gradient_that_is_not_finite_is_refused() {
     {
         let params = params(DType::F32);
         let before: Vec<_> = params.iter().map(|(_, var)| bits(var)).collect();
-        let mut opt = GroupOptimizer::with_groups(ParamGroups::new(&params), rule).unwrap();
+        let mut opt = GroupOptimizer::new(&params, rule).unwrap();
         let mut grads = grads(&params, 0);
         let mut gradient = vec![1f32; 9];
         gradient[7] = bad;
@@ -374,7 +374,7 @@ fn a_step_with_a_gradient_that_is_not_finite_is_refused() {
 fn a_step_with_a_gradient_that_is_not_finite_is_passed_over_by_choice() {
     for rule in every_rule() {
         let params = params(DType::F32);
-        let opt = GroupOptimizer::with_groups(ParamGroups::new(&params), rule).unwrap();
+        let opt = GroupOptimizer::new(&params, rule).unwrap();
         let mut opt = opt.skip_non_finite();
         let mut bad = grads(&params, 0);
         bad.insert(params.get("c.bias").unwrap(), Tensor::full(f32::NAN, 9, &CPU).unwrap());
@@ -403,7 +403,7 @@ fn bad_settings_and_gradients_are_named() {
     let adamw = |change: fn(&mut AdamWConfig)| {
         let mut config = AdamWConfig::default();
         change(&mut config);
-        argument(AdamW::with_groups(groups(), config).unwrap_err())
+        argument(AdamW::new(groups(), config).unwrap_err())
     };
     assert_eq!(adamw(|c| c.lr = -1.), "lr");
     assert_eq!(adamw(|c| c.lr = f64::NAN), "lr");
@@ -415,15 +415,12 @@ fn bad_settings_and_gradients_are_named() {
         momentum: 1.,
         ..SgdConfig::default()
     };
-    assert_eq!(argument(Sgd::with_groups(groups(), config).unwrap_err()), "momentum");
+    assert_eq!(argument(Sgd::new(groups(), config).unwrap_err()), "momentum");
     let config = LambConfig {
         max_grad_norm: Some(0.),
         ..LambConfig::default()
     };
-    assert_eq!(
-        argument(Lamb::with_groups(groups(), config).unwrap_err()),
-        "max_grad_norm"
-    );
+    assert_eq!(argument(Lamb::new(groups(), config).unwrap_err()), "max_grad_norm");
 
     assert_eq!(argument(groups().with_lr_scale(|_| -1.).unwrap_err()), "scale");
     assert_eq!(argument(groups().with_layer_decay(0., 2, |_| 0).unwrap_err()), "decay");
@@ -433,14 +430,14 @@ fn bad_settings_and_gradients_are_named() {
     );
     let twice = params.get("c.bias").unwrap();
     let twice = Params::new([("x".to_string(), twice.clone()), ("y".to_string(), twice.clone())]);
-    let error = AdamW::with_groups(ParamGroups::new(&twice), AdamWConfig::default()).unwrap_err();
+    let error = AdamW::new(&twice, AdamWConfig::default()).unwrap_err();
     assert_eq!(argument(error), "groups");
 
     let none = Params::new([]);
-    let error = AdamW::with_groups(ParamGroups::new(&none), AdamWConfig::default()).unwrap_err();
+    let error = AdamW::new(&none, AdamWConfig::default()).unwrap_err();
     assert_eq!(argument(error), "groups");
 
-    let mut opt = AdamW::with_groups(groups(), AdamWConfig::default()).unwrap();
+    let mut opt = AdamW::new(groups(), AdamWConfig::default()).unwrap();
     for rate in [f64::NAN, -1.] {
         opt.set_learning_rate(rate);
         assert_eq!(argument(opt.step(&grads(&params, 0)).unwrap_err()), "lr");

@@ -31,13 +31,12 @@ fn train(seed: u64) -> u64 {
         ..Config::deit3_tiny(10).with_input(16, 4, 1)
     };
     let (vit, params) = vit(&cfg, seed);
-    let model = MaskSub::new(&vit, DropToken::new(RandomMasking::new(0.5).unwrap()))
-        .with_sub_loss(SubModelLoss::kl())
-        .with_params(params.clone());
+    let model =
+        MaskSub::new(&vit, DropToken::new(RandomMasking::new(0.5).unwrap()), &params).with_sub_loss(SubModelLoss::kl());
     let filling = PatchDrop::new(RandomMasking::new(0.5).unwrap(), 4)
         .unwrap()
         .with_fill(Fill::Noise);
-    let filling = MaskSub::new(&vit, filling).with_params(params.clone());
+    let filling = MaskSub::new(&vit, filling, &params);
     let mut optimizer = AdamW::new(params.vars(), ParamsAdamW::default()).unwrap();
     let criterion = Criterion::cross_entropy().with_label_smoothing(0.1).unwrap();
     let mut state = 0xcbf2_9ce4_8422_2325;

@@ -42,7 +42,7 @@ mod in_candle_transformers {
         let weights = Weights::seeded(Seed::new(0));
         let vit = candle_vit::Model::new(&cfg, 5, weights.var_builder(DType::F32, &CPU)).unwrap();
         let params = Params::from_varmap(weights.varmap());
-        let model = MaskSub::wrap(candle_nn::func(move |xs| vit.forward(xs)), patch_drop()).with_params(params);
+        let model = MaskSub::wrap(candle_nn::func(move |xs| vit.forward(xs)), patch_drop(), params);
         let error = step(&model, &images(batch, "severed")).unwrap_err();
         for remedy in ["masksub::nn", "layer_norm", "softmax_last_dim", "allow_missing"] {
             assert!(error.to_string().contains(remedy), "{error}");
@@ -88,7 +88,7 @@ mod in_candle_transformers {
         let weights = Weights::seeded(Seed::new(0));
         let net = resnet::resnet18(5, weights.var_builder(DType::F32, &CPU)).unwrap();
         let params = Params::from_varmap(weights.varmap());
-        let model = MaskSub::wrap(net, patch_drop()).with_params(params);
+        let model = MaskSub::wrap(net, patch_drop(), params);
         let error = step(&model, &images(2, "resnet")).unwrap_err();
         let text = error.to_string();
         let Error::BackwardUnsupported { branch, reason, remedy } = error else {
@@ -130,19 +130,11 @@ mod in_ours {
         for (name, cfg) in tiny_forms(5) {
             let (vit, params) = vit(&cfg, 2);
             let drop_token = DropToken::new(RandomMasking::new(0.5).unwrap());
-            assert_whole(
-                name,
-                &MaskSub::new(&vit, drop_token).with_params(params.clone()),
-                &params,
-            );
-            assert_whole(
-                name,
-                &MaskSub::new(&vit, patch_drop()).with_params(params.clone()),
-                &params,
-            );
+            assert_whole(name, &MaskSub::new(&vit, drop_token, &params), &params);
+            assert_whole(name, &MaskSub::new(&vit, patch_drop(), &params), &params);
             // As any candle module, which it is.
-            let wrapped: MaskSub<Plain<_>, _> = MaskSub::wrap(vit, patch_drop());
-            assert_whole(name, &wrapped.with_params(params.clone()), &params);
+            let wrapped: MaskSub<Plain<_>, _> = MaskSub::wrap(vit, patch_drop(), &params);
+            assert_whole(name, &wrapped, &params);
         }
     }
 }

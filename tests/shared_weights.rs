@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::ModuleT;
 use masksub::models::vit::{Config, VisionTransformer};
 use masksub::train::ema::Ema;
-use masksub::train::optim::{AdamW, AdamWConfig, Lamb, LambConfig, ParamGroups};
+use masksub::train::optim::{AdamW, AdamWConfig, Lamb, LambConfig};
 use masksub::{Criterion, DropToken, MaskSub, Params, RandomMasking, Seed, Weights};
 
 /// Runs `f`, which must be done in time.
@@ -74,11 +74,11 @@ fn train_beside(steps: usize, predict: impl Fn(&VisionTransformer) + Send + Sync
             }
         }
     });
-    let mut adamw = AdamW::with_groups(ParamGroups::new(&params), AdamWConfig::default()).unwrap();
-    let mut lamb = Lamb::with_groups(ParamGroups::new(&params), LambConfig::default()).unwrap();
+    let mut adamw = AdamW::new(&params, AdamWConfig::default()).unwrap();
+    let mut lamb = Lamb::new(&params, LambConfig::default()).unwrap();
     let vars = params.iter().map(|(name, var)| (name.to_string(), var.clone()));
     let mut ema = Ema::new(vars.collect::<Vec<_>>(), 0.9).unwrap();
-    let model = MaskSub::new(model, DropToken::new(RandomMasking::new(0.5).unwrap())).with_params(params);
+    let model = MaskSub::new(model, DropToken::new(RandomMasking::new(0.5).unwrap()), params);
     let (xs, labels) = (images(4), Tensor::new(&[0u32, 1, 2, 3], &Device::Cpu).unwrap());
     for t in 0..steps {
         let criterion = Criterion::cross_entropy();

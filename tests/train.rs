@@ -29,7 +29,7 @@ fn micro_batches_give_the_gradients_of_the_whole() {
     };
     let vit = VisionTransformer::new(&cfg.with_input(16, 4, 1), weights.var_builder(DType::F32, &CPU)).unwrap();
     let params = Params::from_varmap(weights.varmap());
-    let model = MaskSub::new(vit, DropToken::new(RandomMasking::new(0.5).unwrap())).with_params(params.clone());
+    let model = MaskSub::new(vit, DropToken::new(RandomMasking::new(0.5).unwrap()), &params);
     let images = randn((64, 1, 16, 16), "images");
     let labels = Tensor::new((0..64).map(|i| i * 7 % 10).collect::<Vec<u32>>(), &CPU).unwrap();
     let criterion = Criterion::cross_entropy();

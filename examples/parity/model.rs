@@ -87,7 +87,7 @@ fn compare_model<M: Clone, S: SubBranch<M> + Clone>(
     }
     let params = Params::from_varmap(weights.varmap());
     let (input, key) = (file.get("input")?, Seed::new(0).at(0));
-    let model = MaskSub::new(model, branch).with_params(params.clone());
+    let model = MaskSub::new(model, branch, &params);
 
     let evaluated = model.forward_t(input, false)?;
     report.compare(Group::Main, "logits_eval", &evaluated, file.get("logits_eval")?)?;

@@ -71,7 +71,7 @@ fn steps(
     let groups = ParamGroups::new(&params)
         .without_decay(|name, _| !name.ends_with(".weight"))
         .with_lr_scale(lr_scale)?;
-    let mut opt = GroupOptimizer::with_groups(groups, rule)?;
+    let mut opt = GroupOptimizer::new(groups, rule)?;
     for step in 0..num_steps {
         opt.step(&gradients(file, step, &params)?)?;
         for (param, theirs) in file.below(&recorded(step)) {

@@ -21,7 +21,7 @@ pub fn compare(file: &Recorded, report: &mut Report) -> Result<()> {
     for step in 0..file.count("steps")? {
         let at = |name: &str| file.get(&format!("step{step}/{name}"));
         let branch = vit_branch(&cfg, at("noise")?, file.number("ratio")?)?;
-        let model = MaskSub::new(&vit, branch).with_params(params.clone());
+        let model = MaskSub::new(&vit, branch, &params);
         let targets = at("target_soft")?;
         let result = model.backward(at("input")?, Seed::new(0).at(step), |logits| {
             Criterion::cross_entropy().forward(logits, targets)

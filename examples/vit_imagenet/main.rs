@@ -165,10 +165,9 @@ impl Training<'_> {
             // Swin's mask token stands in for what a mask hides, so these do not use it.
             _ => Params::from_varmap(weights.varmap()).allow_missing("mask_token"),
         };
-        let model = MaskSub::new(model, branch(flags, masked)?)
+        let model = MaskSub::new(model, branch(flags, masked)?, &params)
             .with_sub_loss(sub_loss(flags)?)
-            .with_weight(flags.sub_weight())?
-            .with_params(params.clone());
+            .with_weight(flags.sub_weight())?;
 
         // Everything else is what it would be without MaskSub.
         let (criterion, mix) = (settings.criterion()?, settings.mix(data.num_classes())?);

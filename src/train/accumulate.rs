@@ -27,7 +27,7 @@ use crate::params::Params;
 /// # let vb = weights.var_builder(DType::F32, &Device::Cpu);
 /// # let net = candle_nn::seq().add_fn(|xs| xs.flatten_from(1)).add(candle_nn::linear(64, 10, vb.pp("fc"))?);
 /// # let params = Params::from_varmap(weights.varmap());
-/// # let model = MaskSub::wrap(net, PatchDrop::new(RandomMasking::new(0.5)?, 4)?).with_params(params.clone());
+/// # let model = MaskSub::wrap(net, PatchDrop::new(RandomMasking::new(0.5)?, 4)?, &params);
 /// # let criterion = Criterion::cross_entropy();
 /// # let images = Tensor::ones((6, 1, 8, 8), DType::F32, &Device::Cpu)?;
 /// # let labels = Tensor::new(&[3u32, 7, 1, 1, 0, 2], &Device::Cpu)?;

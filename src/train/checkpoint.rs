@@ -31,7 +31,7 @@ use crate::key::Seed;
 /// # let path = dir.path().join("checkpoint.safetensors");
 /// # let weights = Weights::seeded(Seed::new(0));
 /// # candle_nn::linear(4, 2, weights.var_builder(DType::F32, &Device::Cpu))?;
-/// # let mut opt = AdamW::with_groups(ParamGroups::new(&Params::from_varmap(weights.varmap())), AdamWConfig::default())?;
+/// # let mut opt = AdamW::new(&Params::from_varmap(weights.varmap()), AdamWConfig::default())?;
 /// Checkpoint::new(1200, Seed::new(7))
 ///     .with_setting("lr", 1e-3)
 ///     .with_section("model", weights.state())

@@ -55,7 +55,7 @@ fn temperatures_weights_smoothing() {
     }
     for (w, value) in [(-0.01, "-0.01"), (1.01, "1.01"), (f64::NAN, "NaN")] {
         let (vit, _) = vit(&tiny(Config::deit3_tiny(3)), 0);
-        let model = MaskSub::new(vit, DropToken::new(half()));
+        let model = MaskSub::unchecked(vit, DropToken::new(half()));
         assert_invalid(model.with_weight(w), "weight", value, "[0, 1]");
         let ce = Criterion::cross_entropy();
         assert_invalid(ce.with_label_smoothing(w), "label_smoothing", value, "[0, 1]");

@@ -73,7 +73,7 @@ fn of_positions_that_a_float_does_not_tell() {
 #[test]
 fn of_updates_in_a_saved_state() {
     let params = Params::new([("w".to_string(), candle_core::Var::from_tensor(&randn(2, "w")).unwrap())]);
-    let mut opt = AdamW::with_groups(ParamGroups::new(&params), AdamWConfig::default()).unwrap();
+    let mut opt = AdamW::new(&params, AdamWConfig::default()).unwrap();
     let vars = params.iter().map(|(name, var)| (name.to_string(), var.clone()));
     let mut ema = Ema::new(vars.collect::<Vec<_>>(), 0.9).unwrap();
     for updates in [i64::MAX, -1, 1 << 53] {

@@ -3,14 +3,14 @@
 use candle_core::{DType, Tensor, Var};
 use candle_nn::loss::cross_entropy;
 use masksub::models::vit::{Config, VisionTransformer};
-use masksub::{BlockMasking, Criterion, DropToken, Error, MaskRatio, MaskSub, Params, PatchDrop, RandomMasking};
+use masksub::{BlockMasking, Criterion, DropToken, Error, MaskRatio, MaskSub, Params, PatchDrop, Plain, RandomMasking};
 
 use super::{assert_invalid, assert_misshapen, error_of, half, key};
 use crate::common::{images, labels, randn, tiny, vit, CPU};
 
 fn model() -> MaskSub<VisionTransformer, DropToken<RandomMasking>> {
     let (vit, params) = vit(&tiny(Config::deit3_tiny(3)), 0);
-    MaskSub::new(vit, DropToken::new(half())).with_params(params)
+    MaskSub::new(vit, DropToken::new(half()), params)
 }
 
 #[test]
@@ -66,7 +66,8 @@ fn with_losses_that_are_none() {
 fn with_no_variable_to_train() {
     let expected = "after the model is made";
     for params in [Params::default(), Params::from_varmap(&candle_nn::VarMap::new())] {
-        let empty = model().with_params(params.clone());
+        let (vit, _) = vit(&tiny(Config::deit3_tiny(3)), 0);
+        let empty = MaskSub::new(vit, DropToken::new(half()), &params);
         let step = empty.backward(&images(2, "empty"), key(), |logits| {
             cross_entropy(logits, &labels(2, 3))
         });
@@ -85,7 +86,7 @@ fn with_no_variable_to_train() {
 fn of_models_without_variables() {
     let fixed = randn((768, 3), "fixed");
     let net = candle_nn::func(move |xs| xs.flatten_from(1)?.matmul(&fixed));
-    let model = MaskSub::wrap(net, PatchDrop::new(half(), 4).unwrap());
+    let model = MaskSub::unchecked(Plain(net), PatchDrop::new(half(), 4).unwrap());
     let loss = |logits: &Tensor| cross_entropy(logits, &labels(2, 3));
     let error = error_of(model.backward(&images(2, "fixed"), key(), loss));
     assert!(matches!(error, Error::LossDetached { branch: "main" }), "{error}");
@@ -96,7 +97,7 @@ fn of_models_whose_branches_disagree() {
     // Logits for one sample too many, as a model that reshapes wrongly gives.
     let weight = Var::from_tensor(&randn((64, 3), "w")).unwrap();
     let net = candle_nn::func(move |xs| xs.reshape(((), 64))?.matmul(&weight));
-    let model = MaskSub::wrap(net, PatchDrop::new(half(), 4).unwrap());
+    let model = MaskSub::unchecked(Plain(net), PatchDrop::new(half(), 4).unwrap());
     let strict = |logits: &Tensor| Criterion::cross_entropy().forward(logits, &labels(2, 3));
     assert_misshapen(model.backward(&images(2, "w"), key(), strict), "targets", &[2], "[24]");
 }
@@ -105,7 +106,7 @@ fn of_models_whose_branches_disagree() {
 fn on_images_that_blocks_do_not_tile() {
     let (vit, _) = vit(&tiny(Config::deit3_tiny(3)), 0);
     for block in [3, 5, 32] {
-        let model = MaskSub::new(&vit, PatchDrop::new(half(), block).unwrap());
+        let model = MaskSub::unchecked(&vit, PatchDrop::new(half(), block).unwrap());
         let result = model.forward_pair(&images(2, "tiles"), key());
         assert_misshapen(
             result,
@@ -116,7 +117,7 @@ fn on_images_that_blocks_do_not_tile() {
     }
     // A model that takes anything.
     let net = candle_nn::func(|xs| Ok(xs.clone()));
-    let model = MaskSub::wrap(net, PatchDrop::new(half(), 4).unwrap());
+    let model = MaskSub::unchecked(Plain(net), PatchDrop::new(half(), 4).unwrap());
     for shape in [
         vec![2, 3, 16, 18],
         vec![2, 3, 18, 16],
@@ -134,7 +135,7 @@ fn on_images_that_blocks_do_not_tile() {
         );
     }
     // 4 x 4 tokens in blocks of 3.
-    let model = MaskSub::new(&vit, DropToken::new(BlockMasking::new(0.5, 3).unwrap()));
+    let model = MaskSub::unchecked(&vit, DropToken::new(BlockMasking::new(0.5, 3).unwrap()));
     assert_invalid(
         model.forward_pair(&images(2, "tiles"), key()),
         "block",
@@ -147,7 +148,7 @@ fn on_images_that_blocks_do_not_tile() {
 fn on_a_drawn_ratio_out_of_range() {
     let (vit, _) = vit(&tiny(Config::deit3_tiny(3)), 0);
     let ratio = MaskRatio::drawn(rand_distr::Uniform::new(1., 2.).unwrap());
-    let model = MaskSub::new(&vit, DropToken::new(RandomMasking::with_ratio(ratio)));
+    let model = MaskSub::unchecked(&vit, DropToken::new(RandomMasking::with_ratio(ratio)));
     assert_invalid(
         model.forward_pair(&images(2, "drawn"), key()),
         "mask_ratio",

@@ -27,7 +27,7 @@ fn check_joint_loss<M: Forward, S: SubBranch<M>>(weights: &Weights, model: M, br
     let (xs, ys) = (randn((3, 3, 64, 64), "joint"), labels(3, 4));
     let key = Seed::new(2).at(0);
     let params = Params::from_varmap(weights.varmap());
-    let model = MaskSub::new(model, branch).with_params(params.clone());
+    let model = MaskSub::new(model, branch, &params);
     let step = model.backward(&xs, key, |logits| cross_entropy(logits, &ys)).unwrap();
     let pair = model.forward_pair(&xs, key).unwrap();
     let main = cross_entropy(&pair.main, &ys).unwrap();

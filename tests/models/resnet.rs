@@ -63,7 +63,7 @@ fn gradients_reach_every_parameter() {
         let weights = Weights::seeded(Seed::new(0));
         let net = ResNet::new(&small_resnet(block), weights.var_builder(DType::F32, &CPU)).unwrap();
         let params = Params::from_varmap(weights.varmap());
-        let model = MaskSub::new(net, PatchDrop::new(random(0.5), 8).unwrap()).with_params(params.clone());
+        let model = MaskSub::new(net, PatchDrop::new(random(0.5), 8).unwrap(), &params);
         let step = model
             .backward(&xs, Seed::new(0).at(0), |logits| cross_entropy(logits, &ys))
             .unwrap();
@@ -106,7 +106,7 @@ fn a_rejected_step_leaves_running_statistics_alone() {
     let weights = Weights::seeded(Seed::new(0));
     let net = ResNet::new(&small_resnet(BlockKind::Basic), weights.var_builder(DType::F32, &CPU)).unwrap();
     let before = statistics(&weights);
-    let model = MaskSub::new(&net, PatchDrop::new(random(0.5), 8).unwrap());
+    let model = MaskSub::unchecked(&net, PatchDrop::new(random(0.5), 8).unwrap());
     let error = model
         .backward(&xs, key, |logits| logits.sum_all()? * f64::NAN)
         .unwrap_err();
@@ -115,7 +115,7 @@ fn a_rejected_step_leaves_running_statistics_alone() {
     assert_eq!(statistics(&weights), before);
 
     // Accepted, both passes count; without the sub pass's, only the main one's.
-    let main_only = MaskSub::new(
+    let main_only = MaskSub::unchecked(
         &net,
         PatchDrop::new(random(0.5), 8).unwrap().without_running_statistics(),
     );
@@ -226,12 +226,12 @@ fn it_drops_its_residual_branches_and_nothing_else() {
         assert!(distance(&dropped, &expected) < 1e-6);
 
         // A ResNet has no dropout that DropSub could raise; PathSub's paths it has.
-        let refused = MaskSub::new(&net, DropSub::new(0.5).unwrap()).forward_pair(&xs, key);
+        let refused = MaskSub::unchecked(&net, DropSub::new(0.5).unwrap()).forward_pair(&xs, key);
         assert!(matches!(
             refused.map(drop),
             Err(Error::BranchWithoutEffect { branch: "DropSub", .. })
         ));
-        let pair = MaskSub::new(&net, PathSub::new(0.5).unwrap())
+        let pair = MaskSub::unchecked(&net, PathSub::new(0.5).unwrap())
             .forward_pair(&xs, key)
             .unwrap();
         assert!(distance(&pair.sub, &pair.main) > 1e-3);

@@ -60,7 +60,7 @@ fn expected(mask: &Mask) -> Vec<f64> {
 #[test]
 fn commits_main_then_sub() {
     let model = Staging::new();
-    let masked = MaskSub::new(&model, patch_drop()).with_params(model.params());
+    let masked = MaskSub::new(&model, patch_drop(), model.params());
     let step = masked
         .backward(&xs(), key(), |logits| cross_entropy(logits, &labels(3, 3)))
         .unwrap();
@@ -74,7 +74,7 @@ fn commits_main_then_sub() {
 #[test]
 fn of_a_pair_is_for_the_caller_to_give() {
     let model = Staging::new();
-    let masked = MaskSub::new(&model, patch_drop());
+    let masked = MaskSub::unchecked(&model, patch_drop());
     let before = model.state();
     drop(masked.forward_pair(&xs(), key()).unwrap());
     assert_eq!(model.state(), before);
@@ -93,7 +93,7 @@ fn is_refused_to_a_loss_that_is_not_finite() {
     for value in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
         let model = Staging::new();
         let before = model.state();
-        let masked = MaskSub::new(&model, patch_drop()).with_params(model.params());
+        let masked = MaskSub::new(&model, patch_drop(), model.params());
         let error = masked
             .backward(&xs(), key(), |logits| logits.sum_all()? * value)
             .unwrap_err();
@@ -107,7 +107,7 @@ fn is_refused_to_a_loss_that_is_not_finite() {
     let model = Staging::new();
     let before = model.state();
     let branch = patch_drop().with_fill(Fill::Value(vec![f32::NAN; 4]));
-    let masked = MaskSub::new(&model, branch).with_params(model.params());
+    let masked = MaskSub::new(&model, branch, model.params());
     let error = masked
         .backward(&xs(), key(), |logits| cross_entropy(logits, &labels(3, 3)))
         .unwrap_err();
@@ -124,12 +124,12 @@ fn is_refused_to_a_step_that_fails_otherwise() {
         ("weight".to_string(), model.weight.clone()),
         ("unused".to_string(), unused),
     ];
-    let masked = MaskSub::new(&model, patch_drop()).with_params(Params::new(vars));
+    let masked = MaskSub::new(&model, patch_drop(), Params::new(vars));
     let error = masked
         .backward(&xs(), key(), |logits| cross_entropy(logits, &labels(3, 3)))
         .unwrap_err();
     assert!(matches!(error, Error::MissingGradients { .. }), "{error}");
-    let masked = MaskSub::new(&model, patch_drop());
+    let masked = MaskSub::unchecked(&model, patch_drop());
     masked
         .backward(&xs(), key(), |_| candle_core::bail!("no loss today"))
         .unwrap_err();
@@ -140,7 +140,7 @@ fn is_refused_to_a_step_that_fails_otherwise() {
 fn is_not_asked_in_evaluation() {
     let model = Staging::new();
     let before = model.state();
-    let masked = MaskSub::new(&model, patch_drop());
+    let masked = MaskSub::unchecked(&model, patch_drop());
     masked.forward_t(&xs(), false).unwrap();
     assert_eq!(model.state(), before);
     // In training mode a candle module updates at once, and so does this one.
@@ -151,7 +151,7 @@ fn is_not_asked_in_evaluation() {
 #[test]
 fn at_weight_0_commits_the_main_pass() {
     let model = Staging::new();
-    let masked = MaskSub::new(&model, patch_drop()).with_weight(0.).unwrap();
+    let masked = MaskSub::unchecked(&model, patch_drop()).with_weight(0.).unwrap();
     masked
         .backward(&xs(), key(), |logits| cross_entropy(logits, &labels(3, 3)))
         .unwrap();

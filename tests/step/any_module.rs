@@ -12,7 +12,7 @@ use crate::common::{bits, images, numbers, randn, CPU};
 fn train(module: impl ModuleT, weights: &Weights, fill: Fill) -> [(f64, f64); 2] {
     let params = Params::from_varmap(weights.varmap());
     let branch = PatchDrop::new(half(), 4).unwrap().with_fill(fill);
-    let model = MaskSub::wrap(module, branch).with_params(params.clone());
+    let model = MaskSub::wrap(module, branch, &params);
     let mut optimizer = adam(&params, 1e-2);
     let mut losses = vec![];
     for t in 0..60 {
@@ -73,7 +73,7 @@ fn a_closure_may_ask_whether_it_trains() {
         let logits = xs.flatten_from(1)?.matmul(&weight)?;
         logits.affine(1., if train { 1. } else { 0. })
     });
-    let model = MaskSub::wrap(net, PatchDrop::new(RandomMasking::new(0.).unwrap(), 4).unwrap());
+    let model = MaskSub::unchecked(Plain(net), PatchDrop::new(RandomMasking::new(0.).unwrap(), 4).unwrap());
     let xs = separable(4, "flag").0;
     let pair = model.forward_pair(&xs, key()).unwrap();
     let evaluated = numbers(&model.forward_t(&xs, false).unwrap());
@@ -135,7 +135,7 @@ fn evaluation_is_the_bare_module_bit_for_bit() {
     let (_weights, vb) = weights();
     let net = conv_net(vb.clone());
     let bare = conv_net(vb);
-    let wrapped = MaskSub::wrap(net, PatchDrop::new(half(), 4).unwrap().with_fill(Fill::Noise));
+    let wrapped = MaskSub::unchecked(Plain(net), PatchDrop::new(half(), 4).unwrap().with_fill(Fill::Noise));
     let logits = bare.forward_t(&xs, false).unwrap();
     assert_eq!(bits(&wrapped.forward_t(&xs, false).unwrap()), bits(&logits));
     // And is not what training gives: batch norm heeds the flag.
@@ -146,7 +146,7 @@ fn evaluation_is_the_bare_module_bit_for_bit() {
 fn plain_is_public() {
     // `MaskSub::wrap` is `MaskSub::new` around `Plain`.
     let net = candle_nn::func(|xs| xs.flatten_from(1));
-    let model: MaskSub<Plain<_>, _> = MaskSub::wrap(net, PatchDrop::new(half(), 4).unwrap());
+    let model: MaskSub<Plain<_>, _> = MaskSub::unchecked(Plain(net), PatchDrop::new(half(), 4).unwrap());
     assert_eq!(model.model().0.forward(&images(1, "plain")).unwrap().dims(), [1, 768]);
     assert_eq!(
         model.into_model().0.forward(&images(1, "plain")).unwrap().dims(),

@@ -42,7 +42,7 @@ fn ours() -> candle_core::Error {
 #[test]
 fn come_back_from_closures() {
     let (vit, _) = vit(&tiny(Config::deit3_tiny(5)), 8);
-    let model = MaskSub::new(&vit, drop_token());
+    let model = MaskSub::unchecked(&vit, drop_token());
     let xs = images(2, "errors");
     let error = model
         .backward(&xs, key(), |_| Err(candle_core::Error::wrap(OutOfCoffee)))
@@ -90,12 +90,12 @@ fn come_back_from_closures() {
 #[test]
 fn come_back_from_models_and_generators() {
     let xs = images(2, "errors");
-    let error = MaskSub::new(Broken, PatchDrop::new(half(), 4).unwrap())
+    let error = MaskSub::unchecked(Broken, PatchDrop::new(half(), 4).unwrap())
         .forward_pair(&xs, key())
         .unwrap_err();
     assert_eq!(error.to_string(), "out of coffee");
     let (vit, _) = vit(&tiny(Config::deit3_tiny(5)), 8);
-    let error = MaskSub::new(&vit, DropToken::new(Broken))
+    let error = MaskSub::unchecked(&vit, DropToken::new(Broken))
         .forward_pair(&xs, key())
         .unwrap_err();
     assert_eq!(error.to_string(), "out of coffee");

@@ -20,7 +20,7 @@ fn is_the_bare_model_bit_for_bit() {
             Box::new(PathSub::new(0.3).unwrap()),
         ];
         for branch in branches {
-            let model = MaskSub::new(vit.clone(), branch);
+            let model = MaskSub::unchecked(vit.clone(), branch);
             assert_eq!(bits(&model.forward_t(&xs, false).unwrap()), bare, "{name}");
         }
     }
@@ -37,7 +37,7 @@ fn in_training_mode_a_model_that_draws_is_refused() {
         };
         let (vit, _) = vit(&cfg, 6);
         let from_model = vit.forward_t(&xs, true).unwrap_err();
-        let from_wrapper = MaskSub::new(vit, drop_token()).forward_t(&xs, true).unwrap_err();
+        let from_wrapper = MaskSub::unchecked(vit, drop_token()).forward_t(&xs, true).unwrap_err();
         for error in [from_model, from_wrapper] {
             let error = Error::from(error);
             assert!(
@@ -47,6 +47,6 @@ fn in_training_mode_a_model_that_draws_is_refused() {
         }
     }
     let (quiet, _) = vit(&tiny(Config::deit3_tiny(5)), 6);
-    let trained = MaskSub::new(&quiet, drop_token()).forward_t(&xs, true).unwrap();
+    let trained = MaskSub::unchecked(&quiet, drop_token()).forward_t(&xs, true).unwrap();
     assert_eq!(bits(&trained), bits(&quiet.forward_t(&xs, false).unwrap()));
 }

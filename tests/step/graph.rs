@@ -3,7 +3,7 @@
 use candle_core::{Tensor, Var};
 use candle_nn::loss::cross_entropy;
 use masksub::models::vit::Config;
-use masksub::{grad, MaskSub, Params, PatchDrop};
+use masksub::{grad, MaskSub, Params, PatchDrop, Plain};
 
 use super::{drop_token, dropping, half, key};
 use crate::common::{images, labels, numbers, randn, vit};
@@ -13,11 +13,11 @@ fn everything_in_a_step_is_detached() {
     let (vit, params) = vit(&dropping(Config::deit3_tiny(5)), 4);
     for params in [Some(params), None] {
         for weight in [0., 0.5, 1.] {
-            let model = MaskSub::new(&vit, drop_token()).with_weight(weight).unwrap();
             let model = match &params {
-                Some(params) => model.with_params(params.clone()),
-                None => model,
+                Some(params) => MaskSub::new(&vit, drop_token(), params),
+                None => MaskSub::unchecked(&vit, drop_token()),
             };
+            let model = model.with_weight(weight).unwrap();
             let loss = |logits: &Tensor| cross_entropy(logits, &labels(4, 5));
             let step = model.backward(&images(4, "detached"), key(), loss).unwrap();
             assert!(!step.main_logits.track_op());
@@ -43,7 +43,11 @@ fn gradients_do_not_keep_the_graph_alive() {
         let (first, second) = (first.clone(), second.clone());
         move |xs| xs.flatten_from(1)?.matmul(&first)?.tanh()?.matmul(&second)
     });
-    let model = MaskSub::wrap(net, PatchDrop::new(half(), 8).unwrap());
+    let patch_drop = || PatchDrop::new(half(), 8).unwrap();
+    let models = [
+        MaskSub::wrap(net.clone(), patch_drop(), &params),
+        MaskSub::unchecked(Plain(net), patch_drop()),
+    ];
     let (xs, ys) = (images(4, "graph"), labels(4, 5));
     let loss = |logits: &Tensor| cross_entropy(logits, &ys);
     let hidden = xs.flatten_from(1).unwrap().matmul(&first).unwrap().tanh().unwrap();
@@ -54,8 +58,8 @@ fn gradients_do_not_keep_the_graph_alive() {
     assert!(own.get(&second).unwrap().track_op(), "candle detaches by itself now");
 
     for weight in [0., 0.5, 1.] {
-        let model = model.clone().with_weight(weight).unwrap();
-        for model in [model.clone(), model.with_params(params.clone())] {
+        for model in &models {
+            let model = model.clone().with_weight(weight).unwrap();
             let step = model.backward(&xs, key(), loss).unwrap();
             for var in [&first, &second] {
                 assert!(!step.grads.get(var).unwrap().track_op(), "w = {weight}");

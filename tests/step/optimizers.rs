@@ -10,7 +10,7 @@ use crate::common::{bits, images, labels, tiny, vit};
 
 fn train<O: Optimizer>(mut optimizer: O, params: &Params, vit: &VisionTransformer) {
     let (xs, ys) = (images(8, "optimizer"), labels(8, 5));
-    let model = MaskSub::new(vit, drop_token()).with_params(params.clone());
+    let model = MaskSub::new(vit, drop_token(), params);
     let before: Vec<_> = params.vars().iter().map(|var| bits(var)).collect();
     let mut losses = vec![];
     for t in 0..30 {

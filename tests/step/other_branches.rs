@@ -5,7 +5,8 @@ use candle_nn::loss::cross_entropy;
 use candle_nn::{ModuleT, Optimizer};
 use masksub::models::vit::{Config, VisionTransformer};
 use masksub::{
-    BlockMasking, DropSub, DropToken, Error, Forward, MaskSub, Pass, PatchDrop, PathSub, RandomMasking, Seed, SubBranch,
+    BlockMasking, DropSub, DropToken, Error, Forward, MaskSub, Pass, PatchDrop, PathSub, Plain, RandomMasking, Seed,
+    SubBranch,
 };
 
 use super::{adam, drop_token, dropping, half, key};
@@ -21,7 +22,7 @@ fn main_draws_are_the_same_whichever_is_chosen() {
         Box::new(PathSub::new(0.4).unwrap()),
     ];
     let pairs = branches.map(|branch| {
-        let pair = MaskSub::new(vit.clone(), branch)
+        let pair = MaskSub::unchecked(vit.clone(), branch)
             .forward_pair(&images(4, "main"), key())
             .unwrap();
         (bits(&pair.main), bits(&pair.sub))
@@ -72,7 +73,7 @@ impl Forward for Deaf {
 fn without_effect_are_refused() {
     let model = Deaf(Var::from_tensor(&randn((768, 5), "deaf")).unwrap().as_tensor().clone());
     let loss = |logits: &Tensor| cross_entropy(logits, &labels(2, 5));
-    let by_drop_sub = MaskSub::new(&model, DropSub::new(0.2).unwrap()).backward(&images(2, "deaf"), key(), loss);
+    let by_drop_sub = MaskSub::unchecked(&model, DropSub::new(0.2).unwrap()).backward(&images(2, "deaf"), key(), loss);
     let error = by_drop_sub.unwrap_err();
     assert!(
         matches!(
@@ -84,7 +85,7 @@ fn without_effect_are_refused() {
         ),
         "{error}"
     );
-    let error = MaskSub::new(&model, PathSub::new(0.2).unwrap())
+    let error = MaskSub::unchecked(&model, PathSub::new(0.2).unwrap())
         .forward_pair(&images(2, "deaf"), key())
         .unwrap_err();
     assert!(
@@ -97,13 +98,16 @@ fn without_effect_are_refused() {
         ),
         "{error}"
     );
-    let wrapped = MaskSub::wrap(candle_nn::func(|xs| xs.flatten_from(1)), DropSub::new(0.2).unwrap());
+    let wrapped = MaskSub::unchecked(
+        Plain(candle_nn::func(|xs| xs.flatten_from(1))),
+        DropSub::new(0.2).unwrap(),
+    );
     assert!(matches!(
         wrapped.forward_pair(&images(2, "deaf"), key()).unwrap_err(),
         Error::BranchWithoutEffect { .. }
     ));
     // At weight 0 it is never asked.
-    let plain = MaskSub::new(&model, DropSub::new(0.2).unwrap())
+    let plain = MaskSub::unchecked(&model, DropSub::new(0.2).unwrap())
         .with_weight(0.)
         .unwrap();
     plain.backward(&images(2, "deaf"), key(), loss).unwrap();
@@ -119,7 +123,7 @@ fn train() {
     ];
     for branch in branches {
         let (vit, params) = vit(&tiny(Config::deit3_tiny(5)), 7);
-        let model = MaskSub::new(vit, branch).with_params(params.clone());
+        let model = MaskSub::new(vit, branch, &params);
         let mut optimizer = adam(&params, 3e-3);
         let (xs, ys) = (images(8, "train"), labels(8, 5));
         let mut losses = vec![];

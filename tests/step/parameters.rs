@@ -10,7 +10,7 @@ use super::{drop_token, key};
 use crate::common::{bits, images, labels, tiny, vit, CPU};
 
 fn step(params: Params, vit: &VisionTransformer) -> masksub::Result<Step> {
-    let model = MaskSub::new(vit, drop_token()).with_params(params);
+    let model = MaskSub::new(vit, drop_token(), params);
     model.backward(&images(2, "parameters"), key(), |logits| {
         cross_entropy(logits, &labels(2, 5))
     })
@@ -59,14 +59,14 @@ fn alone_are_in_the_step() {
     // The image itself is a variable here; its gradient is nobody's business.
     let (vit, params) = vit(&tiny(Config::deit3_tiny(5)), 9);
     let xs = Var::from_tensor(&images(2, "variable")).unwrap();
-    let model = MaskSub::new(&vit, drop_token()).with_params(params.clone());
+    let model = MaskSub::new(&vit, drop_token(), &params);
     let step = model
         .backward(&xs, key(), |logits| cross_entropy(logits, &labels(2, 5)))
         .unwrap();
     assert_eq!(step.grads.get_ids().count(), params.len());
     assert!(step.grads.get(&xs).is_none());
     // Without parameters, all variables that were reached, and no inputs of the graph.
-    let model = MaskSub::new(&vit, drop_token());
+    let model = MaskSub::unchecked(&vit, drop_token());
     let xs = images(2, "variable");
     let step = model
         .backward(&xs, key(), |logits| cross_entropy(logits, &labels(2, 5)))

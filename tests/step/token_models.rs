@@ -57,7 +57,7 @@ fn of_the_users_own_train() {
     let weights = Weights::seeded(Seed::new(1));
     let model = Rows::new(weights.var_builder(DType::F32, &CPU));
     let params = Params::from_varmap(weights.varmap());
-    let model = MaskSub::new(model, drop_token()).with_params(params.clone());
+    let model = MaskSub::new(model, drop_token(), &params);
     let mut optimizer = adam(&params, 3e-2);
     let mut losses = vec![];
     for t in 0..80 {
@@ -77,17 +77,22 @@ fn may_be_borrowed_boxed_and_shared() {
     let xs = images(2, "pointers");
     let (vit, _) = vit(&tiny(Config::deit3_tiny(5)), 8);
     let expected = bits(
-        &MaskSub::new(vit.clone(), drop_token())
+        &MaskSub::unchecked(vit.clone(), drop_token())
             .forward_pair(&xs, key())
             .unwrap()
             .sub,
     );
     fn sub<M: TokenModel>(model: M, xs: &Tensor) -> Vec<u32> {
-        bits(&MaskSub::new(model, drop_token()).forward_pair(xs, key()).unwrap().sub)
+        bits(
+            &MaskSub::unchecked(model, drop_token())
+                .forward_pair(xs, key())
+                .unwrap()
+                .sub,
+        )
     }
     fn whole<M: Forward>(model: M, xs: &Tensor) -> Vec<u32> {
         let branch = PatchDrop::new(half(), 8).unwrap();
-        bits(&MaskSub::new(model, branch).forward_pair(xs, key()).unwrap().sub)
+        bits(&MaskSub::unchecked(model, branch).forward_pair(xs, key()).unwrap().sub)
     }
     assert_eq!(sub(&vit, &xs), expected);
     assert_eq!(sub(Box::new(vit.clone()), &xs), expected);
@@ -124,7 +129,7 @@ impl TokenModel for Forgetful {
 fn that_forget_to_drop_tokens_are_found_out() {
     let weights = Weights::seeded(Seed::new(1));
     let model = Forgetful(Rows::new(weights.var_builder(DType::F32, &CPU)));
-    let error = MaskSub::new(model, drop_token())
+    let error = MaskSub::unchecked(model, drop_token())
         .forward_pair(&separable(3, "forgetful").0, key())
         .unwrap_err();
     assert!(

@@ -39,9 +39,7 @@ fn give_the_gradients_of_the_joint_loss() {
         ] {
             for weight in [0.1, 0.5, 0.9] {
                 let (vit, params) = vit(&cfg, 1);
-                let model = MaskSub::new(vit, drop_token())
-                    .with_sub_loss(sub_loss)
-                    .with_params(params.clone());
+                let model = MaskSub::new(vit, drop_token(), &params).with_sub_loss(sub_loss);
                 let model = model.with_weight(weight).unwrap();
                 let step = model.backward(&xs, key(), |logits| cross_entropy(logits, &ys)).unwrap();
                 let main_loss = |logits: &Tensor| cross_entropy(logits, &ys).unwrap();
@@ -58,7 +56,7 @@ fn differ_from_a_step_whose_target_is_attached() {
     // What the comparison above would say if the target were not detached.
     let (xs, ys) = (images(6, "joint"), labels(6, 5));
     let (vit, params) = vit(&dropping(Config::deit3_tiny(5)), 1);
-    let model = MaskSub::new(vit, drop_token()).with_params(params.clone());
+    let model = MaskSub::new(vit, drop_token(), &params);
     let step = model.backward(&xs, key(), |logits| cross_entropy(logits, &ys)).unwrap();
     let pair = model.forward_pair(&xs, key()).unwrap();
     let target = candle_nn::ops::softmax(&pair.main, D::Minus1).unwrap();
@@ -85,7 +83,7 @@ fn report_the_losses_and_logits_of_the_joint_pass() {
     let (xs, ys) = (images(4, "report"), labels(4, 5));
     let (vit, params) = vit(&dropping(Config::mae_base(5)), 2);
     let loss = SubModelLoss::kl().with_temperature(3.).unwrap();
-    let model = MaskSub::new(vit, drop_token()).with_sub_loss(loss).with_params(params);
+    let model = MaskSub::new(vit, drop_token(), params).with_sub_loss(loss);
     let model = model.with_weight(0.3).unwrap();
     let step = model.backward(&xs, key(), |logits| cross_entropy(logits, &ys)).unwrap();
     let pair = model.forward_pair(&xs, key()).unwrap();
@@ -107,7 +105,7 @@ fn run_main_and_sub_with_draws_of_their_own() {
         let pair = model.forward_pair(&images(4, "draws"), key).unwrap();
         (bits(&pair.main), bits(&pair.sub))
     };
-    let model = MaskSub::new(&vit, DropToken::new(RandomMasking::new(0.).unwrap()));
+    let model = MaskSub::unchecked(&vit, DropToken::new(RandomMasking::new(0.).unwrap()));
     let (main, sub) = pair(&model, key());
     assert_ne!(main, sub);
     assert_eq!(pair(&model, key()), (main.clone(), sub.clone()));
@@ -119,7 +117,7 @@ fn run_main_and_sub_with_draws_of_their_own() {
 fn agree_where_nothing_is_dropped() {
     for (name, cfg) in tiny_forms(5) {
         let (vit, _) = vit(&cfg, 3);
-        let pair = MaskSub::new(vit, DropToken::new(RandomMasking::new(0.).unwrap()))
+        let pair = MaskSub::unchecked(vit, DropToken::new(RandomMasking::new(0.).unwrap()))
             .forward_pair(&images(3, "ratio 0"), key())
             .unwrap();
         assert_eq!(bits(&pair.main), bits(&pair.sub), "{name}");
@@ -128,7 +126,7 @@ fn agree_where_nothing_is_dropped() {
     let branch = PatchDrop::new(RandomMasking::new(0.).unwrap(), 8)
         .unwrap()
         .with_fill(Fill::Noise);
-    let pair = MaskSub::new(vit, branch)
+    let pair = MaskSub::unchecked(vit, branch)
         .forward_pair(&images(3, "ratio 0"), key())
         .unwrap();
     assert_eq!(bits(&pair.main), bits(&pair.sub));
@@ -139,10 +137,7 @@ fn gradients_of_both_halves_count() {
     // A check on the checks: each half alone is far from the sum.
     let (vit, params) = vit(&tiny(Config::deit3_tiny(5)), 4);
     let grads = |weight: f64| {
-        let model = MaskSub::new(&vit, drop_token())
-            .with_params(params.clone())
-            .with_weight(weight)
-            .unwrap();
+        let model = MaskSub::new(&vit, drop_token(), &params).with_weight(weight).unwrap();
         let loss = |logits: &Tensor| cross_entropy(logits, &labels(4, 5));
         by_name(
             &model.backward(&images(4, "halves"), key(), loss).unwrap().grads,
@@ -161,7 +156,7 @@ fn gradients_of_both_halves_count() {
 fn micro_batches_give_the_gradients_of_the_whole_batch() {
     for (name, form) in tiny_forms(5) {
         let (vit, params) = vit(&dropping(form), 10);
-        let model = MaskSub::new(&vit, drop_token()).with_params(params.clone());
+        let model = MaskSub::new(&vit, drop_token(), &params);
         let (xs, ys) = (images(8, "micro"), labels(8, 5));
         let whole = model.backward(&xs, key(), |logits| cross_entropy(logits, &ys)).unwrap();
 
@@ -197,7 +192,7 @@ fn micro_batches_give_the_gradients_of_the_whole_batch() {
 fn the_whole_of_it_is_reproducible_within_a_process() {
     let run = || {
         let (vit, params) = vit(&dropping(Config::deit3_tiny(5)), 4);
-        let model = MaskSub::new(vit, drop_token()).with_params(params.clone());
+        let model = MaskSub::new(vit, drop_token(), &params);
         let loss = |logits: &Tensor| cross_entropy(logits, &labels(4, 5));
         let step = model.backward(&images(4, "again"), key(), loss).unwrap();
         let grads: Vec<_> = by_name(&step.grads, &params).values().map(bits).collect();

@@ -41,7 +41,7 @@ impl<M: TokenModel> TokenModel for Counting<M> {
 
 fn step(weight: f64) -> (Step, usize, Params) {
     let (vit, params) = vit(&dropping(Config::deit3_tiny(5)), 4);
-    let model = MaskSub::new(Counting::new(vit), drop_token()).with_params(params.clone());
+    let model = MaskSub::new(Counting::new(vit), drop_token(), &params);
     let model = model.with_weight(weight).unwrap();
     let step = model
         .backward(&images(4, "w"), key(), |logits| cross_entropy(logits, &labels(4, 5)))
@@ -72,7 +72,7 @@ fn of_1_trains_on_the_sub_branch_alone() {
     let (step, passes, params) = step(1.);
     assert_eq!(passes, 2);
     let (vit, other_params) = vit(&dropping(Config::deit3_tiny(5)), 4);
-    let pair = MaskSub::new(vit, drop_token())
+    let pair = MaskSub::unchecked(vit, drop_token())
         .forward_pair(&images(4, "w"), key())
         .unwrap();
     let loss = SubModelLoss::default().forward(&pair.sub, &pair.main).unwrap();

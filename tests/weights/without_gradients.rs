@@ -8,7 +8,7 @@ use masksub::models::resnet::{BlockKind, ResNet};
 use masksub::models::swin::SwinTransformer;
 use masksub::models::vit::VisionTransformer;
 use masksub::train::ema::Ema;
-use masksub::train::optim::{AdamW, AdamWConfig, ParamGroups};
+use masksub::train::optim::{AdamW, AdamWConfig};
 use masksub::{Params, Seed, Weights};
 
 use crate::common::{bits, images, randn, small_resnet, small_swin, tiny_forms, CPU};
@@ -26,7 +26,7 @@ fn check<M: ModuleT>(name: &str, xs: &Tensor, build: impl Fn(VarBuilder) -> Resu
         lr: 0.1,
         ..Default::default()
     };
-    let mut ours = AdamW::with_groups(ParamGroups::new(&params), cfg).unwrap();
+    let mut ours = AdamW::new(&params, cfg).unwrap();
     let mut ema = Ema::of(weights.varmap(), 0.5).unwrap();
     let predictions = || {
         let [graph, none] = [&trained, &evaluated].map(|model: &M| model.forward_t(xs, false).unwrap());

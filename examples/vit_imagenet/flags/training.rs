@@ -221,7 +221,7 @@ impl TrainingFlags {
                 ..SgdConfig::default()
             }),
         };
-        Ok(GroupOptimizer::with_groups(groups, rule)?)
+        Ok(GroupOptimizer::new(groups, rule)?)
     }
 
     /// The main branch's loss.

@@ -22,13 +22,29 @@ pub(super) struct Group {
     pub decays: bool,
 }
 
+/// All of them, with weight decay and the whole learning rate.
+impl From<&Params> for ParamGroups {
+    fn from(params: &Params) -> Self {
+        Self::new(params)
+    }
+}
+
+/// All that are floats, with weight decay and the whole learning rate, their numbers as names: give them in an order that the
+/// next run has, too, that of [`Params::vars`], not that of `VarMap::all_vars`, which is another in every run.
+impl From<Vec<Var>> for ParamGroups {
+    fn from(vars: Vec<Var>) -> Self {
+        let floats = vars.into_iter().filter(|var| var.dtype().is_float());
+        Self::named(floats.enumerate().map(|(i, var)| (i.to_string(), var)))
+    }
+}
+
 impl ParamGroups {
     /// All of `params`, with weight decay and the whole learning rate.
     pub fn new(params: &Params) -> Self {
         Self::named(params.iter().map(|(name, var)| (name.to_string(), var.clone())))
     }
 
-    pub(super) fn named(vars: impl IntoIterator<Item = (String, Var)>) -> Self {
+    fn named(vars: impl IntoIterator<Item = (String, Var)>) -> Self {
         let group = |(name, var)| Group {
             name,
             var,

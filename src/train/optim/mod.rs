@@ -13,7 +13,7 @@
 //! # let images = candle_core::Tensor::ones((3, 4), DType::F32, &Device::Cpu)?;
 //! let params = Params::from_varmap(weights.varmap());
 //! let groups = ParamGroups::new(&params).without_decay(ParamGroups::usually_without_decay);
-//! let mut opt = AdamW::with_groups(groups, AdamWConfig { lr: 1e-3, weight_decay: 0.05, ..Default::default() })?;
+//! let mut opt = AdamW::new(groups, AdamWConfig { lr: 1e-3, weight_decay: 0.05, ..Default::default() })?;
 //!
 //! let loss = candle_nn::Module::forward(&layer, &images)?.sqr()?.mean_all()?;
 //! opt.step(&grad::backward(&loss, &params)?)?;

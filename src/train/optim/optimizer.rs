@@ -34,12 +34,14 @@ pub struct GroupOptimizer<R> {
 const STEP: &str = "step";
 
 impl<R: Rule> GroupOptimizer<R> {
-    /// An optimizer of parameters in groups.
+    /// An optimizer of `&Params`, which all decay and have the whole learning rate, or of [`ParamGroups`], which say what does.
+    /// (Of a `Vec<Var>` too, as candle-nn's: their names in the [state](Self::state) are their numbers.)
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for a setting out of its range, no parameter, or a variable that is there under two names;
     /// [`Error::DType`] for one that is no float.
-    pub fn with_groups(groups: ParamGroups, rule: R) -> Result<Self> {
+    pub fn new(groups: impl Into<ParamGroups>, rule: R) -> Result<Self> {
+        let groups = groups.into();
         if groups.0.is_empty() {
             return Err(Error::invalid(
                 "groups",
@@ -216,16 +218,12 @@ impl<R: Rule> GroupOptimizer<R> {
     }
 }
 
-/// All variables decay and have the whole learning rate, as in candle-nn's optimizers and PyTorch's. Their names in the
-/// state are their numbers: give them in an order that the next run has, too, that of [`Params::vars`](crate::Params::vars),
-/// not that of `VarMap::all_vars`, which is another in every run.
+/// All variables decay and have the whole learning rate, as in candle-nn's optimizers and PyTorch's.
 impl<R: Rule> candle_nn::Optimizer for GroupOptimizer<R> {
     type Config = R;
 
     fn new(vars: Vec<Var>, config: R) -> candle_core::Result<Self> {
-        let floats = vars.into_iter().filter(|var| var.dtype().is_float());
-        let named = floats.enumerate().map(|(i, var)| (i.to_string(), var));
-        Ok(Self::build(ParamGroups::named(named), config)?)
+        Ok(Self::build(vars.into(), config)?)
     }
 
     fn step(&mut self, grads: &GradStore) -> candle_core::Result<()> {

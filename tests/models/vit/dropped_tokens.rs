@@ -104,10 +104,7 @@ fn never_are_the_class_token() {
     for (name, cfg) in tiny_forms(5) {
         let (vit, params) = vit(&cfg, 1);
         let branch = DropToken::new(RandomMasking::new(0.99).unwrap());
-        let model = MaskSub::new(vit, branch)
-            .with_params(params.clone())
-            .with_weight(1.)
-            .unwrap();
+        let model = MaskSub::new(vit, branch, &params).with_weight(1.).unwrap();
         let step = model
             .backward(&images(2, "class"), key(0), |logits| {
                 cross_entropy(logits, &labels(2, 5))

@@ -13,7 +13,7 @@ fn f64_and_half_precision_agree_with_f32() {
         let run = |dtype: DType| {
             let (vit, params) = from_values(&cfg, &values, dtype);
             let xs = images(4, "dtypes").to_dtype(dtype).unwrap();
-            let model = MaskSub::new(vit, DropToken::new(half())).with_params(params.clone());
+            let model = MaskSub::new(vit, DropToken::new(half()), &params);
             let loss = |logits: &Tensor| masksub::Criterion::cross_entropy().forward(logits, &labels(4, 5));
             let step = model.backward(&xs, key(0), loss).unwrap();
             let audit = grad::audit(&step.grads, &params).unwrap();

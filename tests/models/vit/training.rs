@@ -17,7 +17,7 @@ fn reaches_every_parameter_and_lowers_the_loss_in_every_form() {
             ..form
         };
         let (vit, params) = vit(&cfg, 1);
-        let model = MaskSub::new(vit, DropToken::new(half())).with_params(params.clone());
+        let model = MaskSub::new(vit, DropToken::new(half()), &params);
         let adam = ParamsAdamW {
             lr: 3e-3,
             ..Default::default()
