@@ -186,6 +186,28 @@ pub(super) mod tests {
         assert_equal(&ours, &candle_nn::LayerNorm::rms_norm(w(), 1e-3));
     }
 
+    /// Operations that begin with a norm take no other: without these they would compute something else.
+    #[test]
+    fn parameters_are_handed_out_together_or_not_at_all() {
+        let tensors = || (single(&[6], 0), single(&[6], 1));
+        let norm = LayerNorm::new(tensors().0, tensors().1, 1e-3);
+        let affine = norm.affine().expect("it has both");
+        assert_eq!(relative(affine.weight, &tensors().0), 0.0);
+        assert_eq!(relative(affine.bias, &tensors().1), 0.0);
+        let vb = VarBuilder::from_varmap(&VarMap::new(), DType::F32, &Device::Cpu);
+        let config = LayerNormConfig {
+            remove_mean: false,
+            ..Default::default()
+        };
+        for other in [
+            LayerNorm::new_no_bias(tensors().0, 1e-3),
+            LayerNorm::rms_norm(tensors().0, 1e-3),
+            layer_norm(6, config, vb).unwrap(),
+        ] {
+            assert!(other.affine().is_none());
+        }
+    }
+
     #[test]
     fn builders_equal_candles() {
         let vars = VarMap::new();
