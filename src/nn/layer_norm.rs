@@ -58,12 +58,12 @@ impl LayerNorm {
         self.bias.as_ref()
     }
 
-    /// What is added to the variance.
+    /// The term that is added to the variance.
     pub fn eps(&self) -> f64 {
         self.eps
     }
 
-    /// Whether the mean is removed.
+    /// Tells whether the mean is removed.
     pub fn remove_mean(&self) -> bool {
         self.remove_mean
     }
@@ -107,10 +107,8 @@ pub fn layer_norm<C: Into<LayerNormConfig>>(size: usize, config: C, vb: VarBuild
             .unwrap_or(names[0])
     };
     let weight = vb.get_with_hints(size, name(["weight", "gamma"]), Init::Const(1.0))?;
-    let bias = match config.affine {
-        true => Some(vb.get_with_hints(size, name(["bias", "beta"]), Init::Const(0.0))?),
-        false => None,
-    };
+    let bias = || vb.get_with_hints(size, name(["bias", "beta"]), Init::Const(0.0));
+    let bias = config.affine.then(bias).transpose()?;
     Ok(LayerNorm {
         weight,
         bias,
