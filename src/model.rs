@@ -1,4 +1,4 @@
-//! What a model offers to a sub-branch.
+//! Models, by what they offer to a sub-branch.
 
 use std::sync::Arc;
 

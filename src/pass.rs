@@ -121,7 +121,7 @@ impl Pass {
         Ok(())
     }
 
-    /// Whether this is a training pass.
+    /// Tells whether this is a training pass.
     pub fn is_train(&self) -> bool {
         self.train
     }
@@ -131,12 +131,12 @@ impl Pass {
         self.key
     }
 
-    /// How often the model has asked for dropout.
+    /// Number of times that the model has asked for dropout.
     pub fn dropout_sites(&self) -> usize {
         self.dropout.sites as usize
     }
 
-    /// How often the model has asked for drop path.
+    /// Number of times that the model has asked for drop path.
     pub fn drop_path_sites(&self) -> usize {
         self.drop_path.sites as usize
     }
@@ -178,8 +178,8 @@ impl Pass {
         xs * Tensor::from_vec(factors, xs.shape(), xs.device())?.to_dtype(xs.dtype())?
     }
 
-    /// Passes the next `sites` places where a model would call [`dropout`](Self::dropout) with `rate`, if nothing is dropped
-    /// there; returns whether it has.
+    /// Passes the next `sites` places where a model would call [`dropout`](Self::dropout) with `rate`, if nothing is
+    /// dropped there; returns whether it has.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] when `rate` is NaN or outside [0, 1).
@@ -210,7 +210,7 @@ impl Pass {
         xs.broadcast_mul(&factors)
     }
 
-    /// What [`drop_path`](Self::drop_path) would multiply each of `batch` samples with, 0 or 1 / (1 - rate), for
+    /// Factors that [`drop_path`](Self::drop_path) would multiply `batch` samples by, each 0 or 1 / (1 - rate), for
     /// operations that do it themselves ([`ops::mlp_branch`](crate::ops::mlp_branch())); none where nothing is dropped.
     ///
     /// # Errors
@@ -222,10 +222,8 @@ impl Pass {
         }
         let key = self.require_key("drop path")?;
         let purpose = Purpose::drop_path(self.stream, site);
-        let factor = |draw: u32| match draw < threshold(rate) {
-            true => 0.,
-            false => 1. / (1. - rate) as f32,
-        };
+        let scale = 1.0 / (1.0 - rate) as f32;
+        let factor = |draw: u32| if draw < threshold(rate) { 0.0 } else { scale };
         let draws = (0..batch).map(|sample| key.rng(sample, purpose).random::<u32>());
         Ok(Some(draws.map(factor).collect()))
     }

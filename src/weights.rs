@@ -1,4 +1,4 @@
-//! Where a model's weights come from: a seed or a file, as variables that can be trained.
+//! Sources of a model's weights: a seed or a file, as variables that can be trained.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -35,7 +35,7 @@ pub struct Weights(Arc<Inner>);
 
 struct Inner {
     varmap: VarMap,
-    /// What is called the source of a weight that is not drawn.
+    /// Name of the source of weights that are not drawn.
     file: Option<String>,
     seed: Option<Seed>,
     state: Mutex<State>,
@@ -46,12 +46,12 @@ struct State {
     drawn: BTreeSet<String>,
 }
 
-/// Where the values come from that are not drawn.
+/// A source of the values that are not drawn.
 pub(crate) trait Source: Send {
     /// The value of a weight, in `shape` where one is asked for and the source can give it; `None` where it has none.
     fn find(&mut self, name: &str, shape: Option<&Shape>) -> Result<Option<Tensor>>;
 
-    /// Whether there is a value of that name.
+    /// Tells whether there is a value of that name.
     fn has(&self, name: &str) -> bool;
 
     /// The variable that `find` gave the value for is there: a run would keep two of each.
@@ -60,13 +60,13 @@ pub(crate) trait Source: Send {
     /// Names of what was not taken, sorted.
     fn left_over(&self) -> Vec<String>;
 
-    /// Whether a weight may be drawn without the user's leave.
+    /// Tells whether a weight may be drawn without the user's leave.
     fn may_lack(&self, name: &str) -> bool;
 
-    /// Whether one of `left_over` may stay there without the user's leave.
+    /// Tells whether one of `left_over` may stay there without the user's leave.
     fn may_leave(&self, name: &str) -> bool;
 
-    /// What was done to the values, a line each.
+    /// Lines that say what was done to the values.
     fn notes(&self) -> Vec<String>;
 }
 
@@ -104,8 +104,8 @@ impl Weights {
 
     /// Values from a safetensors file. A weight that the file does not have is an [`Error::MissingWeight`], one of
     /// another shape an [`Error::MisshapenWeight`]; both name its path. What the file has and no model asked for is
-    /// listed in [`left_over`](Self::left_over). (For other projects' checkpoints, under their names and for other image
-    /// sizes and classes: [`Pretrained`](crate::pretrained::Pretrained).)
+    /// listed in [`left_over`](Self::left_over). (For other projects' checkpoints, under their names and for other
+    /// image sizes and classes: [`Pretrained`](crate::pretrained::Pretrained).)
     ///
     /// # Errors
     /// [`Error::File`] when the file cannot be read or is no safetensors file.
@@ -162,15 +162,16 @@ impl Weights {
         VarBuilder::from_backend(Box::new(self.clone()), dtype, device.clone())
     }
 
-    /// A builder of models that predict, on the memory of the same variables, which are made now where they are not yet: what
-    /// training changes, they see at once. Their weights are no variables themselves (PyTorch's `requires_grad_(False)`), so
-    /// that of inputs that are none either nothing is kept for a backward (`torch.no_grad()`).
+    /// A builder of models that predict, on the memory of the same variables, which are made now where they are not
+    /// yet: what training changes, they see at once. Their weights are no variables themselves (PyTorch's
+    /// `requires_grad_(False)`), so that of inputs that are none either nothing is kept for a backward
+    /// (`torch.no_grad()`).
     ///
     /// One thread may train while another predicts, on a thread of its own: a prediction within a task of rayon's holds read
     /// locks while it waits for other tasks, and one of those may be a prediction that waits behind the optimizer.
     ///
-    /// `running_mean` and `running_var` are the variables all the same, for batch norms copy what is none: run such a model with
-    /// `train` false, or it writes the trained one's statistics.
+    /// `running_mean` and `running_var` are the variables all the same, for batch norms copy what is none: run such a
+    /// model with `train` false, or it writes the trained one's statistics.
     ///
     /// ```
     /// use candle_core::{DType, Device, Tensor};
@@ -210,9 +211,9 @@ impl Weights {
         self.lock().source.left_over()
     }
 
-    /// What was done to a file's values beside copying them, a line each, once the model is made: of a peer's checkpoint
-    /// ([`pretrained`](crate::pretrained)) which it is and what was resized, replaced or left out; of any file which weights
-    /// were drawn for lack of them, and what is left over. Empty for weights from a seed alone.
+    /// Lines that say, once the model is made, what was done to a file's values beside copying them: of a peer's
+    /// checkpoint ([`pretrained`](crate::pretrained)) which it is and what was resized, replaced or left out; of any
+    /// file which weights were drawn for lack of them, and what is left over. Empty for weights from a seed alone.
     pub fn notes(&self) -> Vec<String> {
         if self.0.file.is_none() {
             return vec![];
@@ -233,12 +234,13 @@ impl Weights {
         notes
     }
 
-    /// Makes sure, once the model is made, that it and the file have the same weights: that none was drawn, and that the
-    /// file has no others, but those that `may_differ` says. It gets the model's name of what was drawn, and the file's of
-    /// what is left over. Without this a deeper model's checkpoint fills a shallower one in silence.
+    /// Makes sure, once the model is made, that it and the file have the same weights: that none was drawn, and that
+    /// the file has no others, but those that `may_differ` says. It gets the model's name of what was drawn, and the
+    /// file's of what is left over. Without this a deeper model's checkpoint fills a shallower one in silence.
     ///
-    /// What PyTorch modules save beside their weights and can be computed is passed over: `num_batches_tracked`,
-    /// `relative_position_index` and `attn_mask`; and of a peer's checkpoint what [`pretrained`](crate::pretrained) says.
+    /// Buffers that PyTorch modules save though they can be computed are passed over: `num_batches_tracked`,
+    /// `relative_position_index` and `attn_mask`; and of a peer's checkpoint what [`pretrained`](crate::pretrained)
+    /// says.
     ///
     /// # Errors
     /// [`Error::WeightsDiffer`], which lists them.
@@ -250,14 +252,14 @@ impl Weights {
         let left_over = state.source.left_over().into_iter();
         let left_over = left_over.filter(|name| !state.source.may_leave(name) && !may_differ(name));
         let (missing, left_over): (Vec<_>, Vec<_>) = (missing.cloned().collect(), left_over.collect());
-        match missing.is_empty() && left_over.is_empty() {
-            true => Ok(()),
-            false => Err(Error::WeightsDiffer {
-                file: file.clone(),
-                missing,
-                left_over,
-            }),
+        if missing.is_empty() && left_over.is_empty() {
+            return Ok(());
         }
+        Err(Error::WeightsDiffer {
+            file: file.clone(),
+            missing,
+            left_over,
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -282,7 +284,8 @@ impl Weights {
             }),
             _ => Ok(()),
         };
-        // Locked from the look to the insertion, before the map as everywhere: another thread may ask for the same name.
+        // Locked from the look to the insertion, before the map as everywhere: another thread may ask for the same
+        // name.
         let mut state = self.lock();
         if let Some(shared) = self.lookup(name) {
             fits(shared.shape(), "a layer that shares it")?;
@@ -317,17 +320,18 @@ impl Weights {
         // Detached, it is copied: a variable of the caller's would be taken as it is.
         let var = Var::from_tensor(&value.detach())?;
         let tensor = var.as_tensor().clone();
-        match is_drawn {
-            true => drop(state.drawn.insert(name.to_string())),
-            false => state.source.taken(name),
+        if is_drawn {
+            state.drawn.insert(name.to_string());
+        } else {
+            state.source.taken(name);
         }
         params::lock(&self.0.varmap).insert(name.to_string(), var);
         Ok(tensor)
     }
 }
 
-/// Whether a tensor is one that PyTorch modules save though it can be computed: batch norm's count of steps (torch), the
-/// indices and masks of windows (Swin).
+/// Tells whether a tensor is one that PyTorch modules save though it can be computed: batch norm's count of steps
+/// (torch), the indices and masks of windows (Swin).
 pub(crate) fn is_buffer(name: &str) -> bool {
     let last = name.rsplit('.').next();
     matches!(
@@ -365,9 +369,10 @@ struct NoGrad(Weights);
 
 impl NoGrad {
     fn of(&self, name: &str, weight: Tensor) -> Tensor {
-        match params::is_statistic(name) {
-            true => weight,
-            false => weight.detach(),
+        if params::is_statistic(name) {
+            weight
+        } else {
+            weight.detach()
         }
     }
 }
@@ -394,7 +399,7 @@ fn elements(shape: &Shape) -> Option<usize> {
         .try_fold(1usize, |count, &dim| count.checked_mul(dim))
 }
 
-/// What candle's `Init` says, from a generator of its own.
+/// Values as candle's `Init` says, from a generator of its own.
 fn draw(init: Init, shape: &Shape, seed: Seed, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
     check::fits_memory(
         "shape",

@@ -1,4 +1,4 @@
-//! What is wrong with a file, told by what reads it before it is known which file that is.
+//! A fault of a file, told by what reads it before it is known which file that is.
 
 use std::fmt;
 use std::path::Path;

@@ -10,7 +10,7 @@ use candle_core::Error as CandleError;
 
 pub(crate) use fault::Fault;
 
-/// What can go wrong, each case naming the argument or tensor concerned, what it was, and what it may be.
+/// Everything that can go wrong, each case naming the argument or tensor concerned, what it was, and what it may be.
 ///
 /// Traits that users implement and closures they hand in return candle's [`candle_core::Result`]; an `Error` travels
 /// inside candle's error type and comes out again with its type: `Error::from(candle_error)` finds it below any number
@@ -44,9 +44,9 @@ pub enum Error {
     InvalidArgument {
         /// The argument's name, as in the function's signature or the configuration.
         argument: &'static str,
-        /// What was given.
+        /// The value that was given.
         value: String,
-        /// What may be given.
+        /// The values that may be given.
         allowed: String,
     },
 
@@ -68,7 +68,7 @@ pub enum Error {
         argument: &'static str,
         /// The dtype that was given.
         got: candle_core::DType,
-        /// What may be given.
+        /// The values that may be given.
         expected: String,
     },
 
@@ -84,7 +84,7 @@ pub enum Error {
     MissingGradients {
         /// Names of the parameters without a gradient, sorted.
         names: Vec<String>,
-        /// How many parameters are trained in all.
+        /// Number of parameters that are trained in all.
         trained: usize,
     },
 
@@ -132,7 +132,7 @@ pub enum Error {
     BranchWithoutEffect {
         /// The sub-branch, as its type is called.
         branch: &'static str,
-        /// What it changes.
+        /// The thing that it changes.
         what: &'static str,
     },
 
@@ -142,7 +142,7 @@ pub enum Error {
          call MaskSub::backward, forward_pair or Forward::forward_pass with Pass::train(key)"
     )]
     DrawsWithoutKey {
-        /// What is to be drawn.
+        /// The draw that was asked for.
         what: &'static str,
     },
 
@@ -151,7 +151,7 @@ pub enum Error {
     MissingWeight {
         /// The weight's path.
         path: String,
-        /// Where it was looked for.
+        /// The file, or other source, that was searched.
         file: String,
     },
 
@@ -164,7 +164,7 @@ pub enum Error {
         got: Vec<usize>,
         /// The shape the model needs.
         expected: Vec<usize>,
-        /// Where it was found.
+        /// The file, or other source, that it was found in.
         source_name: String,
     },
 
@@ -188,7 +188,7 @@ pub enum Error {
     CodeInCheckpoint {
         /// The file.
         path: String,
-        /// What was found.
+        /// The code that was found.
         what: String,
     },
 
@@ -197,7 +197,7 @@ pub enum Error {
     UnknownFormat {
         /// The file.
         path: String,
-        /// What its weights are called, sorted.
+        /// Names of its weights, sorted.
         names: Vec<String>,
         /// The formats that are known.
         known: String,
@@ -212,7 +212,7 @@ pub enum Error {
         family: &'static str,
         /// Its format.
         format: &'static str,
-        /// What the model asked for.
+        /// The weight that the model asked for.
         weight: String,
         /// The architecture that has such a weight.
         other: &'static str,
@@ -236,7 +236,7 @@ pub enum Error {
         branch: &'static str,
         /// candle's words.
         reason: String,
-        /// What can be done.
+        /// The way out.
         remedy: &'static str,
     },
 
@@ -276,7 +276,7 @@ impl std::fmt::Debug for Error {
     }
 }
 
-/// What a file lacks and what is left over of it, in one clause.
+/// Names that a file lacks and that are left over of it, in one clause.
 fn differences(missing: &[String], left_over: &[String]) -> String {
     let clauses = [
         ("the file does not have", missing),

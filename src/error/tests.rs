@@ -1,4 +1,4 @@
-//! What an error prints and names as its cause, also on its way through candle.
+//! Sentences and causes of errors, also on their way through candle.
 
 use std::error::Error as _;
 use std::io::ErrorKind;

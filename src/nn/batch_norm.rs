@@ -43,7 +43,7 @@ impl BatchNorm {
         (&self.weight, &self.bias)
     }
 
-    /// What is added to the variance.
+    /// The term that is added to the variance.
     pub fn eps(&self) -> f64 {
         self.eps
     }
@@ -93,7 +93,7 @@ pub(crate) fn batch_norm_from(
 }
 
 impl BatchNorm {
-    /// By what it normalises in evaluation.
+    /// The statistics that it normalises by in evaluation.
     pub(crate) fn running(&self) -> RunningStatistics<'_> {
         RunningStatistics {
             mean: &self.running_mean,

@@ -58,12 +58,12 @@ impl LayerNorm {
         self.bias.as_ref()
     }
 
-    /// What is added to the variance.
+    /// The term that is added to the variance.
     pub fn eps(&self) -> f64 {
         self.eps
     }
 
-    /// Whether the mean is removed.
+    /// Tells whether the mean is removed.
     pub fn remove_mean(&self) -> bool {
         self.remove_mean
     }
@@ -107,10 +107,8 @@ pub fn layer_norm<C: Into<LayerNormConfig>>(size: usize, config: C, vb: VarBuild
             .unwrap_or(names[0])
     };
     let weight = vb.get_with_hints(size, name(["weight", "gamma"]), Init::Const(1.0))?;
-    let bias = match config.affine {
-        true => Some(vb.get_with_hints(size, name(["bias", "beta"]), Init::Const(0.0))?),
-        false => None,
-    };
+    let bias = || vb.get_with_hints(size, name(["bias", "beta"]), Init::Const(0.0));
+    let bias = config.affine.then(bias).transpose()?;
     Ok(LayerNorm {
         weight,
         bias,
@@ -184,6 +182,28 @@ pub(super) mod tests {
         let ours = LayerNorm::rms_norm(w(), 1e-3);
         assert_trains(&ours, &[&weight]);
         assert_equal(&ours, &candle_nn::LayerNorm::rms_norm(w(), 1e-3));
+    }
+
+    /// Operations that begin with a norm take no other: without these they would compute something else.
+    #[test]
+    fn parameters_are_handed_out_together_or_not_at_all() {
+        let tensors = || (single(&[6], 0), single(&[6], 1));
+        let norm = LayerNorm::new(tensors().0, tensors().1, 1e-3);
+        let affine = norm.affine().expect("it has both");
+        assert_eq!(relative(affine.weight, &tensors().0), 0.0);
+        assert_eq!(relative(affine.bias, &tensors().1), 0.0);
+        let vb = VarBuilder::from_varmap(&VarMap::new(), DType::F32, &Device::Cpu);
+        let config = LayerNormConfig {
+            remove_mean: false,
+            ..Default::default()
+        };
+        for other in [
+            LayerNorm::new_no_bias(tensors().0, 1e-3),
+            LayerNorm::rms_norm(tensors().0, 1e-3),
+            layer_norm(6, config, vb).unwrap(),
+        ] {
+            assert!(other.affine().is_none());
+        }
     }
 
     #[test]

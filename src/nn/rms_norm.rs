@@ -27,7 +27,7 @@ impl RmsNorm {
         self.0.weight()
     }
 
-    /// What is added to the mean square.
+    /// The term that is added to the mean square.
     pub fn eps(&self) -> f64 {
         self.0.eps()
     }

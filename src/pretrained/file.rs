@@ -15,7 +15,8 @@ use crate::error::{Fault, Result};
 /// Longest header of a safetensors file, in bytes: the limit of the safetensors crate.
 const MOST_HEADER_BYTES: u64 = 100_000_000;
 
-/// What PyTorch puts before the names of a module that it wraps: `DistributedDataParallel` and `torch.compile`.
+/// Prefixes that PyTorch puts before the names of a module that it wraps: `DistributedDataParallel` and
+/// `torch.compile`.
 const WRAPPERS: [&str; 2] = ["module.", "_orig_mod."];
 
 /// A file of tensors. Nothing of it is in memory but names and sizes.
@@ -26,7 +27,7 @@ pub(super) struct TensorFile {
     pub(super) tensors: BTreeMap<String, Stored>,
     /// The key that the tensors lie below, in a file that has others.
     pub(super) key: Option<String>,
-    /// What lies beside them: keys of the file.
+    /// Keys of the file beside them.
     pub(super) beside: Vec<String>,
 }
 

@@ -1,11 +1,11 @@
-//! Whose checkpoint it is, told from the names and shapes of its tensors.
+//! Formats of checkpoints, told from the names and shapes of their tensors.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use super::stored::Stored;
 
-/// Whose names and shapes a checkpoint has.
+/// A project's names and shapes, as a checkpoint has them.
 ///
 /// `Display` gives the names in brackets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

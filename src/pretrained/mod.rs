@@ -68,7 +68,7 @@
 //! `num_classes=0` or Hugging Face's `ViTModel`, say `check_exact(|name| name.starts_with("head."))`, by the model's
 //! name of it.
 //!
-//! What a file cannot tell is up to the configuration: the number of heads, the activation (OpenAI's CLIP has the quick
+//! The configuration says what a file cannot tell: the number of heads, the activation (OpenAI's CLIP has the quick
 //! GELU), what norms add to the variance.
 //!
 //! A pickle can hold code. It is read as data: nothing is imported or called, and a file that holds code where weights
@@ -126,7 +126,7 @@ impl Pretrained {
         }
     }
 
-    /// Whose names and shapes the checkpoint has.
+    /// The project whose names and shapes the checkpoint has.
     pub fn format(&self) -> Format {
         self.format
     }

@@ -22,9 +22,9 @@ const OPEN_CLIP: Names = Names {
 };
 
 const FORMS: [&Names; 4] = [&TIMM, &HUGGING_FACE, &CLIP, &OPEN_CLIP];
-/// What whole models have before the names of towers that are saved alone.
+/// Prefixes that whole models have before the names of towers that are saved alone.
 const PREFIXES: [&str; 3] = ["", "vit.", "clip."];
-/// What is spelled as if it were no module's, or, as timm's LayerScale, a module's own.
+/// Spellings as if a weight were no module's, or, as timm's LayerScale, a module's own.
 const SPELLINGS: [(&str, &str); 3] = [
     (".attn.in_proj_", ".attn.in_proj."),
     (".ls1.gamma", ".gamma_1"),
@@ -35,7 +35,7 @@ const SPELLINGS: [(&str, &str); 3] = [
 pub(super) const POS_EMBED: &str = "pos_embed";
 /// Last part of the keys of Swin's relative positions.
 pub(super) const POSITION_TABLE: &str = ".relative_position_bias_table";
-/// What the keys of the head start with.
+/// Start of the head's keys.
 pub(super) const HEAD: &str = "head.";
 /// Query, key and value, packed and apart, in their order.
 pub(super) const QKV: &str = ".attn.qkv.";
@@ -142,7 +142,7 @@ fn timm_name(form: &Names, name: &str) -> Option<String> {
     find(&modules, module).map(|timm| format!("{timm}.{leaf}"))
 }
 
-/// What a classifier does not have of a tensor that belongs to the format: for a line that says so. `None` for a tensor
+/// Group of a tensor that belongs to the format and not to a classifier, for a line that says so. `None` for a tensor
 /// that nobody knows.
 pub(super) fn known_leftover(format: Format, name: &str) -> Option<&'static str> {
     let starts = |starts: &[&str]| starts.iter().any(|start| name.starts_with(start));
@@ -180,9 +180,9 @@ pub(super) fn known_leftover(format: Format, name: &str) -> Option<&'static str>
     }
 }
 
-/// Whether the weight of this key is one that no checkpoint of the format has: it is drawn, and a line says so. A head
-/// is missing after MAE's pre-training and in CLIP, whose towers project instead; anywhere else, a file without it has
-/// lost it.
+/// Tells whether the weight of this key is one that no checkpoint of the format has: it is drawn, and a line says so. A
+/// head is missing after MAE's pre-training and in CLIP, whose towers project instead; anywhere else, a file without it
+/// has lost it.
 pub(super) fn known_missing(format: Format, key: &str) -> bool {
     match format {
         Format::MaePretrained => key.starts_with(HEAD) || key.starts_with("fc_norm."),

@@ -27,9 +27,9 @@ pub(super) enum Value {
         callable: Id,
         args: Id,
     },
-    /// What the file refers to outside of the pickle: in a checkpoint, numbers.
+    /// A reference to something outside of the pickle: in a checkpoint, numbers.
     Persistent(Id),
-    /// What no tensor is told by: `None`, booleans, floats, bytes, sets, integers beyond 64 bits.
+    /// Anything that no tensor is told by: `None`, booleans, floats, bytes, sets, integers beyond 64 bits.
     Other,
 }
 
@@ -100,7 +100,7 @@ impl Pickle {
         }
     }
 
-    /// What is called, where that has a name, and the arguments.
+    /// The name of what is called, where it has one, and the arguments.
     pub(super) fn call(&self, id: Id) -> Option<(&str, &[Id])> {
         match self.get(id) {
             Value::Call { callable, args } => {
@@ -124,7 +124,7 @@ struct Machine<R> {
     /// make many of, from what it recalls.
     held: usize,
     stack: Vec<Id>,
-    /// How high the stack was at each mark.
+    /// Height of the stack at each mark.
     marks: Vec<usize>,
     memo: HashMap<usize, Id>,
 }

@@ -11,7 +11,7 @@ use super::pickle::{Id, Pickle, Value, MOST_BYTES};
 use super::stored::{Contents, Stored};
 use crate::error::{Error, Fault, Result};
 
-/// What a legacy file starts with, as a pickled integer (torch/serialization.py).
+/// The number that a legacy file starts with, as a pickled integer (torch/serialization.py).
 const LEGACY_MAGIC: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
 /// Keys below which training scripts save the weights: facebookresearch and Microsoft `model`, timm and Lightning
 /// `state_dict`.
@@ -142,11 +142,12 @@ pub(super) fn read_legacy(path: &str, file: &File, len: u64) -> Result<Contents>
         at = start.checked_add(bytes).filter(|end| *end <= len).ok_or_else(cut_off)?;
         storages.insert(key, Storage { start, bytes });
     }
-    contents(&path, &object, |key, is_view| match is_view {
-        true => Err(path.fail(format!(
-            "storage {key} is a view of another one, as PyTorch before 0.4 saved them"
-        ))),
-        false => Ok(storages.get(key).copied()),
+    contents(&path, &object, |key, is_view| {
+        if is_view {
+            let fault = format!("storage {key} is a view of another one, as PyTorch before 0.4 saved them");
+            return Err(path.fail(fault));
+        }
+        Ok(storages.get(key).copied())
     })
 }
 

@@ -21,16 +21,16 @@ pub(super) struct PeerSource {
     grid: Option<Grid>,
     /// The file's name of each weight.
     names: BTreeMap<String, String>,
-    /// What was taken, by the file's names.
+    /// Tensors that were taken, by the file's names.
     taken: BTreeSet<String>,
-    /// What `find` gave last: its weight, and the file's names of it.
+    /// The weight that `find` gave last, and the file's names of it.
     given: Option<(String, Vec<String>)>,
-    /// What was drawn though the file might have had it, by keys.
+    /// Weights that were drawn though the file might have had them, by keys.
     drawn: BTreeSet<String>,
     /// Classes of the head that was replaced, before and after.
     head: Option<(usize, usize)>,
     positions: Option<(Grid, Grid)>,
-    /// How many tables of relative positions were resized from one side to another.
+    /// Number of tables of relative positions that were resized from one side to another.
     tables: BTreeMap<(usize, usize), usize>,
 }
 
@@ -117,7 +117,7 @@ impl PeerSource {
         self.format.family().key(name, shape)
     }
 
-    /// What the file has for a key, and its names of that.
+    /// The file's tensors for a key, and their names.
     fn found(&self, key: &str) -> Option<(Found<'_>, Vec<String>)> {
         let stored = |key: &str| {
             let name = self.names.get(key)?;

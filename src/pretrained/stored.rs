@@ -1,4 +1,4 @@
-//! Where the tensors of a file lie in it, as a reader of its format tells.
+//! Places of a file's tensors, as a reader of its kind tells them.
 
 use std::collections::BTreeMap;
 
@@ -6,12 +6,12 @@ use candle_core::DType;
 
 use crate::error::Fault;
 
-/// Where a tensor lies in a file.
+/// Place of a tensor in a file.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Stored {
     pub(super) dtype: DType,
     pub(super) shape: Vec<usize>,
-    /// How many elements lie between neighbours, in each dimension.
+    /// Elements from one neighbour to the next, in each dimension.
     pub(super) strides: Vec<usize>,
     /// Of the first element, in bytes from the start of the file.
     pub(super) start: u64,
@@ -33,7 +33,7 @@ impl Stored {
         self.shape.iter().product()
     }
 
-    /// How many elements lie from the first to the last, both counted.
+    /// Number of elements from the first to the last, both counted.
     pub(super) fn span(&self) -> usize {
         match self.elem_count() {
             0 => 0,
@@ -48,7 +48,7 @@ impl Stored {
         }
     }
 
-    /// What no file can mean is a sentence; otherwise the bytes that the tensor takes, from the start of the first to
+    /// Refuses what no file can mean; otherwise the bytes that the tensor takes, from the start of the first to
     /// the end of the last element, can be counted.
     pub(super) fn check(&self, name: &str, available: u64) -> std::result::Result<(), Fault> {
         let wide = |n: usize| n as u128;
@@ -78,7 +78,7 @@ impl Stored {
     }
 }
 
-/// What a reader of one format gives.
+/// Tensors and keys that a reader gives.
 pub(super) struct Contents {
     pub(super) tensors: BTreeMap<String, Stored>,
     pub(super) key: Option<String>,

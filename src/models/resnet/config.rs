@@ -14,7 +14,7 @@ pub enum BlockKind {
 }
 
 impl BlockKind {
-    /// How much wider a block's output is than its stage.
+    /// Ratio of a block's output to its stage in width.
     pub(super) const fn expansion(self) -> usize {
         match self {
             Self::Basic => 1,

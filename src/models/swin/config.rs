@@ -14,8 +14,8 @@ pub enum WeightNames {
     Microsoft,
     /// timm's (from 0.9 on): the merging before stage s is `layers.s.downsample`, the head is `head.fc`.
     ///
-    /// Where a side of a stage is no longer than a window, timm gives each side a window and a shift of its own, as the
-    /// authors' code does not. An `image_size` for which that makes a difference is refused; square ones never are.
+    /// timm gives each side of a stage that is no longer than a window a window and a shift of its own, as the authors'
+    /// code does not. An `image_size` for which that makes a difference is refused; square ones never are.
     Timm,
 }
 

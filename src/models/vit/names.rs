@@ -22,8 +22,8 @@ pub(crate) struct Names {
     pub norm: &'static str,
     pub fc_norm: &'static str,
     pub head: &'static str,
-    /// Whether class token and positions are parameters of shape [1, ., D], as PyTorch modules have them, or `[D]` and
-    /// [., D].
+    /// True where class token and positions are parameters of shape [1, ., D], as PyTorch modules have them, or `[D]`
+    /// and [., D].
     pub batched_embeddings: bool,
 }
 
