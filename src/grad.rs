@@ -82,12 +82,13 @@ pub(crate) fn into_store(gradients: Gradients) -> GradStore {
 
 pub(crate) fn check_missing(grads: &GradStore, params: &Params) -> Result<()> {
     let names: Vec<String> = missing(grads, params).map(str::to_string).collect();
-    match names.is_empty() {
-        true => Ok(()),
-        false => Err(Error::MissingGradients {
+    if names.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::MissingGradients {
             names,
             trained: params.len(),
-        }),
+        })
     }
 }
 
@@ -170,13 +171,13 @@ fn on_host(tensor: &Tensor) -> Result<Vec<f64>> {
     Ok(tensor.flatten_all()?.to_vec1()?)
 }
 
-/// What an audit of gradients found, by name and sorted.
+/// Findings of an audit of gradients, by name and sorted.
 ///
 /// It prints as a report. All-zero gradients are told, but are no fault: a zero-initialised last batch norm of a
 /// residual branch has them in the first step.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Audit {
-    /// How many parameters were looked at.
+    /// Number of parameters that were looked at.
     pub trained: usize,
     /// Parameters without a gradient, except those that may lack one.
     pub missing: Vec<String>,
@@ -187,7 +188,7 @@ pub struct Audit {
 }
 
 impl Audit {
-    /// Whether every parameter has a gradient and all are finite.
+    /// True where every parameter has a gradient and all are finite.
     pub fn is_ok(&self) -> bool {
         self.missing.is_empty() && self.non_finite.is_empty()
     }

@@ -23,7 +23,7 @@ impl Grid {
         self.height.saturating_mul(self.width)
     }
 
-    /// Whether there is no position at all.
+    /// True where there is no position at all.
     pub const fn is_empty(self) -> bool {
         self.len() == 0
     }

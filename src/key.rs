@@ -81,19 +81,19 @@ impl StepKey {
     }
 }
 
-/// What a draw is for. Two purposes never see the same numbers.
+/// Purpose of a draw. Two purposes never see the same numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Purpose(u64);
 
 impl Purpose {
-    /// Which positions are kept.
+    /// The choice of positions that are kept.
     pub const MASK: Self = Self::of(1, 0);
     /// The share that is masked, where it is drawn.
     pub const MASK_RATIO: Self = Self::of(2, 0);
     /// The noise that fills hidden pixels.
     pub const FILL: Self = Self::of(3, 0);
     const NAMED: Self = Self::of(4, 0);
-    /// How the images of a batch are mixed.
+    /// The mixing of the images of a batch.
     pub const MIX: Self = Self::of(5, 0);
 
     /// A purpose of your own, for generators and models outside this crate.

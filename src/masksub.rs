@@ -233,7 +233,7 @@ pub struct Branches {
     pub main: Tensor,
     /// Sub logits [B, classes].
     pub sub: Tensor,
-    /// What the sub-branch kept, where it masks.
+    /// Positions that the sub-branch kept, where it masks.
     pub mask: Option<Mask>,
     passes: [Pass; 2],
 }
@@ -249,7 +249,7 @@ impl Branches {
     }
 }
 
-/// What a training step gives. Everything is detached.
+/// Result of a training step. Everything is detached.
 #[derive(Debug)]
 pub struct Step {
     /// The gradients of `(1 - w) * main + w * sub` with respect to the trained variables.
@@ -260,7 +260,7 @@ pub struct Step {
     pub sub_loss: Option<f64>,
     /// The main logits [B, classes].
     pub main_logits: Tensor,
-    /// What the sub-branch kept, where it masks.
+    /// Positions that the sub-branch kept, where it masks.
     pub mask: Option<Mask>,
 }
 

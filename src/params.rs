@@ -87,17 +87,17 @@ impl Params {
         self.vars.get(name)
     }
 
-    /// How many variables there are.
+    /// Number of variables.
     pub fn len(&self) -> usize {
         self.vars.len()
     }
 
-    /// Whether there is none.
+    /// True where there is none.
     pub fn is_empty(&self) -> bool {
         self.vars.is_empty()
     }
 
-    /// How many numbers they hold in all.
+    /// Number of elements that they hold in all.
     pub fn num_elements(&self) -> usize {
         self.vars.values().map(|var| var.elem_count()).sum()
     }
@@ -105,13 +105,14 @@ impl Params {
     /// # Errors
     /// [`Error::InvalidArgument`] when there is no variable: such a step would train nothing, without a word.
     pub(crate) fn check_not_empty(&self) -> Result<()> {
-        match self.is_empty() {
-            false => Ok(()),
-            true => Err(Error::invalid(
+        if self.is_empty() {
+            Err(Error::invalid(
                 "params",
                 "without a variable",
                 "the variables of a model: taken from its VarMap after the model is made, by a filter that keeps some",
-            )),
+            ))
+        } else {
+            Ok(())
         }
     }
 

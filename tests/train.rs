@@ -156,9 +156,10 @@ fn the_average_is_the_recursion_written_out() {
             }
             for step in 0..50 {
                 train(&varmap, step);
-                let decay = match warmup {
-                    true => 0.9f64.min(1. - (1. + step as f64).powf(-2. / 3.)),
-                    false => 0.9,
+                let decay = if warmup {
+                    0.9f64.min(1. - (1. + step as f64).powf(-2. / 3.))
+                } else {
+                    0.9
                 };
                 assert_eq!(ema.decay(), decay);
                 ema.update().unwrap();

@@ -6,7 +6,7 @@ use super::{binary_cross_entropy, check_classes, log_softmax, scale, sigmoid, so
 use crate::check;
 use crate::error::{Error, Result};
 
-/// How far the sub-branch's prediction is from the main branch's own, which is detached here: nothing flows into it
+/// Distance of the sub-branch's prediction from the main branch's own, which is detached here: nothing flows into it
 /// (MaskSub, arXiv 2306.11339, equation 3).
 ///
 /// With a temperature T both logits are divided by T and the loss is multiplied by T², which keeps the size of its

@@ -8,7 +8,7 @@ use super::Mask;
 use crate::error::{Error, Result};
 use crate::key::{Purpose, StepKey};
 
-/// What stands in the place of hidden pixels.
+/// Content of hidden pixels.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Fill {
     /// 0: the data set's mean colour where images are normalised. What the paper's ResNet branch uses.

@@ -44,7 +44,7 @@ impl<G: MaskGenerator + ?Sized> MaskGenerator for Box<G> {
     }
 }
 
-/// Which positions each sample keeps: K of the L positions of a [`Grid`], for B samples. The indices live on the host.
+/// Positions that each sample keeps: K of the L positions of a [`Grid`], for B samples. The indices live on the host.
 ///
 /// Cloning is cheap. Every sample keeps the same number, so that a batch of shortened sequences is a tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use crate::check;
 use crate::error::Result;
 use crate::key::{KeyedRng, Purpose, StepKey};
 
-/// How many of `len` positions are kept at a mask ratio r: `max(1, floor(len * (1 - r) + 1e-6))`.
+/// Number of the `len` positions that are kept at a mask ratio r: `max(1, floor(len * (1 - r) + 1e-6))`.
 ///
 /// The small term saves the position that rounding would lose where the product is whole (100 positions at .9 keep 10).
 ///

@@ -97,7 +97,7 @@ impl Accumulator {
         Ok(())
     }
 
-    /// How many samples were added.
+    /// Number of samples that were added.
     pub fn samples(&self) -> usize {
         self.samples
     }

@@ -129,7 +129,7 @@ impl Checkpoint {
         })
     }
 
-    /// Whether there is that section.
+    /// True where there is such a section.
     pub fn has_section(&self, section: &str) -> bool {
         self.sections.contains_key(section)
     }

@@ -68,9 +68,10 @@ impl Ema {
         check::rate("decay", decay)?;
         let floats = vars.into_iter().filter(|(_, var)| var.dtype().is_float());
         let entry = |(name, var): (String, Var)| {
-            let average = match ops::is_half(&var) {
-                true => var.as_detached_tensor().to_dtype(DType::F32)?,
-                false => var.as_detached_tensor().copy()?,
+            let average = if ops::is_half(&var) {
+                var.as_detached_tensor().to_dtype(DType::F32)?
+            } else {
+                var.as_detached_tensor().copy()?
             };
             Ok(Entry { name, var, average })
         };
@@ -103,9 +104,10 @@ impl Ema {
 
     /// The decay of the next update.
     pub fn decay(&self) -> f64 {
-        match self.warmup {
-            true => self.decay.min(1. - (1. + self.updates as f64).powf(-2. / 3.)),
-            false => self.decay,
+        if self.warmup {
+            self.decay.min(1. - (1. + self.updates as f64).powf(-2. / 3.))
+        } else {
+            self.decay
         }
     }
 

@@ -46,11 +46,11 @@ pub struct Mixed {
     pub targets: Tensor,
     /// The share of each image, and of its label, that is its own; after cutmix that which was really kept.
     pub lambda: f64,
-    /// What was done.
+    /// Mixing that was done.
     pub kind: MixKind,
 }
 
-/// What was done to a batch.
+/// Mixing of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MixKind {
     /// Nothing.
@@ -104,7 +104,7 @@ impl Mix {
         Ok(Self { prob, ..self })
     }
 
-    /// Where both are on: the probability of cutmix.
+    /// Probability of cutmix where both are on.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] when `switch_prob` is not within [0, 1].

@@ -112,14 +112,15 @@ fn of_configurations_that_do_not_hold_together() {
             crop_remainder: true,
             ..cfg
         };
-        match height >= 4 && width >= 4 {
-            true => assert!(build(cropped).is_ok()),
-            false => assert_invalid(
+        if height >= 4 && width >= 4 {
+            assert!(build(cropped).is_ok())
+        } else {
+            assert_invalid(
                 build(cropped),
                 "image_size",
                 &format!("{height} x {width}"),
                 "at least one patch",
-            ),
+            )
         }
     }
 }

@@ -58,9 +58,10 @@ fn keeps_kept_pixels_bit_for_bit_and_hides_the_others() {
     for (what, expected) in cases {
         let filled = fill(&mask, &images, what.clone());
         for (at, (&got, &was)) in filled.iter().zip(&pixels).enumerate() {
-            match kept[at] {
-                true => assert_eq!(got.to_bits(), was.to_bits(), "{what:?}: kept pixel {at}"),
-                false => assert!(expected(at, got), "{what:?}: hidden pixel {at} is {got}"),
+            if kept[at] {
+                assert_eq!(got.to_bits(), was.to_bits(), "{what:?}: kept pixel {at}")
+            } else {
+                assert!(expected(at, got), "{what:?}: hidden pixel {at} is {got}")
             }
         }
     }

@@ -23,13 +23,13 @@ pub struct ConvNorm<'a> {
     pub padding: usize,
     /// The batch norm, `[C']`.
     pub norm: Affine<'a>,
-    /// What the norm adds to the variance.
+    /// Number that the norm adds to the variance.
     pub eps: f64,
-    /// What the norm normalises by, in evaluation or where it is frozen; `None`: the batch's own moments, as in training.
+    /// Statistics that the norm normalises by, in evaluation or where it is frozen; `None`: the batch's own moments, as in training.
     pub running: Option<RunningStatistics<'a>>,
 }
 
-/// By what a batch norm normalises in evaluation: `[C']` each, of any floating-point dtype. No gradient flows to them.
+/// Statistics by which a batch norm normalises in evaluation: `[C']` each, of any floating-point dtype. No gradient flows to them.
 #[derive(Clone, Copy, Debug)]
 pub struct RunningStatistics<'a> {
     /// The mean of a channel.
@@ -48,10 +48,7 @@ impl ConvNorm<'_> {
             return Ok((ys, Some(seen)));
         };
         // In half precision in f32, as the batch norm does it, but with statistics that may be of f32 already.
-        let dtype = match route::is_half(&ys) {
-            true => DType::F32,
-            false => ys.dtype(),
-        };
+        let dtype = if route::is_half(&ys) { DType::F32 } else { ys.dtype() };
         let [wide, mean, var, weight, bias] = [&ys, mean, var, weight, bias].map(|t| t.to_dtype(dtype));
         let normed = batch_norm_eval_then(then, &wide?, &mean?, &var?, &weight?, &bias?, self.eps)?;
         Ok((normed.to_dtype(ys.dtype())?, None))

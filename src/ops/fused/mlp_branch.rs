@@ -25,11 +25,11 @@ use crate::ops::route::{in_f32, Route};
 pub struct MlpBranch<'a> {
     /// The layer norm in front, `[D]`.
     pub norm: Affine<'a>,
-    /// What the norm adds to the variance.
+    /// Number that the norm adds to the variance.
     pub eps: f64,
     /// The first layer, [H, D].
     pub fc1: Affine<'a>,
-    /// What stands between the layers.
+    /// Activation between the layers.
     pub activation: Activation,
     /// The second layer, [D, H].
     pub fc2: Affine<'a>,

@@ -25,7 +25,7 @@ pub struct PatchEmbed<'a> {
     pub bias: Option<&'a Tensor>,
     /// The token in front of the patches', [1, 1, D].
     pub class_token: &'a Tensor,
-    /// What is added to each position: [1, L, D], or [1, 1 + L, D] if the class token has one, too.
+    /// Embedding that is added to each position: [1, L, D], or [1, 1 + L, D] if the class token has one, too.
     pub positions: &'a Tensor,
 }
 

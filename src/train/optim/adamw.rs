@@ -25,7 +25,7 @@ pub struct AdamWConfig {
     pub beta1: f64,
     /// Decay of the second moment, within [0, 1); 0.999.
     pub beta2: f64,
-    /// What is added to the root of the second moment; 1e-8.
+    /// Number that is added to the root of the second moment; 1e-8.
     pub eps: f64,
     /// Weight decay, a multiple of the learning rate; 0.01.
     pub weight_decay: f64,

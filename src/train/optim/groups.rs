@@ -63,7 +63,7 @@ impl ParamGroups {
         self
     }
 
-    /// What the paper's recipes exempt from weight decay: biases and all other parameters of one dimension (norms,
+    /// True for what the paper's recipes exempt from weight decay: biases and all other parameters of one dimension (norms,
     /// LayerScale), class tokens, position embeddings, mask tokens, and relative position bias tables.
     pub fn usually_without_decay(name: &str, var: &Var) -> bool {
         // As timm, Hugging Face, OpenCLIP and Microsoft's Swin call them.

@@ -29,7 +29,7 @@ pub struct LambConfig {
     pub beta1: f64,
     /// Decay of the second moment, within [0, 1); 0.999.
     pub beta2: f64,
-    /// What is added to the root of the second moment; 1e-6.
+    /// Number that is added to the root of the second moment; 1e-6.
     pub eps: f64,
     /// Weight decay, added to the update; 0.01.
     pub weight_decay: f64,
@@ -106,9 +106,10 @@ kernel::simd_fn! {
 
 /// ||w|| / ||u||, and 1 where that means nothing.
 fn trust_ratio([weights, direction]: [f64; 2]) -> f64 {
-    match weights > 0. && direction > 0. {
-        true => (weights / direction).sqrt(),
-        false => 1.,
+    if weights > 0. && direction > 0. {
+        (weights / direction).sqrt()
+    } else {
+        1.
     }
 }
 

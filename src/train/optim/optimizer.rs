@@ -80,7 +80,7 @@ impl<R: Rule> GroupOptimizer<R> {
         }
     }
 
-    /// How many steps were passed over because a gradient was not finite. Not a part of the state.
+    /// Number of steps that were passed over because a gradient was not finite. Not a part of the state.
     pub fn skipped_steps(&self) -> u64 {
         self.skipped
     }

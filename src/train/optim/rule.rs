@@ -6,7 +6,7 @@ use candle_core::Tensor;
 
 use crate::error::Result;
 
-/// How one parameter is updated. Implemented by the configurations of this module, and by a `Box<dyn Rule>` of any of
+/// Rule by which one parameter is updated. Implemented by the configurations of this module, and by a `Box<dyn Rule>` of any of
 /// them: for a trainer that chooses at run time.
 pub trait Rule: Debug + private::Update {}
 

@@ -106,9 +106,10 @@ impl Update for SgdConfig {
         };
         let d = ((grad * at.grad_scale)? + (weights * at.weight_decay)?)?;
         let buffer = ((buffer * self.momentum)? + &d)?;
-        let direction = match self.nesterov {
-            true => (d + (&buffer * self.momentum)?)?,
-            false => buffer.clone(),
+        let direction = if self.nesterov {
+            (d + (&buffer * self.momentum)?)?
+        } else {
+            buffer.clone()
         };
         Ok(((weights - (direction * at.lr)?)?, vec![buffer]))
     }

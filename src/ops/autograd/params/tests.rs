@@ -20,9 +20,12 @@ impl CustomOp1 for Weighted {
     fn bwd(&self, edge: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let grad = grad.to_scalar::<f32>()?;
         let gradients = (0..self.0.tensors().len())
-            .map(|i| match self.0.wants(i) {
-                true => Ok(Some(Tensor::new(&[i as f32 * grad; 3], &Device::Cpu)?)),
-                false => Ok(None),
+            .map(|i| {
+                if self.0.wants(i) {
+                    Ok(Some(Tensor::new(&[i as f32 * grad; 3], &Device::Cpu)?))
+                } else {
+                    Ok(None)
+                }
             })
             .collect::<Result<_>>()?;
         assert!(edge.track_op());

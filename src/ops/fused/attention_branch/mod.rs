@@ -17,7 +17,7 @@ use crate::ops::route::{in_f32, Route};
 pub struct AttentionBranch<'a> {
     /// The layer norm in front, `[D]`.
     pub norm: Affine<'a>,
-    /// What the norm adds to the variance.
+    /// Number that the norm adds to the variance.
     pub eps: f64,
     /// The projection to queries, keys and values, packed as [`attention`](crate::ops::attention()) has them: [3 D, D].
     pub qkv: Affine<'a>,
@@ -36,12 +36,11 @@ impl<'a> AttentionBranch<'a> {
         self.norm.check_norm(width, self.eps, xs)?;
         self.qkv.check(["qkv.weight", "qkv.bias"], 3 * width, width, xs)?;
         self.proj.check(["proj.weight", "proj.bias"], width, width, xs)?;
-        match self.num_heads > 0 && width.is_multiple_of(self.num_heads) {
-            true => Ok(dims),
-            false => {
-                let allowed = format!("a divisor of D = {width}");
-                Err(Error::invalid("num_heads", self.num_heads, allowed))
-            }
+        if self.num_heads > 0 && width.is_multiple_of(self.num_heads) {
+            Ok(dims)
+        } else {
+            let allowed = format!("a divisor of D = {width}");
+            Err(Error::invalid("num_heads", self.num_heads, allowed))
         }
     }
 
@@ -65,7 +64,7 @@ impl<'a> AttentionBranch<'a> {
     }
 }
 
-/// Which tokens of a sequence a block is to compute.
+/// Tokens of a sequence that a block is to compute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tokens {
     /// All N.

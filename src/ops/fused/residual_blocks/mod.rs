@@ -182,9 +182,10 @@ pub fn composition(xs: &Tensor, blocks: &[ResidualBlock]) -> Result<(Tensor, Vec
     for block in blocks {
         let mut ys = xs.clone();
         for (i, conv) in block.convs.iter().enumerate() {
-            let then = match i + 1 < block.convs.len() {
-                true => Then::Relu,
-                false => Then::Nothing,
+            let then = if i + 1 < block.convs.len() {
+                Then::Relu
+            } else {
+                Then::Nothing
             };
             ys = layer(conv, then, &ys)?;
         }
