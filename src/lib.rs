@@ -72,7 +72,7 @@
 //! Functions return the typed [`Error`]. Those that stand among candle's (losses, [`ops`], [`nn`]), traits that users
 //! implement and closures they hand in return candle's; a typed error survives the passage through it, both ways. The
 //! library does not panic.
-#![warn(missing_docs)]
+#![warn(missing_docs, clippy::too_many_lines)]
 
 #[cfg(feature = "augment")]
 pub mod augment;

@@ -131,6 +131,7 @@ struct Machine<R> {
 
 impl<R: Read> Machine<R> {
     /// One instruction; true at the end.
+    #[allow(clippy::too_many_lines)] // a table of opcodes
     fn step(&mut self) -> Result<bool, Fault> {
         let [opcode] = self.bytes()?;
         match opcode {

@@ -177,9 +177,15 @@ impl Config {
         // The configured grid is what the position embeddings are for.
         let grid = Grid::new(height / self.patch_size, width / self.patch_size);
         if channels != self.in_channels || !self.fits(height) || !self.fits(width) || grid != self.grid() {
-            let (channels, (h, w), sides) = (self.in_channels, self.image_size, self.sides());
-            let expected = format!("[B, {channels}, {h}, {w}] as configured; sides are {sides}");
-            return Err(Error::shape("images", dims, expected));
+            let (channels, (h, w)) = (self.in_channels, self.image_size);
+            let expected = format!("[B, {channels}, {h}, {w}] as configured");
+            let why = if dims[1] == channels && self.fits(height) && self.fits(width) {
+                // A size like any other: only the position embeddings are for another grid.
+                format!(": for images of {height} x {width} set Config::image_size, to which a checkpoint's positions are resized")
+            } else {
+                format!("; sides are {}", self.sides())
+            };
+            return Err(Error::shape("images", dims, expected + &why));
         }
         Ok(grid)
     }

@@ -236,15 +236,10 @@ fn check_stage(is_frozen: impl Fn(usize) -> bool) {
     let factors = [[0., 2., 0.5], [1., 0., 3.], [2., 2., 0.]];
     let shapes = sizes.iter().flat_map(|sizes| sizes.shapes().into_iter().skip(1));
     let shapes: Vec<_> = [sizes[0].xs.to_vec()].into_iter().chain(shapes).collect();
-    let vars = |seed: u64| {
-        let tensor = |shape: &Vec<usize>, i| random(shape, seed + i).to_dtype(DType::F32).unwrap();
-        let vars = shapes
-            .iter()
-            .zip(0..)
-            .map(|(shape, i)| candle_core::Var::from_tensor(&tensor(shape, i)));
-        vars.collect::<Result<Vec<_>>>().unwrap()
+    let var = |(shape, seed): (&Vec<usize>, u64)| {
+        candle_core::Var::from_tensor(&random(shape, seed).to_dtype(DType::F32).unwrap()).unwrap()
     };
-    let vars = vars(70);
+    let vars: Vec<_> = shapes.iter().zip(70..).map(var).collect();
     let args: Vec<_> = vars.iter().map(|var| var.as_tensor().clone()).collect();
     let channels = args[1..].chunks_exact(3).map(|params| params[1].dims());
     let running: Vec<_> = channels
@@ -273,20 +268,15 @@ fn check_stage(is_frozen: impl Fn(usize) -> bool) {
         apart = ys;
         seen_apart.extend(seen);
     }
-    let bits = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     assert_eq!(bits(&together), bits(&apart));
     assert_eq!((seen.len(), seen_apart.len()), (10, 10));
-    let all_bits = |seen: &Option<BatchStatistics>| {
-        let BatchStatistics { mean, unbiased_var } = seen.as_ref()?;
-        Some([bits(mean), bits(unbiased_var)])
-    };
     for (layer, (a, b)) in seen.iter().zip(&seen_apart).enumerate() {
-        assert_eq!(all_bits(a), all_bits(b));
+        assert_eq!(statistics_bits(a), statistics_bits(b));
         assert_eq!(a.is_none(), is_frozen(layer));
     }
     let upstream = random(together.dims(), 3).to_dtype(DType::F32).unwrap();
-    let [together, apart] = [together, apart].map(|ys| (ys * &upstream).unwrap().sum_all().unwrap().backward());
-    let (together, apart) = (together.unwrap(), apart.unwrap());
+    let backward = |ys: Tensor| (ys * &upstream).unwrap().sum_all().unwrap().backward().unwrap();
+    let (together, apart) = (backward(together), backward(apart));
     for (i, var) in vars.iter().enumerate() {
         assert_eq!(
             bits(together.get(var).unwrap()),
@@ -294,6 +284,15 @@ fn check_stage(is_frozen: impl Fn(usize) -> bool) {
             "input {i}"
         );
     }
+}
+
+fn bits(t: &Tensor) -> Vec<f32> {
+    t.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn statistics_bits(seen: &Option<BatchStatistics>) -> Option<[Vec<f32>; 2]> {
+    let BatchStatistics { mean, unbiased_var } = seen.as_ref()?;
+    Some([bits(mean), bits(unbiased_var)])
 }
 
 #[test]
@@ -399,6 +398,10 @@ fn errors_name_the_argument() {
         message(&|_, sizes| sizes.xs[0] = 0),
         "drop_path is 3 factors, but must be 2, one for each sample"
     );
+}
+
+#[test]
+fn errors_name_what_norms_lack() {
     let single = tensors(&bottleneck([1, 3, 1, 1], 4, 6, 1), DType::F32);
     let block = bottleneck([1, 3, 1, 1], 4, 6, 1);
     assert_eq!(
@@ -407,6 +410,7 @@ fn errors_name_the_argument() {
             .to_string(),
         "xs has shape [1, 3, 1, 1], but must be so large that each norm has more than one value per channel"
     );
+    let sizes = bottleneck([2, 3, 5, 5], 4, 6, 2);
     let args = tensors(&sizes, DType::F32);
     let frozen = |layer: usize, c: [usize; 2]| {
         let mut running = vec![None; 4];
@@ -419,6 +423,10 @@ fn errors_name_the_argument() {
         frozen(3, [5, 6]),
         "downsample.running.mean has shape [5], but must be [6]"
     );
+}
+
+#[test]
+fn there_must_be_a_convolution() {
     let none = ResidualBlock {
         convs: vec![],
         downsample: None,
