@@ -56,9 +56,10 @@ pub(crate) fn composition(tensor: &Tensor) -> Result<f64> {
         _ => sum(tensor.to_dtype(DType::F32)?)?,
     };
     // Squares that f32 does not hold, too large or too small: once more, on the host, where f64 is to be had.
-    match (1e-30..1e38).contains(&square) {
-        true => Ok(square),
-        false => sum(tensor.to_device(&Device::Cpu)?.to_dtype(DType::F64)?),
+    if (1e-30..1e38).contains(&square) {
+        Ok(square)
+    } else {
+        sum(tensor.to_device(&Device::Cpu)?.to_dtype(DType::F64)?)
     }
 }
 

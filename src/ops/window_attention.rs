@@ -147,9 +147,10 @@ impl CustomOp2 for WindowAttention {
         let with_bias = bias.track_op();
         let b = Elements::of(bias)?;
         let (dqkv, dbias) = self.with_added(&b, |added| self.heads.backward(qkv, added, ys, grad, with_bias))??;
-        let dbias = match with_bias {
-            true => Some(kernel::tensor(dbias, bias.dims())?),
-            false => None,
+        let dbias = if with_bias {
+            Some(kernel::tensor(dbias, bias.dims())?)
+        } else {
+            None
         };
         Ok((qkv.track_op().then_some(dqkv), dbias))
     }

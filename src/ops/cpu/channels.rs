@@ -289,9 +289,10 @@ impl ChannelNorm<'_> {
             let sum_x = scale * (sum_x - rest * sum);
             let n = self.dims.count() as f64;
             let dy = scale * f64::from(self.weight[channel]);
-            let (slope, shift) = match its_own {
-                true => (-dy * scale * sum_x / n, -dy * sum / n),
-                false => (0.0, 0.0),
+            let (slope, shift) = if its_own {
+                (-dy * scale * sum_x / n, -dy * sum / n)
+            } else {
+                (0.0, 0.0)
             };
             let (dy, slope, shift) = (dy as f32, slope as f32, (shift - slope * rest) as f32);
             for (sample, xs) in self.dims.rows(xs, channel).enumerate() {

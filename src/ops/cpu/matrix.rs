@@ -250,9 +250,10 @@ mod tests {
 
         fn mat(&self) -> Mat<'_> {
             let [rows, cols] = self.shape;
-            match self.transposed {
-                true => Mat::rows(&self.data, cols, rows, rows).t(),
-                false => Mat::rows(&self.data, rows, cols, cols),
+            if self.transposed {
+                Mat::rows(&self.data, cols, rows, rows).t()
+            } else {
+                Mat::rows(&self.data, rows, cols, cols)
             }
         }
 

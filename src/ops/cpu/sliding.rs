@@ -58,13 +58,14 @@ pub(crate) fn check_padding(planes: usize, sides: [usize; 2], padding: usize) ->
     let count = sides
         .into_iter()
         .try_fold(planes, |count, side| count.checked_mul(padded(side, padding)?));
-    match count.is_some_and(|count| count <= isize::MAX as usize / size_of::<f64>()) {
-        true => Ok(()),
-        false => Err(Error::invalid(
+    if count.is_some_and(|count| count <= isize::MAX as usize / size_of::<f64>()) {
+        Ok(())
+    } else {
+        Err(Error::invalid(
             "padding",
             padding,
             "so small that the padded image fits in memory",
-        )),
+        ))
     }
 }
 
