@@ -25,7 +25,7 @@ pub struct Windows<'a> {
     pub shift: usize,
     /// [(2 window - 1)², num_heads]: see [`relative_position_bias`].
     pub table: &'a Tensor,
-    /// [windows, window², window²], where there is one: [`shift_mask`](super::shift_mask). Of any floating-point dtype.
+    /// [windows, window², window²], where there is one: [`shift_mask`](crate::ops::shift_mask). Of any floating-point dtype.
     pub mask: Option<&'a Tensor>,
 }
 
