@@ -79,6 +79,7 @@ pub mod augment;
 mod branch;
 mod check;
 mod error;
+mod file;
 pub mod grad;
 mod grid;
 mod key;

@@ -13,6 +13,7 @@ use rand_distr::{Distribution, Normal};
 
 use crate::check;
 use crate::error::{Error, Fault, Result};
+use crate::file;
 use crate::key::Seed;
 use crate::params;
 
@@ -136,7 +137,7 @@ impl Weights {
 
     fn open(path: &Path, seed: Option<Seed>) -> Result<Self> {
         let name = path.display().to_string();
-        let bytes = std::fs::read(path).map_err(|error| Fault::from(error).of_file(path))?;
+        let bytes = file::read_safetensors(path).map_err(|fault| fault.of_file(path))?;
         let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)
             .map_err(|error| Fault::of_candle("it cannot be read as a safetensors file", error).of_file(path))?;
         let tensors: BTreeMap<_, _> = tensors.into_iter().collect();

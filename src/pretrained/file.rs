@@ -6,14 +6,11 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use safetensors::tensor::Metadata;
 
 use super::pth;
 use super::stored::{Contents, Stored};
 use crate::error::{Fault, Result};
-
-/// Longest header of a safetensors file, in bytes: the limit of the safetensors crate.
-const MOST_HEADER_BYTES: u64 = 100_000_000;
+use crate::file;
 
 /// Prefixes that PyTorch puts before the names of a module that it wraps: `DistributedDataParallel` and
 /// `torch.compile`.
@@ -42,12 +39,7 @@ impl TensorFile {
         let name = path.display().to_string();
         let fail = |fault: Fault| fault.of_file(path);
         let io = |error: std::io::Error| fail(error.into());
-        let mut file = File::open(path).map_err(io)?;
-        let metadata = file.metadata().map_err(io)?;
-        if metadata.is_dir() {
-            return Err(fail("it is a directory: give the file of the weights".into()));
-        }
-        let len = metadata.len();
+        let (mut file, len) = file::open(path).map_err(fail)?;
         let mut first = vec![];
         file.by_ref().take(16).read_to_end(&mut first).map_err(io)?;
         file.seek(SeekFrom::Start(0)).map_err(io)?;
@@ -127,27 +119,8 @@ fn in_order(bytes: &[u8], stored: &Stored) -> Vec<u8> {
 }
 
 /// The header alone.
-fn read_safetensors(mut file: &File, len: u64) -> std::result::Result<Contents, Fault> {
-    let mut header_len = [0; 8];
-    file.read_exact(&mut header_len)?;
-    let header_len = u64::from_le_bytes(header_len);
-    if header_len > MOST_HEADER_BYTES {
-        return Err(format!("its header of {header_len} bytes is longer than {MOST_HEADER_BYTES}").into());
-    }
-    let mut header = vec![];
-    file.take(header_len).read_to_end(&mut header)?;
-    if (header.len() as u64) < header_len {
-        return Err("it is cut off: its header is longer than the file".into());
-    }
-    let metadata: Metadata =
-        serde_json::from_slice(&header).map_err(|error| Fault::caused_by("its header is damaged", error))?;
-    let data = 8 + header_len;
-    let expected = data.saturating_add(metadata.data_len() as u64);
-    if expected != len {
-        return Err(
-            format!("it has {len} bytes where its header announces {expected}: it is cut off or damaged").into(),
-        );
-    }
+fn read_safetensors(file: &File, len: u64) -> std::result::Result<Contents, Fault> {
+    let (metadata, data) = file::safetensors_header(file, len)?;
     let mut tensors = BTreeMap::new();
     for (name, info) in metadata.tensors() {
         // candle knows some types by name alone, and gives them no size.

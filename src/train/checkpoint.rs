@@ -11,6 +11,7 @@ use safetensors::tensor::{SafeTensorError, TensorView, View};
 use safetensors::SafeTensors;
 
 use crate::error::{Error, Fault, Result};
+use crate::file;
 use crate::key::Seed;
 
 /// Everything that a run needs to go on: how far it is, its seed and settings, and named sections of tensors: the model's
@@ -159,7 +160,8 @@ impl Checkpoint {
     /// of its contents.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let bytes = fs::read(path).map_err(|error| Fault::from(error).of_file(path))?;
+        // Read whole only if its header is one.
+        let bytes = file::read_safetensors(path).map_err(|fault| fault.of_file(path))?;
         Self::parse(&bytes).map_err(|fault| fault.of_file(path))
     }
 
