@@ -1,5 +1,5 @@
 //! Optimizers: fused steps against their compositions, groups, state, and what is refused. (Against PyTorch and timm:
-//! `tests/parity.rs`.)
+//! `examples/parity/tests.rs`.)
 
 mod common;
 

@@ -6,7 +6,7 @@ use super::SubBranch;
 use crate::check;
 use crate::error::Error;
 use crate::grid::Grid;
-use crate::mask::{Mask, MaskGenerator};
+use crate::mask::{name_block, Mask, MaskGenerator};
 use crate::model::MaskTokenModel;
 use crate::pass::Pass;
 
@@ -54,7 +54,8 @@ impl<G: MaskGenerator, M: MaskTokenModel + ?Sized> SubBranch<M> for MaskToken<G>
             let value = format!("{block} pixels, {blocks} of them over a grid of {grid} positions");
             return Err(Error::invalid("block", value, format!("a multiple of {pixels} pixels")).into());
         }
-        let mask = super::mask_of_blocks(&self.masking, (batch, blocks), block, key)?;
+        let mask = self.masking.generate(batch, blocks, key);
+        let mask = mask.map_err(|error| name_block(error, block, "pixels"))?;
         let hidden = mask.upsample(factor)?.replace(&tokens, model.mask_token())?;
         Ok((model.classify(&hidden, grid, pass)?, Some(mask)))
     }

@@ -16,8 +16,7 @@ use candle_core::{Result, Tensor};
 
 use crate::error::Error;
 use crate::grid::Grid;
-use crate::key::StepKey;
-use crate::mask::{Mask, MaskGenerator};
+use crate::mask::Mask;
 use crate::pass::Pass;
 
 /// Makes a sub-model of a model `M`: how its two branches run.
@@ -57,36 +56,6 @@ impl<M: ?Sized, S: SubBranch<M> + ?Sized> SubBranch<M> for Box<S> {
     fn sub(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<(Tensor, Option<Mask>)> {
         (**self).sub(model, xs, pass)
     }
-}
-
-/// A mask for `batch` images of `blocks` blocks, `block` pixels wide.
-///
-/// # Errors
-/// Those of `masking`; where it would hide nothing of an image that is a single block, [`Error::InvalidArgument`] that names
-/// the block which would do.
-fn mask_of_blocks<G: MaskGenerator + ?Sized>(
-    masking: &G,
-    (batch, blocks): (usize, Grid),
-    block: usize,
-    key: StepKey,
-) -> Result<Mask> {
-    let mask = masking.generate(batch, blocks, key);
-    if blocks.len() != 1 {
-        return mask;
-    }
-    mask.map_err(|error| match Error::from(error) {
-        Error::InvalidArgument { argument: "grid", .. } => {
-            let value = format!("{block} pixels, one block for the whole image, which is always kept");
-            // The sides are one block each.
-            let fitting = (1..block).rev().find(|smaller| block.is_multiple_of(*smaller));
-            let allowed = match fitting {
-                Some(fitting) => format!("at most {fitting} pixels, so that there is a block to hide"),
-                None => "smaller than the image, which is too small".to_string(),
-            };
-            Error::invalid("block", value, allowed).into()
-        }
-        error => error.into(),
-    })
 }
 
 /// B, and the grid of `block` x `block`-pixel blocks that tile `images` [B, C, H, W].

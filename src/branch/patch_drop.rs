@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 
 use super::SubBranch;
 use crate::check;
-use crate::mask::{Fill, Mask, MaskGenerator};
+use crate::mask::{name_block, Fill, Mask, MaskGenerator};
 use crate::model::Forward;
 use crate::pass::Pass;
 
@@ -63,7 +63,9 @@ impl<G: MaskGenerator, M: Forward + ?Sized> SubBranch<M> for PatchDrop<G> {
 
     fn sub(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<(Tensor, Option<Mask>)> {
         let key = pass.require_key("the mask")?;
-        let mask = super::mask_of_blocks(&self.masking, super::blocks_of(xs, self.block)?, self.block, key)?;
+        let (batch, blocks) = super::blocks_of(xs, self.block)?;
+        let mask = self.masking.generate(batch, blocks, key);
+        let mask = mask.map_err(|error| name_block(error, self.block, "pixels"))?;
         let hidden = mask.fill(xs, &self.fill, key)?;
         let logits = model.forward_pass(&hidden, pass)?;
         if !self.running_statistics {

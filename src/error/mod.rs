@@ -91,7 +91,7 @@ pub enum Error {
     /// A gradient with an infinite or undefined element.
     #[error("the gradient of {name} is not finite")]
     NonFiniteGradient {
-        /// Name of the first such parameter, in sorted order.
+        /// Name of the first such parameter, in the order in which parameters were given.
         name: String,
     },
 

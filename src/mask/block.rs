@@ -1,5 +1,6 @@
 //! Block masking: random masking of square blocks of positions.
 
+use super::random::name_block;
 use super::{Mask, MaskGenerator, MaskRatio, RandomMasking};
 use crate::check;
 use crate::error::Result;
@@ -45,7 +46,8 @@ impl BlockMasking {
 
 impl MaskGenerator for BlockMasking {
     fn generate(&self, batch: usize, grid: Grid, key: StepKey) -> candle_core::Result<Mask> {
-        let blocks = self.blocks.generate(batch, grid.divided_by(self.block)?, key)?;
+        let blocks = self.blocks.generate(batch, grid.divided_by(self.block)?, key);
+        let blocks = blocks.map_err(|error| name_block(error, self.block, "positions"))?;
         Ok(blocks.upsample(self.block)?)
     }
 }

@@ -7,6 +7,7 @@ mod ratio;
 
 pub use block::BlockMasking;
 pub use fill::Fill;
+pub(crate) use random::name_block;
 pub use random::RandomMasking;
 pub use ratio::{num_keep, MaskRatio};
 

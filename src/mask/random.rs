@@ -18,6 +18,28 @@ const MOST_INDICES: usize = u32::MAX as usize;
 /// What a grid must be so that a part of it is hidden.
 const HIDES: &str = "at least 2 positions: a single one is always kept";
 
+/// The error of a mask for blocks `block` wide, in the words of who chose the block: where there is a single one, which is
+/// always kept, the block is at fault and not the grid.
+pub(crate) fn name_block(error: candle_core::Error, block: usize, unit: &str) -> candle_core::Error {
+    match Error::from(error) {
+        Error::InvalidArgument {
+            argument: "grid",
+            allowed,
+            ..
+        } if allowed.starts_with(HIDES) => {
+            let value = format!("{block} {unit}, one block for the whole grid, which is always kept");
+            // Each side is one block.
+            let smaller = (1..block).rev().find(|smaller| block.is_multiple_of(*smaller));
+            let allowed = match smaller {
+                Some(smaller) => format!("a smaller divisor of both sides, such as {smaller} {unit}"),
+                None => "smaller than the grid, of which nothing can be hidden".to_string(),
+            };
+            Error::invalid("block", value, allowed).into()
+        }
+        error => error.into(),
+    }
+}
+
 /// Positions that one thread should have at least: for fewer it would not be worth waking one up.
 const FEWEST_POSITIONS: usize = 8 * 1024;
 

@@ -171,7 +171,13 @@ fn that_hide_nothing() {
     let one = Grid::new(1, 1);
     assert_invalid(half().generate(2, one, key()), "grid", "1 x 1", "at least 2 positions");
     let whole = BlockMasking::new(0.5, 4).unwrap();
-    assert_invalid(whole.generate(2, Grid::new(4, 4), key()), "grid", "1 x 1", "at least 2");
+    let message = "4 positions, one block for the whole grid, which is always kept";
+    assert_invalid(
+        whole.generate(2, Grid::new(4, 4), key()),
+        "block",
+        message,
+        "such as 2 positions",
+    );
     // At a ratio of 0 that is what is asked for.
     let nothing = RandomMasking::new(0.0).unwrap();
     assert_eq!(nothing.generate(2, one, key()).unwrap().num_keep(), 1);
@@ -184,8 +190,8 @@ fn of_one_block_for_the_whole_image() {
     let net = Plain(|xs: &Tensor| xs.flatten_from(1)?.narrow(1, 0, 2));
     let sub = |branch: &PatchDrop<RandomMasking>, xs: &Tensor| branch.sub(&net, xs, &mut Pass::train_sub(key()));
     let whole = PatchDrop::new(half(), 32).unwrap();
-    let message = "32 pixels, one block for the whole image, which is always kept";
-    assert_invalid(sub(&whole, &images), "block", message, "at most 16 pixels");
+    let message = "32 pixels, one block for the whole grid, which is always kept";
+    assert_invalid(sub(&whole, &images), "block", message, "such as 16 pixels");
     let (_, mask) = sub(&PatchDrop::new(half(), 16).unwrap(), &images).unwrap();
     assert_eq!(mask.unwrap().num_keep(), 2);
     let pixel = images
@@ -199,7 +205,7 @@ fn of_one_block_for_the_whole_image() {
         sub(&PatchDrop::new(half(), 1).unwrap(), &pixel),
         "block",
         "1 pixels",
-        "smaller than the image",
+        "smaller than the grid",
     );
     let nothing = PatchDrop::new(RandomMasking::new(0.0).unwrap(), 32).unwrap();
     assert!(sub(&nothing, &images).is_ok());
@@ -208,7 +214,7 @@ fn of_one_block_for_the_whole_image() {
     let swin = SwinTransformer::new(&swin_of(32), weights.var_builder(DType::F32, &CPU)).unwrap();
     let branch = MaskToken::new(half(), 32).unwrap();
     let error = branch.sub(&swin, &images, &mut Pass::train_sub(key()));
-    assert_invalid(error, "block", message, "at most 16 pixels");
+    assert_invalid(error, "block", message, "such as 16 pixels");
 }
 
 fn swin_of(side: usize) -> swin::Config {
