@@ -73,6 +73,13 @@
 //! implement and closures they hand in return candle's; a typed error survives the passage through it, both ways. The
 //! library does not panic.
 #![warn(missing_docs, clippy::too_many_lines)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+// The house is held together with all of its rooms. A reduced set of features leaves links of the documentation, and what
+// one room alone uses of another, without their other end: that is no fault.
+#![cfg_attr(
+    not(all(feature = "models", feature = "train", feature = "pretrained", feature = "augment")),
+    allow(dead_code, unused_imports, rustdoc::broken_intra_doc_links)
+)]
 
 #[cfg(feature = "augment")]
 pub mod augment;
@@ -87,12 +94,15 @@ mod loss;
 mod mask;
 mod masksub;
 mod model;
+#[cfg(feature = "models")]
 pub mod models;
 pub mod nn;
 pub mod ops;
 mod params;
 mod pass;
+#[cfg(feature = "pretrained")]
 pub mod pretrained;
+#[cfg(feature = "train")]
 pub mod train;
 mod weights;
 
