@@ -48,6 +48,11 @@ pub fn add_relu(a: &Tensor, b: &Tensor) -> Result<Tensor> {
         }
         .into());
     }
+    routed(a, b)
+}
+
+/// [`add_relu`] of arguments that fit.
+pub(crate) fn routed(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     match Route::of(&[a, b]) {
         Route::Kernel => a.contiguous()?.apply_op2(&b.contiguous()?, AddRelu),
         // candle rounds the sum once, too.

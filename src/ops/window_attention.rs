@@ -52,7 +52,7 @@ pub fn window_attention(qkv: &Tensor, num_heads: usize, bias: &Tensor, mask: Opt
 
 /// [`window_attention`] of arguments that fit. A mask of another dtype has no part in the route: a constant, it is
 /// brought to that of the scores on each.
-fn routed(qkv: &Tensor, dims: Dims, bias: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+pub(crate) fn routed(qkv: &Tensor, dims: Dims, bias: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
     match Route::of(&[qkv, bias]) {
         Route::Kernel if mask.is_none_or(|mask| mask.device().is_cpu()) => {
             let mask = match mask {

@@ -58,7 +58,7 @@ pub fn attention(qkv: &Tensor, num_heads: usize) -> Result<Tensor> {
 }
 
 /// [`attention`] of arguments that fit.
-fn routed(qkv: &Tensor, dims: Dims) -> Result<Tensor> {
+pub(crate) fn routed(qkv: &Tensor, dims: Dims) -> Result<Tensor> {
     match Route::of(&[qkv]) {
         Route::Kernel => qkv.contiguous()?.apply_op1(Attention(Heads::new(dims))),
         Route::InF32 => in_f32(&[qkv], |t| routed(&t[0], dims)),

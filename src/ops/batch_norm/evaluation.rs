@@ -53,7 +53,7 @@ pub fn batch_norm_eval(
 }
 
 /// [`batch_norm_eval`] and what follows it.
-pub(crate) fn batch_norm_eval_then(
+pub(super) fn batch_norm_eval_then(
     then: Then,
     xs: &Tensor,
     mean: &Tensor,
@@ -68,7 +68,7 @@ pub(crate) fn batch_norm_eval_then(
 }
 
 /// [`batch_norm_eval_then`] of tensors that fit: the input, mean, variance, weight and bias.
-fn routed(dims: Dims, then: Then, tensors: [&Tensor; 5], eps: f64) -> Result<Tensor> {
+pub(crate) fn routed(dims: Dims, then: Then, tensors: [&Tensor; 5], eps: f64) -> Result<Tensor> {
     let [xs, mean, var, weight, bias] = tensors;
     match Route::precise(&tensors) {
         Route::Kernel => {

@@ -1,10 +1,10 @@
 //! Batch normalisation (Ioffe and Szegedy 2015, arXiv 1502.03167).
 
-mod evaluation;
+pub(crate) mod evaluation;
 mod statistics;
 #[cfg(test)]
 mod tests;
-mod training;
+pub(crate) mod training;
 
 use std::sync::{Arc, OnceLock};
 
@@ -15,10 +15,8 @@ use super::cpu::kernel::{self, Elements};
 use crate::check;
 use crate::error::Error;
 
-pub(crate) use evaluation::batch_norm_eval_then;
 pub use evaluation::{batch_norm_eval, composition_eval};
 pub use statistics::BatchStatistics;
-pub(crate) use training::batch_norm_then;
 pub use training::{batch_norm, composition};
 
 /// The function that follows a batch norm in the same operation.

@@ -1,5 +1,7 @@
 //! Batch norms beside their compositions, with and without a ReLU.
 
+use super::evaluation::batch_norm_eval_then;
+use super::training::batch_norm_then;
 use super::*;
 use crate::ops::testing::{check, check_derivative, check_on, random, relative, rng};
 use candle_core::{DType, Device};

@@ -51,7 +51,7 @@ pub fn batch_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resu
 }
 
 /// [`batch_norm`](batch_norm()) and what follows it.
-pub(crate) fn batch_norm_then(
+pub(super) fn batch_norm_then(
     then: Then,
     xs: &Tensor,
     weight: &Tensor,
@@ -67,7 +67,7 @@ pub(crate) fn batch_norm_then(
 }
 
 /// [`batch_norm_then`] of tensors that fit: the input, weight and bias.
-fn routed(dims: Dims, then: Then, tensors: [&Tensor; 3], eps: f64) -> Result<(Tensor, BatchStatistics)> {
+pub(crate) fn routed(dims: Dims, then: Then, tensors: [&Tensor; 3], eps: f64) -> Result<(Tensor, BatchStatistics)> {
     let [xs, weight, bias] = tensors;
     match Route::precise(&tensors) {
         Route::Kernel => {

@@ -6,8 +6,8 @@ use super::residual::Affine;
 use crate::check;
 use crate::error::{Error, Result as OurResult};
 use crate::ops::autograd::ParamGrads;
-use crate::ops::batch_norm::{batch_norm_eval_then, batch_norm_then, BatchStatistics, Then};
-use crate::ops::conv2d::{conv2d, Conv2d};
+use crate::ops::batch_norm::{evaluation, training, BatchStatistics, Then};
+use crate::ops::conv2d::{self, Conv2d};
 use crate::ops::cpu::buffer::Buffer;
 use crate::ops::cpu::channels::{ChannelNorm, Dims, Moments, Upstream};
 use crate::ops::route;
@@ -40,17 +40,18 @@ pub struct RunningStatistics<'a> {
 
 impl ConvNorm<'_> {
     /// The operations one by one, and what comes behind the norm; and what the norm saw, if that is what it normalises by.
-    pub(crate) fn composition(&self, then: Then, xs: &Tensor) -> Result<(Tensor, Option<BatchStatistics>)> {
-        let ys = conv2d(xs, self.weight, self.stride, self.padding)?;
+    pub(crate) fn compose(&self, layer: &Layer, then: Then, xs: &Tensor) -> Result<(Tensor, Option<BatchStatistics>)> {
+        let ys = conv2d::routed(xs, self.weight, layer.conv)?;
         let Affine { weight, bias } = self.norm;
         let Some(RunningStatistics { mean, var }) = self.running else {
-            let (ys, seen) = batch_norm_then(then, &ys, weight, bias, self.eps)?;
+            let (ys, seen) = training::routed(layer.dims(), then, [&ys, weight, bias], self.eps)?;
             return Ok((ys, Some(seen)));
         };
         // In half precision in f32, as the batch norm does it, but with statistics that may be of f32 already.
         let dtype = if route::is_half(&ys) { DType::F32 } else { ys.dtype() };
         let [wide, mean, var, weight, bias] = [&ys, mean, var, weight, bias].map(|t| t.to_dtype(dtype));
-        let normed = batch_norm_eval_then(then, &wide?, &mean?, &var?, &weight?, &bias?, self.eps)?;
+        let tensors = [&wide?, &mean?, &var?, &weight?, &bias?];
+        let normed = evaluation::routed(layer.dims(), then, tensors, self.eps)?;
         Ok((normed.to_dtype(ys.dtype())?, None))
     }
 }

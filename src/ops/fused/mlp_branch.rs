@@ -7,6 +7,7 @@ use gemm::Parallelism;
 use pulp::{Simd, WithSimd};
 
 use super::residual::{self, Affine, Rows, MIDDLE};
+use crate::error::Result as OurResult;
 use crate::ops::activation::Activation;
 use crate::ops::autograd::{apply, Backward, Operation, ParamGrads};
 use crate::ops::cpu::buffer::Buffer;
@@ -14,7 +15,6 @@ use crate::ops::cpu::kernel;
 use crate::ops::cpu::matrix::{self, Mat, MatMut};
 use crate::ops::cpu::write::Write;
 use crate::ops::gelu::Gelu;
-use crate::ops::layer_norm::layer_norm_with;
 use crate::ops::linear;
 use crate::ops::pointwise::Pointwise;
 use crate::ops::quick_gelu::QuickGelu;
@@ -38,7 +38,23 @@ pub struct MlpBranch<'a> {
 }
 
 impl<'a> MlpBranch<'a> {
-    /// The same with other parameters: norm, fc1, fc2, γ.
+    /// An error unless `xs`, the parameters and the factors on top fit.
+    fn check(&self, xs: &Tensor, drop_path: Option<&[f32]>) -> OurResult<()> {
+        let [_, _, width] = residual::check(xs, self.gamma, drop_path)?;
+        self.norm.check_norm(width, self.eps, xs)?;
+        let hidden = self.fc1.weight.dims().first().copied().unwrap_or_default();
+        self.fc1.check(["fc1.weight", "fc1.bias"], hidden, width, xs)?;
+        self.fc2.check(["fc2.weight", "fc2.bias"], width, hidden, xs)
+    }
+
+    /// The parameters: norm, fc1, fc2, γ.
+    fn params(&self) -> Vec<&'a Tensor> {
+        let Self { norm, fc1, fc2, .. } = self;
+        let params = [norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias];
+        params.into_iter().chain(self.gamma).collect()
+    }
+
+    /// The same with other parameters.
     fn with(self, params: &'a [Tensor]) -> Self {
         let [norm, fc1, fc2] = residual::affines(params);
         Self {
@@ -90,35 +106,34 @@ impl<'a> MlpBranch<'a> {
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn mlp_branch(xs: &Tensor, branch: &MlpBranch, drop_path: Option<&[f32]>) -> Result<Tensor> {
-    let [batch, tokens, width] = residual::check(xs, branch.gamma, drop_path)?;
-    branch.norm.check_norm(width, branch.eps, xs)?;
-    let hidden = branch.fc1.weight.dims().first().copied().unwrap_or_default();
-    branch.fc1.check(["fc1.weight", "fc1.bias"], hidden, width, xs)?;
-    branch.fc2.check(["fc2.weight", "fc2.bias"], width, hidden, xs)?;
-    let (norm, fc1, fc2) = (branch.norm, branch.fc1, branch.fc2);
-    let params = [norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias];
-    let params: Vec<_> = params.into_iter().chain(branch.gamma).collect();
+    branch.check(xs, drop_path)?;
+    routed(xs, branch, drop_path)
+}
+
+/// [`mlp_branch`] of arguments that fit.
+fn routed(xs: &Tensor, branch: &MlpBranch, drop_path: Option<&[f32]>) -> Result<Tensor> {
+    let params = branch.params();
     let tensors: Vec<_> = [xs].into_iter().chain(params.iter().copied()).collect();
     match Route::of(&tensors) {
         Route::Kernel => {
             let op = Op {
-                dims: [batch, tokens, width],
-                hidden,
+                dims: xs.dims3()?.into(),
+                hidden: branch.fc1.weight.dim(0)?,
                 eps: branch.eps as f32,
                 activation: branch.activation,
                 drop_path: drop_path.map(<[f32]>::to_vec),
             };
             apply(op, xs, &params)
         }
-        Route::InF32 => in_f32(&tensors, |t| mlp_branch(&t[0], &branch.with(&t[1..]), drop_path)),
+        Route::InF32 => in_f32(&tensors, |t| routed(&t[0], &branch.with(&t[1..]), drop_path)),
         Route::Composition => composition(xs, branch, drop_path),
     }
 }
 
 /// [`mlp_branch`] of the operations one by one.
 pub fn composition(xs: &Tensor, branch: &MlpBranch, drop_path: Option<&[f32]>) -> Result<Tensor> {
-    let ys = layer_norm_with(xs, branch.norm.weight, Some(branch.norm.bias), branch.eps)?;
-    let ys = branch.activation.forward(&branch.fc1.linear(&ys)?)?;
+    let ys = branch.norm.layer_norm(xs, branch.eps)?;
+    let ys = branch.activation.routed(&branch.fc1.linear(&ys)?)?;
     residual::add(xs, branch.fc2.linear(&ys)?, branch.gamma, drop_path)
 }
 

@@ -11,9 +11,9 @@ use crate::ops::cpu::buffer::Buffer;
 use crate::ops::cpu::kernel;
 use crate::ops::cpu::matrix::{self, Mat, MatMut};
 use crate::ops::cpu::write::Write;
-use crate::ops::gather_rows::gather_rows;
+use crate::ops::gather_rows::gather;
 use crate::ops::linear::{self, add_rows_to};
-use crate::ops::patchify::{self, patchify, Patchify};
+use crate::ops::patchify::{self, Patchify};
 use crate::ops::route::{in_f32, Route};
 
 /// The parameters of [`patch_embed`].
@@ -78,6 +78,17 @@ impl<'a> PatchEmbed<'a> {
 /// ```
 pub fn patch_embed(images: &Tensor, embed: &PatchEmbed, keep: Option<&[u32]>) -> Result<Tensor> {
     let (patches, class_position) = check(images, embed, keep)?;
+    routed(images, embed, patches, class_position, keep)
+}
+
+/// [`patch_embed`] of arguments that fit.
+fn routed(
+    images: &Tensor,
+    embed: &PatchEmbed,
+    patches: Patchify,
+    class_position: bool,
+    keep: Option<&[u32]>,
+) -> Result<Tensor> {
     let params = embed.params();
     let tensors: Vec<_> = [images].into_iter().chain(params.iter().copied()).collect();
     match Route::of(&tensors) {
@@ -98,9 +109,9 @@ pub fn patch_embed(images: &Tensor, embed: &PatchEmbed, keep: Option<&[u32]>) ->
                 positions: &t[3],
                 bias: t.get(4),
             };
-            patch_embed(&t[0], &embed, keep)
+            routed(&t[0], &embed, patches, class_position, keep)
         }),
-        Route::Composition => composition(images, embed, keep),
+        Route::Composition => compose(images, embed, patches, class_position, keep),
     }
 }
 
@@ -165,20 +176,31 @@ fn check(images: &Tensor, embed: &PatchEmbed, keep: Option<&[u32]>) -> OurResult
 
 /// [`patch_embed`] of candle's operations.
 pub fn composition(images: &Tensor, embed: &PatchEmbed, keep: Option<&[u32]>) -> Result<Tensor> {
-    let (batch, width) = (images.dim(0)?, embed.weight.dim(0)?);
-    let patches = patchify(images, embed.weight.dim(2)?)?;
-    let class_position = embed.positions.dim(1)? > patches.dim(1)?;
-    let tokens = linear::linear(&patches, &embed.weight.flatten_from(1)?, embed.bias)?;
+    let patches = patchify::check(images, embed.weight.dim(2)?)?;
+    let class_position = embed.positions.dim(1)? > patches.count();
+    compose(images, embed, patches, class_position, keep)
+}
+
+fn compose(
+    images: &Tensor,
+    embed: &PatchEmbed,
+    patches: Patchify,
+    class_position: bool,
+    keep: Option<&[u32]>,
+) -> Result<Tensor> {
+    let (batch, count, width) = (patches.batch(), patches.count(), embed.weight.dim(0)?);
+    let patches = patchify::routed(images, patches)?;
+    let tokens = linear::routed(&patches, &embed.weight.flatten_from(1)?, embed.bias)?;
     let (class_token, positions) = if class_position {
         let of_class = embed.positions.narrow(1, 0, 1)?;
-        let of_patches = embed.positions.narrow(1, 1, embed.positions.dim(1)? - 1)?;
+        let of_patches = embed.positions.narrow(1, 1, count)?;
         ((embed.class_token + of_class)?, of_patches)
     } else {
         (embed.class_token.clone(), embed.positions.clone())
     };
     let tokens = tokens.broadcast_add(&positions)?;
     let tokens = match keep {
-        Some(keep) => gather_rows(&tokens, keep, 0)?,
+        Some(keep) => gather(&tokens, [batch, count, width], keep, 0)?,
         None => tokens,
     };
     Tensor::cat(&[&class_token.broadcast_as((batch, 1, width))?, &tokens], 1)

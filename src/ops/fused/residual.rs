@@ -28,8 +28,9 @@ pub struct Affine<'a> {
 }
 
 impl Affine<'_> {
+    /// The linear layer, of an input that fits.
     pub(crate) fn linear(self, xs: &Tensor) -> Result<Tensor> {
-        linear::linear(xs, self.weight, Some(self.bias))
+        linear::routed(xs, self.weight, Some(self.bias))
     }
 
     /// An error unless this is a linear layer from `inputs` to `outputs` elements of the dtype of `xs`.
@@ -46,6 +47,12 @@ impl Affine<'_> {
         check::vector(names[1], self.bias, outputs)
     }
 
+    /// The layer norm, of an input that fits.
+    pub(crate) fn layer_norm(self, xs: &Tensor, eps: f64) -> Result<Tensor> {
+        layer_norm::routed(xs, self.weight, Some(self.bias), eps)
+    }
+
+    /// An error unless this and `eps` make a norm of rows of `width` elements of the dtype of `xs`.
     pub(crate) fn check_norm(self, width: usize, eps: f64, xs: &Tensor) -> OurResult<()> {
         for (name, tensor) in [("norm.weight", self.weight), ("norm.bias", self.bias)] {
             check::same_dtype(name, tensor, xs)?;

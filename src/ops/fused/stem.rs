@@ -7,12 +7,13 @@ use candle_core::{Result, Tensor};
 use super::conv_norm::{ConvNorm, Layer, Names};
 use super::residual::Affine;
 use crate::check;
+use crate::error::Result as OurResult;
 use crate::ops::autograd::{apply, Backward, Operation, ParamGrads};
 use crate::ops::batch_norm::{BatchStatistics, Then};
 use crate::ops::cpu::buffer::Buffer;
 use crate::ops::cpu::channels::{Moments, Upstream};
 use crate::ops::cpu::write::Write;
-use crate::ops::max_pool2d::{max_pool2d, MaxPool2d};
+use crate::ops::max_pool2d::{self, MaxPool2d};
 use crate::ops::route::{to_f32, Route};
 
 /// The windows of a max pooling, see [`max_pool2d`](crate::ops::max_pool2d()).
@@ -67,6 +68,12 @@ pub struct Pooling {
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn stem(xs: &Tensor, conv: &ConvNorm, pool: Pooling) -> Result<(Tensor, Option<BatchStatistics>)> {
+    let (layer, windows) = check(xs, conv, pool)?;
+    routed(xs, conv, layer, windows)
+}
+
+/// The layer and the windows behind it, once all fits.
+fn check(xs: &Tensor, conv: &ConvNorm, pool: Pooling) -> OurResult<(Layer, MaxPool2d)> {
     check::float("xs", xs)?;
     let names = Names {
         input: "xs",
@@ -76,6 +83,11 @@ pub fn stem(xs: &Tensor, conv: &ConvNorm, pool: Pooling) -> Result<(Tensor, Opti
     };
     let layer = Layer::new(&names, conv, xs.dims(), xs)?;
     let windows = MaxPool2d::new(&layer.conv.result_dims(), pool.kernel, pool.stride, pool.padding)?;
+    Ok((layer, windows))
+}
+
+/// [`stem`] of arguments that fit.
+fn routed(xs: &Tensor, conv: &ConvNorm, layer: Layer, windows: MaxPool2d) -> Result<(Tensor, Option<BatchStatistics>)> {
     let params = [conv.weight, conv.norm.weight, conv.norm.bias];
     let tensors = [xs, conv.weight, conv.norm.weight, conv.norm.bias];
     match Route::of(&tensors) {
@@ -103,18 +115,28 @@ pub fn stem(xs: &Tensor, conv: &ConvNorm, pool: Pooling) -> Result<(Tensor, Opti
                 norm,
                 ..*conv
             };
-            let (ys, seen) = stem(&wide[0], &conv, pool)?;
+            let (ys, seen) = routed(&wide[0], &conv, layer, windows)?;
             let seen = seen.map(|seen| seen.to_dtype(xs.dtype())).transpose()?;
             Ok((ys.to_dtype(xs.dtype())?, seen))
         }
-        Route::Composition => composition(xs, conv, pool),
+        Route::Composition => compose(xs, conv, &layer, windows),
     }
 }
 
 /// [`stem`] of the operations one by one.
 pub fn composition(xs: &Tensor, conv: &ConvNorm, pool: Pooling) -> Result<(Tensor, Option<BatchStatistics>)> {
-    let (ys, seen) = conv.composition(Then::Relu, xs)?;
-    Ok((max_pool2d(&ys, pool.kernel, pool.stride, pool.padding)?, seen))
+    let (layer, windows) = check(xs, conv, pool)?;
+    compose(xs, conv, &layer, windows)
+}
+
+fn compose(
+    xs: &Tensor,
+    conv: &ConvNorm,
+    layer: &Layer,
+    windows: MaxPool2d,
+) -> Result<(Tensor, Option<BatchStatistics>)> {
+    let (ys, seen) = conv.compose(layer, Then::Relu, xs)?;
+    Ok((max_pool2d::routed(&ys, windows)?, seen))
 }
 
 struct Op {

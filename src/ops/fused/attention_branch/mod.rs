@@ -9,7 +9,6 @@ pub(crate) use self::operation::{apply, Windowed};
 use super::residual::{self, Affine};
 use crate::error::{Error, Result as OurResult};
 use crate::ops::attention::{self, Dims, Heads};
-use crate::ops::layer_norm::layer_norm_with;
 use crate::ops::route::{in_f32, Route};
 
 /// The parameters of [`attention_branch`].
@@ -126,28 +125,51 @@ pub fn attention_branch(
 ) -> Result<Tensor> {
     let [batch, length, width] = branch.check(xs, drop_path)?;
     let dims = Dims::of(&[batch, length, 3 * width], branch.num_heads)?;
+    routed(xs, branch, dims, tokens, drop_path)
+}
+
+/// [`attention_branch`] of arguments that fit.
+fn routed(
+    xs: &Tensor,
+    branch: &AttentionBranch,
+    dims: Dims,
+    tokens: Tokens,
+    drop_path: Option<&[f32]>,
+) -> Result<Tensor> {
     let params = branch.params();
     let tensors: Vec<_> = [xs].into_iter().chain(params.iter().copied()).collect();
     match Route::of(&tensors) {
         Route::Kernel => {
             let queries = match tokens {
-                Tokens::All => length,
+                Tokens::All => dims.tokens,
                 Tokens::First => 1,
             };
             let dims = Dims { queries, ..dims };
             apply(xs, branch.eps, &params, dims, Heads::new(dims), None, drop_path)
         }
         Route::InF32 => in_f32(&tensors, |t| {
-            attention_branch(&t[0], &branch.with(&t[1..]), tokens, drop_path)
+            routed(&t[0], &branch.with(&t[1..]), dims, tokens, drop_path)
         }),
-        Route::Composition => composition(xs, branch, tokens, drop_path),
+        Route::Composition => compose(xs, branch, dims, tokens, drop_path),
     }
 }
 
 /// [`attention_branch`] of the operations one by one.
 pub fn composition(xs: &Tensor, branch: &AttentionBranch, tokens: Tokens, drop_path: Option<&[f32]>) -> Result<Tensor> {
-    let ys = layer_norm_with(xs, branch.norm.weight, Some(branch.norm.bias), branch.eps)?;
-    let ys = attention::attention(&branch.qkv.linear(&ys)?, branch.num_heads)?;
+    let (batch, length, width) = xs.dims3()?;
+    let dims = Dims::of(&[batch, length, 3 * width], branch.num_heads)?;
+    compose(xs, branch, dims, tokens, drop_path)
+}
+
+fn compose(
+    xs: &Tensor,
+    branch: &AttentionBranch,
+    dims: Dims,
+    tokens: Tokens,
+    drop_path: Option<&[f32]>,
+) -> Result<Tensor> {
+    let ys = branch.norm.layer_norm(xs, branch.eps)?;
+    let ys = attention::routed(&branch.qkv.linear(&ys)?, dims)?;
     let (xs, ys) = match tokens {
         Tokens::All => (xs.clone(), ys),
         Tokens::First => (xs.narrow(1, 0, 1)?, ys.narrow(1, 0, 1)?.contiguous()?),

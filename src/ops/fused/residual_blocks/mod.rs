@@ -13,7 +13,7 @@ use super::conv_norm::{ConvNorm, Layer};
 use super::residual::Affine;
 use crate::check;
 use crate::error::{Error, Result as OurResult};
-use crate::ops::add_relu::add_relu;
+use crate::ops::add_relu;
 use crate::ops::autograd::apply;
 use crate::ops::batch_norm::{BatchStatistics, Then};
 use crate::ops::route::{to_f32, Route};
@@ -121,6 +121,15 @@ impl<'a> ResidualBlock<'a> {
 /// ```
 pub fn residual_blocks(xs: &Tensor, blocks: &[ResidualBlock]) -> Result<(Tensor, Vec<Option<BatchStatistics>>)> {
     let checked = check(xs, blocks)?;
+    routed(xs, blocks, checked)
+}
+
+/// [`residual_blocks`] of arguments that fit.
+fn routed(
+    xs: &Tensor,
+    blocks: &[ResidualBlock],
+    checked: Vec<Block>,
+) -> Result<(Tensor, Vec<Option<BatchStatistics>>)> {
     let params: Vec<_> = blocks.iter().flat_map(ResidualBlock::params).collect();
     let tensors: Vec<_> = [xs].into_iter().chain(params.iter().copied()).collect();
     match Route::of(&tensors) {
@@ -143,12 +152,12 @@ pub fn residual_blocks(xs: &Tensor, blocks: &[ResidualBlock]) -> Result<(Tensor,
             let blocks: Vec<_> = blocks
                 .map(|(block, checked)| block.with(&wide[1 + checked.first_param..]))
                 .collect();
-            let (ys, seen) = residual_blocks(&wide[0], &blocks)?;
+            let (ys, seen) = routed(&wide[0], &blocks, checked)?;
             let rounded = |seen: Option<BatchStatistics>| seen.map(|seen| seen.to_dtype(xs.dtype())).transpose();
             let seen = seen.into_iter().map(rounded).collect::<Result<_>>()?;
             Ok((ys.to_dtype(xs.dtype())?, seen))
         }
-        Route::Composition => composition(xs, blocks),
+        Route::Composition => compose(xs, blocks, &checked),
     }
 }
 
@@ -172,14 +181,18 @@ fn check(xs: &Tensor, blocks: &[ResidualBlock]) -> OurResult<Vec<Block>> {
 
 /// [`residual_blocks`] of the operations one by one.
 pub fn composition(xs: &Tensor, blocks: &[ResidualBlock]) -> Result<(Tensor, Vec<Option<BatchStatistics>>)> {
+    compose(xs, blocks, &check(xs, blocks)?)
+}
+
+fn compose(xs: &Tensor, blocks: &[ResidualBlock], checked: &[Block]) -> Result<(Tensor, Vec<Option<BatchStatistics>>)> {
     let mut seen = Vec::new();
-    let mut layer = |layer: &ConvNorm, then, xs: &Tensor| -> Result<Tensor> {
-        let (ys, statistics) = layer.composition(then, xs)?;
+    let mut run = |conv: &ConvNorm, layer: &Layer, then, xs: &Tensor| -> Result<Tensor> {
+        let (ys, statistics) = conv.compose(layer, then, xs)?;
         seen.push(statistics);
         Ok(ys)
     };
     let mut xs = xs.clone();
-    for block in blocks {
+    for (block, Block { layers, .. }) in blocks.iter().zip(checked) {
         let mut ys = xs.clone();
         for (i, conv) in block.convs.iter().enumerate() {
             let then = if i + 1 < block.convs.len() {
@@ -187,17 +200,17 @@ pub fn composition(xs: &Tensor, blocks: &[ResidualBlock]) -> Result<(Tensor, Vec
             } else {
                 Then::Nothing
             };
-            ys = layer(conv, then, &ys)?;
+            ys = run(conv, &layers[i], then, &ys)?;
         }
         if let Some(factors) = &block.drop_path {
             let factors = Tensor::from_slice(factors, (factors.len(), 1, 1, 1), xs.device())?;
             ys = ys.broadcast_mul(&factors.to_dtype(xs.dtype())?)?;
         }
         let identity = match &block.downsample {
-            Some(downsample) => layer(downsample, Then::Nothing, &xs)?,
+            Some(downsample) => run(downsample, &layers[block.convs.len()], Then::Nothing, &xs)?,
             None => xs,
         };
-        xs = add_relu(&ys, &identity)?;
+        xs = add_relu::routed(&ys, &identity)?;
     }
     Ok((xs, seen))
 }
