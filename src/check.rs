@@ -120,15 +120,15 @@ pub(crate) fn float(argument: &'static str, tensor: &Tensor) -> Result<()> {
     }
 }
 
-/// A tensor of the dtype of `xs`, as which the other one is known to the caller.
-pub(crate) fn same_dtype(argument: &'static str, tensor: &Tensor, xs: &Tensor) -> Result<()> {
-    if tensor.dtype() == xs.dtype() {
+/// A tensor of the dtype of another, which the caller knows as `other`.
+pub(crate) fn same_dtype(argument: &'static str, tensor: &Tensor, other: &str, like: &Tensor) -> Result<()> {
+    if tensor.dtype() == like.dtype() {
         return Ok(());
     }
     Err(Error::DType {
         argument,
         got: tensor.dtype(),
-        expected: format!("{:?} like xs", xs.dtype()),
+        expected: format!("{:?} like {other}", like.dtype()),
     })
 }
 

@@ -68,7 +68,7 @@ pub(crate) fn routed(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Res
 
 fn check(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> crate::error::Result<()> {
     check::float("xs", xs)?;
-    check::same_dtype("weight", weight, xs)?;
+    check::same_dtype("weight", weight, "xs", xs)?;
     let [out_features, in_features] = *weight.dims() else {
         return Err(Error::shape("weight", weight.dims(), "[O, I]"));
     };
@@ -80,7 +80,7 @@ fn check(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> crate::error::R
         ));
     }
     if let Some(bias) = bias {
-        check::same_dtype("bias", bias, xs)?;
+        check::same_dtype("bias", bias, "xs", xs)?;
         check::vector("bias", bias, out_features)?;
     }
     Ok(())

@@ -115,6 +115,7 @@ pub use add_relu::add_relu;
 pub use conv2d::conv2d;
 pub use max_pool2d::max_pool2d;
 
+pub(crate) use gather_rows::gather;
 pub use gather_rows::gather_rows;
 pub use linear::linear;
 pub use patchify::patchify;

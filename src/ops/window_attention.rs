@@ -78,13 +78,7 @@ fn check(qkv: &Tensor, num_heads: usize, bias: &Tensor, mask: Option<&Tensor>) -
         let expected = format!("[{num_heads}, {n}, {n}]");
         return Err(Error::shape("bias", bias.dims(), expected));
     }
-    if bias.dtype() != qkv.dtype() {
-        return Err(Error::DType {
-            argument: "bias",
-            got: bias.dtype(),
-            expected: format!("{:?} like qkv", qkv.dtype()),
-        });
-    }
+    check::same_dtype("bias", bias, "qkv", qkv)?;
     if let Some(mask) = mask {
         check::float("mask", mask)?;
         match *mask.dims() {

@@ -56,7 +56,7 @@ fn check(xs: &Tensor, vectors: &[(&'static str, &Tensor)], eps: f64) -> crate::e
     }
     for &(argument, tensor) in vectors {
         check::vector(argument, tensor, *channels)?;
-        check::same_dtype(argument, tensor, xs)?;
+        check::same_dtype(argument, tensor, "xs", xs)?;
     }
     check::non_negative("eps", eps)?;
     Ok(Dims {

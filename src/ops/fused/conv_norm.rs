@@ -90,10 +90,10 @@ impl Layer {
             }
         }
         let conv = Conv2d::new([input, weight], xs, layer.weight.dims(), layer.stride, layer.padding)?;
-        check::same_dtype(weight, layer.weight, like)?;
+        check::same_dtype(weight, layer.weight, "xs", like)?;
         for (name, tensor) in norm.into_iter().zip([layer.norm.weight, layer.norm.bias]) {
             check::vector(name, tensor, conv.result_dims()[1])?;
-            check::same_dtype(name, tensor, like)?;
+            check::same_dtype(name, tensor, "xs", like)?;
         }
         check::non_negative("eps", layer.eps)?;
         if let Some(RunningStatistics { mean, var }) = layer.running {

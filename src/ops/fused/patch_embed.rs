@@ -11,7 +11,7 @@ use crate::ops::cpu::buffer::Buffer;
 use crate::ops::cpu::kernel;
 use crate::ops::cpu::matrix::{self, Mat, MatMut};
 use crate::ops::cpu::write::Write;
-use crate::ops::gather_rows::gather;
+use crate::ops::gather_rows::{check_keep, gather};
 use crate::ops::linear::{self, add_rows_to};
 use crate::ops::patchify::{self, Patchify};
 use crate::ops::route::{in_f32, Route};
@@ -148,28 +148,10 @@ fn check(images: &Tensor, embed: &PatchEmbed, keep: Option<&[u32]>) -> OurResult
     }
     let names = ["weight", "class_token", "positions", "bias"];
     for (name, param) in names.into_iter().zip(embed.params()) {
-        if param.dtype() != images.dtype() {
-            let (got, expected) = (param.dtype(), format!("{:?} like images", images.dtype()));
-            return Err(Error::DType {
-                argument: name,
-                got,
-                expected,
-            });
-        }
+        check::same_dtype(name, param, "images", images)?;
     }
     if let Some(keep) = keep {
-        let batch = images.dims()[0];
-        if !keep.len().is_multiple_of(batch) {
-            let given = format!("{} indices", keep.len());
-            return Err(Error::invalid(
-                "keep",
-                given,
-                format!("a multiple of the batch, {batch}"),
-            ));
-        }
-        if let Some(index) = keep.iter().find(|&&index| index as usize >= count) {
-            return Err(Error::invalid("keep", index, format!("below {count}")));
-        }
+        check_keep(keep, patches.batch(), count)?;
     }
     Ok((patches, class_position))
 }
@@ -478,9 +460,9 @@ mod tests {
         assert_eq!(message(4, &[4], None), "bias has shape [4], but must be [5]");
         assert_eq!(
             message(4, &[5], Some(&[0, 1, 2])),
-            "keep is 3 indices, but must be a multiple of the batch, 2"
+            "keep is 3 indices, but must be as many indices for each of 2 samples"
         );
-        assert_eq!(message(4, &[5], Some(&[0, 4])), "keep is 4, but must be below 4");
+        assert_eq!(message(4, &[5], Some(&[0, 4])), "keep is 4, but must be below L = 4");
         let wide = random(&[5], 0);
         let args = shapes([2, 3, 4, 4], 5, 2, true).map(|shape| random(&shape, 0).to_dtype(DType::F32).unwrap());
         let with_wide = PatchEmbed {

@@ -35,8 +35,8 @@ impl Affine<'_> {
 
     /// An error unless this is a linear layer from `inputs` to `outputs` elements of the dtype of `xs`.
     pub(crate) fn check(self, names: [&'static str; 2], outputs: usize, inputs: usize, xs: &Tensor) -> OurResult<()> {
-        check::same_dtype(names[0], self.weight, xs)?;
-        check::same_dtype(names[1], self.bias, xs)?;
+        check::same_dtype(names[0], self.weight, "xs", xs)?;
+        check::same_dtype(names[1], self.bias, "xs", xs)?;
         if self.weight.dims() != [outputs, inputs] {
             return Err(Error::shape(
                 names[0],
@@ -55,7 +55,7 @@ impl Affine<'_> {
     /// An error unless this and `eps` make a norm of rows of `width` elements of the dtype of `xs`.
     pub(crate) fn check_norm(self, width: usize, eps: f64, xs: &Tensor) -> OurResult<()> {
         for (name, tensor) in [("norm.weight", self.weight), ("norm.bias", self.bias)] {
-            check::same_dtype(name, tensor, xs)?;
+            check::same_dtype(name, tensor, "xs", xs)?;
             check::vector(name, tensor, width)?;
         }
         check::non_negative("eps", eps).map(drop)
@@ -77,7 +77,7 @@ pub(crate) fn check(xs: &Tensor, gamma: Option<&Tensor>, drop_path: Option<&[f32
         return Err(Error::shape("xs", xs.dims(), "[B, N, D]"));
     };
     if let Some(gamma) = gamma {
-        check::same_dtype("gamma", gamma, xs)?;
+        check::same_dtype("gamma", gamma, "xs", xs)?;
         check::vector("gamma", gamma, width)?;
     }
     check::drop_path(drop_path, batch)?;

@@ -43,7 +43,7 @@ impl Windows<'_> {
             let expected = format!("[B, {}, D], not empty, for a grid of {grid}", grid.len());
             return Err(Error::shape("xs", xs.dims(), expected));
         }
-        check::same_dtype("table", table, xs)?;
+        check::same_dtype("table", table, "xs", xs)?;
         if window::check_table(table, window)? != num_heads {
             let expected = format!("[{}, {num_heads}]", (2 * window - 1) * (2 * window - 1));
             return Err(Error::shape("table", table.dims(), expected));
