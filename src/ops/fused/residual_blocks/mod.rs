@@ -170,8 +170,8 @@ fn check(xs: &Tensor, blocks: &[ResidualBlock]) -> OurResult<Vec<Block>> {
     let mut dims = xs.dims().to_vec();
     let mut first_param = 0;
     let mut checked = Vec::with_capacity(blocks.len());
-    for block in blocks {
-        let block = Block::new(block, &dims, first_param, xs)?;
+    for (index, block) in blocks.iter().enumerate() {
+        let block = Block::new(block, index, &dims, first_param, xs)?;
         first_param += 3 * block.layers.len();
         dims = block.result_dims().to_vec();
         checked.push(block);

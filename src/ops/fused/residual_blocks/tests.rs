@@ -368,35 +368,35 @@ fn errors_name_the_argument() {
     let tensor = |shape: &[usize]| random(shape, 0).to_dtype(DType::F32).unwrap();
     assert_eq!(
         message(&|args, _| args[0] = tensor(&[2, 3, 5])),
-        "xs has shape [2, 3, 5], but must be [B, 3, H, W], not empty"
+        "xs has shape [2, 3, 5], but must be [B, 3, H, W], not empty, for blocks[0].convs[0]"
     );
     assert_eq!(
         message(&|args, _| args[4] = tensor(&[4, 3, 3, 3])),
-        "convs.weight has shape [4, 3, 3, 3], but must be [C', 4, k, k]"
+        "convs.weight has shape [4, 3, 3, 3], but must be [C', 4, k, k], for blocks[0].convs[1]"
     );
     assert_eq!(
         message(&|args, _| args[8] = tensor(&[5])),
-        "convs.norm.weight has shape [5], but must be [6]"
+        "convs.norm.weight has shape [5], but must be [6], for blocks[0].convs[2]"
     );
     assert_eq!(
         message(&|args, _| args[12] = tensor(&[5])),
-        "downsample.norm.bias has shape [5], but must be [6]"
+        "downsample.norm.bias has shape [5], but must be [6], for blocks[0].downsample"
     );
     assert_eq!(
         message(&|args, _| args[10] = args[10].to_dtype(DType::F64).unwrap()),
-        "downsample.weight has dtype F64, but must be F32 like xs"
+        "downsample.weight has dtype F64, but must be F32 like xs, for blocks[0].downsample"
     );
     assert_eq!(
         message(&|_, sizes| sizes.downsample = None),
-        "downsample is one to [2, 3, 5, 5], but must be so that it is [2, 6, 3, 3], as what is added to it"
+        "downsample is None, but must be a projection to [2, 6, 3, 3], the shape of the branch's result, for blocks[0]"
     );
     assert_eq!(
         message(&|_, sizes| sizes.convs[0][2] = 0),
-        "stride is 0, but must be at least 1"
+        "stride is 0, but must be at least 1, for blocks[0].convs[0]"
     );
     assert_eq!(
         message(&|_, sizes| sizes.xs[0] = 0),
-        "drop_path is 3 factors, but must be 2, one for each sample"
+        "drop_path is 3 factors, but must be 2, one for each sample, for blocks[0]"
     );
 }
 
@@ -408,7 +408,7 @@ fn errors_name_what_norms_lack() {
         residual_blocks(&single[0], &[block.block(&single[1..])])
             .unwrap_err()
             .to_string(),
-        "xs has shape [1, 3, 1, 1], but must be so large that each norm has more than one value per channel"
+        "xs has shape [1, 3, 1, 1], but must be so large that each norm has more than one value per channel, for blocks[0].convs[0]"
     );
     let sizes = bottleneck([2, 3, 5, 5], 4, 6, 2);
     let args = tensors(&sizes, DType::F32);
@@ -418,10 +418,37 @@ fn errors_name_what_norms_lack() {
         let block = frozen_at(sizes.block(&args[1..]), &running);
         residual_blocks(&args[0], &[block]).unwrap_err().to_string()
     };
-    assert_eq!(frozen(1, [4, 5]), "convs.running.var has shape [5], but must be [4]");
+    assert_eq!(
+        frozen(1, [4, 5]),
+        "convs.running.var has shape [5], but must be [4], for blocks[0].convs[1]"
+    );
     assert_eq!(
         frozen(3, [5, 6]),
-        "downsample.running.mean has shape [5], but must be [6]"
+        "downsample.running.mean has shape [5], but must be [6], for blocks[0].downsample"
+    );
+}
+
+/// Of two blocks, the second does not fit what the first gives.
+#[test]
+fn errors_of_a_later_block_tell_which() {
+    let sizes = bottleneck([2, 3, 5, 5], 4, 6, 2);
+    let args = tensors(&sizes, DType::F32);
+    let block = sizes.block(&args[1..]);
+    assert_eq!(
+        residual_blocks(&args[0], &[block.clone(), block.clone()])
+            .unwrap_err()
+            .to_string(),
+        "convs.weight has shape [4, 3, 1, 1], but must be [C', 6, k, k], for blocks[1].convs[0]"
+    );
+    // Same channels, but a side of 3 for the branch's convolution with a stride and 5 for the projection's without.
+    let unlike = ResidualBlock {
+        downsample: block.downsample.map(|conv| ConvNorm { stride: 1, ..conv }),
+        ..block
+    };
+    assert_eq!(
+        residual_blocks(&args[0], &[unlike]).unwrap_err().to_string(),
+        "downsample is a projection to [2, 6, 5, 5], but must be a projection to [2, 6, 3, 3], the shape of the branch's \
+         result, for blocks[0]"
     );
 }
 
@@ -435,6 +462,6 @@ fn there_must_be_a_convolution() {
     let xs = Tensor::zeros((1, 1, 2, 2), DType::F32, &Device::Cpu).unwrap();
     assert_eq!(
         residual_blocks(&xs, &[none]).unwrap_err().to_string(),
-        "convs is empty, but must be at least one convolution"
+        "convs is empty, but must be at least one convolution, for blocks[0]"
     );
 }
