@@ -125,12 +125,12 @@ pub use gelu::gelu;
 pub use quick_gelu::quick_gelu;
 pub use softmax::{softmax, softmax_last_dim};
 
+pub use fused::affine::Affine;
 pub use fused::attention_branch::{attention_branch, AttentionBranch, Tokens};
 pub use fused::conv_norm::{ConvNorm, RunningStatistics};
 pub use fused::mlp_branch::{mlp_branch, MlpBranch};
 pub use fused::patch_embed::{patch_embed, PatchEmbed};
 pub(crate) use fused::residual::add as add_branch;
-pub use fused::residual::Affine;
 pub use fused::residual_blocks::{residual_blocks, ResidualBlock};
 pub use fused::stem::{stem, Pooling};
 pub use fused::window_attention_branch::{window_attention_branch, Windows};

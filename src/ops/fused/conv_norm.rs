@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Result, Tensor};
 
-use super::residual::Affine;
+use super::affine::Affine;
 use crate::check;
 use crate::error::{Error, Result as OurResult};
 use crate::ops::autograd::ParamGrads;

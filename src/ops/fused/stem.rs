@@ -4,8 +4,8 @@ use std::sync::{Arc, OnceLock};
 
 use candle_core::{Result, Tensor};
 
+use super::affine::Affine;
 use super::conv_norm::{ConvNorm, Layer, Names};
-use super::residual::Affine;
 use crate::check;
 use crate::error::Result as OurResult;
 use crate::ops::autograd::{apply, Backward, Operation, ParamGrads};

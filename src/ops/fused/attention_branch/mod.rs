@@ -6,7 +6,8 @@ mod operation;
 use candle_core::{Result, Tensor};
 
 pub(crate) use self::operation::{apply, Windowed};
-use super::residual::{self, Affine};
+use super::affine::{affines, Affine};
+use super::residual;
 use crate::error::{Error, Result as OurResult};
 use crate::ops::attention::{self, Dims, Heads};
 use crate::ops::route::{in_f32, Route};
@@ -52,7 +53,7 @@ impl<'a> AttentionBranch<'a> {
 
     /// The same with other parameters.
     pub(crate) fn with(self, params: &'a [Tensor]) -> Self {
-        let [norm, qkv, proj] = residual::affines(params);
+        let [norm, qkv, proj] = affines(params);
         Self {
             norm,
             qkv,
@@ -184,7 +185,7 @@ mod tests {
     use rand::Rng as _;
 
     fn branch(args: &[Tensor], num_heads: usize) -> AttentionBranch<'_> {
-        let [norm, qkv, proj] = residual::affines(&args[1..]);
+        let [norm, qkv, proj] = affines(&args[1..]);
         AttentionBranch {
             norm,
             eps: 0.1,

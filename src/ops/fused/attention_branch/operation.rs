@@ -9,7 +9,8 @@ use crate::ops::cpu::buffer::Buffer;
 use crate::ops::cpu::kernel::{self, Elements};
 use crate::ops::cpu::matrix::{self, Mat, MatMut};
 use crate::ops::cpu::write::Write;
-use crate::ops::fused::residual::{self, Rows, MIDDLE};
+use crate::ops::fused::projection::Rows;
+use crate::ops::fused::residual::{self, MIDDLE, NORM, PROJECTION};
 use crate::ops::linear;
 use crate::ops::window;
 
@@ -223,7 +224,7 @@ impl Operation for Op {
         let (norm, [weight, _], proj) = residual::parts(branch, self.eps);
         let dropped = residual::dropped(of.grads, self.dims.width(), self.drop_path.as_deref());
         let dheads = proj.backward(&dropped);
-        proj.param_gradients(param_grads, &dropped, &kept.heads)?;
+        proj.param_gradients(&mut param_grads.part(PROJECTION), &dropped, &kept.heads)?;
         let of_table = branch.len();
         let wants_table = table.is_some() && param_grads.wants(of_table);
         let mut dqkv = Buffer::new(kept.qkv.len());
@@ -242,7 +243,7 @@ impl Operation for Op {
         param_grads.set(MIDDLE + 1, dbias)?;
         drop(dqkv);
         let mut dxs = self.skip_gradient(of.grads);
-        norm.backward(of.xs, &dnormed, &mut dxs, param_grads)?;
+        norm.backward(of.xs, &dnormed, &mut dxs, &mut param_grads.part(NORM))?;
         Ok(dxs)
     }
 }

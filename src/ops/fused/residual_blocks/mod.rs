@@ -9,8 +9,8 @@ use candle_core::{Result, Tensor};
 
 use self::block::Block;
 use self::operation::Op;
+use super::affine::Affine;
 use super::conv_norm::{ConvNorm, Layer};
-use super::residual::Affine;
 use crate::check;
 use crate::error::{Error, Result as OurResult};
 use crate::ops::add_relu;

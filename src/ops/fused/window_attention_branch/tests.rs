@@ -1,4 +1,5 @@
 use super::*;
+use crate::ops::fused::affine::affines;
 use crate::ops::shift_mask;
 use crate::ops::testing::{check, check_derivative, random, rng};
 use candle_core::Device;
@@ -55,7 +56,7 @@ fn of<'a>(
     drop_path: Option<&'a [f32]>,
 ) -> impl Fn(&[Tensor]) -> Result<Tensor> + Sync + 'a {
     move |args| {
-        let [norm, qkv, proj] = residual::affines(&args[2..]);
+        let [norm, qkv, proj] = affines(&args[2..]);
         let branch = AttentionBranch {
             norm,
             eps: 0.1,
