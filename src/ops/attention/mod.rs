@@ -15,7 +15,8 @@ use super::softmax;
 use crate::check;
 
 pub(crate) use dims::Dims;
-pub(crate) use heads::{Added, Heads};
+pub(crate) use head::ScoreBias;
+pub(crate) use heads::Heads;
 
 /// y = softmax(q kᵀ / √d) v in each head, the heads' results side by side.
 ///

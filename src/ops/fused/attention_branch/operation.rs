@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor};
 use gemm::Parallelism;
 
-use crate::ops::attention::{Added, Dims, Heads};
+use crate::ops::attention::{Dims, Heads, ScoreBias};
 use crate::ops::autograd::{self, Backward, Operation, ParamGrads};
 use crate::ops::cpu::buffer::Buffer;
 use crate::ops::cpu::kernel::{self, Elements};
@@ -79,14 +79,14 @@ impl Op {
     }
 
     /// Calls `f` with what is added to the scores.
-    fn with_added<T>(&self, table: Option<&[f32]>, f: impl FnOnce(Option<Added>) -> T) -> Result<T> {
+    fn with_added<T>(&self, table: Option<&[f32]>, f: impl FnOnce(Option<ScoreBias>) -> T) -> Result<T> {
         let (Some(Windowed { window, mask }), Some(table)) = (&self.windowed, table) else {
             return Ok(f(None));
         };
         let bias = window::bias_of(table, self.dims.heads, *window);
         let mask = mask.as_ref().map(Elements::of).transpose()?;
         let mask = mask.as_deref().unwrap_or(&[]);
-        Ok(f(Some(Added { bias: &bias, mask })))
+        Ok(f(Some(ScoreBias { bias: &bias, mask })))
     }
 
     /// The parts of `qkv` that are computed: all of it, or the queries of the first tokens and all keys and values.
