@@ -1,6 +1,7 @@
 //! One operation with its arguments: what is drawn for an image.
 
 use super::blur::{self, MOST_RADIUS};
+use super::geometry::Resample;
 use super::image::{Image, CHANNELS};
 use super::resize::Filter;
 use super::{color, geometry, tone};
@@ -36,18 +37,11 @@ pub(super) enum Kind {
     Contrast { factor: f64 },
     Saturation { factor: f64 },
     Sharpness { factor: f64 },
-    Rotate { degrees: f64, paint: Paint },
-    ShearX { factor: f64, paint: Paint },
-    ShearY { factor: f64, paint: Paint },
-    TranslateX { share: f64, paint: Paint },
-    TranslateY { share: f64, paint: Paint },
-}
-
-/// How pixels are made up where an image is turned or moved: from its own by `filter`, and outside of it `fill`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Paint {
-    pub(super) filter: Filter,
-    pub(super) fill: [u8; CHANNELS],
+    Rotate { degrees: f64, resample: Resample },
+    ShearX { factor: f64, resample: Resample },
+    ShearY { factor: f64, resample: Resample },
+    TranslateX { share: f64, resample: Resample },
+    TranslateY { share: f64, resample: Resample },
 }
 
 impl Operation {
@@ -150,8 +144,8 @@ impl Operation {
     /// # Errors
     /// [`Error::InvalidArgument`] when `degrees` is infinite or NaN.
     pub fn rotate(degrees: f64, filter: Filter, fill: [u8; 3]) -> Result<Self> {
-        let (degrees, paint) = (finite("degrees", degrees)?, Paint { filter, fill });
-        Ok(Self(Kind::Rotate { degrees, paint }))
+        let (degrees, resample) = (finite("degrees", degrees)?, Resample { filter, fill });
+        Ok(Self(Kind::Rotate { degrees, resample }))
     }
 
     /// Moves each row left by `factor` times its distance from the top. timm's `shear_x`.
@@ -159,8 +153,8 @@ impl Operation {
     /// # Errors
     /// [`Error::InvalidArgument`] when `factor` is infinite or NaN.
     pub fn shear_x(factor: f64, filter: Filter, fill: [u8; 3]) -> Result<Self> {
-        let (factor, paint) = (finite("factor", factor)?, Paint { filter, fill });
-        Ok(Self(Kind::ShearX { factor, paint }))
+        let (factor, resample) = (finite("factor", factor)?, Resample { filter, fill });
+        Ok(Self(Kind::ShearX { factor, resample }))
     }
 
     /// Moves each column up by `factor` times its distance from the left. timm's `shear_y`.
@@ -168,8 +162,8 @@ impl Operation {
     /// # Errors
     /// [`Error::InvalidArgument`] when `factor` is infinite or NaN.
     pub fn shear_y(factor: f64, filter: Filter, fill: [u8; 3]) -> Result<Self> {
-        let (factor, paint) = (finite("factor", factor)?, Paint { filter, fill });
-        Ok(Self(Kind::ShearY { factor, paint }))
+        let (factor, resample) = (finite("factor", factor)?, Resample { filter, fill });
+        Ok(Self(Kind::ShearY { factor, resample }))
     }
 
     /// Moves left by `share` of the width, right where it is negative. timm's `translate_x_rel`.
@@ -177,8 +171,8 @@ impl Operation {
     /// # Errors
     /// [`Error::InvalidArgument`] when `share` is infinite or NaN.
     pub fn translate_x(share: f64, filter: Filter, fill: [u8; 3]) -> Result<Self> {
-        let (share, paint) = (finite("share", share)?, Paint { filter, fill });
-        Ok(Self(Kind::TranslateX { share, paint }))
+        let (share, resample) = (finite("share", share)?, Resample { filter, fill });
+        Ok(Self(Kind::TranslateX { share, resample }))
     }
 
     /// Moves up by `share` of the height, down where it is negative. timm's `translate_y_rel`.
@@ -186,8 +180,8 @@ impl Operation {
     /// # Errors
     /// [`Error::InvalidArgument`] when `share` is infinite or NaN.
     pub fn translate_y(share: f64, filter: Filter, fill: [u8; 3]) -> Result<Self> {
-        let (share, paint) = (finite("share", share)?, Paint { filter, fill });
-        Ok(Self(Kind::TranslateY { share, paint }))
+        let (share, resample) = (finite("share", share)?, Resample { filter, fill });
+        Ok(Self(Kind::TranslateY { share, resample }))
     }
 
     /// Changes the image.
@@ -205,11 +199,11 @@ impl Operation {
             Kind::Contrast { factor } => color::contrast(image, factor),
             Kind::Saturation { factor } => color::saturation(image, factor),
             Kind::Sharpness { factor } => color::sharpness(image, factor),
-            Kind::Rotate { degrees, paint } => *image = geometry::rotate(image, degrees, paint),
-            Kind::ShearX { factor, paint } => *image = geometry::shear_x(image, factor, paint),
-            Kind::ShearY { factor, paint } => *image = geometry::shear_y(image, factor, paint),
-            Kind::TranslateX { share, paint } => *image = geometry::translate_x(image, share, paint),
-            Kind::TranslateY { share, paint } => *image = geometry::translate_y(image, share, paint),
+            Kind::Rotate { degrees, resample } => *image = geometry::rotate(image, degrees, resample),
+            Kind::ShearX { factor, resample } => *image = geometry::shear_x(image, factor, resample),
+            Kind::ShearY { factor, resample } => *image = geometry::shear_y(image, factor, resample),
+            Kind::TranslateX { share, resample } => *image = geometry::translate_x(image, share, resample),
+            Kind::TranslateY { share, resample } => *image = geometry::translate_y(image, share, resample),
         }
     }
 }

@@ -3,10 +3,11 @@
 use rand::Rng;
 use rand_distr::{Distribution, StandardNormal};
 
+use super::geometry::Resample;
 use super::image::{Image, CHANNELS};
 use super::interpolation::Interpolation;
 use super::normalize::Normalize;
-use super::operation::{Kind, Operation, Paint};
+use super::operation::{Kind, Operation};
 use crate::check;
 use crate::error::{Error, Result};
 
@@ -138,30 +139,30 @@ impl RandAugment {
             }
             _ => {
                 let signed = either_way(share);
-                let paint = Paint {
+                let resample = Resample {
                     filter: self.interpolation.draw(rng),
                     fill: self.fill,
                 };
                 match kind {
                     10 => Kind::Rotate {
                         degrees: signed * 30.0,
-                        paint,
+                        resample,
                     },
                     11 => Kind::ShearX {
                         factor: signed * 0.3,
-                        paint,
+                        resample,
                     },
                     12 => Kind::ShearY {
                         factor: signed * 0.3,
-                        paint,
+                        resample,
                     },
                     13 => Kind::TranslateX {
                         share: signed * 0.45,
-                        paint,
+                        resample,
                     },
                     _ => Kind::TranslateY {
                         share: signed * 0.45,
-                        paint,
+                        resample,
                     },
                 }
             }
@@ -206,7 +207,7 @@ mod tests {
         let mut rng = rng(0);
         let rand_augment = RandAugment::new(9.0).unwrap().with_fill([1, 2, 3]);
         let mut drawn = |kind| rand_augment.op(kind, 5.0, &mut rng).0;
-        let paint = Paint {
+        let resample = Resample {
             filter: Filter::Bicubic,
             fill: [1, 2, 3],
         };
@@ -228,11 +229,11 @@ mod tests {
             (7, both(0.45, &|by| Kind::Contrast { factor: 1.0 + by })),
             (8, both(0.45, &|by| Kind::Brightness { factor: 1.0 + by })),
             (9, both(0.45, &|by| Kind::Sharpness { factor: 1.0 + by })),
-            (10, both(15.0, &|degrees| Kind::Rotate { degrees, paint })),
-            (11, both(0.15, &|factor| Kind::ShearX { factor, paint })),
-            (12, both(0.15, &|factor| Kind::ShearY { factor, paint })),
-            (13, both(0.225, &|share| Kind::TranslateX { share, paint })),
-            (14, both(0.225, &|share| Kind::TranslateY { share, paint })),
+            (10, both(15.0, &|degrees| Kind::Rotate { degrees, resample })),
+            (11, both(0.15, &|factor| Kind::ShearX { factor, resample })),
+            (12, both(0.15, &|factor| Kind::ShearY { factor, resample })),
+            (13, both(0.225, &|share| Kind::TranslateX { share, resample })),
+            (14, both(0.225, &|share| Kind::TranslateY { share, resample })),
         ] {
             let ops: Vec<Kind> = (0..40).map(|_| drawn(kind)).collect();
             assert!(ops.iter().all(|op| allowed.contains(op)), "{kind}: {:?}", ops[0]);
