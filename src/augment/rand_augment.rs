@@ -9,7 +9,7 @@ use super::interpolation::Interpolation;
 use super::normalize::Normalize;
 use super::operation::{Kind, Operation};
 use crate::check;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// Applies operations drawn with replacement from fifteen, each with probability 1/2 at a strength around one magnitude:
 /// timm's `rand-m{magnitude}-mstd0.5-inc1`.
@@ -38,14 +38,11 @@ impl RandAugment {
     /// strikes back. Bicubic, with the mean colour of ImageNet where an image was moved away.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when `magnitude` is not 0 to 10.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) when `magnitude` is not 0 to 10.
     pub fn new(magnitude: f64) -> Result<Self> {
-        if !(0.0..=MOST).contains(&magnitude) {
-            return Err(Error::invalid("magnitude", magnitude, format!("0 to {MOST}")));
-        }
         Ok(Self {
             num_ops: 2,
-            magnitude,
+            magnitude: check::in_range("magnitude", magnitude, 0.0..=MOST, "")?,
             magnitude_std: Self::MAGNITUDE_STD,
             prob: 0.5,
             interpolation: Interpolation::Bicubic,
@@ -56,7 +53,7 @@ impl RandAugment {
     /// Offers an image so many operations. timm's `n`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when `num_ops` is not 1 to 2^20.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) when `num_ops` is not 1 to 2^20.
     pub fn with_num_ops(self, num_ops: usize) -> Result<Self> {
         check::counts([("num_ops", num_ops)])?;
         Ok(Self { num_ops, ..self })
@@ -65,7 +62,7 @@ impl RandAugment {
     /// Draws each operation's magnitude with this standard deviation; it stays within 0 to 10. timm's `mstd`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when `magnitude_std` is negative, infinite or NaN.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) when `magnitude_std` is negative, infinite or NaN.
     pub fn with_magnitude_std(self, magnitude_std: f64) -> Result<Self> {
         let magnitude_std = check::non_negative("magnitude_std", magnitude_std)?;
         Ok(Self { magnitude_std, ..self })
@@ -74,7 +71,7 @@ impl RandAugment {
     /// Applies each operation with this probability. timm's `p`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when `prob` is not within [0, 1].
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) when `prob` is not within [0, 1].
     pub fn with_prob(self, prob: f64) -> Result<Self> {
         let prob = check::share("prob", prob)?;
         Ok(Self { prob, ..self })

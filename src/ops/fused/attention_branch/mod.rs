@@ -8,7 +8,8 @@ use candle_core::{Result, Tensor};
 pub(crate) use self::operation::{apply, Windowed};
 use super::affine::{affines, Affine};
 use super::residual;
-use crate::error::{Error, Result as OurResult};
+use crate::check;
+use crate::error::Result as OurResult;
 use crate::ops::attention::{self, Dims, Heads};
 use crate::ops::route::{in_f32, Route};
 
@@ -36,12 +37,8 @@ impl<'a> AttentionBranch<'a> {
         self.norm.check_norm(width, self.eps, xs)?;
         self.qkv.check(["qkv.weight", "qkv.bias"], 3 * width, width, xs)?;
         self.proj.check(["proj.weight", "proj.bias"], width, width, xs)?;
-        if self.num_heads > 0 && width.is_multiple_of(self.num_heads) {
-            Ok(dims)
-        } else {
-            let allowed = format!("a divisor of D = {width}");
-            Err(Error::invalid("num_heads", self.num_heads, allowed))
-        }
+        check::divisor("num_heads", self.num_heads, width, format_args!("D = {width}"))?;
+        Ok(dims)
     }
 
     /// The parameters: norm, qkv, proj, γ.
