@@ -141,7 +141,7 @@ pub(crate) use sum_of_squares::sum_of_squares;
 pub(crate) use autograd::accumulator::{accumulate, add_to, Gradients};
 pub use cpu::buffer::empty_cache;
 pub(crate) use cpu::kernel::Elements;
-pub(crate) use route::{in_f32, is_half, on_cpu_f32};
+pub(crate) use route::{in_f32, is_f32_slice, is_half};
 
 /// The operations composed of candle's own: what runs on other devices and dtypes, the oracle of the kernels' tests,
 /// and what `benches/ops.rs` measures them against.

@@ -22,7 +22,8 @@ impl Config {
     /// The shape of each stage.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) when the configuration does not hold together, or the image does not fit its windows.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) when the configuration does not hold together, or the
+    /// image does not fit its windows.
     pub(super) fn stages(&self) -> Result<Vec<StageShape>> {
         self.check()?;
         let (height, width) = self.image_size;

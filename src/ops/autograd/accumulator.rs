@@ -48,12 +48,17 @@ pub(crate) fn accumulate<T>(loss: &Tensor, gradients: Gradients, backward: impl 
 
 /// Adds a gradient that nobody else has.
 pub(crate) fn add_to(gradients: &mut Gradients, id: TensorId, gradient: Tensor) -> Result<()> {
-    let sum = match gradients.remove(&id) {
-        Some(earlier) => add_assign(earlier, &gradient)?,
-        None => gradient,
-    };
+    let sum = sum(gradients.remove(&id), gradient)?;
     gradients.insert(id, sum);
     Ok(())
+}
+
+/// A gradient, added to the `earlier` one in its memory, where there is one.
+fn sum(earlier: Option<Tensor>, gradient: Tensor) -> Result<Tensor> {
+    match earlier {
+        Some(earlier) => add_assign(earlier, &gradient),
+        None => Ok(gradient),
+    }
 }
 
 /// Accumulates the gradient that `node` has of `param`, or gives it back where this backward does not.
@@ -68,10 +73,7 @@ pub(super) fn push(param: &Tensor, node: &Tensor, gradient: Tensor) -> Result<Op
         ACCUMULATOR.with_borrow_mut(|accumulator| accumulator.as_mut().and_then(|a| f(&mut a.gradients)))
     };
     // Nothing is borrowed during the sum, for which other threads may be waited for.
-    let sum = match with_gradients(&mut |gradients| gradients.remove(&id)) {
-        Some(earlier) => add_assign(earlier, &gradient)?,
-        None => gradient,
-    };
+    let sum = sum(with_gradients(&mut |gradients| gradients.remove(&id)), gradient)?;
     with_gradients(&mut |gradients| gradients.insert(id, sum.clone()));
     Ok(None)
 }
@@ -81,7 +83,7 @@ pub(super) fn take(param: &Tensor, node: &Tensor) -> Option<Tensor> {
     ACCUMULATOR.with_borrow_mut(|accumulator| {
         let accumulator = accumulator.as_mut().filter(|a| a.nodes.contains(&node.id()))?;
         let earlier = accumulator.gradients.get(&param.id())?;
-        let fits = earlier.is_contiguous() && earlier.dims() == param.dims() && route::on_cpu_f32(&[earlier]);
+        let fits = route::is_f32_slice(earlier) && earlier.dims() == param.dims();
         fits.then(|| accumulator.gradients.remove(&param.id())).flatten()
     })
 }

@@ -109,7 +109,7 @@ impl<R: Rule> GroupOptimizer<R> {
     /// updated then.
     pub fn step(&mut self, grads: &GradStore) -> Result<()> {
         self.rule.check()?;
-        let weights = self.slots.iter().map(Slot::memory).collect::<Result<Vec<_>>>()?;
+        let weights: Vec<_> = self.slots.iter().map(Slot::memory).collect::<Result<_>>()?;
         let mut due = Vec::with_capacity(self.slots.len());
         for slot in self.slots.iter_mut().filter(|slot| slot.lr_scale > 0.) {
             if let Some(grad) = grads.get_id(slot.var.id()) {
@@ -119,10 +119,10 @@ impl<R: Rule> GroupOptimizer<R> {
                 }
                 let grad = grad.detach().to_dtype(slot.weights().dtype())?.contiguous()?;
                 // A gradient may be a variable's own memory (that of w²/2 is w): it would change meanwhile, or be waited for.
-                let memory = memory(&grad)?;
-                let shared = weights
-                    .iter()
-                    .any(|weights| weights.start < memory.end && memory.start < weights.end);
+                let shared = memory(&grad)?.is_some_and(|grad| {
+                    let mut weights = weights.iter().flatten();
+                    weights.any(|weights| weights.start < grad.end && grad.start < weights.end)
+                });
                 due.push((slot, if shared { grad.copy()? } else { grad }));
             }
         }
