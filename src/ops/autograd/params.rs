@@ -23,11 +23,11 @@ struct Pending {
     /// The number of the last pass. It travels as an `f32`, which counts exactly to 2^24.
     last_pass: u32,
     /// The oldest first.
-    passes: VecDeque<Pass>,
+    passes: VecDeque<PendingBackward>,
 }
 
 /// The gradients of one backward pass, by the parameters' indices.
-struct Pass {
+struct PendingBackward {
     number: u32,
     /// A backward is one thread's from beginning to end.
     thread: ThreadId,
@@ -114,7 +114,7 @@ impl Pending {
         let number = self.last_pass;
         // Left there by a pass of 2^24 passes ago.
         self.passes.retain(|earlier| earlier.number != number);
-        self.passes.push_back(Pass {
+        self.passes.push_back(PendingBackward {
             number,
             thread,
             gradients,

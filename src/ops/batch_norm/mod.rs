@@ -21,13 +21,13 @@ pub use training::{batch_norm, composition};
 
 /// The function that follows a batch norm in the same operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Then {
+pub(crate) enum Epilogue {
     Nothing,
     /// max(y, 0). What it lets through is seen from its result: its input is not kept.
     Relu,
 }
 
-impl Then {
+impl Epilogue {
     /// It of candle's operations.
     fn composition(self, ys: Tensor) -> Result<Tensor> {
         match self {
@@ -87,7 +87,7 @@ struct BatchNorm {
     eps: f64,
     /// True if the moments are those of the input, and depend on it.
     training: bool,
-    then: Then,
+    epilogue: Epilogue,
     moments: Arc<OnceLock<Vec<Moments>>>,
 }
 
@@ -120,7 +120,7 @@ impl CustomOp3 for BatchNorm {
         let norm = self.norm(kernel::elements(s2, l2)?, kernel::elements(s3, l3)?);
         let mut ys = vec![0f32; xs.len()];
         let given = self.moments.get().map(Vec::as_slice);
-        let moments = norm.forward(xs, given, self.then.floor(), &mut ys);
+        let moments = norm.forward(xs, given, self.epilogue.floor(), &mut ys);
         self.moments.get_or_init(|| moments);
         Ok((CpuStorage::F32(ys), l1.shape().clone()))
     }
@@ -141,7 +141,7 @@ impl CustomOp3 for BatchNorm {
         let (w, b) = (Elements::of(weight)?, Elements::of(bias)?);
         let upstream = Upstream {
             grads: Some(&g),
-            relu: (self.then == Then::Relu).then_some(&*y),
+            relu: (self.epilogue == Epilogue::Relu).then_some(&*y),
             factors: None,
         };
         let mut dxs = vec![0f32; x.len()];

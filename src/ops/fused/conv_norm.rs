@@ -6,7 +6,7 @@ use super::affine::Affine;
 use crate::check;
 use crate::error::{Error, Result as OurResult};
 use crate::ops::autograd::ParamGrads;
-use crate::ops::batch_norm::{evaluation, training, BatchStatistics, Then};
+use crate::ops::batch_norm::{evaluation, training, BatchStatistics, Epilogue};
 use crate::ops::conv2d::{self, Conv2d};
 use crate::ops::cpu::buffer::Buffer;
 use crate::ops::cpu::channels::{ChannelNorm, Dims, Moments, Upstream};
@@ -40,18 +40,23 @@ pub struct RunningStatistics<'a> {
 
 impl ConvNorm<'_> {
     /// The operations one by one, and what comes behind the norm; and what the norm saw, if that is what it normalises by.
-    pub(crate) fn compose(&self, layer: &Layer, then: Then, xs: &Tensor) -> Result<(Tensor, Option<BatchStatistics>)> {
+    pub(crate) fn compose(
+        &self,
+        layer: &Layer,
+        epilogue: Epilogue,
+        xs: &Tensor,
+    ) -> Result<(Tensor, Option<BatchStatistics>)> {
         let ys = conv2d::routed(xs, self.weight, layer.conv)?;
         let Affine { weight, bias } = self.norm;
         let Some(RunningStatistics { mean, var }) = self.running else {
-            let (ys, seen) = training::routed(layer.dims(), then, [&ys, weight, bias], self.eps)?;
+            let (ys, seen) = training::routed(layer.dims(), epilogue, [&ys, weight, bias], self.eps)?;
             return Ok((ys, Some(seen)));
         };
         // In half precision in f32, as the batch norm does it, but with statistics that may be of f32 already.
         let dtype = if route::is_half(&ys) { DType::F32 } else { ys.dtype() };
         let [wide, mean, var, weight, bias] = [&ys, mean, var, weight, bias].map(|t| t.to_dtype(dtype));
         let tensors = [&wide?, &mean?, &var?, &weight?, &bias?];
-        let normed = evaluation::routed(layer.dims(), then, tensors, self.eps)?;
+        let normed = evaluation::routed(layer.dims(), epilogue, tensors, self.eps)?;
         Ok((normed.to_dtype(ys.dtype())?, None))
     }
 }
@@ -134,9 +139,9 @@ impl Layer {
     }
 
     /// With the elements of its three parameters.
-    pub(crate) fn bind<'a>(&'a self, params: &[&'a [f32]]) -> Result<Bound<'a>> {
+    pub(crate) fn with_params<'a>(&'a self, params: &[&'a [f32]]) -> Result<LayerWithParams<'a>> {
         let moments = |[mean, var]: &[Tensor; 2]| Moments::of(mean, var);
-        Ok(Bound {
+        Ok(LayerWithParams {
             conv: &self.conv,
             weight: params[0],
             norm: ChannelNorm {
@@ -151,14 +156,14 @@ impl Layer {
 }
 
 /// A layer and the elements of its parameters.
-pub(crate) struct Bound<'a> {
+pub(crate) struct LayerWithParams<'a> {
     pub(crate) conv: &'a Conv2d,
     pub(crate) weight: &'a [f32],
     pub(crate) norm: ChannelNorm<'a>,
     running: Option<Vec<Moments>>,
 }
 
-impl Bound<'_> {
+impl LayerWithParams<'_> {
     /// What the norm normalises by, if not the moments of what it is handed: those of an earlier forward that are `given`, or
     /// else the running statistics.
     pub(crate) fn moments<'s>(&'s self, given: Option<&'s [Moments]>) -> Option<&'s [Moments]> {

@@ -130,7 +130,7 @@ impl<'a> Projection<'a> {
         matrix::matmul(
             &mut MatMut::rows(&mut ys, rows, width, width),
             Write::Add,
-            1.,
+            1.0,
             Mat::rows(inner, rows, inputs, inputs),
             Mat::rows(&self.scaled_weight(), width, inputs, inputs).t(),
             Parallelism::Rayon(0),
@@ -154,7 +154,7 @@ impl<'a> Projection<'a> {
         matrix::matmul(
             &mut MatMut::rows(&mut dinner, rows, inputs, inputs),
             Write::Replace,
-            1.,
+            1.0,
             Mat::rows(grads, rows, width, width),
             Mat::rows(&self.scaled_weight(), width, inputs, inputs),
             Parallelism::Rayon(0),

@@ -9,7 +9,7 @@ use super::conv_norm::{ConvNorm, Layer, Names};
 use crate::check;
 use crate::error::Result as OurResult;
 use crate::ops::autograd::{apply, Backward, Operation, ParamGrads};
-use crate::ops::batch_norm::{BatchStatistics, Then};
+use crate::ops::batch_norm::{BatchStatistics, Epilogue};
 use crate::ops::cpu::buffer::Buffer;
 use crate::ops::cpu::channels::{Moments, Upstream};
 use crate::ops::cpu::write::Write;
@@ -135,7 +135,7 @@ fn compose(
     layer: &Layer,
     windows: MaxPool2d,
 ) -> Result<(Tensor, Option<BatchStatistics>)> {
-    let (ys, seen) = conv.compose(layer, Then::Relu, xs)?;
+    let (ys, seen) = conv.compose(layer, Epilogue::Relu, xs)?;
     Ok((max_pool2d::routed(&ys, windows)?, seen))
 }
 
@@ -157,7 +157,7 @@ impl Operation for Op {
     }
 
     fn forward(&self, xs: &[f32], params: &[&[f32]], _: bool) -> Result<(Vec<f32>, Buffer)> {
-        let layer = self.layer.bind(params)?;
+        let layer = self.layer.with_params(params)?;
         let conv = layer.convolve(xs);
         let (active, moments) = layer.activate(&conv, None);
         self.moments.get_or_init(|| moments);
@@ -167,11 +167,11 @@ impl Operation for Op {
     }
 
     fn recompute(&self, xs: &[f32], params: &[&[f32]]) -> Result<Buffer> {
-        Ok(self.layer.bind(params)?.convolve(xs))
+        Ok(self.layer.with_params(params)?.convolve(xs))
     }
 
     fn backward(&self, of: Backward, kept: Buffer, param_grads: &mut ParamGrads) -> Result<Vec<f32>> {
-        let layer = self.layer.bind(of.params)?;
+        let layer = self.layer.with_params(of.params)?;
         let moments = self.moments.get().map_or(&[][..], Vec::as_slice);
         let (active, _) = layer.activate(&kept, Some(moments));
         let mut grads = Buffer::new(active.len());

@@ -5,7 +5,7 @@ use std::ops::Range;
 use candle_core::{DType, Tensor, Var};
 
 use super::groups::Group;
-use super::rule::private::{At, Update};
+use super::rule::private::{Update, UpdateSettings};
 use crate::error::{Error, Result};
 use crate::ops;
 
@@ -84,8 +84,8 @@ impl Slot {
     }
 
     /// Updates it by candle's operations.
-    pub(super) fn compose(&mut self, rule: &dyn Update, at: &At, grad: &Tensor) -> Result<()> {
-        let (weights, buffers) = rule.compose(at, &self.weights().detach(), grad, &self.buffers)?;
+    pub(super) fn compose(&mut self, rule: &dyn Update, settings: &UpdateSettings, grad: &Tensor) -> Result<()> {
+        let (weights, buffers) = rule.compose(settings, &self.weights().detach(), grad, &self.buffers)?;
         match &mut self.master {
             Some(master) => *master = weights,
             None => self.var.set(&weights)?,

@@ -228,7 +228,7 @@ mod tests {
     fn check_one(b: usize, n: usize, heads: usize, d: usize, seed: u64) {
         let shapes = shapes(b, n, heads * d);
         let shapes: Vec<&[usize]> = shapes.iter().map(Vec::as_slice).collect();
-        let factors: Vec<f32> = (0..b).map(|i| [1.25, 0., 2.][i % 3]).collect();
+        let factors: Vec<f32> = (0..b).map(|i| [1.25, 0.0, 2.0][i % 3]).collect();
         for (tokens, drop_path, given) in [
             (Tokens::All, None, 8),
             (Tokens::All, Some(factors.as_slice()), 7),
@@ -272,7 +272,7 @@ mod tests {
     fn composition_has_the_right_derivative() {
         let shapes = shapes(2, 3, 4);
         let shapes: Vec<&[usize]> = shapes.iter().map(Vec::as_slice).collect();
-        check_derivative(&reference(2, Tokens::All, Some(&[0.5, 2.])), &shapes, 0);
+        check_derivative(&reference(2, Tokens::All, Some(&[0.5, 2.0])), &shapes, 0);
         check_derivative(&reference(1, Tokens::First, None), &shapes[..7], 1);
     }
 

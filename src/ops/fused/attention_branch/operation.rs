@@ -124,7 +124,7 @@ impl Op {
             matrix::matmul(
                 &mut MatMut::rows(&mut qkv[start..], part.rows, columns, part.step * 3 * d),
                 Write::Add,
-                1.,
+                1.0,
                 Mat::rows(normed, part.rows, d, part.step * d),
                 Mat::rows(&weight[start * d..], columns, d, d).t(),
                 Parallelism::Rayon(0),
@@ -141,7 +141,7 @@ impl Op {
             matrix::matmul(
                 &mut MatMut::rows(&mut out[start * d..], columns, d, d),
                 write,
-                1.,
+                1.0,
                 Mat::rows(&dqkv[start..], part.rows, columns, part.step * 3 * d).t(),
                 Mat::rows(normed, part.rows, d, part.step * d),
                 Parallelism::Rayon(0),
@@ -160,7 +160,7 @@ impl Op {
             matrix::matmul(
                 &mut MatMut::rows(&mut dnormed, part.rows, d, part.step * d),
                 if i == 0 { Write::Replace } else { Write::Add },
-                1.,
+                1.0,
                 Mat::rows(&dqkv[start..], part.rows, columns, part.step * 3 * d),
                 Mat::rows(&weight[start * d..], columns, d, d),
                 Parallelism::Rayon(0),

@@ -43,7 +43,7 @@ fn shapes(b: usize, n: usize, d: usize, h: usize) -> Vec<Vec<usize>> {
 fn check_one(b: usize, n: usize, d: usize, h: usize, seed: u64) {
     let shapes = shapes(b, n, d, h);
     let shapes: Vec<&[usize]> = shapes.iter().map(Vec::as_slice).collect();
-    let factors: Vec<f32> = (0..b).map(|i| [1.25, 0., 2.][i % 3]).collect();
+    let factors: Vec<f32> = (0..b).map(|i| [1.25, 0.0, 2.0][i % 3]).collect();
     let (gelu, quick) = (Activation::Gelu, Activation::QuickGelu);
     check(&kernel(gelu, None), &reference(gelu, None), &shapes, seed);
     let some = Some(factors.as_slice());
@@ -70,7 +70,7 @@ fn equals_its_composition_at_the_edges() {
 fn composition_has_the_right_derivative() {
     let shapes = shapes(2, 2, 3, 4);
     let shapes: Vec<&[usize]> = shapes.iter().map(Vec::as_slice).collect();
-    check_derivative(&reference(Activation::Gelu, Some(&[0.5, 2.])), &shapes, 0);
+    check_derivative(&reference(Activation::Gelu, Some(&[0.5, 2.0])), &shapes, 0);
     check_derivative(&reference(Activation::QuickGelu, None), &shapes[..7], 1);
 }
 
@@ -120,7 +120,7 @@ fn errors_name_the_argument() {
         "gamma has shape [5], but must be [4]"
     );
     assert_eq!(
-        message(&|_| {}, Some(&[1.])),
+        message(&|_| {}, Some(&[1.0])),
         "drop_path is 1 factors, but must be 2, one for each sample"
     );
 }

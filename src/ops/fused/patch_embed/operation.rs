@@ -48,7 +48,7 @@ impl Op {
             for (row, patch) in (first..).zip(rows.chunks_exact_mut(len)) {
                 match self.position(row) {
                     Some(position) => self.patches.copy_patch(images, row / tokens, position, patch),
-                    None => patch.fill(0.),
+                    None => patch.fill(0.0),
                 }
             }
         });
@@ -84,7 +84,7 @@ impl Op {
         matrix::matmul(
             &mut MatMut::rows(&mut ys, rows, d, d),
             Write::Add,
-            1.,
+            1.0,
             Mat::rows(&self.rows(images), rows, len, len),
             Mat::rows(weight, d, len, len).t(),
             Parallelism::Rayon(0),
@@ -131,7 +131,7 @@ impl Op {
         matrix::matmul(
             &mut MatMut::rows(&mut patches, rows, len, len),
             Write::Replace,
-            1.,
+            1.0,
             Mat::rows(grads, rows, d, d),
             Mat::rows(weight, d, len, len),
             Parallelism::Rayon(0),

@@ -10,7 +10,7 @@ use crate::ops::cpu::buffer::Buffer;
 use crate::ops::cpu::channels::{through_relu, Moments, Upstream};
 use crate::ops::cpu::kernel;
 use crate::ops::cpu::write::Write;
-use crate::ops::fused::conv_norm::{Bound, Layer, Names};
+use crate::ops::fused::conv_norm::{Layer, LayerWithParams, Names};
 
 const CONVS: Names = Names {
     input: "input",
@@ -104,12 +104,12 @@ impl Block {
     }
 
     /// With its parameters out of those of all blocks.
-    pub(super) fn bind<'a>(&'a self, params: &[&'a [f32]]) -> Result<BoundBlock<'a>> {
+    pub(super) fn with_params<'a>(&'a self, params: &[&'a [f32]]) -> Result<BlockWithParams<'a>> {
         let layers = self.layers.iter().zip(params[self.first_param..].chunks_exact(3));
-        let branch = layers.map(|(layer, params)| layer.bind(params));
+        let branch = layers.map(|(layer, params)| layer.with_params(params));
         let mut branch = branch.collect::<Result<Vec<_>>>()?;
         let downsample = if self.has_downsample { branch.pop() } else { None };
-        Ok(BoundBlock {
+        Ok(BlockWithParams {
             branch,
             downsample,
             drop_path: self.drop_path.as_deref(),
@@ -118,16 +118,16 @@ impl Block {
 }
 
 /// A block and the elements of its parameters.
-pub(super) struct BoundBlock<'a> {
-    branch: Vec<Bound<'a>>,
-    downsample: Option<Bound<'a>>,
+pub(super) struct BlockWithParams<'a> {
+    branch: Vec<LayerWithParams<'a>>,
+    downsample: Option<LayerWithParams<'a>>,
     drop_path: Option<&'a [f32]>,
 }
 
 /// The moments of each layer's result.
 pub(super) type BlockMoments = Vec<Vec<Moments>>;
 
-impl BoundBlock<'_> {
+impl BlockWithParams<'_> {
     /// What the convolutions give, the last one alone unless all are to be kept, and the moments that their norms normalise
     /// by: those `given`, or else the running statistics or what they see. Writes the block's result to `ys`, if there is a
     /// place for it.

@@ -15,7 +15,7 @@ use crate::check;
 use crate::error::{Error, Result as OurResult};
 use crate::ops::add_relu;
 use crate::ops::autograd::apply;
-use crate::ops::batch_norm::{BatchStatistics, Then};
+use crate::ops::batch_norm::{BatchStatistics, Epilogue};
 use crate::ops::route::{to_f32, Route};
 
 /// One of [`residual_blocks`].
@@ -186,8 +186,8 @@ pub fn composition(xs: &Tensor, blocks: &[ResidualBlock]) -> Result<(Tensor, Vec
 
 fn compose(xs: &Tensor, blocks: &[ResidualBlock], checked: &[Block]) -> Result<(Tensor, Vec<Option<BatchStatistics>>)> {
     let mut seen = Vec::new();
-    let mut run = |conv: &ConvNorm, layer: &Layer, then, xs: &Tensor| -> Result<Tensor> {
-        let (ys, statistics) = conv.compose(layer, then, xs)?;
+    let mut run = |conv: &ConvNorm, layer: &Layer, epilogue, xs: &Tensor| -> Result<Tensor> {
+        let (ys, statistics) = conv.compose(layer, epilogue, xs)?;
         seen.push(statistics);
         Ok(ys)
     };
@@ -195,19 +195,19 @@ fn compose(xs: &Tensor, blocks: &[ResidualBlock], checked: &[Block]) -> Result<(
     for (block, Block { layers, .. }) in blocks.iter().zip(checked) {
         let mut ys = xs.clone();
         for (i, conv) in block.convs.iter().enumerate() {
-            let then = if i + 1 < block.convs.len() {
-                Then::Relu
+            let epilogue = if i + 1 < block.convs.len() {
+                Epilogue::Relu
             } else {
-                Then::Nothing
+                Epilogue::Nothing
             };
-            ys = run(conv, &layers[i], then, &ys)?;
+            ys = run(conv, &layers[i], epilogue, &ys)?;
         }
         if let Some(factors) = &block.drop_path {
             let factors = Tensor::from_slice(factors, (factors.len(), 1, 1, 1), xs.device())?;
             ys = ys.broadcast_mul(&factors.to_dtype(xs.dtype())?)?;
         }
         let identity = match &block.downsample {
-            Some(downsample) => run(downsample, &layers[block.convs.len()], Then::Nothing, &xs)?,
+            Some(downsample) => run(downsample, &layers[block.convs.len()], Epilogue::Nothing, &xs)?,
             None => xs,
         };
         xs = add_relu::routed(&ys, &identity)?;

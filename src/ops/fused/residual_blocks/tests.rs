@@ -95,7 +95,7 @@ fn equals_its_composition() {
         let mut size = |most| rng.random_range(1..=most);
         basic([size(3), size(6), 2 + size(6), 2 + size(6)]).check(None, seed);
         let (batch, stride) = (size(3), size(2));
-        let factors: Vec<f32> = (0..batch).map(|i| [0.5, 0., 2.][i % 3]).collect();
+        let factors: Vec<f32> = (0..batch).map(|i| [0.5, 0.0, 2.0][i % 3]).collect();
         let xs = [batch, size(5), 3 + size(6), 3 + size(6)];
         bottleneck(xs, size(6), size(9), stride).check(Some(&factors), seed);
     }
@@ -112,7 +112,7 @@ fn equals_its_composition_with_running_statistics() {
         let mut size = |most| rng.random_range(1..=most);
         let (batch, stride) = (1 + size(2), size(2));
         let sizes = bottleneck([batch, size(5), 3 + size(6), 3 + size(6)], 9, 9, stride);
-        let factors: Vec<f32> = (0..batch).map(|i| [0.5, 0., 2.][i % 3]).collect();
+        let factors: Vec<f32> = (0..batch).map(|i| [0.5, 0.0, 2.0][i % 3]).collect();
         fn block<'a>(
             sizes: &Sizes,
             factors: &[f32],
@@ -208,7 +208,7 @@ fn several_blocks_are_one_after_the_other() {
         let mut blocks = Vec::new();
         for sizes in sizes {
             let (mine, others) = params.split_at(3 * sizes.layers().len());
-            blocks.push(sizes.dropping(Some(&[0.5, 2.]), mine));
+            blocks.push(sizes.dropping(Some(&[0.5, 2.0]), mine));
             params = others;
         }
         blocks
@@ -233,7 +233,7 @@ fn check_stage(is_frozen: impl Fn(usize) -> bool) {
         ..bottleneck([3, 8, 5, 4], 2, 8, 1)
     };
     let sizes = [bottleneck([3, 4, 9, 8], 2, 8, 2), same(), same()];
-    let factors = [[0., 2., 0.5], [1., 0., 3.], [2., 2., 0.]];
+    let factors = [[0.0, 2.0, 0.5], [1.0, 0.0, 3.0], [2.0, 2.0, 0.0]];
     let shapes = sizes.iter().flat_map(|sizes| sizes.shapes().into_iter().skip(1));
     let shapes: Vec<_> = [sizes[0].xs.to_vec()].into_iter().chain(shapes).collect();
     let var = |(shape, seed): (&Vec<usize>, u64)| {
@@ -358,7 +358,7 @@ fn errors_name_the_argument() {
         let mut args = tensors(&sizes, DType::F32);
         let mut sizes = bottleneck([2, 3, 5, 5], 4, 6, 2);
         change(&mut args, &mut sizes);
-        let drop_path = (sizes.xs[0] == 0).then(|| vec![1.; 3]);
+        let drop_path = (sizes.xs[0] == 0).then(|| vec![1.0; 3]);
         let block = ResidualBlock {
             drop_path,
             ..sizes.block(&args[1..])
