@@ -124,8 +124,8 @@ pub(crate) fn counts(counts: impl IntoIterator<Item = (&'static str, usize)>) ->
     Ok(())
 }
 
-/// So many elements of `size` bytes as memory can be had for: a larger allocation would abort the process. `argument` is
-/// what they are so many by.
+/// So many elements of `size` bytes as memory can be had for: a larger allocation would abort the process. `argument`
+/// is what they are so many by.
 pub(crate) fn fits_memory(
     argument: &'static str,
     value: impl Display,

@@ -8,9 +8,9 @@ use super::operation::{Kind, Operation};
 use crate::check;
 use crate::error::Result;
 
-/// Varies brightness, contrast and saturation by factors drawn evenly from 1 - strength (at least 0) to 1 + strength, in
-/// random order: torchvision's `ColorJitter(strength, strength, strength)`, the hue stays. timm's `color_jitter`, which it
-/// leaves out beside RandAugment.
+/// Varies brightness, contrast and saturation by factors drawn evenly from 1 - strength (at least 0) to 1 + strength,
+/// in random order: torchvision's `ColorJitter(strength, strength, strength)`, the hue stays. timm's `color_jitter`,
+/// which it leaves out beside RandAugment.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ColorJitter {
     strength: f64,

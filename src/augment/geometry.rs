@@ -51,8 +51,8 @@ thread_local! {
     static SOURCE: RefCell<Source> = RefCell::default();
 }
 
-/// The result's pixel (x, y) shows the image at (a x + b y + c, d x + e y + f), of pixels' centres; the fill where that is
-/// outside. Nothing is antialiased, and the outermost pixels go on behind the edge.
+/// The result's pixel (x, y) shows the image at (a x + b y + c, d x + e y + f), of pixels' centres; the fill where that
+/// is outside. Nothing is antialiased, and the outermost pixels go on behind the edge.
 fn transform(image: &Image, map: [f64; 6], resample: Resample) -> Image {
     let (width, height) = (image.width, image.height);
     let mut pixels = vec![0; image.pixels.len()];
@@ -85,8 +85,8 @@ fn transform(image: &Image, map: [f64; 6], resample: Resample) -> Image {
     Image { width, height, pixels }
 }
 
-/// A pixel as a register holds it. The fourth value is idle, but computed and stored like the others: the compiler would
-/// split the register where it knows that nobody looks at it.
+/// A pixel as a register holds it. The fourth value is idle, but computed and stored like the others: the compiler
+/// would split the register where it knows that nobody looks at it.
 type Lanes = [f32; LANES];
 const LANES: usize = 4;
 

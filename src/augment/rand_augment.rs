@@ -11,12 +11,12 @@ use super::operation::{Kind, Operation};
 use crate::check;
 use crate::error::Result;
 
-/// Applies operations drawn with replacement from fifteen, each with probability 1/2 at a strength around one magnitude:
-/// timm's `rand-m{magnitude}-mstd0.5-inc1`.
+/// Applies operations drawn with replacement from fifteen, each with probability 1/2 at a strength around one
+/// magnitude: timm's `rand-m{magnitude}-mstd0.5-inc1`.
 ///
-/// The fifteen are auto contrast, equalize, invert, posterize, solarize, solarize-add, saturation, contrast, brightness,
-/// sharpness, rotation, shears and translations. What a magnitude means to each is told by timm's `auto_augment.py`, in its
-/// "increasing" form.
+/// The fifteen are auto contrast, equalize, invert, posterize, solarize, solarize-add, saturation, contrast,
+/// brightness, sharpness, rotation, shears and translations. What a magnitude means to each is told by timm's
+/// `auto_augment.py`, in its "increasing" form.
 ///
 /// E. D. Cubuk et al., "RandAugment: Practical automated data augmentation with a reduced search space", 2019 (arXiv
 /// 1909.13719).
@@ -34,8 +34,8 @@ impl RandAugment {
     /// Standard deviation of each operation's own magnitude, where nothing else is said.
     pub const MAGNITUDE_STD: f64 = 0.5;
 
-    /// Two operations around `magnitude`, from 0 to 10, where most operations are strongest: 9 in most recipes, 7 in ResNet
-    /// strikes back. Bicubic, with the mean colour of ImageNet where an image was moved away.
+    /// Two operations around `magnitude`, from 0 to 10, where most operations are strongest: 9 in most recipes, 7 in
+    /// ResNet strikes back. Bicubic, with the mean colour of ImageNet where an image was moved away.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) when `magnitude` is not 0 to 10.

@@ -12,8 +12,8 @@ pub(super) fn side(argument: &'static str, value: usize) -> Result<usize> {
     check::in_range(argument, value, 1..=MOST_SIDE, "pixels")
 }
 
-/// The width and height at which the shorter side is `side`: torchvision's `Resize(side)`, which cuts the longer one to whole
-/// pixels.
+/// The width and height at which the shorter side is `side`: torchvision's `Resize(side)`, which cuts the longer one to
+/// whole pixels.
 pub(super) fn shorter_side_to(image: &Image, side: usize) -> (usize, usize) {
     let longer = |long: usize, short: usize| {
         let scaled = side as u64 * long as u64 / short as u64; // more than 32 bits: a hair of an image is long

@@ -1,7 +1,7 @@
 //! Gradients of one backward pass added to those of an earlier one in their memory.
 //!
-//! candle adds each gradient to zeros in its `GradStore`: three passes over as many numbers as the model has, and one more
-//! to add two stores. Who calls backward and can take gradients without a store calls [`accumulate`].
+//! candle adds each gradient to zeros in its `GradStore`: three passes over as many numbers as the model has, and one
+//! more to add two stores. Who calls backward and can take gradients without a store calls [`accumulate`].
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
@@ -34,9 +34,10 @@ impl Drop for Restore {
     }
 }
 
-/// Calls `backward`, which goes through the graph of `loss`, so that gradients of variables are added to `gradients`, in
-/// their memory, as soon as they are there, instead of going into candle's store; returns both. Sums are those of a joint
-/// backward up to rounding. After an error the gradients are incomplete: one may have been taken out to be added to.
+/// Calls `backward`, which goes through the graph of `loss`, so that gradients of variables are added to `gradients`,
+/// in their memory, as soon as they are there, instead of going into candle's store; returns both. Sums are those of a
+/// joint backward up to rounding. After an error the gradients are incomplete: one may have been taken out to be added
+/// to.
 pub(crate) fn accumulate<T>(loss: &Tensor, gradients: Gradients, backward: impl FnOnce() -> T) -> (T, Gradients) {
     let nodes = loss.sorted_nodes().iter().map(|node| node.id()).collect();
     let restore = Restore(ACCUMULATOR.replace(Some(Accumulator { nodes, gradients })));

@@ -25,11 +25,13 @@ pub struct ConvNorm<'a> {
     pub norm: Affine<'a>,
     /// Number that the norm adds to the variance.
     pub eps: f64,
-    /// Statistics that the norm normalises by, in evaluation or where it is frozen; `None`: the batch's own moments, as in training.
+    /// Statistics that the norm normalises by, in evaluation or where it is frozen; `None`: the batch's own moments, as
+    /// in training.
     pub running: Option<RunningStatistics<'a>>,
 }
 
-/// Statistics by which a batch norm normalises in evaluation: `[C']` each, of any floating-point dtype. No gradient flows to them.
+/// Statistics by which a batch norm normalises in evaluation: `[C']` each, of any floating-point dtype. No gradient
+/// flows to them.
 #[derive(Clone, Copy, Debug)]
 pub struct RunningStatistics<'a> {
     /// The mean of a channel.
@@ -39,7 +41,8 @@ pub struct RunningStatistics<'a> {
 }
 
 impl ConvNorm<'_> {
-    /// The operations one by one, and what comes behind the norm; and what the norm saw, if that is what it normalises by.
+    /// The operations one by one, and what comes behind the norm; and what the norm saw, if that is what it normalises
+    /// by.
     pub(crate) fn compose(
         &self,
         layer: &Layer,
@@ -164,8 +167,8 @@ pub(crate) struct LayerWithParams<'a> {
 }
 
 impl LayerWithParams<'_> {
-    /// What the norm normalises by, if not the moments of what it is handed: those of an earlier forward that are `given`, or
-    /// else the running statistics.
+    /// What the norm normalises by, if not the moments of what it is handed: those of an earlier forward that are
+    /// `given`, or else the running statistics.
     pub(crate) fn moments<'s>(&'s self, given: Option<&'s [Moments]>) -> Option<&'s [Moments]> {
         given.or(self.running.as_deref())
     }
@@ -184,8 +187,8 @@ impl LayerWithParams<'_> {
         (active, moments)
     }
 
-    /// Turns the gradients of the norm's result, see [`Upstream`], into those of `result`, which the convolution of `xs` gave,
-    /// in the same place; and hands over those of the layer's three parameters.
+    /// Turns the gradients of the norm's result, see [`Upstream`], into those of `result`, which the convolution of
+    /// `xs` gave, in the same place; and hands over those of the layer's three parameters.
     pub(crate) fn backward(
         &self,
         [xs, result]: [&[f32]; 2],

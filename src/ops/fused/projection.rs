@@ -14,9 +14,9 @@ use crate::ops::cpu::matrix::{self, Mat, MatMut};
 use crate::ops::cpu::write::Write;
 use crate::ops::linear;
 
-/// A linear layer from I to D elements on top of a branch. LayerScale goes into its weight, γ W, and its bias, γ b: so it
-/// costs nothing for each token, and neither does its gradient, Σ over inputs of W dW' + b db', with dW' and db' those of
-/// the layer as it is scaled.
+/// A linear layer from I to D elements on top of a branch. LayerScale goes into its weight, γ W, and its bias, γ b: so
+/// it costs nothing for each token, and neither does its gradient, Σ over inputs of W dW' + b db', with dW' and db'
+/// those of the layer as it is scaled.
 #[derive(Clone, Copy)]
 pub(crate) struct Projection<'a> {
     /// [D, I]
@@ -162,8 +162,8 @@ impl<'a> Projection<'a> {
         dinner
     }
 
-    /// Hands over the gradients of weight, bias and γ, which `param_grads` begins with, where they are asked for. `grads`
-    /// are those of the result, with drop path's factors in them.
+    /// Hands over the gradients of weight, bias and γ, which `param_grads` begins with, where they are asked for.
+    /// `grads` are those of the result, with drop path's factors in them.
     pub(crate) fn param_gradients(self, param_grads: &mut ParamGrads, grads: &[f32], inner: &[f32]) -> Result<()> {
         // (Behind them there may be a parameter of the branch's middle.)
         let mine = WEIGHT..GAMMA + usize::from(self.gamma.is_some());

@@ -10,7 +10,8 @@ use crate::ops::cpu::buffer::Buffer;
 use crate::ops::cpu::elementwise::scale_into;
 use crate::ops::cpu::kernel;
 
-/// Where a branch's parameters stand: weight and bias of the norm, of the layer in the middle, and of the projection; and γ.
+/// Where a branch's parameters stand: weight and bias of the norm, of the layer in the middle, and of the projection;
+/// and γ.
 pub(crate) const NORM: usize = 0;
 pub(crate) const MIDDLE: usize = 2;
 pub(crate) const PROJECTION: usize = 4;
@@ -61,8 +62,8 @@ pub(crate) fn dropped<'a>(grads: &'a [f32], width: usize, drop_path: Option<&[f3
     MaybeScaled::Scaled(scaled)
 }
 
-/// The parts of a branch, of its parameters and what its norm adds to the variance: the norm, weight and bias of the layer in
-/// the middle, and the projection.
+/// The parts of a branch, of its parameters and what its norm adds to the variance: the norm, weight and bias of the
+/// layer in the middle, and the projection.
 pub(crate) fn parts<'a>(params: &[&'a [f32]], eps: f32) -> (Norm<'a>, [&'a [f32]; 2], Projection<'a>) {
     let norm = Norm {
         weight: params[NORM],

@@ -29,9 +29,9 @@ pub struct Pooling {
 
 /// y = maxpool(max(norm(conv(x)), 0)); and what the batch norm saw.
 ///
-/// The same as the operations one by one, with less memory: for the backward only the result of the convolution is kept,
-/// of which normalised values are computed again. Gradients of all parameters arrive as ever. (As in PyTorch, parameters
-/// must not change between a forward and its backward.)
+/// The same as the operations one by one, with less memory: for the backward only the result of the convolution is
+/// kept, of which normalised values are computed again. Gradients of all parameters arrive as ever. (As in PyTorch,
+/// parameters must not change between a forward and its backward.)
 ///
 /// # Arguments
 ///
@@ -39,8 +39,8 @@ pub struct Pooling {
 /// - `conv`: the convolution and its norm
 /// - `pool`: the pooling
 ///
-/// Returns [B, C', H', W'], and the statistics of the norm, if it normalises by them (see [`ConvNorm::running`]); no gradient
-/// flows through them.
+/// Returns [B, C', H', W'], and the statistics of the norm, if it normalises by them (see [`ConvNorm::running`]); no
+/// gradient flows through them.
 ///
 /// # PyTorch
 ///
@@ -51,9 +51,9 @@ pub struct Pooling {
 ///
 /// # Errors
 ///
-/// If shapes do not fit or something is empty, a stride or the pooling's kernel is 0, its padding is more than half of that,
-/// the norm has one value per channel only to normalise by, `eps` is negative or not finite, or dtypes differ or are no
-/// floating-point ones.
+/// If shapes do not fit or something is empty, a stride or the pooling's kernel is 0, its padding is more than half of
+/// that, the norm has one value per channel only to normalise by, `eps` is negative or not finite, or dtypes differ or
+/// are no floating-point ones.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};

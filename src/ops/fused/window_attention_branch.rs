@@ -1,5 +1,5 @@
-//! The attention of a Swin Transformer's block (Liu et al. 2021, arXiv 2103.14030) as one operation, from norm to residual
-//! sum.
+//! The attention of a Swin Transformer's block (Liu et al. 2021, arXiv 2103.14030) as one operation, from norm to
+//! residual sum.
 
 use candle_core::{DType, Result, Tensor};
 
@@ -24,7 +24,8 @@ pub struct Windows<'a> {
     pub shift: usize,
     /// [(2 window - 1)², num_heads]: see [`relative_position_bias`](crate::ops::relative_position_bias).
     pub table: &'a Tensor,
-    /// [windows, window², window²], where there is one: [`shift_mask`](crate::ops::shift_mask). Of any floating-point dtype.
+    /// [windows, window², window²], where there is one: [`shift_mask`](crate::ops::shift_mask). Of any floating-point
+    /// dtype.
     pub mask: Option<&'a Tensor>,
 }
 
@@ -63,8 +64,8 @@ impl Windows<'_> {
 /// y = x + s γ reverse(proj(attention(qkv(partition(norm(x)))))), with attention within the windows of a grid.
 ///
 /// The same as the operations one by one, without what they write and read in between: no token leaves its place, and
-/// attention alone goes window by window. For the backward two matrices, [B L, 3 D] and [B L, D], are kept. Gradients of
-/// all parameters arrive as ever.
+/// attention alone goes window by window. For the backward two matrices, [B L, 3 D] and [B L, D], are kept. Gradients
+/// of all parameters arrive as ever.
 ///
 /// # Arguments
 ///
@@ -91,8 +92,8 @@ impl Windows<'_> {
 /// # Errors
 ///
 /// If `xs` does not fit the grid or is empty, other shapes do not fit, dtypes differ or are no floating-point ones,
-/// `num_heads` does not divide D, a side of the grid is no multiple of `window`, `shift` is not less, or `eps` is negative
-/// or not finite.
+/// `num_heads` does not divide D, a side of the grid is no multiple of `window`, `shift` is not less, or `eps` is
+/// negative or not finite.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};

@@ -8,7 +8,8 @@ use crate::check;
 use crate::error::Result;
 use crate::ops::cpu::kernel::{self, fma};
 
-/// AdamW (Loshchilov and Hutter, arXiv 1711.05101): Adam with weight decay apart from the gradient. `torch.optim.AdamW`.
+/// AdamW (Loshchilov and Hutter, arXiv 1711.05101): Adam with weight decay apart from the gradient.
+/// `torch.optim.AdamW`.
 ///
 /// With m and v the moments of the gradient g, at update t:
 ///

@@ -6,8 +6,8 @@ use candle_core::Tensor;
 
 use crate::error::Result;
 
-/// Rule by which one parameter is updated. Implemented by the configurations of this module, and by a `Box<dyn Rule>` of any of
-/// them: for a trainer that chooses at run time.
+/// Rule by which one parameter is updated. Implemented by the configurations of this module, and by a `Box<dyn Rule>`
+/// of any of them: for a trainer that chooses at run time.
 pub trait Rule: Debug + private::Update {}
 
 pub(super) mod private {
@@ -36,7 +36,8 @@ pub(super) mod private {
         fn has_second_pass(&self) -> bool {
             false
         }
-        /// Updates a piece further, once the first pass is done with the whole parameter and the sums over it are known.
+        /// Updates a piece further, once the first pass is done with the whole parameter and the sums over it are
+        /// known.
         fn second_pass(&self, _settings: &UpdateSettings, _sums: [f64; 2], _piece: &mut Piece) {}
         /// The same, composed of candle's operations: the new weights and buffers.
         fn compose(

@@ -1,7 +1,8 @@
 //! One step over all parameters, in parallel and in their memory.
 //!
-//! Who predicts on another thread holds read locks on several weights and waits for rayon's threads. So who writes holds the
-//! lock of one weight at a time, on the calling thread, and waits for nobody meanwhile but for threads of its own.
+//! Who predicts on another thread holds read locks on several weights and waits for rayon's threads. So who writes
+//! holds the lock of one weight at a time, on the calling thread, and waits for nobody meanwhile but for threads of its
+//! own.
 
 use std::sync::Mutex;
 use std::thread;

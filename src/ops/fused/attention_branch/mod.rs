@@ -66,8 +66,8 @@ impl<'a> AttentionBranch<'a> {
 pub enum Tokens {
     /// All N.
     All,
-    /// The first one, from which a classifier reads: the last block needs keys and values of all tokens, but nothing else
-    /// of the others.
+    /// The first one, from which a classifier reads: the last block needs keys and values of all tokens, but nothing
+    /// else of the others.
     First,
 }
 
@@ -95,8 +95,8 @@ pub enum Tokens {
 ///
 /// # Errors
 ///
-/// If shapes do not fit, dtypes differ or are no floating-point ones, `num_heads` does not divide D, or `eps` is negative
-/// or not finite.
+/// If shapes do not fit, dtypes differ or are no floating-point ones, `num_heads` does not divide D, or `eps` is
+/// negative or not finite.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -263,8 +263,8 @@ mod tests {
     #[test]
     fn equals_its_composition_at_the_edges() {
         check_one(1, 1, 1, 5, 0);
-        // More than one piece of work. (Of longer sequences the gradients' means over tokens nearly vanish: f32 itself, in the
-        // composition too, is then further than 2e-6 from f64.)
+        // More than one piece of work. (Of longer sequences the gradients' means over tokens nearly vanish: f32 itself,
+        // in the composition too, is then further than 2e-6 from f64.)
         check_one(6, 65, 3, 16, 1);
     }
 

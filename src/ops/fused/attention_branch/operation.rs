@@ -1,4 +1,4 @@
-//! Attention with all around it as one operation of candle's graph: of a whole sequence, of its first token, within windows.
+//! Attention with all around it, of a whole sequence, of its first token or within windows, in candle's graph.
 
 use candle_core::{Result, Tensor};
 use gemm::Parallelism;
@@ -42,7 +42,8 @@ struct Op {
     drop_path: Option<Vec<f32>>,
 }
 
-/// What attention within windows adds to the scores: biases from a table, which is the last of the parameters, and a mask.
+/// What attention within windows adds to the scores: biases from a table, which is the last of the parameters, and a
+/// mask.
 pub(crate) struct Windowed {
     /// Side of a window.
     pub(crate) window: usize,
@@ -52,8 +53,8 @@ pub(crate) struct Windowed {
 
 /// What a backward reads.
 struct Kept {
-    /// [B, N, 3 D]. Where the first tokens alone are computed, the others' queries are whatever was left in the memory, and
-    /// nobody reads them: not the heads, and not the products and sums, which go by [`Op::parts`].
+    /// [B, N, 3 D]. Where the first tokens alone are computed, the others' queries are whatever was left in the memory,
+    /// and nobody reads them: not the heads, and not the products and sums, which go by [`Op::parts`].
     qkv: Buffer,
     /// What the heads gave, [B, queries, D].
     heads: Buffer,

@@ -50,7 +50,8 @@ impl<A: Pointwise> WithSimd for Activate<'_, A> {
     }
 }
 
-/// Writes activation(h + b) to `active`; turns the gradients of that, in `grads`, into those of h; adds them to `dbias`.
+/// Writes activation(h + b) to `active`; turns the gradients of that, in `grads`, into those of h; adds them to
+/// `dbias`.
 struct ActivateBackward<'a, A> {
     bias: &'a [f32],
     hidden: &'a [f32],

@@ -48,8 +48,8 @@ pub(super) struct Block {
 }
 
 impl Block {
-    /// The block number `index`, of an input of shape `xs`, once all fits; tensors are of the dtype and on the device of
-    /// `like`.
+    /// The block number `index`, of an input of shape `xs`, once all fits; tensors are of the dtype and on the device
+    /// of `like`.
     pub(super) fn new(
         block: &ResidualBlock,
         index: usize,
@@ -128,9 +128,9 @@ pub(super) struct BlockWithParams<'a> {
 pub(super) type BlockMoments = Vec<Vec<Moments>>;
 
 impl BlockWithParams<'_> {
-    /// What the convolutions give, the last one alone unless all are to be kept, and the moments that their norms normalise
-    /// by: those `given`, or else the running statistics or what they see. Writes the block's result to `ys`, if there is a
-    /// place for it.
+    /// What the convolutions give, the last one alone unless all are to be kept, and the moments that their norms
+    /// normalise by: those `given`, or else the running statistics or what they see. Writes the block's result to `ys`,
+    /// if there is a place for it.
     pub(super) fn forward(
         &self,
         xs: &[f32],

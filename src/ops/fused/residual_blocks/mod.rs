@@ -69,20 +69,20 @@ impl<'a> ResidualBlock<'a> {
     }
 }
 
-/// For one block after the other: y = max(identity(x) + s branch(x), 0), where the branch is convolutions with a batch norm
-/// behind each and a ReLU between two, and the identity x itself or its projection; and what the batch norms saw.
+/// For one block after the other: y = max(identity(x) + s branch(x), 0), where the branch is convolutions with a batch
+/// norm behind each and a ReLU between two, and the identity x itself or its projection; and what the batch norms saw.
 ///
-/// The same as the operations one by one, with less memory: for the backward only the results of the convolutions and of
-/// the blocks are kept, until it has used them; normalised values are computed again. Gradients of all parameters arrive
-/// as ever. (As in PyTorch, parameters must not change between a forward and its backward.)
+/// The same as the operations one by one, with less memory: for the backward only the results of the convolutions and
+/// of the blocks are kept, until it has used them; normalised values are computed again. Gradients of all parameters
+/// arrive as ever. (As in PyTorch, parameters must not change between a forward and its backward.)
 ///
 /// # Arguments
 ///
 /// - `xs`: [B, C, H, W]
 /// - `blocks`: the parameters, at least one block's
 ///
-/// Returns [B, C', H', W'], and the statistics of each norm, block by block, a projection's after those of the branch; none
-/// where the norm does not normalise by them (see [`ConvNorm::running`]). No gradient flows through them.
+/// Returns [B, C', H', W'], and the statistics of each norm, block by block, a projection's after those of the branch;
+/// none where the norm does not normalise by them (see [`ConvNorm::running`]). No gradient flows through them.
 ///
 /// # PyTorch
 ///
@@ -96,9 +96,9 @@ impl<'a> ResidualBlock<'a> {
 ///
 /// # Errors
 ///
-/// If there is no block or no convolution in one, shapes do not fit or something is empty, a projection is missing or does
-/// not fit, there is not one of `drop_path`'s factors for each sample, a stride is 0, a norm has one value per channel only
-/// to normalise by, an `eps` is negative or not finite, or dtypes differ or are no floating-point ones.
+/// If there is no block or no convolution in one, shapes do not fit or something is empty, a projection is missing or
+/// does not fit, there is not one of `drop_path`'s factors for each sample, a stride is 0, a norm has one value per
+/// channel only to normalise by, an `eps` is negative or not finite, or dtypes differ or are no floating-point ones.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};

@@ -26,8 +26,8 @@ impl Op {
         self.blocks.iter().map(|block| block.with_params(params)).collect()
     }
 
-    /// What there is to keep, and the moments: those `given`, or else what the blocks give. Writes the last block's result to
-    /// `last`, if there is a place for it.
+    /// What there is to keep, and the moments: those `given`, or else what the blocks give. Writes the last block's
+    /// result to `last`, if there is a place for it.
     fn run(
         &self,
         xs: &[f32],

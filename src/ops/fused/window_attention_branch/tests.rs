@@ -139,8 +139,8 @@ fn composition_has_the_right_derivative() {
     check_derivative(&of(composition, cut, None, None), &shapes[..8], 1);
 }
 
-/// A token learns of those in its window, and of no others: with the mask, of those that are its neighbours there in the
-/// image.
+/// A token learns of those in its window, and of no others: with the mask, of those that are its neighbours there in
+/// the image.
 #[test]
 fn windows_do_not_see_each_other() {
     let cut = Cut::new(2, 2, 3, 1, 1);
