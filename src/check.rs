@@ -2,6 +2,9 @@
 //!
 //! Each check gives its value back, or the error that names the argument, its value and what is allowed.
 
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+
 use candle_core::{DType, Tensor};
 
 use crate::error::{Error, Result};
@@ -56,6 +59,41 @@ fn within(argument: &'static str, value: f64, within: bool, allowed: &str) -> Re
     }
 }
 
+/// A number within `range`, which an error gives with its unit, if there is one.
+pub(crate) fn in_range<T: PartialOrd + Display>(
+    argument: &'static str,
+    value: T,
+    range: RangeInclusive<T>,
+    unit: &str,
+) -> Result<T> {
+    if range.contains(&value) {
+        return Ok(value);
+    }
+    let allowed = format!("{} to {} {unit}", range.start(), range.end());
+    Err(Error::invalid(argument, value, allowed.trim_end()))
+}
+
+/// At most `most`.
+pub(crate) fn at_most(argument: &'static str, value: u32, most: u32) -> Result<u32> {
+    if value > most {
+        return Err(Error::invalid(argument, value, format!("at most {most}")));
+    }
+    Ok(value)
+}
+
+/// A number, neither infinite nor NaN.
+pub(crate) fn finite(argument: &'static str, value: f64) -> Result<f64> {
+    within(argument, value, value.is_finite(), "finite")
+}
+
+/// A divisor of `of`, which an error calls `whole`.
+pub(crate) fn divisor(argument: &'static str, value: usize, of: usize, whole: impl Display) -> Result<usize> {
+    if value == 0 || !of.is_multiple_of(value) {
+        return Err(Error::invalid(argument, value, format!("a divisor of {whole}")));
+    }
+    Ok(value)
+}
+
 /// At least 1.
 pub(crate) fn at_least_one(argument: &'static str, value: usize) -> Result<usize> {
     if value == 0 {
@@ -86,11 +124,11 @@ pub(crate) fn counts(counts: impl IntoIterator<Item = (&'static str, usize)>) ->
     Ok(())
 }
 
-/// So many elements of `size` bytes as memory can be had for: a larger allocation would abort the process. `argument` is
-/// what they are so many by.
+/// So many elements of `size` bytes as memory can be had for: a larger allocation would abort the process. `argument`
+/// is what they are so many by.
 pub(crate) fn fits_memory(
     argument: &'static str,
-    value: impl std::fmt::Display,
+    value: impl Display,
     elements: Option<usize>,
     size: usize,
 ) -> Result<()> {
@@ -120,15 +158,15 @@ pub(crate) fn float(argument: &'static str, tensor: &Tensor) -> Result<()> {
     }
 }
 
-/// A tensor of the dtype of `xs`, as which the other one is known to the caller.
-pub(crate) fn same_dtype(argument: &'static str, tensor: &Tensor, xs: &Tensor) -> Result<()> {
-    if tensor.dtype() == xs.dtype() {
+/// A tensor of the dtype of another, which the caller knows as `other`.
+pub(crate) fn same_dtype(argument: &'static str, tensor: &Tensor, other: &str, like: &Tensor) -> Result<()> {
+    if tensor.dtype() == like.dtype() {
         return Ok(());
     }
     Err(Error::DType {
         argument,
         got: tensor.dtype(),
-        expected: format!("{:?} like xs", xs.dtype()),
+        expected: format!("{:?} like {other}", like.dtype()),
     })
 }
 
@@ -175,6 +213,25 @@ mod tests {
                 let message = check("x", value).unwrap_err().to_string();
                 assert!(message.starts_with(&format!("x is {value}, but must be ")), "{message}");
             }
+        }
+    }
+
+    #[test]
+    fn ranges_and_divisors_say_what_is_allowed() {
+        assert_eq!(in_range("x", 2.0, 0.0..=2.0, "").unwrap(), 2.0);
+        assert_eq!(in_range("x", 1, 1..=2, "pixels").unwrap(), 1);
+        let message = in_range("x", f64::NAN, 0.0..=2.5, "").unwrap_err().to_string();
+        assert_eq!(message, "x is NaN, but must be 0 to 2.5");
+        let message = in_range("x", 3, 1..=2, "pixels").unwrap_err().to_string();
+        assert_eq!(message, "x is 3, but must be 1 to 2 pixels");
+        assert_eq!(at_most("x", 8, 8).unwrap(), 8);
+        let message = at_most("x", 9, 8).unwrap_err().to_string();
+        assert_eq!(message, "x is 9, but must be at most 8");
+        assert!(finite("x", -1e300).is_ok() && finite("x", f64::INFINITY).is_err() && finite("x", f64::NAN).is_err());
+        assert_eq!(divisor("heads", 3, 12, "D = 12").unwrap(), 3);
+        for heads in [0, 5, 24] {
+            let message = divisor("heads", heads, 12, "D = 12").unwrap_err().to_string();
+            assert_eq!(message, format!("heads is {heads}, but must be a divisor of D = 12"));
         }
     }
 

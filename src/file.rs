@@ -11,8 +11,8 @@ use crate::error::Fault;
 /// Longest header of a safetensors file, in bytes: the limit of the safetensors crate.
 const MOST_HEADER_BYTES: u64 = 100_000_000;
 
-/// A regular file, and how many bytes it has. Others are not opened: a pipe would wait for a writer, and a device may have no
-/// end.
+/// A regular file, and how many bytes it has. Others are not opened: a pipe would wait for a writer, and a device may
+/// have no end.
 pub(crate) fn open(path: &Path) -> Result<(File, u64), Fault> {
     let metadata = fs::metadata(path)?;
     if metadata.is_dir() {

@@ -16,8 +16,8 @@ use crate::params::Params;
 ///
 /// # Errors
 /// [`Error::LossNotScalar`], [`Error::LossDetached`], [`Error::NonFiniteLoss`], [`Error::MissingGradients`];
-/// [`Error::BackwardUnsupported`] when candle cannot differentiate an operation; [`Error::InvalidArgument`] when `params`
-/// is empty.
+/// [`Error::BackwardUnsupported`] when candle cannot differentiate an operation; [`Error::InvalidArgument`] when
+/// `params` is empty.
 pub fn backward(loss: &Tensor, params: &Params) -> Result<GradStore> {
     params.check_not_empty()?;
     check_loss(loss, "main")?;
@@ -42,8 +42,8 @@ pub(crate) fn check_loss(loss: &Tensor, branch: &'static str) -> Result<f64> {
     Ok(value)
 }
 
-/// Adds to `earlier` the gradients of the trained variables, or of all variables where it is not known which are trained.
-/// candle's store also holds those of inputs that are not variables; they are dropped.
+/// Adds to `earlier` the gradients of the trained variables, or of all variables where it is not known which are
+/// trained. candle's store also holds those of inputs that are not variables; they are dropped.
 pub(crate) fn raw_backward(
     loss: &Tensor,
     branch: &'static str,

@@ -55,8 +55,8 @@ pub struct StepKey {
 }
 
 impl StepKey {
-    /// The key of a micro-batch, or of one rank's share, whose first sample is number `first_sample` of the whole batch.
-    /// Its samples draw what they draw in the whole batch.
+    /// The key of a micro-batch, or of one rank's share, whose first sample is number `first_sample` of the whole
+    /// batch. Its samples draw what they draw in the whole batch.
     pub const fn with_first_sample(self, first_sample: usize) -> Self {
         Self {
             first_sample: first_sample as u64,

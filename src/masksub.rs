@@ -63,20 +63,22 @@ impl<M: ModuleT, S: SubBranch<Plain<M>>> MaskSub<Plain<M>, S> {
     /// Wraps any candle module, as it is: a `Module`, a `ModuleT`, a closure `|xs: &Tensor| ...`, or one in
     /// `candle_nn::func_t`, which is told whether it trains.
     ///
-    /// Models that implement [`Forward`](crate::Forward), those of this crate among them, go to [`new`](Self::new): in here they
-    /// would be run like any module, without keys for their drop path and with batch statistics that are written at once.
-    /// That is how candle's own batch norm works: its running statistics change even when a step is rejected.
+    /// Models that implement [`Forward`](crate::Forward), those of this crate among them, go to [`new`](Self::new): in
+    /// here they would be run like any module, without keys for their drop path and with batch statistics that are
+    /// written at once. That is how candle's own batch norm works: its running statistics change even when a step is
+    /// rejected.
     pub fn wrap(module: M, branch: S, params: impl Into<Params>) -> Self {
         Self::new(Plain(module), branch, params)
     }
 }
 
 impl<M, S: SubBranch<M>> MaskSub<M, S> {
-    /// A model, the way it runs as sub-model, and the variables that are trained, as [`Params`] or `&Params`. The model may
-    /// be borrowed: `&M` is one, too.
+    /// A model, the way it runs as sub-model, and the variables that are trained, as [`Params`] or `&Params`. The model
+    /// may be borrowed: `&M` is one, too.
     ///
-    /// [`backward`](Self::backward) returns the gradients of these variables only, and fails, naming them, when some have
-    /// none: candle cuts gradients silently, and a model that trains half of its weights still has a loss that falls.
+    /// [`backward`](Self::backward) returns the gradients of these variables only, and fails, naming them, when some
+    /// have none: candle cuts gradients silently, and a model that trains half of its weights still has a loss that
+    /// falls.
     pub fn new(model: M, branch: S, params: impl Into<Params>) -> Self {
         Self {
             params: Some(params.into()),
@@ -84,8 +86,8 @@ impl<M, S: SubBranch<M>> MaskSub<M, S> {
         }
     }
 
-    /// A model whose gradients are not checked, because its variables are not known: [`backward`](Self::backward) returns
-    /// those of all variables that it reached, and cannot know which it did not.
+    /// A model whose gradients are not checked, because its variables are not known: [`backward`](Self::backward)
+    /// returns those of all variables that it reached, and cannot know which it did not.
     pub fn unchecked(model: M, branch: S) -> Self {
         Self {
             model,
@@ -161,7 +163,8 @@ impl<M, S: SubBranch<M>> MaskSub<M, S> {
     /// # Errors
     /// * [`Error::Shape`] for an empty batch;
     /// * [`Error::LossNotScalar`], [`Error::LossDetached`], [`Error::NonFiniteLoss`], naming the branch;
-    /// * [`Error::MissingGradients`] when trained parameters have none, unless the model is [`unchecked`](Self::unchecked);
+    /// * [`Error::MissingGradients`] when trained parameters have none, unless the model is
+    ///   [`unchecked`](Self::unchecked);
     /// * [`Error::BackwardUnsupported`] when candle cannot differentiate an operation;
     /// * [`Error::InvalidArgument`] when it was made with no variable;
     /// * those of model, branch and `main_loss`.

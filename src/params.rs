@@ -117,7 +117,10 @@ impl Params {
     }
 
     pub(crate) fn must_have_gradient(&self, name: &str) -> bool {
-        let below = |prefix: &String| matches!(name.strip_prefix(prefix.as_str()), Some(rest) if rest.is_empty() || rest.starts_with('.'));
+        let below = |prefix: &String| {
+            let rest = name.strip_prefix(prefix.as_str());
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        };
         !self.may_lack_gradient.iter().any(below)
     }
 }

@@ -168,8 +168,8 @@ impl Weights {
     /// `requires_grad_(False)`), so that of inputs that are none either nothing is kept for a backward
     /// (`torch.no_grad()`).
     ///
-    /// One thread may train while another predicts, on a thread of its own: a prediction within a task of rayon's holds read
-    /// locks while it waits for other tasks, and one of those may be a prediction that waits behind the optimizer.
+    /// One thread may train while another predicts, on a thread of its own: a prediction within a task of rayon's holds
+    /// read locks while it waits for other tasks, and one of those may be a prediction that waits behind the optimizer.
     ///
     /// `running_mean` and `running_var` are the variables all the same, for batch norms copy what is none: run such a
     /// model with `train` false, or it writes the trained one's statistics.

@@ -1,6 +1,7 @@
-//! Blends of an image with a plainer version of itself: brightness, contrast, saturation, sharpness; and greyscale itself.
+//! Blends of an image with a plainer version of itself: brightness, contrast, saturation, sharpness, greyscale.
 //!
-//! A factor of 0 is the plain version, 1 the image, more than 1 goes beyond it. Values are truncated, as Pillow does it.
+//! A factor of 0 is the plain version, 1 the image, more than 1 goes beyond it. Values are truncated, as Pillow does
+//! it.
 
 use super::image::{Image, CHANNELS};
 use super::simd::{byte, vectorized};

@@ -5,11 +5,12 @@ use rand::Rng;
 
 use super::image::Image;
 use super::operation::{Kind, Operation};
-use crate::error::{Error, Result};
+use crate::check;
+use crate::error::Result;
 
-/// Varies brightness, contrast and saturation by factors drawn evenly from 1 - strength (at least 0) to 1 + strength, in
-/// random order: torchvision's `ColorJitter(strength, strength, strength)`, the hue stays. timm's `color_jitter`, which it
-/// leaves out beside RandAugment.
+/// Varies brightness, contrast and saturation by factors drawn evenly from 1 - strength (at least 0) to 1 + strength,
+/// in random order: torchvision's `ColorJitter(strength, strength, strength)`, the hue stays. timm's `color_jitter`,
+/// which it leaves out beside RandAugment.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ColorJitter {
     strength: f64,
@@ -21,12 +22,10 @@ impl ColorJitter {
     /// Jitter of that strength: 0.3 in DeiT-III's recipe, 0.4 is timm's default.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when `strength` is not 0 to 1000.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) when `strength` is not 0 to 1000.
     pub fn new(strength: f64) -> Result<Self> {
-        if (0.0..=Self::MOST).contains(&strength) {
-            return Ok(Self { strength });
-        }
-        Err(Error::invalid("strength", strength, format!("0 to {}", Self::MOST)))
+        let strength = check::in_range("strength", strength, 0.0..=Self::MOST, "")?;
+        Ok(Self { strength })
     }
 
     /// Changes the image.

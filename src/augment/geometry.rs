@@ -3,38 +3,44 @@
 use std::cell::RefCell;
 
 use super::image::{Image, CHANNELS};
-use super::operation::Paint;
 use super::resize::Filter;
 use super::simd::{byte, vectorized};
 
+/// How pixels are made up where an image is turned or moved: from its own by `filter`, and outside of it `fill`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Resample {
+    pub(super) filter: Filter,
+    pub(super) fill: [u8; CHANNELS],
+}
+
 /// Counter-clockwise about the centre.
-pub(super) fn rotate(image: &Image, degrees: f64, paint: Paint) -> Image {
+pub(super) fn rotate(image: &Image, degrees: f64, resample: Resample) -> Image {
     let (sin, cos) = (-degrees.to_radians()).sin_cos();
     let (x, y) = (image.width as f64 / 2.0, image.height as f64 / 2.0);
     let map = [cos, sin, x - cos * x - sin * y, -sin, cos, y + sin * x - cos * y];
-    transform(image, map, paint)
+    transform(image, map, resample)
 }
 
 /// Each row is moved left by `factor` times its height below the top.
-pub(super) fn shear_x(image: &Image, factor: f64, paint: Paint) -> Image {
-    transform(image, [1.0, factor, 0.0, 0.0, 1.0, 0.0], paint)
+pub(super) fn shear_x(image: &Image, factor: f64, resample: Resample) -> Image {
+    transform(image, [1.0, factor, 0.0, 0.0, 1.0, 0.0], resample)
 }
 
 /// Each column is moved up by `factor` times its distance from the left.
-pub(super) fn shear_y(image: &Image, factor: f64, paint: Paint) -> Image {
-    transform(image, [1.0, 0.0, 0.0, factor, 1.0, 0.0], paint)
+pub(super) fn shear_y(image: &Image, factor: f64, resample: Resample) -> Image {
+    transform(image, [1.0, 0.0, 0.0, factor, 1.0, 0.0], resample)
 }
 
 /// To the left by `share` of the width.
-pub(super) fn translate_x(image: &Image, share: f64, paint: Paint) -> Image {
+pub(super) fn translate_x(image: &Image, share: f64, resample: Resample) -> Image {
     let pixels = share * image.width as f64;
-    transform(image, [1.0, 0.0, pixels, 0.0, 1.0, 0.0], paint)
+    transform(image, [1.0, 0.0, pixels, 0.0, 1.0, 0.0], resample)
 }
 
 /// Up by `share` of the height.
-pub(super) fn translate_y(image: &Image, share: f64, paint: Paint) -> Image {
+pub(super) fn translate_y(image: &Image, share: f64, resample: Resample) -> Image {
     let pixels = share * image.height as f64;
-    transform(image, [1.0, 0.0, 0.0, 0.0, 1.0, pixels], paint)
+    transform(image, [1.0, 0.0, 0.0, 0.0, 1.0, pixels], resample)
 }
 
 /// Image that a filter looks at, along one axis.
@@ -45,9 +51,9 @@ thread_local! {
     static SOURCE: RefCell<Source> = RefCell::default();
 }
 
-/// The result's pixel (x, y) shows the image at (a x + b y + c, d x + e y + f), of pixels' centres; the fill where that is
-/// outside. Nothing is antialiased, and the outermost pixels go on behind the edge.
-fn transform(image: &Image, map: [f64; 6], paint: Paint) -> Image {
+/// The result's pixel (x, y) shows the image at (a x + b y + c, d x + e y + f), of pixels' centres; the fill where that
+/// is outside. Nothing is antialiased, and the outermost pixels go on behind the edge.
+fn transform(image: &Image, map: [f64; 6], resample: Resample) -> Image {
     let (width, height) = (image.width, image.height);
     let mut pixels = vec![0; image.pixels.len()];
     SOURCE.with_borrow_mut(|source| {
@@ -56,7 +62,7 @@ fn transform(image: &Image, map: [f64; 6], paint: Paint) -> Image {
             || {
                 source.fill(image);
                 let (pixels, _) = pixels.as_chunks_mut::<CHANNELS>();
-                let [red, green, blue] = paint.fill;
+                let [red, green, blue] = resample.fill;
                 let mut line = vec![[0; LANES]; width];
                 for (y, row) in pixels.chunks_exact_mut(width).enumerate() {
                     for (x, out) in line.iter_mut().enumerate() {
@@ -64,7 +70,7 @@ fn transform(image: &Image, map: [f64; 6], paint: Paint) -> Image {
                         let (x, y) = (map[0] * x + map[1] * y + map[2], map[3] * x + map[4] * y + map[5]);
                         let inside = x >= 0.0 && x < width as f64 && y >= 0.0 && y < height as f64;
                         *out = if inside {
-                            source.sample(x - 0.5, y - 0.5, paint.filter)
+                            source.sample(x - 0.5, y - 0.5, resample.filter)
                         } else {
                             [red, green, blue, 0]
                         };
@@ -79,8 +85,8 @@ fn transform(image: &Image, map: [f64; 6], paint: Paint) -> Image {
     Image { width, height, pixels }
 }
 
-/// A pixel as a register holds it. The fourth value is idle, but computed and stored like the others: the compiler would
-/// split the register where it knows that nobody looks at it.
+/// A pixel as a register holds it. The fourth value is idle, but computed and stored like the others: the compiler
+/// would split the register where it knows that nobody looks at it.
 type Lanes = [f32; LANES];
 const LANES: usize = 4;
 
@@ -171,20 +177,20 @@ mod tests {
     fn whole_steps_move_pixels_exactly_and_fill_the_rest() {
         let image = ramp(20, 10);
         for filter in [Filter::Bilinear, Filter::Bicubic] {
-            let paint = Paint { filter, fill: FILL };
-            let moved = translate_x(&image, 0.15, paint); // three pixels
+            let resample = Resample { filter, fill: FILL };
+            let moved = translate_x(&image, 0.15, resample); // three pixels
             for y in 0..10 {
                 let (row, from) = (moved.row(y), image.row(y));
                 assert_eq!(row[..17 * 3], from[3 * 3..]);
                 assert_eq!(row[17 * 3..], FILL.repeat(3));
             }
-            let moved = translate_y(&image, -0.2, paint);
+            let moved = translate_y(&image, -0.2, resample);
             assert_eq!(moved.pixels[..2 * 60], FILL.repeat(40));
             assert_eq!(moved.pixels[2 * 60..], image.pixels[..8 * 60]);
-            assert_eq!(rotate(&image, 0.0, paint), image);
+            assert_eq!(rotate(&image, 0.0, resample), image);
             let mut half_turn = image.clone();
             half_turn.pixels = image.pixels.rchunks(3).flatten().copied().collect();
-            assert_eq!(rotate(&image, 180.0, paint), half_turn);
+            assert_eq!(rotate(&image, 180.0, resample), half_turn);
         }
     }
 
@@ -199,7 +205,7 @@ mod tests {
         ) {
             let noise = |i: usize| (seed.wrapping_mul(i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8;
             let image = image(width, height, (0..width * height * 3).map(noise).collect());
-            let turned = rotate(&image, degrees, Paint { filter: Filter::Bicubic, fill: FILL });
+            let turned = rotate(&image, degrees, Resample { filter: Filter::Bicubic, fill: FILL });
             let (sin, cos) = degrees.to_radians().sin_cos();
             let (cx, cy) = (width as f64 / 2.0, height as f64 / 2.0);
             for (i, &v) in turned.pixels.iter().enumerate() {

@@ -36,8 +36,8 @@ impl Image {
     /// An image of `pixels` [H, W, 3], of which there must be as many as `width` and `height` say.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when there is no pixel or there are 2^31 of them or more; [`Error::Shape`] when `pixels`
-    /// has another length than H W 3.
+    /// [`Error::InvalidArgument`] when there is no pixel or there are 2^31 of them or more; [`Error::Shape`] when
+    /// `pixels` has another length than H W 3.
     pub fn from_raw(width: usize, height: usize, pixels: Vec<u8>) -> Result<Self> {
         if num_values(width, height)? != pixels.len() {
             let expected = format!("[{height} * {width} * {CHANNELS}]");

@@ -25,7 +25,8 @@ impl Interpolation {
         }
     }
 
-    /// The filter where nothing may be drawn, in evaluation: bicubic, as in all recipes, unless it is bilinear throughout.
+    /// The filter where nothing may be drawn, in evaluation: bicubic, as in all recipes, unless it is bilinear
+    /// throughout.
     pub fn fixed(self) -> Filter {
         match self {
             Self::Bicubic | Self::Random => Filter::Bicubic,

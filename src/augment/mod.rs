@@ -1,12 +1,13 @@
-//! Image transforms of the recipes, as Pillow computes them and as torchvision and timm draw them: from an eight-bit image
-//! to the normalised tensor [C, H, W] that a model sees. Needs the feature `augment`.
+//! Image transforms of the recipes, as Pillow computes them and as torchvision and timm draw them: from an eight-bit
+//! image to the normalised tensor [C, H, W] that a model sees. Needs the feature `augment`.
 //!
 //! There is no pipeline object and no loader: a loop calls what its recipe asks for, in the recipe's order, on as many
 //! threads as it likes. DeiT-III's training transform, and the evaluation of the same model:
 //!
 //! ```
 //! use candle_core::{Device, Tensor};
-//! use masksub::augment::{ColorJitter, HorizontalFlip, Image, Normalize, RandomResizedCrop, ResizeCenterCrop, ThreeAugment};
+//! use masksub::augment::{ColorJitter, HorizontalFlip, Image, Normalize};
+//! use masksub::augment::{RandomResizedCrop, ResizeCenterCrop, ThreeAugment};
 //! use masksub::{Purpose, Seed};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -50,12 +51,12 @@
 //! | one operation | [`Operation`]: Gaussian blur, solarize, rotation and fourteen more, with arguments of one's own |
 //! | to a tensor | [`Normalize`], then [`RandomErasing`] |
 //!
-//! A transform is checked when it is made and cannot fail on an image then; what returns a `Result` all the same says when.
-//! A generator is an argument, as everywhere in this crate. The same generator draws the same in every release, and the
-//! pixels are the same on any number of threads.
+//! A transform is checked when it is made and cannot fail on an image then; what returns a `Result` all the same says
+//! when. A generator is an argument, as everywhere in this crate. The same generator draws the same in every release,
+//! and the pixels are the same on any number of threads.
 //!
-//! What computes with integers gives Pillow's values; what resizes, turns and blends is at most 2/255 from them, blur 3/255:
-//! the example `parity` compares 48 recorded images.
+//! What computes with integers gives Pillow's values; what resizes, turns and blends is at most 2/255 from them, blur
+//! 3/255: the example `parity` compares 48 recorded images.
 
 mod blur;
 mod color;

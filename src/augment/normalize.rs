@@ -7,7 +7,8 @@ use super::image::{Image, CHANNELS};
 use crate::check;
 use crate::error::{Error, Result};
 
-/// Turns eight-bit values into (value / 255 - mean) / std, channel by channel: torchvision's `ToTensor` and `Normalize`.
+/// Turns eight-bit values into (value / 255 - mean) / std, channel by channel: torchvision's `ToTensor` and
+/// `Normalize`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Normalize {
     mean: [f64; CHANNELS],
@@ -82,7 +83,8 @@ impl Normalize {
         Ok(())
     }
 
-    /// Writes the normalised grey levels [1, H, W] to `out`, by the average of mean and deviation over the three colours.
+    /// Writes the normalised grey levels [1, H, W] to `out`, by the average of mean and deviation over the three
+    /// colours.
     ///
     /// # Errors
     /// [`Error::Shape`] when `out` has another length.

@@ -1,11 +1,12 @@
 //! One operation with its arguments: what is drawn for an image.
 
 use super::blur::{self, MOST_RADIUS};
-use super::image::{Image, CHANNELS};
+use super::geometry::Resample;
+use super::image::Image;
 use super::resize::Filter;
 use super::{color, geometry, tone};
 use crate::check;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// An operation on an image with its arguments, as Pillow computes it: what [`ThreeAugment`](super::ThreeAugment),
 /// [`RandAugment`](super::RandAugment) and [`ColorJitter`](super::ColorJitter) draw. The image keeps its size.
@@ -36,18 +37,11 @@ pub(super) enum Kind {
     Contrast { factor: f64 },
     Saturation { factor: f64 },
     Sharpness { factor: f64 },
-    Rotate { degrees: f64, paint: Paint },
-    ShearX { factor: f64, paint: Paint },
-    ShearY { factor: f64, paint: Paint },
-    TranslateX { share: f64, paint: Paint },
-    TranslateY { share: f64, paint: Paint },
-}
-
-/// How pixels are made up where an image is turned or moved: from its own by `filter`, and outside of it `fill`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Paint {
-    pub(super) filter: Filter,
-    pub(super) fill: [u8; CHANNELS],
+    Rotate { degrees: f64, resample: Resample },
+    ShearX { factor: f64, resample: Resample },
+    ShearY { factor: f64, resample: Resample },
+    TranslateX { share: f64, resample: Resample },
+    TranslateY { share: f64, resample: Resample },
 }
 
 impl Operation {
@@ -59,27 +53,27 @@ impl Operation {
     /// Inverts values of at least `threshold`; 256 changes nothing. Pillow's `ImageOps.solarize`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when `threshold` is above 256.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) when `threshold` is above 256.
     pub fn solarize(threshold: u32) -> Result<Self> {
-        let threshold = at_most("threshold", threshold, 256)?;
+        let threshold = check::at_most("threshold", threshold, 256)?;
         Ok(Self(Kind::Solarize { threshold }))
     }
 
     /// Adds `add` to values below `threshold`, up to 255. timm's `solarize_add`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when `threshold` is above 256.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) when `threshold` is above 256.
     pub fn solarize_add(add: u8, threshold: u32) -> Result<Self> {
-        let threshold = at_most("threshold", threshold, 256)?;
+        let threshold = check::at_most("threshold", threshold, 256)?;
         Ok(Self(Kind::SolarizeAdd { add, threshold }))
     }
 
     /// Keeps the `bits` highest bits of each value. Pillow's `ImageOps.posterize`, with 0 (black) besides.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when `bits` is above 8.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) when `bits` is above 8.
     pub fn posterize(bits: u32) -> Result<Self> {
-        let bits = at_most("bits", bits, 8)?;
+        let bits = check::at_most("bits", bits, 8)?;
         Ok(Self(Kind::Posterize { bits }))
     }
 
@@ -101,18 +95,16 @@ impl Operation {
     /// Gaussian blur of standard deviation `radius` in pixels, by box blurs. Pillow's `ImageFilter.GaussianBlur`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when `radius` is not 0 to 1000.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) when `radius` is not 0 to 1000.
     pub fn gaussian_blur(radius: f64) -> Result<Self> {
-        if (0.0..=MOST_RADIUS).contains(&radius) {
-            return Ok(Self(Kind::GaussianBlur { radius }));
-        }
-        Err(Error::invalid("radius", radius, format!("0 to {MOST_RADIUS} pixels")))
+        let radius = check::in_range("radius", radius, 0.0..=MOST_RADIUS, "pixels")?;
+        Ok(Self(Kind::GaussianBlur { radius }))
     }
 
     /// Blends with black: 0 is black, 1 the image, more is brighter. Pillow's `ImageEnhance.Brightness`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when `factor` is negative, infinite or NaN.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) when `factor` is negative, infinite or NaN.
     pub fn brightness(factor: f64) -> Result<Self> {
         let factor = check::non_negative("factor", factor)?;
         Ok(Self(Kind::Brightness { factor }))
@@ -121,7 +113,7 @@ impl Operation {
     /// Blends with the mean grey level: 0 is that, 1 the image. Pillow's `ImageEnhance.Contrast`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when `factor` is negative, infinite or NaN.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) when `factor` is negative, infinite or NaN.
     pub fn contrast(factor: f64) -> Result<Self> {
         let factor = check::non_negative("factor", factor)?;
         Ok(Self(Kind::Contrast { factor }))
@@ -130,7 +122,7 @@ impl Operation {
     /// Blends with greyscale: 0 is that, 1 the image. Pillow's `ImageEnhance.Color`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when `factor` is negative, infinite or NaN.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) when `factor` is negative, infinite or NaN.
     pub fn saturation(factor: f64) -> Result<Self> {
         let factor = check::non_negative("factor", factor)?;
         Ok(Self(Kind::Saturation { factor }))
@@ -139,7 +131,7 @@ impl Operation {
     /// Blends with a smoothed image: 0 is that, 1 the image. Pillow's `ImageEnhance.Sharpness`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when `factor` is negative, infinite or NaN.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) when `factor` is negative, infinite or NaN.
     pub fn sharpness(factor: f64) -> Result<Self> {
         let factor = check::non_negative("factor", factor)?;
         Ok(Self(Kind::Sharpness { factor }))
@@ -148,46 +140,46 @@ impl Operation {
     /// Turns counter-clockwise about the centre; what comes in from outside is `fill`. Pillow's `Image.rotate`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when `degrees` is infinite or NaN.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) when `degrees` is infinite or NaN.
     pub fn rotate(degrees: f64, filter: Filter, fill: [u8; 3]) -> Result<Self> {
-        let (degrees, paint) = (finite("degrees", degrees)?, Paint { filter, fill });
-        Ok(Self(Kind::Rotate { degrees, paint }))
+        let (degrees, resample) = (check::finite("degrees", degrees)?, Resample { filter, fill });
+        Ok(Self(Kind::Rotate { degrees, resample }))
     }
 
     /// Moves each row left by `factor` times its distance from the top. timm's `shear_x`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when `factor` is infinite or NaN.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) when `factor` is infinite or NaN.
     pub fn shear_x(factor: f64, filter: Filter, fill: [u8; 3]) -> Result<Self> {
-        let (factor, paint) = (finite("factor", factor)?, Paint { filter, fill });
-        Ok(Self(Kind::ShearX { factor, paint }))
+        let (factor, resample) = (check::finite("factor", factor)?, Resample { filter, fill });
+        Ok(Self(Kind::ShearX { factor, resample }))
     }
 
     /// Moves each column up by `factor` times its distance from the left. timm's `shear_y`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when `factor` is infinite or NaN.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) when `factor` is infinite or NaN.
     pub fn shear_y(factor: f64, filter: Filter, fill: [u8; 3]) -> Result<Self> {
-        let (factor, paint) = (finite("factor", factor)?, Paint { filter, fill });
-        Ok(Self(Kind::ShearY { factor, paint }))
+        let (factor, resample) = (check::finite("factor", factor)?, Resample { filter, fill });
+        Ok(Self(Kind::ShearY { factor, resample }))
     }
 
     /// Moves left by `share` of the width, right where it is negative. timm's `translate_x_rel`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when `share` is infinite or NaN.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) when `share` is infinite or NaN.
     pub fn translate_x(share: f64, filter: Filter, fill: [u8; 3]) -> Result<Self> {
-        let (share, paint) = (finite("share", share)?, Paint { filter, fill });
-        Ok(Self(Kind::TranslateX { share, paint }))
+        let (share, resample) = (check::finite("share", share)?, Resample { filter, fill });
+        Ok(Self(Kind::TranslateX { share, resample }))
     }
 
     /// Moves up by `share` of the height, down where it is negative. timm's `translate_y_rel`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when `share` is infinite or NaN.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) when `share` is infinite or NaN.
     pub fn translate_y(share: f64, filter: Filter, fill: [u8; 3]) -> Result<Self> {
-        let (share, paint) = (finite("share", share)?, Paint { filter, fill });
-        Ok(Self(Kind::TranslateY { share, paint }))
+        let (share, resample) = (check::finite("share", share)?, Resample { filter, fill });
+        Ok(Self(Kind::TranslateY { share, resample }))
     }
 
     /// Changes the image.
@@ -205,33 +197,20 @@ impl Operation {
             Kind::Contrast { factor } => color::contrast(image, factor),
             Kind::Saturation { factor } => color::saturation(image, factor),
             Kind::Sharpness { factor } => color::sharpness(image, factor),
-            Kind::Rotate { degrees, paint } => *image = geometry::rotate(image, degrees, paint),
-            Kind::ShearX { factor, paint } => *image = geometry::shear_x(image, factor, paint),
-            Kind::ShearY { factor, paint } => *image = geometry::shear_y(image, factor, paint),
-            Kind::TranslateX { share, paint } => *image = geometry::translate_x(image, share, paint),
-            Kind::TranslateY { share, paint } => *image = geometry::translate_y(image, share, paint),
+            Kind::Rotate { degrees, resample } => *image = geometry::rotate(image, degrees, resample),
+            Kind::ShearX { factor, resample } => *image = geometry::shear_x(image, factor, resample),
+            Kind::ShearY { factor, resample } => *image = geometry::shear_y(image, factor, resample),
+            Kind::TranslateX { share, resample } => *image = geometry::translate_x(image, share, resample),
+            Kind::TranslateY { share, resample } => *image = geometry::translate_y(image, share, resample),
         }
     }
-}
-
-fn at_most(argument: &'static str, value: u32, most: u32) -> Result<u32> {
-    if value > most {
-        return Err(Error::invalid(argument, value, format!("at most {most}")));
-    }
-    Ok(value)
-}
-
-fn finite(argument: &'static str, value: f64) -> Result<f64> {
-    if value.is_finite() {
-        return Ok(value);
-    }
-    Err(Error::invalid(argument, value, "finite"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::testing::noise;
     use super::*;
+    use crate::error::Error;
 
     type Make = fn(f64) -> Result<Operation>;
 

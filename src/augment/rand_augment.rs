@@ -3,19 +3,20 @@
 use rand::Rng;
 use rand_distr::{Distribution, StandardNormal};
 
+use super::geometry::Resample;
 use super::image::{Image, CHANNELS};
 use super::interpolation::Interpolation;
 use super::normalize::Normalize;
-use super::operation::{Kind, Operation, Paint};
+use super::operation::{Kind, Operation};
 use crate::check;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
-/// Applies operations drawn with replacement from fifteen, each with probability 1/2 at a strength around one magnitude:
-/// timm's `rand-m{magnitude}-mstd0.5-inc1`.
+/// Applies operations drawn with replacement from fifteen, each with probability 1/2 at a strength around one
+/// magnitude: timm's `rand-m{magnitude}-mstd0.5-inc1`.
 ///
-/// The fifteen are auto contrast, equalize, invert, posterize, solarize, solarize-add, saturation, contrast, brightness,
-/// sharpness, rotation, shears and translations. What a magnitude means to each is told by timm's `auto_augment.py`, in its
-/// "increasing" form.
+/// The fifteen are auto contrast, equalize, invert, posterize, solarize, solarize-add, saturation, contrast,
+/// brightness, sharpness, rotation, shears and translations. What a magnitude means to each is told by timm's
+/// `auto_augment.py`, in its "increasing" form.
 ///
 /// E. D. Cubuk et al., "RandAugment: Practical automated data augmentation with a reduced search space", 2019 (arXiv
 /// 1909.13719).
@@ -33,18 +34,15 @@ impl RandAugment {
     /// Standard deviation of each operation's own magnitude, where nothing else is said.
     pub const MAGNITUDE_STD: f64 = 0.5;
 
-    /// Two operations around `magnitude`, from 0 to 10, where most operations are strongest: 9 in most recipes, 7 in ResNet
-    /// strikes back. Bicubic, with the mean colour of ImageNet where an image was moved away.
+    /// Two operations around `magnitude`, from 0 to 10, where most operations are strongest: 9 in most recipes, 7 in
+    /// ResNet strikes back. Bicubic, with the mean colour of ImageNet where an image was moved away.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when `magnitude` is not 0 to 10.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) when `magnitude` is not 0 to 10.
     pub fn new(magnitude: f64) -> Result<Self> {
-        if !(0.0..=MOST).contains(&magnitude) {
-            return Err(Error::invalid("magnitude", magnitude, format!("0 to {MOST}")));
-        }
         Ok(Self {
             num_ops: 2,
-            magnitude,
+            magnitude: check::in_range("magnitude", magnitude, 0.0..=MOST, "")?,
             magnitude_std: Self::MAGNITUDE_STD,
             prob: 0.5,
             interpolation: Interpolation::Bicubic,
@@ -55,7 +53,7 @@ impl RandAugment {
     /// Offers an image so many operations. timm's `n`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when `num_ops` is not 1 to 2^20.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) when `num_ops` is not 1 to 2^20.
     pub fn with_num_ops(self, num_ops: usize) -> Result<Self> {
         check::counts([("num_ops", num_ops)])?;
         Ok(Self { num_ops, ..self })
@@ -64,7 +62,7 @@ impl RandAugment {
     /// Draws each operation's magnitude with this standard deviation; it stays within 0 to 10. timm's `mstd`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when `magnitude_std` is negative, infinite or NaN.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) when `magnitude_std` is negative, infinite or NaN.
     pub fn with_magnitude_std(self, magnitude_std: f64) -> Result<Self> {
         let magnitude_std = check::non_negative("magnitude_std", magnitude_std)?;
         Ok(Self { magnitude_std, ..self })
@@ -73,7 +71,7 @@ impl RandAugment {
     /// Applies each operation with this probability. timm's `p`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when `prob` is not within [0, 1].
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) when `prob` is not within [0, 1].
     pub fn with_prob(self, prob: f64) -> Result<Self> {
         let prob = check::share("prob", prob)?;
         Ok(Self { prob, ..self })
@@ -138,30 +136,30 @@ impl RandAugment {
             }
             _ => {
                 let signed = either_way(share);
-                let paint = Paint {
+                let resample = Resample {
                     filter: self.interpolation.draw(rng),
                     fill: self.fill,
                 };
                 match kind {
                     10 => Kind::Rotate {
                         degrees: signed * 30.0,
-                        paint,
+                        resample,
                     },
                     11 => Kind::ShearX {
                         factor: signed * 0.3,
-                        paint,
+                        resample,
                     },
                     12 => Kind::ShearY {
                         factor: signed * 0.3,
-                        paint,
+                        resample,
                     },
                     13 => Kind::TranslateX {
                         share: signed * 0.45,
-                        paint,
+                        resample,
                     },
                     _ => Kind::TranslateY {
                         share: signed * 0.45,
-                        paint,
+                        resample,
                     },
                 }
             }
@@ -206,7 +204,7 @@ mod tests {
         let mut rng = rng(0);
         let rand_augment = RandAugment::new(9.0).unwrap().with_fill([1, 2, 3]);
         let mut drawn = |kind| rand_augment.op(kind, 5.0, &mut rng).0;
-        let paint = Paint {
+        let resample = Resample {
             filter: Filter::Bicubic,
             fill: [1, 2, 3],
         };
@@ -228,11 +226,11 @@ mod tests {
             (7, both(0.45, &|by| Kind::Contrast { factor: 1.0 + by })),
             (8, both(0.45, &|by| Kind::Brightness { factor: 1.0 + by })),
             (9, both(0.45, &|by| Kind::Sharpness { factor: 1.0 + by })),
-            (10, both(15.0, &|degrees| Kind::Rotate { degrees, paint })),
-            (11, both(0.15, &|factor| Kind::ShearX { factor, paint })),
-            (12, both(0.15, &|factor| Kind::ShearY { factor, paint })),
-            (13, both(0.225, &|share| Kind::TranslateX { share, paint })),
-            (14, both(0.225, &|share| Kind::TranslateY { share, paint })),
+            (10, both(15.0, &|degrees| Kind::Rotate { degrees, resample })),
+            (11, both(0.15, &|factor| Kind::ShearX { factor, resample })),
+            (12, both(0.15, &|factor| Kind::ShearY { factor, resample })),
+            (13, both(0.225, &|share| Kind::TranslateX { share, resample })),
+            (14, both(0.225, &|share| Kind::TranslateY { share, resample })),
         ] {
             let ops: Vec<Kind> = (0..40).map(|_| drawn(kind)).collect();
             assert!(ops.iter().all(|op| allowed.contains(op)), "{kind}: {:?}", ops[0]);

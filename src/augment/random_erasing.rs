@@ -7,8 +7,8 @@ use super::rect::Rect;
 use crate::check;
 use crate::error::{Error, Result};
 
-/// Replaces one box of a normalised image by normal noise, pixel by pixel: timm's `RandomErasing(mode="pixel")`, of 2 % to a
-/// third of the area and of aspect 0.3 to 1/0.3.
+/// Replaces one box of a normalised image by normal noise, pixel by pixel: timm's `RandomErasing(mode="pixel")`, of 2 %
+/// to a third of the area and of aspect 0.3 to 1/0.3.
 ///
 /// Z. Zhong et al., "Random Erasing Data Augmentation", 2017 (arXiv 1708.04896), with timm's ranges.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -31,8 +31,8 @@ impl RandomErasing {
         })
     }
 
-    /// Changes an image `values` [C, H, W] of `size` (H, W), whose values are normalised, in all channels; or leaves it. No
-    /// box fits into a very small image.
+    /// Changes an image `values` [C, H, W] of `size` (H, W), whose values are normalised, in all channels; or leaves
+    /// it. No box fits into a very small image.
     ///
     /// # Errors
     /// [`Error::Shape`] when the number of values is no multiple of H W, or that is 0.

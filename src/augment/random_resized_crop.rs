@@ -8,8 +8,8 @@ use super::rect::Rect;
 use super::size::side;
 use crate::error::{Error, Result};
 
-/// Cuts a box of a drawn area and aspect out of an image, and resizes it to a square: torchvision's `RandomResizedCrop`,
-/// timm's `RandomResizedCropAndInterpolation`.
+/// Cuts a box of a drawn area and aspect out of an image, and resizes it to a square: torchvision's
+/// `RandomResizedCrop`, timm's `RandomResizedCropAndInterpolation`.
 ///
 /// C. Szegedy et al., "Going deeper with convolutions", 2014 (arXiv 1409.4842), section 6.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -137,7 +137,8 @@ mod tests {
             shares.push(share);
         }
         assert!(smallest < 0.09 && largest > 0.95, "{smallest} {largest}");
-        // Shares up to 0.56 fit whatever the aspect (3/4 is the tallest), so they come evenly: quarters of 0.08 to 0.56.
+        // Shares up to 0.56 fit whatever the aspect (3/4 is the tallest), so they come evenly: quarters of 0.08 to
+        // 0.56.
         let quarter = |i: usize| {
             let from = 0.08 + 0.12 * i as f64;
             shares

@@ -15,7 +15,8 @@ use crate::error::{Error, Result};
 pub enum Filter {
     /// Pillow's `BILINEAR`.
     Bilinear,
-    /// Pillow's `BICUBIC`: the cubic with a = -1/2 where images are resized, with a = -1 where they are turned or moved.
+    /// Pillow's `BICUBIC`: the cubic with a = -1/2 where images are resized, with a = -1 where they are turned or
+    /// moved.
     Bicubic,
 }
 
@@ -48,8 +49,8 @@ impl Image {
         resize(&source, width, height, &options(filter))
     }
 
-    /// The part `window` of what the whole image would be at `width` x `height`. Only that part is computed, which is what
-    /// makes a strip of one pixel by a thousand affordable.
+    /// The part `window` of what the whole image would be at `width` x `height`. Only that part is computed, which is
+    /// what makes a strip of one pixel by a thousand affordable.
     pub(super) fn resized_window(&self, width: usize, height: usize, window: Rect, filter: Filter) -> Result<Self> {
         let (x, y) = (self.width as f64 / width as f64, self.height as f64 / height as f64);
         // Rounding must not carry the right or lower edge over the image's.
@@ -102,8 +103,8 @@ mod tests {
 
     #[test]
     fn resizing_is_antialiased_and_blind_to_what_lies_outside() {
-        // Every eighth column is bright: an eighth of the light, wherever a pixel of the small image is sampled. Right of
-        // the box all is bright, and must not leak in.
+        // Every eighth column is bright: an eighth of the light, wherever a pixel of the small image is sampled. Right
+        // of the box all is bright, and must not leak in.
         let (width, height) = (64, 32);
         let bright = |x: usize| if x >= 32 || x.is_multiple_of(8) { 200 } else { 0 };
         let pixels = (0..width * height).flat_map(|i| [bright(i % width); 3]).collect();
@@ -123,8 +124,8 @@ mod tests {
         );
     }
 
-    /// Pixel `at` of `to`, from `from` pixels, by Pillow's rule: the cubic of Keys (a = -1/2), as wide as the reduction,
-    /// cut at the border and normalised.
+    /// Pixel `at` of `to`, from `from` pixels, by Pillow's rule: the cubic of Keys (a = -1/2), as wide as the
+    /// reduction, cut at the border and normalised.
     fn widened_cubic(pixel: &dyn Fn(usize) -> f64, from: usize, to: usize, at: usize) -> u8 {
         let scale = from as f64 / to as f64;
         let cubic = |x: f64| match x.abs() {

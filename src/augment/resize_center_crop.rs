@@ -7,7 +7,8 @@ use super::size::{shorter_side_to, side};
 use crate::check;
 use crate::error::{Error, Result};
 
-/// Resizes the shorter side and takes the centre: torchvision's `Resize` and `CenterCrop`, computed as one. Nothing is drawn.
+/// Resizes the shorter side and takes the centre: torchvision's `Resize` and `CenterCrop`, computed as one. Nothing is
+/// drawn.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ResizeCenterCrop {
     size: usize,
@@ -28,12 +29,12 @@ impl ResizeCenterCrop {
         })
     }
 
-    /// Shows this share of the shorter side, which is resized to size / `crop_pct`: a share (0.875), in spite of the name
-    /// that timm gives it.
+    /// Shows this share of the shorter side, which is resized to size / `crop_pct`: a share (0.875), in spite of the
+    /// name that timm gives it.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when `crop_pct` is not above 0 and at most 1, or so small that the shorter side would have
-    /// more than 2^15 pixels.
+    /// [`Error::InvalidArgument`] when `crop_pct` is not above 0 and at most 1, or so small that the shorter side would
+    /// have more than 2^15 pixels.
     pub fn with_crop_pct(self, crop_pct: f64) -> Result<Self> {
         let crop_pct = check::positive_share("crop_pct", crop_pct)?;
         self.with_shorter_side((self.size as f64 / crop_pct) as usize)

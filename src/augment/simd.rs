@@ -15,8 +15,8 @@ impl<T, F: FnOnce() -> T> WithSimd for Work<F> {
     }
 }
 
-/// Runs `work`, with AVX2 where there is any. The closure and whatever it calls must be `#[inline(always)]`, or it would be
-/// compiled for the baseline.
+/// Runs `work`, with AVX2 where there is any. The closure and whatever it calls must be `#[inline(always)]`, or it
+/// would be compiled for the baseline.
 #[inline(always)]
 pub(super) fn vectorized<T>(work: impl FnOnce() -> T) -> T {
     dispatch(Work(work))

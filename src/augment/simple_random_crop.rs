@@ -12,7 +12,8 @@ use crate::error::{Error, Result};
 /// Resizes the shorter side to the square's, reflects a margin on all around, and cuts a random square: torchvision's
 /// `Resize(size)` and `RandomCrop(size, padding=4, padding_mode="reflect")`.
 ///
-/// H. Touvron, M. Cord, H. Jégou, "DeiT III: Revenge of the ViT", 2022 (arXiv 2204.07118), section 3.2; DeiT's `augment.py`.
+/// H. Touvron, M. Cord, H. Jégou, "DeiT III: Revenge of the ViT", 2022 (arXiv 2204.07118), section 3.2; DeiT's
+/// `augment.py`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SimpleRandomCrop {
     size: usize,
@@ -27,8 +28,8 @@ impl SimpleRandomCrop {
     /// Squares of `size` pixels, with a margin of 4, resized by bicubic interpolation.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when `size` is not 5 to 2^15: a margin is reflected without the edge itself, and needs
-    /// that many pixels.
+    /// [`Error::InvalidArgument`] when `size` is not 5 to 2^15: a margin is reflected without the edge itself, and
+    /// needs that many pixels.
     pub fn new(size: usize) -> Result<Self> {
         let crop = Self {
             size: side("size", size)?,
@@ -70,8 +71,8 @@ impl SimpleRandomCrop {
         self.crop_at(image, left, top, self.interpolation.draw(rng))
     }
 
-    /// The square whose corner is in column `left` and row `top` of the resized image with its margin, whose own corner is
-    /// (0, 0).
+    /// The square whose corner is in column `left` and row `top` of the resized image with its margin, whose own corner
+    /// is (0, 0).
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] when the square leaves the margin.

@@ -8,7 +8,8 @@ use super::operation::{Kind, Operation};
 /// Does exactly one of three things to an image, each as likely: greyscale, solarize from 128 on, or a Gaussian blur of
 /// radius 0.1 to 2.
 ///
-/// H. Touvron, M. Cord, H. Jégou, "DeiT III: Revenge of the ViT", 2022 (arXiv 2204.07118), section 3.2; DeiT's `augment.py`.
+/// H. Touvron, M. Cord, H. Jégou, "DeiT III: Revenge of the ViT", 2022 (arXiv 2204.07118), section 3.2; DeiT's
+/// `augment.py`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ThreeAugment;
 

@@ -1,4 +1,5 @@
-//! Operations on each channel of each pixel alone: solarize, posterize, invert, and two that look at the histogram first.
+//! Operations on each channel of each pixel alone: solarize, posterize, invert, and two that look at the histogram
+//! first.
 
 use super::image::{Image, CHANNELS};
 use super::simd::vectorized;

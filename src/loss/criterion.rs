@@ -66,13 +66,13 @@ impl Criterion {
         })
     }
 
-    /// For binary cross-entropy: makes targets 1 where they are above `target_threshold` and 0 elsewhere, after smoothing.
-    /// At 0 this is what the DeiT-III recipe does with mixed labels (arXiv 2204.07118): every class that was mixed in
-    /// counts fully.
+    /// For binary cross-entropy: makes targets 1 where they are above `target_threshold` and 0 elsewhere, after
+    /// smoothing. At 0 this is what the DeiT-III recipe does with mixed labels (arXiv 2204.07118): every class that was
+    /// mixed in counts fully.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when `target_threshold` is NaN or outside [0, 1), and for cross-entropy, whose targets
-    /// are one distribution.
+    /// [`Error::InvalidArgument`] when `target_threshold` is NaN or outside [0, 1), and for cross-entropy, whose
+    /// targets are one distribution.
     pub fn with_target_threshold(self, target_threshold: f64) -> Result<Self> {
         if self.kind == Kind::CrossEntropy {
             let value = format!("{target_threshold} for cross-entropy");
@@ -92,9 +92,9 @@ impl Criterion {
     /// The loss of `logits` [B, C] against `targets`, a scalar.
     ///
     /// # Errors
-    /// [`Error::Shape`] when logits are not [B, C] with B, C > 0 (for cross-entropy C > 1, as a softmax over one class is
-    /// constant) or targets do not agree with them;
-    /// [`Error::InvalidArgument`] when a class index is not below C; [`Error::DType`] for logits that are no floats.
+    /// [`Error::Shape`] when logits are not [B, C] with B, C > 0 (for cross-entropy C > 1, as a softmax over one class
+    /// is constant) or targets do not agree with them; [`Error::InvalidArgument`] when a class index is not below C;
+    /// [`Error::DType`] for logits that are no floats.
     pub fn forward(&self, logits: &Tensor, targets: &Tensor) -> candle_core::Result<Tensor> {
         let logits = upcast("logits", logits)?;
         if self.kind == Kind::CrossEntropy {

@@ -8,7 +8,9 @@ pub use sub_model::SubModelLoss;
 
 use candle_core::{DType, Tensor, D};
 
+use crate::check;
 use crate::error::{Error, Result};
+use crate::ops;
 
 /// Attaches an analytic gradient to a value: a tensor that equals `value`, and whose gradient with respect to `logits`
 /// is `gradient`.
@@ -49,18 +51,11 @@ fn upcast(argument: &'static str, logits: &Tensor) -> Result<Tensor> {
     if logits.rank() != 2 || logits.elem_count() == 0 {
         return Err(Error::shape(argument, logits.dims(), "[B, C] with B > 0 and C > 0"));
     }
-    match logits.dtype() {
-        DType::F32 | DType::F64 => Ok(logits.clone()),
-        DType::F16 | DType::BF16 => Ok(logits.to_dtype(DType::F32)?),
-        got => {
-            let expected = "f32, f64, f16 or bf16".to_string();
-            Err(Error::DType {
-                argument,
-                got,
-                expected,
-            })
-        }
+    check::float(argument, logits)?;
+    if ops::is_half(logits) {
+        return Ok(logits.to_dtype(DType::F32)?);
     }
+    Ok(logits.clone())
 }
 
 /// Refuses logits [B, 1]: a softmax over one class is 1, whatever the logit, and so trains nothing.

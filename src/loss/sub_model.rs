@@ -13,7 +13,8 @@ use crate::error::{Error, Result};
 /// gradient (Hinton et al., arXiv 1503.02531). bf16 and f16 are computed in f32. Value and gradient are finite for all
 /// finite logits.
 ///
-/// The default is the soft cross-entropy. The weight of the sub-branch is not in here but [`MaskSub`](crate::MaskSub)'s.
+/// The default is the soft cross-entropy. The weight of the sub-branch is not in here but
+/// [`MaskSub`](crate::MaskSub)'s.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -79,11 +80,12 @@ impl SubModelLoss {
         Ok(Self { temperature, ..self })
     }
 
-    /// The loss of `sub_logits` [B, C] against `main_logits` [B, C], a scalar. The gradient flows into `sub_logits` only.
+    /// The loss of `sub_logits` [B, C] against `main_logits` [B, C], a scalar. The gradient flows into `sub_logits`
+    /// only.
     ///
     /// # Errors
-    /// [`Error::Shape`] when the logits are not [B, C] with B, C > 0 or differ in shape, and for a single class, over which
-    /// a softmax is constant, unless the loss is [`bce`](Self::bce); [`Error::DType`] when they are no floats.
+    /// [`Error::Shape`] when the logits are not [B, C] with B, C > 0 or differ in shape, and for a single class, over
+    /// which a softmax is constant, unless the loss is [`bce`](Self::bce); [`Error::DType`] when they are no floats.
     pub fn forward(&self, sub_logits: &Tensor, main_logits: &Tensor) -> candle_core::Result<Tensor> {
         let sub = upcast("sub_logits", sub_logits)?;
         let main = upcast("main_logits", &main_logits.detach())?.to_dtype(sub.dtype())?;

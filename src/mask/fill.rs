@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use super::Mask;
 use crate::error::{Error, Result};
 use crate::key::{Purpose, StepKey};
+use crate::ops;
 
 /// Content of hidden pixels.
 #[derive(Clone, Debug, PartialEq)]
@@ -88,9 +89,10 @@ impl Mask {
 /// The mean of each channel, [B, C, 1, 1].
 fn means(images: &Tensor) -> Result<Tensor> {
     // A sum in half precision stops growing long before the last pixel.
-    let wide = match images.dtype() {
-        DType::F16 | DType::BF16 => images.to_dtype(DType::F32)?,
-        _ => images.clone(),
+    let wide = if ops::is_half(images) {
+        images.to_dtype(DType::F32)?
+    } else {
+        images.clone()
     };
     Ok(wide.mean_keepdim((2, 3))?.to_dtype(images.dtype())?)
 }

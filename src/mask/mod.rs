@@ -259,7 +259,8 @@ impl Mask {
             let expected = format!("[{}, {num_prefix_tokens} + {}, D]", self.batch, self.grid.len());
             return Err(Error::shape("tokens", tokens.dims(), expected));
         }
-        Ok(ops::gather_rows(tokens, &self.keep, num_prefix_tokens)?)
+        let dims = [self.batch, tokens.dims()[1], tokens.dims()[2]];
+        Ok(ops::gather(tokens, dims, &self.keep, num_prefix_tokens)?)
     }
 
     /// Puts `mask_token` (D numbers in any shape) in the place of the tokens [B, L, D] that are not kept. Differentiable

@@ -3,8 +3,8 @@
 //! candle-nn's [`LayerNorm`](candle_nn::LayerNorm) and [`RmsNorm`](candle_nn::RmsNorm) call kernels that have no
 //! backward. Nothing fails: the loss falls, but these layers and everything before them on that path learn nothing. The
 //! two here have the same constructors, accessors and weight names; a model is repaired by changing
-//! `use candle_nn::{layer_norm, LayerNorm, ..}` to `use masksub::nn::{layer_norm, LayerNorm, ..}`. (The functions with the
-//! same defect are in [`crate::ops`].)
+//! `use candle_nn::{layer_norm, LayerNorm, ..}` to `use masksub::nn::{layer_norm, LayerNorm, ..}`. (The functions with
+//! the same defect are in [`crate::ops`].)
 //!
 //! [`BatchNorm`] is a layer of its own: it takes candle-nn's configuration and weight names, but leaves its running
 //! statistics alone until a step is accepted.

@@ -2,6 +2,11 @@
 
 use candle_core::{Result, Tensor};
 
+use super::gelu::Gelu;
+use super::pointwise;
+use super::quick_gelu::QuickGelu;
+use crate::check;
+
 /// The activation of an MLP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
@@ -17,9 +22,15 @@ impl Activation {
     /// # Errors
     /// If the dtype of `xs` is no floating-point one.
     pub fn forward(self, xs: &Tensor) -> Result<Tensor> {
+        check::float("xs", xs)?;
+        self.routed(xs)
+    }
+
+    /// [`forward`](Self::forward) of a tensor that fits.
+    pub(crate) fn routed(self, xs: &Tensor) -> Result<Tensor> {
         match self {
-            Self::Gelu => super::gelu(xs),
-            Self::QuickGelu => super::quick_gelu(xs),
+            Self::Gelu => pointwise::routed::<Gelu>(xs),
+            Self::QuickGelu => pointwise::routed::<QuickGelu>(xs),
         }
     }
 }

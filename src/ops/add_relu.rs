@@ -39,15 +39,12 @@ pub fn add_relu(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if a.dims() != b.dims() {
         return Err(Error::shape("b", b.dims(), format!("{:?} like a", a.dims())).into());
     }
-    if a.dtype() != b.dtype() {
-        let (got, expected) = (b.dtype(), format!("{:?} like a", a.dtype()));
-        return Err(Error::DType {
-            argument: "b",
-            got,
-            expected,
-        }
-        .into());
-    }
+    check::same_dtype("b", b, "a", a)?;
+    routed(a, b)
+}
+
+/// [`add_relu`] of arguments that fit.
+pub(crate) fn routed(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     match Route::of(&[a, b]) {
         Route::Kernel => a.contiguous()?.apply_op2(&b.contiguous()?, AddRelu),
         // candle rounds the sum once, too.

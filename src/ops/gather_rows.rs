@@ -70,6 +70,12 @@ fn check(tokens: &[usize], keep: &[u32], num_prefix: usize) -> crate::error::Res
         let expected = format!("[B, P + L, D] with num_prefix P = {num_prefix}");
         return Err(Error::shape("tokens", tokens, expected));
     };
+    check_keep(keep, batch, positions)?;
+    Ok([batch, num_tokens, width])
+}
+
+/// An error unless `keep` is as many indices below `positions` for each sample.
+pub(crate) fn check_keep(keep: &[u32], batch: usize, positions: usize) -> crate::error::Result<()> {
     if batch == 0 || !keep.len().is_multiple_of(batch) {
         let given = format!("{} indices", keep.len());
         let allowed = format!("as many indices for each of {batch} samples");
@@ -77,7 +83,7 @@ fn check(tokens: &[usize], keep: &[u32], num_prefix: usize) -> crate::error::Res
     }
     match keep.iter().find(|&&index| index as usize >= positions) {
         Some(index) => Err(Error::invalid("keep", index, format!("below L = {positions}"))),
-        None => Ok([batch, num_tokens, width]),
+        None => Ok(()),
     }
 }
 

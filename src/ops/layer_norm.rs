@@ -76,7 +76,7 @@ fn check(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps: f64) -> crate
     for (argument, tensor) in [("weight", Some(weight)), ("bias", bias)] {
         if let Some(tensor) = tensor {
             check::vector(argument, tensor, width)?;
-            check::same_dtype(argument, tensor, xs)?;
+            check::same_dtype(argument, tensor, "xs", xs)?;
         }
     }
     Ok(())

@@ -47,7 +47,8 @@ pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Ten
     routed(xs, weight, bias)
 }
 
-fn routed(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+/// [`linear`] of arguments that fit.
+pub(crate) fn routed(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let params: Vec<_> = [weight].into_iter().chain(bias).collect();
     let tensors: Vec<_> = [xs].into_iter().chain(params.iter().copied()).collect();
     match Route::of(&tensors) {
@@ -67,7 +68,7 @@ fn routed(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor>
 
 fn check(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> crate::error::Result<()> {
     check::float("xs", xs)?;
-    check::same_dtype("weight", weight, xs)?;
+    check::same_dtype("weight", weight, "xs", xs)?;
     let [out_features, in_features] = *weight.dims() else {
         return Err(Error::shape("weight", weight.dims(), "[O, I]"));
     };
@@ -79,7 +80,7 @@ fn check(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> crate::error::R
         ));
     }
     if let Some(bias) = bias {
-        check::same_dtype("bias", bias, xs)?;
+        check::same_dtype("bias", bias, "xs", xs)?;
         check::vector("bias", bias, out_features)?;
     }
     Ok(())

@@ -115,6 +115,7 @@ pub use add_relu::add_relu;
 pub use conv2d::conv2d;
 pub use max_pool2d::max_pool2d;
 
+pub(crate) use gather_rows::gather;
 pub use gather_rows::gather_rows;
 pub use linear::linear;
 pub use patchify::patchify;
@@ -124,12 +125,12 @@ pub use gelu::gelu;
 pub use quick_gelu::quick_gelu;
 pub use softmax::{softmax, softmax_last_dim};
 
+pub use fused::affine::Affine;
 pub use fused::attention_branch::{attention_branch, AttentionBranch, Tokens};
 pub use fused::conv_norm::{ConvNorm, RunningStatistics};
 pub use fused::mlp_branch::{mlp_branch, MlpBranch};
 pub use fused::patch_embed::{patch_embed, PatchEmbed};
 pub(crate) use fused::residual::add as add_branch;
-pub use fused::residual::Affine;
 pub use fused::residual_blocks::{residual_blocks, ResidualBlock};
 pub use fused::stem::{stem, Pooling};
 pub use fused::window_attention_branch::{window_attention_branch, Windows};
@@ -140,7 +141,7 @@ pub(crate) use sum_of_squares::sum_of_squares;
 pub(crate) use autograd::accumulator::{accumulate, add_to, Gradients};
 pub use cpu::buffer::empty_cache;
 pub(crate) use cpu::kernel::Elements;
-pub(crate) use route::{in_f32, is_half, on_cpu_f32};
+pub(crate) use route::{in_f32, is_f32_slice, is_half};
 
 /// The operations composed of candle's own: what runs on other devices and dtypes, the oracle of the kernels' tests,
 /// and what `benches/ops.rs` measures them against.

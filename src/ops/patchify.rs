@@ -39,7 +39,11 @@ use crate::error::Error;
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn patchify(images: &Tensor, patch_size: usize) -> Result<Tensor> {
-    let patches = check(images, patch_size)?;
+    routed(images, check(images, patch_size)?)
+}
+
+/// [`patchify`] of images that fit.
+pub(crate) fn routed(images: &Tensor, patches: Patchify) -> Result<Tensor> {
     match Route::of(&[images]) {
         Route::Kernel => images.contiguous()?.apply_op1(patches),
         // Pixels are moved, in any dtype.

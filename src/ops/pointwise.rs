@@ -30,7 +30,8 @@ pub(crate) fn apply<A: Pointwise>(xs: &Tensor) -> Result<Tensor> {
     routed::<A>(xs)
 }
 
-fn routed<A: Pointwise>(xs: &Tensor) -> Result<Tensor> {
+/// [`apply`] to elements of a floating-point dtype.
+pub(crate) fn routed<A: Pointwise>(xs: &Tensor) -> Result<Tensor> {
     match Route::precise(&[xs]) {
         Route::Kernel => xs.contiguous()?.apply_op1(Op::<A>(PhantomData)),
         Route::InF32 => in_f32(&[xs], |t| routed::<A>(&t[0])),

@@ -68,7 +68,7 @@ fn check(xs: &Tensor, weight: &Tensor, eps: f64) -> crate::error::Result<()> {
         return Err(Error::shape("xs", xs.dims(), "[.., D]"));
     };
     check::vector("weight", weight, width)?;
-    check::same_dtype("weight", weight, xs)
+    check::same_dtype("weight", weight, "xs", xs)
 }
 
 /// [`rms_norm`] of candle's operations.

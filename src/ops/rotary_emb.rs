@@ -83,7 +83,7 @@ fn apply(xs: &Tensor, cos: &Tensor, sin: &Tensor, positions: usize, rotate: Rota
     }
     let length = xs.dim(positions)?;
     let angles = |argument, angles: &Tensor| -> Result<Tensor> {
-        check::same_dtype(argument, angles, xs)?;
+        check::same_dtype(argument, angles, "xs", xs)?;
         let samples = match *angles.dims() {
             [t, half] if t >= length && half == width / 2 => 1,
             [b, t, half] if b == batch && t >= length && half == width / 2 => b,

@@ -55,6 +55,11 @@ pub(crate) fn on_cpu_f32(tensors: &[&Tensor]) -> bool {
     tensors.iter().all(|t| t.device().is_cpu() && t.dtype() == DType::F32)
 }
 
+/// True where a tensor is a slice that kernels may write to: contiguous `f32` on the CPU.
+pub(crate) fn is_f32_slice(tensor: &Tensor) -> bool {
+    on_cpu_f32(&[tensor]) && tensor.is_contiguous()
+}
+
 /// True for the dtypes that are computed in `f32` and rounded once at the end.
 pub(crate) fn is_half(tensor: &Tensor) -> bool {
     matches!(tensor.dtype(), DType::F16 | DType::BF16)
@@ -94,6 +99,13 @@ mod tests {
         ] {
             assert_eq!([Route::of(tensors), Route::precise(tensors)], [route; 2], "{tensors:?}");
         }
+    }
+
+    #[test]
+    fn a_slice_is_contiguous_and_f32() {
+        let whole = Tensor::zeros((2, 3), DType::F32, &Device::Cpu).unwrap();
+        assert!(is_f32_slice(&whole) && is_f32_slice(&whole.get(1).unwrap()));
+        assert!(!is_f32_slice(&whole.t().unwrap()) && !is_f32_slice(&whole.to_dtype(DType::F64).unwrap()));
     }
 
     #[test]

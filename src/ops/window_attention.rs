@@ -2,7 +2,7 @@
 
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor};
 
-use super::attention::{self, Added, Dims, Heads};
+use super::attention::{self, Dims, Heads, ScoreBias};
 use super::cpu::kernel::{self, Elements};
 use super::route::{in_f32, Route};
 use crate::check;
@@ -52,7 +52,7 @@ pub fn window_attention(qkv: &Tensor, num_heads: usize, bias: &Tensor, mask: Opt
 
 /// [`window_attention`] of arguments that fit. A mask of another dtype has no part in the route: a constant, it is
 /// brought to that of the scores on each.
-fn routed(qkv: &Tensor, dims: Dims, bias: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+pub(crate) fn routed(qkv: &Tensor, dims: Dims, bias: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
     match Route::of(&[qkv, bias]) {
         Route::Kernel if mask.is_none_or(|mask| mask.device().is_cpu()) => {
             let mask = match mask {
@@ -78,13 +78,7 @@ fn check(qkv: &Tensor, num_heads: usize, bias: &Tensor, mask: Option<&Tensor>) -
         let expected = format!("[{num_heads}, {n}, {n}]");
         return Err(Error::shape("bias", bias.dims(), expected));
     }
-    if bias.dtype() != qkv.dtype() {
-        return Err(Error::DType {
-            argument: "bias",
-            got: bias.dtype(),
-            expected: format!("{:?} like qkv", qkv.dtype()),
-        });
-    }
+    check::same_dtype("bias", bias, "qkv", qkv)?;
     if let Some(mask) = mask {
         check::float("mask", mask)?;
         match *mask.dims() {
@@ -126,10 +120,10 @@ struct WindowAttention {
 }
 
 impl WindowAttention {
-    fn with_added<T>(&self, bias: &[f32], f: impl FnOnce(Option<Added>) -> T) -> Result<T> {
+    fn with_added<T>(&self, bias: &[f32], f: impl FnOnce(Option<ScoreBias>) -> T) -> Result<T> {
         let mask = self.mask.as_ref().map(Elements::of).transpose()?;
         let mask = mask.as_deref().unwrap_or(&[]);
-        Ok(f(Some(Added { bias, mask })))
+        Ok(f(Some(ScoreBias { bias, mask })))
     }
 }
 

@@ -10,7 +10,8 @@
 //! use masksub::pretrained::{Format, Pretrained};
 //! use masksub::Seed;
 //! # use std::collections::HashMap;
-//! # let cfg = Config { embed_dim: 8, depth: 1, num_heads: 2, mlp_dim: 16, ..Config::mae_base(1000) }.with_input(32, 8, 3);
+//! # let cfg = Config { embed_dim: 8, depth: 1, num_heads: 2, mlp_dim: 16, ..Config::mae_base(1000) };
+//! # let cfg = cfg.with_input(32, 8, 3);
 //! # let directory = std::env::temp_dir().join(format!("masksub-doc-{}", std::process::id()));
 //! # std::fs::create_dir_all(&directory)?;
 //! # let path = directory.join("mae_finetuned_vit_base.safetensors");

@@ -14,9 +14,9 @@ use crate::params::Params;
 /// has, for losses that are means over theirs.
 ///
 /// Give each micro-batch the key of where its first sample stands in the whole,
-/// [`StepKey::with_first_sample`](crate::StepKey::with_first_sample): masks, dropout and drop path are then those of the
-/// whole batch, and so are the gradients, to rounding. (Not through batch norm, whose statistics are each micro-batch's.)
-/// Mixup and cutmix come first, on the whole batch.
+/// [`StepKey::with_first_sample`](crate::StepKey::with_first_sample): masks, dropout and drop path are then those of
+/// the whole batch, and so are the gradients, to rounding. (Not through batch norm, whose statistics are each
+/// micro-batch's.) Mixup and cutmix come first, on the whole batch.
 ///
 /// ```
 /// # use candle_core::{DType, Device, Tensor};

@@ -14,9 +14,9 @@ use crate::error::{Error, Fault, Result};
 use crate::file;
 use crate::key::Seed;
 
-/// Everything that a run needs to go on: how far it is, its seed and settings, and named sections of tensors: the model's
-/// weights, the optimizer's state, averages. On the disk it is a safetensors file, which other programs read, too; a
-/// tensor's name there is its section's, a slash and its own.
+/// Everything that a run needs to go on: how far it is, its seed and settings, and named sections of tensors: the
+/// model's weights, the optimizer's state, averages. On the disk it is a safetensors file, which other programs read,
+/// too; a tensor's name there is its section's, a slash and its own.
 ///
 /// [`save`](Self::save) writes to another file first, brings it to the disk and only then puts it in its place; the
 /// checkpoint that was there is kept as the one before. Whenever the process or the power goes, there is a whole
@@ -156,8 +156,8 @@ impl Checkpoint {
     /// Reads a checkpoint.
     ///
     /// # Errors
-    /// [`Error::File`] when the file cannot be read, is no checkpoint of this crate, or is torn: its checksum is not that
-    /// of its contents.
+    /// [`Error::File`] when the file cannot be read, is no checkpoint of this crate, or is torn: its checksum is not
+    /// that of its contents.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         // Read whole only if its header is one.
@@ -296,7 +296,8 @@ fn write(path: &Path, tensors: &BTreeMap<String, Tensor>, metadata: BTreeMap<Str
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
         _ => fs::create_dir(&workshop)?,
     }
-    // Readable as the user's umask says: temporary files, of which safetensors' writer makes one, are the owner's alone.
+    // Readable as the user's umask says: temporary files, of which safetensors' writer makes one, are the owner's
+    // alone.
     let permissions = File::create(workshop.join("permissions"))?.metadata()?.permissions();
     let temporary = workshop.join(NEW);
     let metadata = metadata.into_iter().collect();
@@ -316,8 +317,8 @@ fn write(path: &Path, tensors: &BTreeMap<String, Tensor>, metadata: BTreeMap<Str
     Ok(())
 }
 
-/// Where a checkpoint is written before it is put at `path`: in the same file system, and in a directory of its own, for
-/// safetensors' writer has temporary files with names that nobody could tell after a kill.
+/// Where a checkpoint is written before it is put at `path`: in the same file system, and in a directory of its own,
+/// for safetensors' writer has temporary files with names that nobody could tell after a kill.
 fn workshop(path: &Path) -> PathBuf {
     let mut name = OsString::from(".");
     name.push(path.file_name().unwrap_or_default());

@@ -10,8 +10,8 @@ use crate::error::{Error, Result};
 use crate::ops;
 use crate::params;
 
-/// An exponential moving average of a model's weights, to be evaluated in their place: a = decay a + (1 - decay) w after
-/// each step, starting from the weights at hand. timm's `ModelEma`.
+/// An exponential moving average of a model's weights, to be evaluated in their place: a = decay a + (1 - decay) w
+/// after each step, starting from the weights at hand. timm's `ModelEma`.
 ///
 /// Running statistics are averaged like weights, as timm does.
 ///
@@ -176,8 +176,8 @@ impl Ema {
     /// Takes over what [`state`](Self::state) gave, of the same model.
     ///
     /// # Errors
-    /// [`Error::MissingWeight`], [`Error::MisshapenWeight`] or [`Error::WeightsDiffer`], naming the tensor; the averages are
-    /// as they were then.
+    /// [`Error::MissingWeight`], [`Error::MisshapenWeight`] or [`Error::WeightsDiffer`], naming the tensor; the
+    /// averages are as they were then.
     pub fn load_state(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()> {
         const SOURCE: &str = "the state of the moving average";
         let find = |path: &str, dims: &[usize]| match state.get(path) {

@@ -11,9 +11,9 @@ use crate::key::{KeyedRng, Purpose, StepKey};
 /// Alphas must be below.
 const MOST_ALPHA: f64 = 1e6;
 
-/// Mixes each image of a batch with another one, and their labels with them: mixup (Zhang et al., arXiv 1710.09412), cutmix
-/// (Yun et al., arXiv 1905.04899), or one of the two, drawn for each batch. As timm's `Mixup` in its batch mode: the
-/// partner is the batch reversed, and one lambda holds for all.
+/// Mixes each image of a batch with another one, and their labels with them: mixup (Zhang et al., arXiv 1710.09412),
+/// cutmix (Yun et al., arXiv 1905.04899), or one of the two, drawn for each batch. As timm's `Mixup` in its batch mode:
+/// the partner is the batch reversed, and one lambda holds for all.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -71,8 +71,8 @@ pub enum MixKind {
 }
 
 impl Mix {
-    /// Mixup with lambda drawn from Beta(`mixup_alpha`, `mixup_alpha`), cutmix likewise; 0 turns either off. Every batch
-    /// is mixed, and where both are on, each is chosen with probability 1/2.
+    /// Mixup with lambda drawn from Beta(`mixup_alpha`, `mixup_alpha`), cutmix likewise; 0 turns either off. Every
+    /// batch is mixed, and where both are on, each is chosen with probability 1/2.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] when `num_classes` is 0 or an alpha is negative, a million or more, or NaN.
@@ -126,14 +126,16 @@ impl Mix {
         })
     }
 
-    /// Mixes `images` [B, C, H, W] and their labels: class indices `[B]` (any integer dtype) or probabilities [B, classes].
+    /// Mixes `images` [B, C, H, W] and their labels: class indices `[B]` (any integer dtype) or probabilities [B,
+    /// classes].
     ///
-    /// The draw is one of the step. Mix a batch first and cut it into micro-batches then: those that are mixed by themselves
-    /// get the same lambda and box, but each is reversed by itself.
+    /// The draw is one of the step. Mix a batch first and cut it into micro-batches then: those that are mixed by
+    /// themselves get the same lambda and box, but each is reversed by itself.
     ///
     /// # Errors
-    /// [`Error::Shape`] when images are not [B, C, H, W] with B > 0 or labels do not agree with them; [`Error::DType`] for
-    /// images or probabilities that are no floats, and class indices that are; [`Error::InvalidArgument`] for a class that there is not.
+    /// [`Error::Shape`] when images are not [B, C, H, W] with B > 0 or labels do not agree with them; [`Error::DType`]
+    /// for images or probabilities that are no floats, and class indices that are; [`Error::InvalidArgument`] for a
+    /// class that there is not.
     pub fn apply(&self, images: &Tensor, labels: &Tensor, key: StepKey) -> Result<Mixed> {
         let (batch, height, width) = match *images.dims() {
             [batch, _, height, width] if batch > 0 => (batch, height, width),

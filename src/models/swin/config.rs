@@ -140,10 +140,7 @@ impl Config {
         ])?;
         check::counts(self.depths.iter().map(|&depth| ("depths", depth)))?;
         rules::check_patch(self.in_channels, self.patch_size)?;
-        if !(1..=MOST_STAGES).contains(&self.depths.len()) {
-            let value = format!("{} stages", self.depths.len());
-            return Err(Error::invalid("depths", value, format!("1 to {MOST_STAGES}")));
-        }
+        check::in_range("depths", self.depths.len(), 1..=MOST_STAGES, "stages")?;
         if self.num_heads.len() != self.depths.len() {
             let allowed = format!("as many as depths, {}", self.depths.len());
             return Err(Error::invalid("num_heads", format!("{:?}", self.num_heads), allowed));

@@ -1,7 +1,8 @@
 //! The grid and the windows of each stage, or why an image size does not fit them.
 
 use super::config::{Config, WeightNames};
-use crate::error::{Error, Result};
+use crate::check;
+use crate::error::Result;
 use crate::grid::Grid;
 
 /// Sizes that all blocks of a stage share.
@@ -21,7 +22,8 @@ impl Config {
     /// The shape of each stage.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when the configuration does not hold together, or the image does not fit its windows.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) when the configuration does not hold together, or the
+    /// image does not fit its windows.
     pub(super) fn stages(&self) -> Result<Vec<StageShape>> {
         self.check()?;
         let (height, width) = self.image_size;
@@ -38,10 +40,8 @@ impl Config {
 
     fn stage(&self, index: usize, num_heads: usize, grid: Grid) -> Result<StageShape> {
         let dim = self.embed_dim << index;
-        if num_heads == 0 || !dim.is_multiple_of(num_heads) {
-            let allowed = format!("a divisor of the width, {dim}, in stage {index}");
-            return Err(Error::invalid("num_heads", num_heads, allowed));
-        }
+        let width = format_args!("the width, {dim}, in stage {index}");
+        check::divisor("num_heads", num_heads, dim, width)?;
         // As in the authors' code, the shorter side decides for both.
         let (window, shift) = self.window_along(grid.height.min(grid.width));
         let (longer, pixels) = (grid.height.max(grid.width), self.pixels(index));

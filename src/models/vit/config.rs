@@ -154,10 +154,8 @@ impl Config {
             ("image_size", width.max(1)),
         ])?;
         rules::check_patch(self.in_channels, self.patch_size)?;
-        if !self.embed_dim.is_multiple_of(self.num_heads) {
-            let allowed = format!("a divisor of embed_dim, {}", self.embed_dim);
-            return Err(Error::invalid("num_heads", self.num_heads, allowed));
-        }
+        let width = self.embed_dim;
+        check::divisor("num_heads", self.num_heads, width, format_args!("embed_dim, {width}"))?;
         check::rate("dropout", self.dropout)?;
         check::rate("drop_path", self.drop_path)?;
         check::non_negative("norm_eps", self.norm_eps)?;

@@ -2,18 +2,26 @@
 
 use gemm::Parallelism;
 
-use super::heads::{Added, Heads};
-use super::rows::{take, Head, Packed};
+use super::rows::{take, Head, HeadRows, Packed};
 use crate::ops::cpu::elementwise::{add, dot, scale_into};
 use crate::ops::cpu::kernel::{self, sum_by};
 use crate::ops::cpu::math;
 use crate::ops::cpu::matrix::{self, Mat, MatMut, SharedMut};
 use crate::ops::cpu::write::Write;
 
+/// Bias and mask, which are added to the scores before the softmax.
+#[derive(Clone, Copy)]
+pub(crate) struct ScoreBias<'a> {
+    /// [heads, N, N]
+    pub(crate) bias: &'a [f32],
+    /// [windows, N, N], where sample s has that of window s modulo the number of windows; empty if there is none.
+    pub(crate) mask: &'a [f32],
+}
+
 /// The numbers that the backward of a head works from.
-pub(super) struct Backward<'a> {
+pub(super) struct HeadBackward<'a> {
     pub(super) qkv: &'a [f32],
-    pub(super) added: Option<Added<'a>>,
+    pub(super) added: Option<ScoreBias<'a>>,
     pub(super) ys: &'a [f32],
     pub(super) grads: &'a [f32],
     pub(super) stats: &'a [[f32; 2]],
@@ -44,14 +52,14 @@ kernel::simd_fn! {
     }
 }
 
-impl Heads {
+impl HeadRows {
     /// The scores of some queries of a head, in rows of N.
-    fn scores(&self, [q, k, _]: Packed, added: Option<Added>, head: Head, first: usize, scores: &mut [f32]) {
+    fn scores(&self, [q, k, _]: Packed, added: Option<ScoreBias>, head: Head, first: usize, scores: &mut [f32]) {
         let n = self.dims.tokens;
         let rows = scores.len() / n;
         let write = match added {
             None => Write::Replace,
-            Some(Added { bias, mask }) => {
+            Some(ScoreBias { bias, mask }) => {
                 scores.copy_from_slice(&bias[(head.index * n + first) * n..][..rows * n]);
                 if !mask.is_empty() {
                     let window = head.sample % (mask.len() / (n * n));
@@ -74,7 +82,7 @@ impl Heads {
     pub(super) fn forward_head(
         &self,
         qkv: &[f32],
-        added: Option<Added>,
+        added: Option<ScoreBias>,
         head: Head,
         out: SharedMut,
         stats: &mut [[f32; 2]],
@@ -103,8 +111,8 @@ impl Heads {
     }
 
     /// Writes a head's gradient to `out`; adds that of the scores to `dscores`, unless it is empty.
-    pub(super) fn backward_head(&self, at: &Backward, head: Head, out: SharedMut, dscores: &mut [f32]) {
-        let &Backward {
+    pub(super) fn backward_head(&self, at: &HeadBackward, head: Head, out: SharedMut, dscores: &mut [f32]) {
+        let &HeadBackward {
             qkv,
             added,
             ys,

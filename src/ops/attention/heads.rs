@@ -6,26 +6,14 @@ use candle_core::{CpuStorage, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::dims::Dims;
-use super::head::Backward;
-use super::rows::Head;
+use super::head::{HeadBackward, ScoreBias};
+use super::rows::{Head, HeadRows};
 use crate::ops::cpu::kernel::{self, Elements};
 use crate::ops::cpu::matrix::SharedMut;
 
-/// Bias and mask, which are added to the scores before the softmax.
-#[derive(Clone, Copy)]
-pub(crate) struct Added<'a> {
-    /// [heads, N, N]
-    pub(crate) bias: &'a [f32],
-    /// [windows, N, N], where sample s has that of window s modulo the number of windows; empty if there is none.
-    pub(crate) mask: &'a [f32],
-}
-
 /// The kernel that attention of a sequence and attention within windows share.
 pub(crate) struct Heads {
-    pub(super) dims: Dims,
-    /// The places of the tokens of consecutive samples, if not one after another: the windows of a grid that stays in
-    /// its own order. It repeats itself, so that there may be many such grids.
-    pub(super) order: Option<Vec<u32>>,
+    rows: HeadRows,
     /// For each query of each head of each sample the largest score and the reciprocal sum of the exponentials, from
     /// which the backward gets the very probabilities of the forward.
     stats: OnceLock<Vec<[f32; 2]>>,
@@ -35,8 +23,7 @@ impl Heads {
     /// Of samples whose tokens lie one after another.
     pub(crate) fn new(dims: Dims) -> Self {
         Self {
-            dims,
-            order: None,
+            rows: HeadRows { dims, order: None },
             stats: OnceLock::new(),
         }
     }
@@ -44,25 +31,26 @@ impl Heads {
     /// Of samples that are windows: `order` tells, window by window, which rows of a grid the tokens are, each row
     /// once.
     pub(crate) fn of_windows(dims: Dims, order: Vec<u32>) -> Self {
+        let order = Some(order);
         Self {
-            order: Some(order),
-            ..Self::new(dims)
+            rows: HeadRows { dims, order },
+            stats: OnceLock::new(),
         }
     }
 
     /// The result [B, queries, D], as an operation of candle's returns it.
-    pub(crate) fn forward(&self, qkv: &[f32], added: Option<Added>) -> (CpuStorage, Shape) {
-        let Dims { batch, queries, .. } = self.dims;
-        let mut ys = vec![0f32; batch * queries * self.dims.width()];
+    pub(crate) fn forward(&self, qkv: &[f32], added: Option<ScoreBias>) -> (CpuStorage, Shape) {
+        let Dims { batch, queries, .. } = self.rows.dims;
+        let mut ys = vec![0f32; batch * queries * self.rows.dims.width()];
         self.forward_into(qkv, added, &mut ys);
-        (CpuStorage::F32(ys), (batch, queries, self.dims.width()).into())
+        (CpuStorage::F32(ys), (batch, queries, self.rows.dims.width()).into())
     }
 
     /// Writes the result [B, queries, D].
-    pub(crate) fn forward_into(&self, qkv: &[f32], added: Option<Added>, ys: &mut [f32]) {
+    pub(crate) fn forward_into(&self, qkv: &[f32], added: Option<ScoreBias>, ys: &mut [f32]) {
         let Dims {
             batch, queries, heads, ..
-        } = self.dims;
+        } = self.rows.dims;
         let mut stats = vec![[0f32; 2]; batch * heads * queries];
         let out = SharedMut::new(ys);
         stats.par_chunks_mut(queries).enumerate().for_each(|(i, stats)| {
@@ -70,17 +58,17 @@ impl Heads {
                 sample: i / heads,
                 index: i % heads,
             };
-            self.forward_head(qkv, added, head, out, stats);
+            self.rows.forward_head(qkv, added, head, out, stats);
         });
         // An op is run once, when it is applied; were it run again, it would find the same numbers here.
         self.stats.get_or_init(|| stats);
     }
 
-    /// The gradients of `qkv` and, if `with_bias`, of [`Added::bias`].
+    /// The gradients of `qkv` and, if `with_bias`, of [`ScoreBias::bias`].
     pub(crate) fn backward(
         &self,
         qkv: &Tensor,
-        added: Option<Added>,
+        added: Option<ScoreBias>,
         ys: &Tensor,
         grad: &Tensor,
         with_bias: bool,
@@ -93,11 +81,11 @@ impl Heads {
     }
 
     /// Writes the gradient of `qkv`, that of the queries only for those that there are. Returns, if `with_bias`, that
-    /// of [`Added::bias`], which is added up over the samples in an order that the shapes alone decide.
+    /// of [`ScoreBias::bias`], which is added up over the samples in an order that the shapes alone decide.
     pub(crate) fn backward_into(
         &self,
         qkv: &[f32],
-        added: Option<Added>,
+        added: Option<ScoreBias>,
         ys: &[f32],
         grads: &[f32],
         dqkv: &mut [f32],
@@ -110,8 +98,8 @@ impl Heads {
         };
         let Dims {
             batch, tokens, heads, ..
-        } = self.dims;
-        let at = Backward {
+        } = self.rows.dims;
+        let at = HeadBackward {
             qkv,
             added,
             ys,
@@ -132,7 +120,8 @@ impl Heads {
             // SAFETY: this share's sum for this head belongs to this task alone, which one thread computes.
             let mut dscores = unsafe { dscores.columns(i * area, 1, area, area) };
             for sample in share * samples..((share + 1) * samples).min(batch) {
-                self.backward_head(&at, Head { sample, index }, out, dscores.row(0));
+                self.rows
+                    .backward_head(&at, Head { sample, index }, out, dscores.row(0));
             }
         });
         if with_bias {

@@ -15,7 +15,8 @@ use super::softmax;
 use crate::check;
 
 pub(crate) use dims::Dims;
-pub(crate) use heads::{Added, Heads};
+pub(crate) use head::ScoreBias;
+pub(crate) use heads::Heads;
 
 /// y = softmax(q kᵀ / √d) v in each head, the heads' results side by side.
 ///
@@ -58,7 +59,7 @@ pub fn attention(qkv: &Tensor, num_heads: usize) -> Result<Tensor> {
 }
 
 /// [`attention`] of arguments that fit.
-fn routed(qkv: &Tensor, dims: Dims) -> Result<Tensor> {
+pub(crate) fn routed(qkv: &Tensor, dims: Dims) -> Result<Tensor> {
     match Route::of(&[qkv]) {
         Route::Kernel => qkv.contiguous()?.apply_op1(Attention(Heads::new(dims))),
         Route::InF32 => in_f32(&[qkv], |t| routed(&t[0], dims)),

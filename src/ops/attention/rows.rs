@@ -1,6 +1,6 @@
 //! The rows of one head among those of all, in order or scattered.
 
-use super::heads::Heads;
+use super::dims::Dims;
 use crate::ops::cpu::matrix::Mat;
 
 /// One head of one sample.
@@ -35,7 +35,15 @@ pub(super) fn take<'a>(scratch: &mut &'a mut [f32], len: usize) -> &'a mut [f32]
     taken
 }
 
-impl Heads {
+/// Where the rows of every head are.
+pub(super) struct HeadRows {
+    pub(super) dims: Dims,
+    /// The places of the tokens of consecutive samples, if not one after another: the windows of a grid that stays in
+    /// its own order. It repeats itself, so that there may be many such grids.
+    pub(super) order: Option<Vec<u32>>,
+}
+
+impl HeadRows {
     /// The row of the `at`-th token of all samples.
     fn row(&self, at: usize) -> usize {
         match &self.order {

@@ -1,7 +1,7 @@
 //! Gradients of one backward pass added to those of an earlier one in their memory.
 //!
-//! candle adds each gradient to zeros in its `GradStore`: three passes over as many numbers as the model has, and one more
-//! to add two stores. Who calls backward and can take gradients without a store calls [`accumulate`].
+//! candle adds each gradient to zeros in its `GradStore`: three passes over as many numbers as the model has, and one
+//! more to add two stores. Who calls backward and can take gradients without a store calls [`accumulate`].
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
@@ -34,9 +34,10 @@ impl Drop for Restore {
     }
 }
 
-/// Calls `backward`, which goes through the graph of `loss`, so that gradients of variables are added to `gradients`, in
-/// their memory, as soon as they are there, instead of going into candle's store; returns both. Sums are those of a joint
-/// backward up to rounding. After an error the gradients are incomplete: one may have been taken out to be added to.
+/// Calls `backward`, which goes through the graph of `loss`, so that gradients of variables are added to `gradients`,
+/// in their memory, as soon as they are there, instead of going into candle's store; returns both. Sums are those of a
+/// joint backward up to rounding. After an error the gradients are incomplete: one may have been taken out to be added
+/// to.
 pub(crate) fn accumulate<T>(loss: &Tensor, gradients: Gradients, backward: impl FnOnce() -> T) -> (T, Gradients) {
     let nodes = loss.sorted_nodes().iter().map(|node| node.id()).collect();
     let restore = Restore(ACCUMULATOR.replace(Some(Accumulator { nodes, gradients })));
@@ -48,12 +49,17 @@ pub(crate) fn accumulate<T>(loss: &Tensor, gradients: Gradients, backward: impl 
 
 /// Adds a gradient that nobody else has.
 pub(crate) fn add_to(gradients: &mut Gradients, id: TensorId, gradient: Tensor) -> Result<()> {
-    let sum = match gradients.remove(&id) {
-        Some(earlier) => add_assign(earlier, &gradient)?,
-        None => gradient,
-    };
+    let sum = sum(gradients.remove(&id), gradient)?;
     gradients.insert(id, sum);
     Ok(())
+}
+
+/// A gradient, added to the `earlier` one in its memory, where there is one.
+fn sum(earlier: Option<Tensor>, gradient: Tensor) -> Result<Tensor> {
+    match earlier {
+        Some(earlier) => add_assign(earlier, &gradient),
+        None => Ok(gradient),
+    }
 }
 
 /// Accumulates the gradient that `node` has of `param`, or gives it back where this backward does not.
@@ -68,10 +74,7 @@ pub(super) fn push(param: &Tensor, node: &Tensor, gradient: Tensor) -> Result<Op
         ACCUMULATOR.with_borrow_mut(|accumulator| accumulator.as_mut().and_then(|a| f(&mut a.gradients)))
     };
     // Nothing is borrowed during the sum, for which other threads may be waited for.
-    let sum = match with_gradients(&mut |gradients| gradients.remove(&id)) {
-        Some(earlier) => add_assign(earlier, &gradient)?,
-        None => gradient,
-    };
+    let sum = sum(with_gradients(&mut |gradients| gradients.remove(&id)), gradient)?;
     with_gradients(&mut |gradients| gradients.insert(id, sum.clone()));
     Ok(None)
 }
@@ -81,7 +84,7 @@ pub(super) fn take(param: &Tensor, node: &Tensor) -> Option<Tensor> {
     ACCUMULATOR.with_borrow_mut(|accumulator| {
         let accumulator = accumulator.as_mut().filter(|a| a.nodes.contains(&node.id()))?;
         let earlier = accumulator.gradients.get(&param.id())?;
-        let fits = earlier.is_contiguous() && earlier.dims() == param.dims() && route::on_cpu_f32(&[earlier]);
+        let fits = route::is_f32_slice(earlier) && earlier.dims() == param.dims();
         fits.then(|| accumulator.gradients.remove(&param.id())).flatten()
     })
 }

@@ -10,12 +10,11 @@ use crate::ops::route;
 
 /// `sum + more`, in the memory of `sum` where that is on the CPU: for a `sum` that is nobody else's.
 pub(crate) fn add_assign(sum: Tensor, more: &Tensor) -> Result<Tensor> {
-    let whole = sum.is_contiguous() && more.is_contiguous() && sum.dims() == more.dims();
-    if !whole || !route::on_cpu_f32(&[&sum, more]) {
-        return sum + more;
+    if sum.dims() == more.dims() && route::is_f32_slice(&sum) && route::is_f32_slice(more) {
+        sum.inplace_op2(more, &AddAssign)?;
+        return Ok(sum);
     }
-    sum.inplace_op2(more, &AddAssign)?;
-    Ok(sum)
+    sum + more
 }
 
 /// Calls `write` with the elements of a contiguous `f32` tensor on the CPU that is nobody else's.

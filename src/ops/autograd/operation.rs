@@ -15,21 +15,22 @@ pub(crate) trait Operation: Send + Sync + 'static {
     /// Its name in candle's errors.
     const NAME: &'static str;
 
-    /// What the forward leaves for the backward. The first backward lets it go; a second one [recomputes](Self::recompute)
-    /// it.
+    /// What the forward leaves for the backward. The first backward lets it go; a second one
+    /// [recomputes](Self::recompute) it.
     type Kept: Send;
 
     /// Dimensions of the result.
     fn result_dims(&self) -> Vec<usize>;
 
-    /// The result, and what is to be kept of it, of which no more than is at hand unless there will be a backward (`keep`).
+    /// The result, and what is to be kept of it, of which no more than is at hand unless there will be a backward
+    /// (`keep`).
     fn forward(&self, xs: &[f32], params: &[&[f32]], keep: bool) -> Result<(Vec<f32>, Self::Kept)>;
 
     /// What [`forward`](Self::forward) has kept, once more.
     fn recompute(&self, xs: &[f32], params: &[&[f32]]) -> Result<Self::Kept>;
 
-    /// The gradient of the input, which may be empty where nobody [wants](Backward::wants_dxs) it; those of the parameters go
-    /// to `param_grads`.
+    /// The gradient of the input, which may be empty where nobody [wants](Backward::wants_dxs) it; those of the
+    /// parameters go to `param_grads`.
     fn backward(&self, of: Backward, kept: Self::Kept, param_grads: &mut ParamGrads) -> Result<Vec<f32>>;
 }
 

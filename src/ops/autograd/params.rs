@@ -2,8 +2,9 @@
 //!
 //! Each parameter is the input of a [`ParamNode`], whose result is a single number, the edge, that goes on from one
 //! parameter's node to the next and at last to the operation proper. Backwards the operation computes all gradients at
-//! once, leaves them [`Pending`] under the number of this pass, and returns that number as the gradient of the edge; node
-//! after node then takes the gradient of its parameter. So every gradient arrives in candle's `GradStore` as any other.
+//! once, leaves them [`Pending`] under the number of this pass, and returns that number as the gradient of the edge;
+//! node after node then takes the gradient of its parameter. So every gradient arrives in candle's `GradStore` as any
+//! other.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -16,27 +17,27 @@ use super::in_place::write_into;
 use crate::ops::cpu::kernel;
 use crate::ops::cpu::write::Write;
 
-/// The gradients of all backward passes through one operation that wait to be taken, by the number of their pass: of two
-/// passes through the same graph, be it at the same time, each finds its own.
+/// The gradients of all backward passes through one operation that wait to be taken, by the number of their pass: of
+/// two passes through the same graph, be it at the same time, each finds its own.
 #[derive(Default)]
 struct Pending {
     /// The number of the last pass. It travels as an `f32`, which counts exactly to 2^24.
     last_pass: u32,
     /// The oldest first.
-    passes: VecDeque<Pass>,
+    passes: VecDeque<PendingBackward>,
 }
 
 /// The gradients of one backward pass, by the parameters' indices.
-struct Pass {
+struct PendingBackward {
     number: u32,
     /// A backward is one thread's from beginning to end.
     thread: ThreadId,
     gradients: HashMap<usize, Tensor>,
 }
 
-/// Passes of one thread through the same graph whose gradients may wait at the same time. What is left of others was never
-/// asked for: their backward failed, or candle's does not visit a parameter (one that is rounded, say). How many passes
-/// other threads make meanwhile does not matter: this one's may have to wait for the processor.
+/// Passes of one thread through the same graph whose gradients may wait at the same time. What is left of others was
+/// never asked for: their backward failed, or candle's does not visit a parameter (one that is rounded, say). How many
+/// passes other threads make meanwhile does not matter: this one's may have to wait for the processor.
 const MOST_PENDING: usize = 64;
 
 /// The parameters of an operation, and where it leaves their gradients.
@@ -68,8 +69,8 @@ impl TrackedParams {
         self.params.get(index).is_some_and(Tensor::track_op)
     }
 
-    /// The gradient of a parameter, where it is asked for. `write` writes it to fresh memory; or, where the backward that
-    /// goes through `node` [accumulates](accumulator) and has an earlier one of this parameter, adds it to that.
+    /// The gradient of a parameter, where it is asked for. `write` writes it to fresh memory; or, where the backward
+    /// that goes through `node` [accumulates](accumulator) and has an earlier one of this parameter, adds it to that.
     pub(super) fn gradient(
         &self,
         index: usize,
@@ -88,8 +89,8 @@ impl TrackedParams {
         Ok(Some(kernel::tensor(elements, param.dims())?))
     }
 
-    /// Leaves the gradients of a backward pass, in the order of the parameters, to be taken; returns the gradient of the
-    /// edge. Those that nobody waits for are dropped.
+    /// Leaves the gradients of a backward pass, in the order of the parameters, to be taken; returns the gradient of
+    /// the edge. Those that nobody waits for are dropped.
     pub(super) fn leave(&self, gradients: Vec<Option<Tensor>>) -> Result<Tensor> {
         let gradients = gradients
             .into_iter()
@@ -114,7 +115,7 @@ impl Pending {
         let number = self.last_pass;
         // Left there by a pass of 2^24 passes ago.
         self.passes.retain(|earlier| earlier.number != number);
-        self.passes.push_back(Pass {
+        self.passes.push_back(PendingBackward {
             number,
             thread,
             gradients,

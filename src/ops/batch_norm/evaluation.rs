@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use candle_core::{Result, Tensor};
 
-use super::{affine, check, per_channel, BatchNorm, Then};
+use super::{affine, check, per_channel, BatchNorm, Epilogue};
 use crate::ops::cpu::channels::{Dims, Moments};
 use crate::ops::route::{in_f32, Route};
 
@@ -49,12 +49,12 @@ pub fn batch_norm_eval(
     bias: &Tensor,
     eps: f64,
 ) -> Result<Tensor> {
-    batch_norm_eval_then(Then::Nothing, xs, mean, var, weight, bias, eps)
+    batch_norm_eval_with(Epilogue::Nothing, xs, mean, var, weight, bias, eps)
 }
 
 /// [`batch_norm_eval`] and what follows it.
-pub(crate) fn batch_norm_eval_then(
-    then: Then,
+pub(super) fn batch_norm_eval_with(
+    epilogue: Epilogue,
     xs: &Tensor,
     mean: &Tensor,
     var: &Tensor,
@@ -64,11 +64,11 @@ pub(crate) fn batch_norm_eval_then(
 ) -> Result<Tensor> {
     let vectors = [("weight", weight), ("bias", bias), ("mean", mean), ("var", var)];
     let dims = check(xs, &vectors, eps)?;
-    routed(dims, then, [xs, mean, var, weight, bias], eps)
+    routed(dims, epilogue, [xs, mean, var, weight, bias], eps)
 }
 
-/// [`batch_norm_eval_then`] of tensors that fit: the input, mean, variance, weight and bias.
-fn routed(dims: Dims, then: Then, tensors: [&Tensor; 5], eps: f64) -> Result<Tensor> {
+/// [`batch_norm_eval_with`] of tensors that fit: the input, mean, variance, weight and bias.
+pub(crate) fn routed(dims: Dims, epilogue: Epilogue, tensors: [&Tensor; 5], eps: f64) -> Result<Tensor> {
     let [xs, mean, var, weight, bias] = tensors;
     match Route::precise(&tensors) {
         Route::Kernel => {
@@ -76,16 +76,16 @@ fn routed(dims: Dims, then: Then, tensors: [&Tensor; 5], eps: f64) -> Result<Ten
                 dims,
                 eps,
                 training: false,
-                then,
+                epilogue,
                 moments: Arc::new(OnceLock::from(Moments::of(mean, var)?)),
             };
             xs.contiguous()?
                 .apply_op3(&weight.contiguous()?, &bias.contiguous()?, op)
         }
         Route::InF32 => in_f32(&tensors, |t| {
-            routed(dims, then, [&t[0], &t[1], &t[2], &t[3], &t[4]], eps)
+            routed(dims, epilogue, [&t[0], &t[1], &t[2], &t[3], &t[4]], eps)
         }),
-        Route::Composition => then.composition(composition_eval(xs, mean, var, weight, bias, eps)?),
+        Route::Composition => epilogue.composition(composition_eval(xs, mean, var, weight, bias, eps)?),
     }
 }
 

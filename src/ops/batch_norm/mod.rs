@@ -1,10 +1,10 @@
 //! Batch normalisation (Ioffe and Szegedy 2015, arXiv 1502.03167).
 
-mod evaluation;
+pub(crate) mod evaluation;
 mod statistics;
 #[cfg(test)]
 mod tests;
-mod training;
+pub(crate) mod training;
 
 use std::sync::{Arc, OnceLock};
 
@@ -15,21 +15,19 @@ use super::cpu::kernel::{self, Elements};
 use crate::check;
 use crate::error::Error;
 
-pub(crate) use evaluation::batch_norm_eval_then;
 pub use evaluation::{batch_norm_eval, composition_eval};
 pub use statistics::BatchStatistics;
-pub(crate) use training::batch_norm_then;
 pub use training::{batch_norm, composition};
 
 /// The function that follows a batch norm in the same operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Then {
+pub(crate) enum Epilogue {
     Nothing,
     /// max(y, 0). What it lets through is seen from its result: its input is not kept.
     Relu,
 }
 
-impl Then {
+impl Epilogue {
     /// It of candle's operations.
     fn composition(self, ys: Tensor) -> Result<Tensor> {
         match self {
@@ -58,7 +56,7 @@ fn check(xs: &Tensor, vectors: &[(&'static str, &Tensor)], eps: f64) -> crate::e
     }
     for &(argument, tensor) in vectors {
         check::vector(argument, tensor, *channels)?;
-        check::same_dtype(argument, tensor, xs)?;
+        check::same_dtype(argument, tensor, "xs", xs)?;
     }
     check::non_negative("eps", eps)?;
     Ok(Dims {
@@ -89,7 +87,7 @@ struct BatchNorm {
     eps: f64,
     /// True if the moments are those of the input, and depend on it.
     training: bool,
-    then: Then,
+    epilogue: Epilogue,
     moments: Arc<OnceLock<Vec<Moments>>>,
 }
 
@@ -122,7 +120,7 @@ impl CustomOp3 for BatchNorm {
         let norm = self.norm(kernel::elements(s2, l2)?, kernel::elements(s3, l3)?);
         let mut ys = vec![0f32; xs.len()];
         let given = self.moments.get().map(Vec::as_slice);
-        let moments = norm.forward(xs, given, self.then.floor(), &mut ys);
+        let moments = norm.forward(xs, given, self.epilogue.floor(), &mut ys);
         self.moments.get_or_init(|| moments);
         Ok((CpuStorage::F32(ys), l1.shape().clone()))
     }
@@ -143,7 +141,7 @@ impl CustomOp3 for BatchNorm {
         let (w, b) = (Elements::of(weight)?, Elements::of(bias)?);
         let upstream = Upstream {
             grads: Some(&g),
-            relu: (self.then == Then::Relu).then_some(&*y),
+            relu: (self.epilogue == Epilogue::Relu).then_some(&*y),
             factors: None,
         };
         let mut dxs = vec![0f32; x.len()];

@@ -1,5 +1,7 @@
 //! Batch norms beside their compositions, with and without a ReLU.
 
+use super::evaluation::batch_norm_eval_with;
+use super::training::batch_norm_with;
 use super::*;
 use crate::ops::testing::{check, check_derivative, check_on, random, relative, rng};
 use candle_core::{DType, Device};
@@ -35,7 +37,7 @@ fn reference_eval(args: &[Tensor]) -> Result<Tensor> {
 }
 
 fn kernel_relu(args: &[Tensor]) -> Result<Tensor> {
-    Ok(batch_norm_then(Then::Relu, &args[0], &args[1], &args[2], 1e-5)?.0)
+    Ok(batch_norm_with(Epilogue::Relu, &args[0], &args[1], &args[2], 1e-5)?.0)
 }
 
 fn reference_relu(args: &[Tensor]) -> Result<Tensor> {
@@ -44,7 +46,7 @@ fn reference_relu(args: &[Tensor]) -> Result<Tensor> {
 
 fn kernel_eval_relu(args: &[Tensor]) -> Result<Tensor> {
     let [mean, var] = given(args)?;
-    batch_norm_eval_then(Then::Relu, &args[0], &mean, &var, &args[1], &args[2], 1e-5)
+    batch_norm_eval_with(Epilogue::Relu, &args[0], &mean, &var, &args[1], &args[2], 1e-5)
 }
 
 fn reference_eval_relu(args: &[Tensor]) -> Result<Tensor> {
@@ -75,13 +77,13 @@ fn relu_lets_nothing_through_where_it_is_0() {
     let zero = Tensor::zeros(2, DType::F32, &Device::Cpu).unwrap();
     let bias = candle_core::Var::from_tensor(&zero).unwrap();
     let xs = random(&[3, 2, 4], 1).to_dtype(DType::F32).unwrap();
-    let (ys, _) = batch_norm_then(Then::Relu, &xs, &zero, &bias, 1e-5).unwrap();
+    let (ys, _) = batch_norm_with(Epilogue::Relu, &xs, &zero, &bias, 1e-5).unwrap();
     let grads = ys.sum_all().unwrap().backward().unwrap();
     assert_eq!(grads.get(&bias).unwrap().to_vec1::<f32>().unwrap(), [0.0; 2]);
     // What is undefined stays so.
     let xs = Tensor::new(&[[f32::NAN], [1.0]], &Device::Cpu).unwrap();
     let one = Tensor::ones(1, DType::F32, &Device::Cpu).unwrap();
-    let (ys, _) = batch_norm_then(Then::Relu, &xs, &one, &one, 1e-5).unwrap();
+    let (ys, _) = batch_norm_with(Epilogue::Relu, &xs, &one, &one, 1e-5).unwrap();
     assert!(ys.to_vec2::<f32>().unwrap()[0][0].is_nan());
 }
 

@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use candle_core::{Result, Tensor};
 
-use super::{affine, check, BatchNorm, BatchStatistics, Then};
+use super::{affine, check, BatchNorm, BatchStatistics, Epilogue};
 use crate::error::Error;
 use crate::ops::cpu::channels::Dims;
 use crate::ops::route::{to_f32, Route};
@@ -47,12 +47,12 @@ use crate::ops::route::{to_f32, Route};
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn batch_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<(Tensor, BatchStatistics)> {
-    batch_norm_then(Then::Nothing, xs, weight, bias, eps)
+    batch_norm_with(Epilogue::Nothing, xs, weight, bias, eps)
 }
 
 /// [`batch_norm`](batch_norm()) and what follows it.
-pub(crate) fn batch_norm_then(
-    then: Then,
+pub(super) fn batch_norm_with(
+    epilogue: Epilogue,
     xs: &Tensor,
     weight: &Tensor,
     bias: &Tensor,
@@ -63,11 +63,16 @@ pub(crate) fn batch_norm_then(
         let expected = "[B, C, ..] with more than one value per channel in training";
         return Err(Error::shape("xs", xs.dims(), expected).into());
     }
-    routed(dims, then, [xs, weight, bias], eps)
+    routed(dims, epilogue, [xs, weight, bias], eps)
 }
 
-/// [`batch_norm_then`] of tensors that fit: the input, weight and bias.
-fn routed(dims: Dims, then: Then, tensors: [&Tensor; 3], eps: f64) -> Result<(Tensor, BatchStatistics)> {
+/// [`batch_norm_with`] of tensors that fit: the input, weight and bias.
+pub(crate) fn routed(
+    dims: Dims,
+    epilogue: Epilogue,
+    tensors: [&Tensor; 3],
+    eps: f64,
+) -> Result<(Tensor, BatchStatistics)> {
     let [xs, weight, bias] = tensors;
     match Route::precise(&tensors) {
         Route::Kernel => {
@@ -76,7 +81,7 @@ fn routed(dims: Dims, then: Then, tensors: [&Tensor; 3], eps: f64) -> Result<(Te
                 dims,
                 eps,
                 training: true,
-                then,
+                epilogue,
                 moments: moments.clone(),
             };
             let ys = xs
@@ -88,12 +93,12 @@ fn routed(dims: Dims, then: Then, tensors: [&Tensor; 3], eps: f64) -> Result<(Te
         Route::InF32 => {
             // The statistics of f32 are rounded as the result is.
             let wide = to_f32(&tensors)?;
-            let (ys, seen) = routed(dims, then, [&wide[0], &wide[1], &wide[2]], eps)?;
+            let (ys, seen) = routed(dims, epilogue, [&wide[0], &wide[1], &wide[2]], eps)?;
             Ok((ys.to_dtype(xs.dtype())?, seen.to_dtype(xs.dtype())?))
         }
         Route::Composition => {
             let (ys, seen) = composition(xs, weight, bias, eps)?;
-            Ok((then.composition(ys)?, seen))
+            Ok((epilogue.composition(ys)?, seen))
         }
     }
 }

@@ -58,7 +58,7 @@ pub(crate) use geometry::Conv2d;
 /// ```
 pub fn conv2d(xs: &Tensor, weight: &Tensor, stride: usize, padding: usize) -> Result<Tensor> {
     check::float("xs", xs)?;
-    check::same_dtype("weight", weight, xs)?;
+    check::same_dtype("weight", weight, "xs", xs)?;
     let conv = Conv2d::new(["xs", "weight"], xs.dims(), weight.dims(), stride, padding)?;
     routed(xs, weight, conv)
 }

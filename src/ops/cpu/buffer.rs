@@ -1,7 +1,8 @@
 //! Memory that operations use again and again: what a forward keeps for its backward, and what either needs in passing.
 //!
-//! Fresh memory costs a page fault for every 4 KiB of it. What a step has given back is what the next one takes. It stays
-//! with the process: about as much as was once in use at the same time, for a short request may take a long piece.
+//! Fresh memory costs a page fault for every 4 KiB of it. What a step has given back is what the next one takes. It
+//! stays with the process: about as much as was once in use at the same time, for a short request may take a long
+//! piece.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, MutexGuard};
@@ -13,8 +14,8 @@ fn free() -> MutexGuard<'static, Vec<Vec<f32>>> {
     FREE.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-/// The shortest piece of at least `len` numbers. Where there is none, moves the longest to `evicted`, until as much is gone
-/// as is about to be allocated.
+/// The shortest piece of at least `len` numbers. Where there is none, moves the longest to `evicted`, until as much is
+/// gone as is about to be allocated.
 fn take(free: &mut Vec<Vec<f32>>, len: usize, evicted: &mut Vec<Vec<f32>>) -> Option<Vec<f32>> {
     let fitting = (0..free.len()).filter(|&i| free[i].len() >= len);
     if let Some(shortest) = fitting.min_by_key(|&i| free[i].len()) {
@@ -32,9 +33,9 @@ fn take(free: &mut Vec<Vec<f32>>, len: usize, evicted: &mut Vec<Vec<f32>>) -> Op
 /// Gives the memory that waits for the next step back to the allocator; returns how many bytes that are. PyTorch's
 /// `torch.cuda.empty_cache()`.
 ///
-/// On the CPU, what an operation keeps for its backward and needs in passing stays with the process once it is free: the
-/// next step takes it again, without a page fault for every 4 KiB. Call this after training, or before something that needs
-/// the memory; the next step takes a little longer.
+/// On the CPU, what an operation keeps for its backward and needs in passing stays with the process once it is free:
+/// the next step takes it again, without a page fault for every 4 KiB. Call this after training, or before something
+/// that needs the memory; the next step takes a little longer.
 ///
 /// ```
 /// let bytes = masksub::ops::empty_cache();

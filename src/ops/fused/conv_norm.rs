@@ -2,12 +2,12 @@
 
 use candle_core::{DType, Result, Tensor};
 
-use super::residual::Affine;
+use super::affine::Affine;
 use crate::check;
 use crate::error::{Error, Result as OurResult};
 use crate::ops::autograd::ParamGrads;
-use crate::ops::batch_norm::{batch_norm_eval_then, batch_norm_then, BatchStatistics, Then};
-use crate::ops::conv2d::{conv2d, Conv2d};
+use crate::ops::batch_norm::{evaluation, training, BatchStatistics, Epilogue};
+use crate::ops::conv2d::{self, Conv2d};
 use crate::ops::cpu::buffer::Buffer;
 use crate::ops::cpu::channels::{ChannelNorm, Dims, Moments, Upstream};
 use crate::ops::route;
@@ -25,11 +25,13 @@ pub struct ConvNorm<'a> {
     pub norm: Affine<'a>,
     /// Number that the norm adds to the variance.
     pub eps: f64,
-    /// Statistics that the norm normalises by, in evaluation or where it is frozen; `None`: the batch's own moments, as in training.
+    /// Statistics that the norm normalises by, in evaluation or where it is frozen; `None`: the batch's own moments, as
+    /// in training.
     pub running: Option<RunningStatistics<'a>>,
 }
 
-/// Statistics by which a batch norm normalises in evaluation: `[C']` each, of any floating-point dtype. No gradient flows to them.
+/// Statistics by which a batch norm normalises in evaluation: `[C']` each, of any floating-point dtype. No gradient
+/// flows to them.
 #[derive(Clone, Copy, Debug)]
 pub struct RunningStatistics<'a> {
     /// The mean of a channel.
@@ -39,18 +41,25 @@ pub struct RunningStatistics<'a> {
 }
 
 impl ConvNorm<'_> {
-    /// The operations one by one, and what comes behind the norm; and what the norm saw, if that is what it normalises by.
-    pub(crate) fn composition(&self, then: Then, xs: &Tensor) -> Result<(Tensor, Option<BatchStatistics>)> {
-        let ys = conv2d(xs, self.weight, self.stride, self.padding)?;
+    /// The operations one by one, and what comes behind the norm; and what the norm saw, if that is what it normalises
+    /// by.
+    pub(crate) fn compose(
+        &self,
+        layer: &Layer,
+        epilogue: Epilogue,
+        xs: &Tensor,
+    ) -> Result<(Tensor, Option<BatchStatistics>)> {
+        let ys = conv2d::routed(xs, self.weight, layer.conv)?;
         let Affine { weight, bias } = self.norm;
         let Some(RunningStatistics { mean, var }) = self.running else {
-            let (ys, seen) = batch_norm_then(then, &ys, weight, bias, self.eps)?;
+            let (ys, seen) = training::routed(layer.dims(), epilogue, [&ys, weight, bias], self.eps)?;
             return Ok((ys, Some(seen)));
         };
         // In half precision in f32, as the batch norm does it, but with statistics that may be of f32 already.
         let dtype = if route::is_half(&ys) { DType::F32 } else { ys.dtype() };
         let [wide, mean, var, weight, bias] = [&ys, mean, var, weight, bias].map(|t| t.to_dtype(dtype));
-        let normed = batch_norm_eval_then(then, &wide?, &mean?, &var?, &weight?, &bias?, self.eps)?;
+        let tensors = [&wide?, &mean?, &var?, &weight?, &bias?];
+        let normed = evaluation::routed(layer.dims(), epilogue, tensors, self.eps)?;
         Ok((normed.to_dtype(ys.dtype())?, None))
     }
 }
@@ -89,10 +98,10 @@ impl Layer {
             }
         }
         let conv = Conv2d::new([input, weight], xs, layer.weight.dims(), layer.stride, layer.padding)?;
-        check::same_dtype(weight, layer.weight, like)?;
+        check::same_dtype(weight, layer.weight, "xs", like)?;
         for (name, tensor) in norm.into_iter().zip([layer.norm.weight, layer.norm.bias]) {
             check::vector(name, tensor, conv.result_dims()[1])?;
-            check::same_dtype(name, tensor, like)?;
+            check::same_dtype(name, tensor, "xs", like)?;
         }
         check::non_negative("eps", layer.eps)?;
         if let Some(RunningStatistics { mean, var }) = layer.running {
@@ -133,9 +142,9 @@ impl Layer {
     }
 
     /// With the elements of its three parameters.
-    pub(crate) fn bind<'a>(&'a self, params: &[&'a [f32]]) -> Result<Bound<'a>> {
+    pub(crate) fn with_params<'a>(&'a self, params: &[&'a [f32]]) -> Result<LayerWithParams<'a>> {
         let moments = |[mean, var]: &[Tensor; 2]| Moments::of(mean, var);
-        Ok(Bound {
+        Ok(LayerWithParams {
             conv: &self.conv,
             weight: params[0],
             norm: ChannelNorm {
@@ -150,16 +159,16 @@ impl Layer {
 }
 
 /// A layer and the elements of its parameters.
-pub(crate) struct Bound<'a> {
+pub(crate) struct LayerWithParams<'a> {
     pub(crate) conv: &'a Conv2d,
     pub(crate) weight: &'a [f32],
     pub(crate) norm: ChannelNorm<'a>,
     running: Option<Vec<Moments>>,
 }
 
-impl Bound<'_> {
-    /// What the norm normalises by, if not the moments of what it is handed: those of an earlier forward that are `given`, or
-    /// else the running statistics.
+impl LayerWithParams<'_> {
+    /// What the norm normalises by, if not the moments of what it is handed: those of an earlier forward that are
+    /// `given`, or else the running statistics.
     pub(crate) fn moments<'s>(&'s self, given: Option<&'s [Moments]>) -> Option<&'s [Moments]> {
         given.or(self.running.as_deref())
     }
@@ -178,8 +187,8 @@ impl Bound<'_> {
         (active, moments)
     }
 
-    /// Turns the gradients of the norm's result, see [`Upstream`], into those of `result`, which the convolution of `xs` gave,
-    /// in the same place; and hands over those of the layer's three parameters.
+    /// Turns the gradients of the norm's result, see [`Upstream`], into those of `result`, which the convolution of
+    /// `xs` gave, in the same place; and hands over those of the layer's three parameters.
     pub(crate) fn backward(
         &self,
         [xs, result]: [&[f32]; 2],

@@ -1,9 +1,12 @@
 //! Whole branches, blocks and stems as one operation each.
 
+pub(crate) mod affine;
 pub(crate) mod attention_branch;
 pub(crate) mod conv_norm;
 pub(crate) mod mlp_branch;
+mod norm;
 pub(crate) mod patch_embed;
+mod projection;
 pub(crate) mod residual;
 pub(crate) mod residual_blocks;
 pub(crate) mod stem;

@@ -4,15 +4,16 @@ use std::sync::{Arc, OnceLock};
 
 use candle_core::{Result, Tensor};
 
+use super::affine::Affine;
 use super::conv_norm::{ConvNorm, Layer, Names};
-use super::residual::Affine;
 use crate::check;
+use crate::error::Result as OurResult;
 use crate::ops::autograd::{apply, Backward, Operation, ParamGrads};
-use crate::ops::batch_norm::{BatchStatistics, Then};
+use crate::ops::batch_norm::{BatchStatistics, Epilogue};
 use crate::ops::cpu::buffer::Buffer;
 use crate::ops::cpu::channels::{Moments, Upstream};
 use crate::ops::cpu::write::Write;
-use crate::ops::max_pool2d::{max_pool2d, MaxPool2d};
+use crate::ops::max_pool2d::{self, MaxPool2d};
 use crate::ops::route::{to_f32, Route};
 
 /// The windows of a max pooling, see [`max_pool2d`](crate::ops::max_pool2d()).
@@ -28,9 +29,9 @@ pub struct Pooling {
 
 /// y = maxpool(max(norm(conv(x)), 0)); and what the batch norm saw.
 ///
-/// The same as the operations one by one, with less memory: for the backward only the result of the convolution is kept,
-/// of which normalised values are computed again. Gradients of all parameters arrive as ever. (As in PyTorch, parameters
-/// must not change between a forward and its backward.)
+/// The same as the operations one by one, with less memory: for the backward only the result of the convolution is
+/// kept, of which normalised values are computed again. Gradients of all parameters arrive as ever. (As in PyTorch,
+/// parameters must not change between a forward and its backward.)
 ///
 /// # Arguments
 ///
@@ -38,8 +39,8 @@ pub struct Pooling {
 /// - `conv`: the convolution and its norm
 /// - `pool`: the pooling
 ///
-/// Returns [B, C', H', W'], and the statistics of the norm, if it normalises by them (see [`ConvNorm::running`]); no gradient
-/// flows through them.
+/// Returns [B, C', H', W'], and the statistics of the norm, if it normalises by them (see [`ConvNorm::running`]); no
+/// gradient flows through them.
 ///
 /// # PyTorch
 ///
@@ -50,9 +51,9 @@ pub struct Pooling {
 ///
 /// # Errors
 ///
-/// If shapes do not fit or something is empty, a stride or the pooling's kernel is 0, its padding is more than half of that,
-/// the norm has one value per channel only to normalise by, `eps` is negative or not finite, or dtypes differ or are no
-/// floating-point ones.
+/// If shapes do not fit or something is empty, a stride or the pooling's kernel is 0, its padding is more than half of
+/// that, the norm has one value per channel only to normalise by, `eps` is negative or not finite, or dtypes differ or
+/// are no floating-point ones.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -67,6 +68,12 @@ pub struct Pooling {
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn stem(xs: &Tensor, conv: &ConvNorm, pool: Pooling) -> Result<(Tensor, Option<BatchStatistics>)> {
+    let (layer, windows) = check(xs, conv, pool)?;
+    routed(xs, conv, layer, windows)
+}
+
+/// The layer and the windows behind it, once all fits.
+fn check(xs: &Tensor, conv: &ConvNorm, pool: Pooling) -> OurResult<(Layer, MaxPool2d)> {
     check::float("xs", xs)?;
     let names = Names {
         input: "xs",
@@ -76,6 +83,11 @@ pub fn stem(xs: &Tensor, conv: &ConvNorm, pool: Pooling) -> Result<(Tensor, Opti
     };
     let layer = Layer::new(&names, conv, xs.dims(), xs)?;
     let windows = MaxPool2d::new(&layer.conv.result_dims(), pool.kernel, pool.stride, pool.padding)?;
+    Ok((layer, windows))
+}
+
+/// [`stem`] of arguments that fit.
+fn routed(xs: &Tensor, conv: &ConvNorm, layer: Layer, windows: MaxPool2d) -> Result<(Tensor, Option<BatchStatistics>)> {
     let params = [conv.weight, conv.norm.weight, conv.norm.bias];
     let tensors = [xs, conv.weight, conv.norm.weight, conv.norm.bias];
     match Route::of(&tensors) {
@@ -103,18 +115,28 @@ pub fn stem(xs: &Tensor, conv: &ConvNorm, pool: Pooling) -> Result<(Tensor, Opti
                 norm,
                 ..*conv
             };
-            let (ys, seen) = stem(&wide[0], &conv, pool)?;
+            let (ys, seen) = routed(&wide[0], &conv, layer, windows)?;
             let seen = seen.map(|seen| seen.to_dtype(xs.dtype())).transpose()?;
             Ok((ys.to_dtype(xs.dtype())?, seen))
         }
-        Route::Composition => composition(xs, conv, pool),
+        Route::Composition => compose(xs, conv, &layer, windows),
     }
 }
 
 /// [`stem`] of the operations one by one.
 pub fn composition(xs: &Tensor, conv: &ConvNorm, pool: Pooling) -> Result<(Tensor, Option<BatchStatistics>)> {
-    let (ys, seen) = conv.composition(Then::Relu, xs)?;
-    Ok((max_pool2d(&ys, pool.kernel, pool.stride, pool.padding)?, seen))
+    let (layer, windows) = check(xs, conv, pool)?;
+    compose(xs, conv, &layer, windows)
+}
+
+fn compose(
+    xs: &Tensor,
+    conv: &ConvNorm,
+    layer: &Layer,
+    windows: MaxPool2d,
+) -> Result<(Tensor, Option<BatchStatistics>)> {
+    let (ys, seen) = conv.compose(layer, Epilogue::Relu, xs)?;
+    Ok((max_pool2d::routed(&ys, windows)?, seen))
 }
 
 struct Op {
@@ -135,7 +157,7 @@ impl Operation for Op {
     }
 
     fn forward(&self, xs: &[f32], params: &[&[f32]], _: bool) -> Result<(Vec<f32>, Buffer)> {
-        let layer = self.layer.bind(params)?;
+        let layer = self.layer.with_params(params)?;
         let conv = layer.convolve(xs);
         let (active, moments) = layer.activate(&conv, None);
         self.moments.get_or_init(|| moments);
@@ -145,11 +167,11 @@ impl Operation for Op {
     }
 
     fn recompute(&self, xs: &[f32], params: &[&[f32]]) -> Result<Buffer> {
-        Ok(self.layer.bind(params)?.convolve(xs))
+        Ok(self.layer.with_params(params)?.convolve(xs))
     }
 
     fn backward(&self, of: Backward, kept: Buffer, param_grads: &mut ParamGrads) -> Result<Vec<f32>> {
-        let layer = self.layer.bind(of.params)?;
+        let layer = self.layer.with_params(of.params)?;
         let moments = self.moments.get().map_or(&[][..], Vec::as_slice);
         let (active, _) = layer.activate(&kept, Some(moments));
         let mut grads = Buffer::new(active.len());

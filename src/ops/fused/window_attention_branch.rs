@@ -1,5 +1,5 @@
-//! The attention of a Swin Transformer's block (Liu et al. 2021, arXiv 2103.14030) as one operation, from norm to residual
-//! sum.
+//! The attention of a Swin Transformer's block (Liu et al. 2021, arXiv 2103.14030) as one operation, from norm to
+//! residual sum.
 
 use candle_core::{DType, Result, Tensor};
 
@@ -9,10 +9,9 @@ use crate::check;
 use crate::error::{Error, Result as OurResult};
 use crate::grid::Grid;
 use crate::ops::attention::{Dims, Heads};
-use crate::ops::layer_norm::layer_norm_with;
 use crate::ops::route::{in_f32, Route};
-use crate::ops::window::{self, relative_position_bias, window_partition, window_reverse};
-use crate::ops::window_attention::window_attention;
+use crate::ops::window::{self, bias, partition};
+use crate::ops::window_attention;
 
 /// The windows of [`window_attention_branch`], and what they add to the scores.
 #[derive(Clone, Copy, Debug)]
@@ -23,9 +22,10 @@ pub struct Windows<'a> {
     pub window: usize,
     /// By how much the grid is rolled up and left before it is cut; less than `window`.
     pub shift: usize,
-    /// [(2 window - 1)², num_heads]: see [`relative_position_bias`].
+    /// [(2 window - 1)², num_heads]: see [`relative_position_bias`](crate::ops::relative_position_bias).
     pub table: &'a Tensor,
-    /// [windows, window², window²], where there is one: [`shift_mask`](crate::ops::shift_mask). Of any floating-point dtype.
+    /// [windows, window², window²], where there is one: [`shift_mask`](crate::ops::shift_mask). Of any floating-point
+    /// dtype.
     pub mask: Option<&'a Tensor>,
 }
 
@@ -44,7 +44,7 @@ impl Windows<'_> {
             let expected = format!("[B, {}, D], not empty, for a grid of {grid}", grid.len());
             return Err(Error::shape("xs", xs.dims(), expected));
         }
-        check::same_dtype("table", table, xs)?;
+        check::same_dtype("table", table, "xs", xs)?;
         if window::check_table(table, window)? != num_heads {
             let expected = format!("[{}, {num_heads}]", (2 * window - 1) * (2 * window - 1));
             return Err(Error::shape("table", table.dims(), expected));
@@ -64,8 +64,8 @@ impl Windows<'_> {
 /// y = x + s γ reverse(proj(attention(qkv(partition(norm(x)))))), with attention within the windows of a grid.
 ///
 /// The same as the operations one by one, without what they write and read in between: no token leaves its place, and
-/// attention alone goes window by window. For the backward two matrices, [B L, 3 D] and [B L, D], are kept. Gradients of
-/// all parameters arrive as ever.
+/// attention alone goes window by window. For the backward two matrices, [B L, 3 D] and [B L, D], are kept. Gradients
+/// of all parameters arrive as ever.
 ///
 /// # Arguments
 ///
@@ -78,7 +78,8 @@ impl Windows<'_> {
 ///
 /// # PyTorch
 ///
-/// With N = window², n windows in the grid, and what [`window_partition`] and [`window_reverse`] are there:
+/// With N = window², n windows in the grid, and what [`window_partition`](crate::ops::window_partition) and
+/// [`window_reverse`](crate::ops::window_reverse) are there:
 ///
 /// ```text
 /// q, k, v = qkv(window_partition(norm(xs))).reshape(B * n, N, 3, num_heads, d).permute(2, 0, 3, 1, 4)
@@ -91,8 +92,8 @@ impl Windows<'_> {
 /// # Errors
 ///
 /// If `xs` does not fit the grid or is empty, other shapes do not fit, dtypes differ or are no floating-point ones,
-/// `num_heads` does not divide D, a side of the grid is no multiple of `window`, `shift` is not less, or `eps` is negative
-/// or not finite.
+/// `num_heads` does not divide D, a side of the grid is no multiple of `window`, `shift` is not less, or `eps` is
+/// negative or not finite.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -123,6 +124,30 @@ pub fn window_attention_branch(
 ) -> Result<Tensor> {
     let [batch, length, width] = branch.check(xs, drop_path)?;
     let order = windows.check(xs, branch.num_heads)?;
+    let dims = Dims::of(&[batch, length, 3 * width], branch.num_heads)?;
+    routed(xs, branch, dims, windows, order, drop_path)
+}
+
+/// B, N and the heads of each window of `window`² = N tokens, of those of the whole grid.
+fn within(dims: Dims, window: usize) -> Dims {
+    let positions = window * window;
+    Dims {
+        batch: dims.batch * dims.tokens / positions,
+        tokens: positions,
+        queries: positions,
+        ..dims
+    }
+}
+
+/// [`window_attention_branch`] of arguments that fit, with the sizes of a sample and the order of its windows.
+fn routed(
+    xs: &Tensor,
+    branch: &AttentionBranch,
+    dims: Dims,
+    windows: &Windows,
+    order: Vec<u32>,
+    drop_path: Option<&[f32]>,
+) -> Result<Tensor> {
     let Windows {
         window, table, mask, ..
     } = *windows;
@@ -133,10 +158,7 @@ pub fn window_attention_branch(
                 Some(mask) => Some(mask.detach().to_dtype(DType::F32)?.contiguous()?),
                 None => None,
             };
-            let positions = window * window;
-            let dims = Dims::of(&[batch, length, 3 * width], branch.num_heads)?;
-            let within = Dims::of(&[batch * length / positions, positions, 3 * width], branch.num_heads)?;
-            let heads = Heads::of_windows(within, order);
+            let heads = Heads::of_windows(within(dims, window), order);
             let windowed = Some(Windowed { window, mask });
             let params: Vec<_> = branch.params().into_iter().chain([table]).collect();
             attention_branch::apply(xs, branch.eps, &params, dims, heads, windowed, drop_path)
@@ -146,9 +168,9 @@ pub fn window_attention_branch(
                 table: &t[1],
                 ..*windows
             };
-            window_attention_branch(&t[0], &branch.with(&t[2..]), &windows, drop_path)
+            routed(&t[0], &branch.with(&t[2..]), dims, &windows, order, drop_path)
         }),
-        _ => composition(xs, branch, windows, drop_path),
+        Route::Kernel | Route::Composition => compose(xs, branch, dims, windows, &order, drop_path),
     }
 }
 
@@ -159,18 +181,29 @@ pub fn composition(
     windows: &Windows,
     drop_path: Option<&[f32]>,
 ) -> Result<Tensor> {
+    let (batch, length, width) = xs.dims3()?;
+    let dims = Dims::of(&[batch, length, 3 * width], branch.num_heads)?;
+    let order = window::partition_order(windows.grid, windows.window, windows.shift)?;
+    compose(xs, branch, dims, windows, &order, drop_path)
+}
+
+fn compose(
+    xs: &Tensor,
+    branch: &AttentionBranch,
+    dims: Dims,
+    windows: &Windows,
+    order: &[u32],
+    drop_path: Option<&[f32]>,
+) -> Result<Tensor> {
     let &Windows {
-        grid,
-        window,
-        shift,
-        table,
-        mask,
+        window, table, mask, ..
     } = windows;
-    let ys = layer_norm_with(xs, branch.norm.weight, Some(branch.norm.bias), branch.eps)?;
-    let ys = branch.qkv.linear(&window_partition(&ys, grid, window, shift)?)?;
-    let bias = relative_position_bias(table, window)?;
-    let ys = window_attention(&ys, branch.num_heads, &bias, mask)?;
-    let ys = window_reverse(&branch.proj.linear(&ys)?, grid, window, shift)?;
+    let sizes = [dims.batch, dims.tokens, dims.width()];
+    let ys = branch.norm.layer_norm(xs, branch.eps)?;
+    let ys = branch.qkv.linear(&partition::partition(&ys, sizes, order, window)?)?;
+    let bias = bias::routed(table, dims.heads, window)?;
+    let ys = window_attention::routed(&ys, within(dims, window), &bias, mask)?;
+    let ys = partition::reverse(&branch.proj.linear(&ys)?, sizes, order)?;
     residual::add(xs, ys, branch.gamma, drop_path)
 }
 

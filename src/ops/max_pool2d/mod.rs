@@ -56,7 +56,7 @@ pub fn max_pool2d(xs: &Tensor, kernel: usize, stride: usize, padding: usize) -> 
 }
 
 /// [`max_pool2d`] of arguments that fit.
-fn routed(xs: &Tensor, pool: MaxPool2d) -> Result<Tensor> {
+pub(crate) fn routed(xs: &Tensor, pool: MaxPool2d) -> Result<Tensor> {
     match Route::of(&[xs]) {
         Route::Kernel => xs.contiguous()?.apply_op1(pool),
         Route::InF32 => in_f32(&[xs], |t| routed(&t[0], pool)),

@@ -39,6 +39,11 @@ use crate::ops::route;
 /// ```
 pub fn relative_position_bias(table: &Tensor, window: usize) -> Result<Tensor> {
     let heads = check_table(table, window)?;
+    routed(table, heads, window)
+}
+
+/// [`relative_position_bias`] of a table that fits, for so many heads.
+pub(crate) fn routed(table: &Tensor, heads: usize, window: usize) -> Result<Tensor> {
     if route::is_half(table) {
         // A row of the table is that of up to N pairs, whose gradients are added.
         return route::in_f32(&[table], |table| of_pairs(&table[0], heads, window));
@@ -46,7 +51,7 @@ pub fn relative_position_bias(table: &Tensor, window: usize) -> Result<Tensor> {
     of_pairs(table, heads, window)
 }
 
-/// [`relative_position_bias`] of a table that fits.
+/// The rows of a table that the pairs of a window's positions have.
 fn of_pairs(table: &Tensor, heads: usize, window: usize) -> Result<Tensor> {
     let positions = window * window;
     let index = Tensor::from_vec(pairs(window), positions * positions, table.device())?;

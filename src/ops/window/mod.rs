@@ -7,6 +7,7 @@ pub(crate) mod partition;
 
 use candle_core::Tensor;
 
+use crate::check;
 use crate::error::{Error, Result};
 use crate::grid::Grid;
 
@@ -30,10 +31,7 @@ fn check_size(grid: Grid) -> Result<()> {
 fn check_window(window: usize) -> Result<()> {
     // All pairs of its positions are counted.
     const MOST_WIDE: usize = 128;
-    match window {
-        1..=MOST_WIDE => Ok(()),
-        _ => Err(Error::invalid("window", window, format!("1 to {MOST_WIDE}"))),
-    }
+    check::in_range("window", window, 1..=MOST_WIDE, "").map(drop)
 }
 
 fn check_shift(window: usize, shift: usize) -> Result<()> {

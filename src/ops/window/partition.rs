@@ -44,12 +44,14 @@ use crate::ops::gather_rows::gather;
 pub fn window_partition(tokens: &Tensor, grid: Grid, window: usize, shift: usize) -> Result<Tensor> {
     let order = partition_order(grid, window, shift)?;
     let [batch, width] = check_tokens(tokens, grid)?;
+    partition(tokens, [batch, grid.len(), width], &order, window)
+}
+
+/// [`window_partition`] of tokens that fit, [B, L, D], in the [order](partition_order) of their windows.
+pub(crate) fn partition(tokens: &Tensor, dims: [usize; 3], order: &[u32], window: usize) -> Result<Tensor> {
+    let [batch, length, width] = dims;
     let positions = window * window;
-    gather(tokens, [batch, grid.len(), width], &order.repeat(batch), 0)?.reshape((
-        batch * grid.len() / positions,
-        positions,
-        width,
-    ))
+    gather(tokens, dims, &order.repeat(batch), 0)?.reshape((batch * length / positions, positions, width))
 }
 
 /// The tokens of a grid from its windows: the inverse of [`window_partition`].
@@ -99,10 +101,14 @@ pub fn window_reverse(windows: &Tensor, grid: Grid, window: usize, shift: usize)
             return Err(Error::shape("windows", windows.dims(), expected).into());
         }
     };
+    reverse(windows, [batch, grid.len(), width], &order)
+}
+
+/// [`window_reverse`] of windows that fit, to tokens [B, L, D], with the [order](partition_order) that they are in.
+pub(crate) fn reverse(windows: &Tensor, dims: [usize; 3], order: &[u32]) -> Result<Tensor> {
     let mut inverse = vec![0u32; order.len()];
-    (0u32..).zip(&order).for_each(|(at, &from)| inverse[from as usize] = at);
-    let tokens = windows.reshape((batch, grid.len(), width))?;
-    gather(&tokens, [batch, grid.len(), width], &inverse.repeat(batch), 0)
+    (0u32..).zip(order).for_each(|(at, &from)| inverse[from as usize] = at);
+    gather(&windows.reshape(&dims)?, dims, &inverse.repeat(dims[0]), 0)
 }
 
 /// `xs` rolled up by `shift` along `dim`.

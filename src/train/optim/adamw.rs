@@ -2,13 +2,14 @@
 
 use candle_core::Tensor;
 
-use super::rule::private::{At, Piece, Update};
+use super::rule::private::{Piece, Update, UpdateSettings};
 use super::rule::Rule;
 use crate::check;
 use crate::error::Result;
 use crate::ops::cpu::kernel::{self, fma};
 
-/// AdamW (Loshchilov and Hutter, arXiv 1711.05101): Adam with weight decay apart from the gradient. `torch.optim.AdamW`.
+/// AdamW (Loshchilov and Hutter, arXiv 1711.05101): Adam with weight decay apart from the gradient.
+/// `torch.optim.AdamW`.
 ///
 /// With m and v the moments of the gradient g, at update t:
 ///
@@ -91,16 +92,16 @@ impl Update for AdamWConfig {
         &["exp_avg", "exp_avg_sq"]
     }
 
-    fn first_pass(&self, at: &At, piece: &mut Piece) -> [f64; 2] {
+    fn first_pass(&self, settings: &UpdateSettings, piece: &mut Piece) -> [f64; 2] {
         let factors = Factors {
-            keep: (1. - at.lr * at.weight_decay) as f32,
-            grad_scale: at.grad_scale as f32,
-            beta1_rest: (1. - self.beta1) as f32,
+            keep: (1.0 - settings.lr * settings.weight_decay) as f32,
+            grad_scale: settings.grad_scale as f32,
+            beta1_rest: (1.0 - self.beta1) as f32,
             beta2: self.beta2 as f32,
-            beta2_rest: (1. - self.beta2) as f32,
-            root_scale: (1. / bias_correction(self.beta2, at.step).sqrt()) as f32,
+            beta2_rest: (1.0 - self.beta2) as f32,
+            root_scale: (1.0 / bias_correction(self.beta2, settings.step).sqrt()) as f32,
             eps: self.eps as f32,
-            step_size: (at.lr / bias_correction(self.beta1, at.step)) as f32,
+            step_size: (settings.lr / bias_correction(self.beta1, settings.step)) as f32,
         };
         if let [m, v] = &mut piece.buffers[..] {
             update(factors, piece.weights, piece.grads, m, v);
@@ -108,23 +109,29 @@ impl Update for AdamWConfig {
         [0.0; 2]
     }
 
-    fn compose(&self, at: &At, weights: &Tensor, grad: &Tensor, buffers: &[Tensor]) -> Result<(Tensor, Vec<Tensor>)> {
+    fn compose(
+        &self,
+        settings: &UpdateSettings,
+        weights: &Tensor,
+        grad: &Tensor,
+        buffers: &[Tensor],
+    ) -> Result<(Tensor, Vec<Tensor>)> {
         let [m, v] = buffers else {
             return Ok((weights.clone(), buffers.to_vec()));
         };
-        let grad = (grad * at.grad_scale)?;
-        let m = ((m * self.beta1)? + (&grad * (1. - self.beta1))?)?;
-        let v = ((v * self.beta2)? + (grad.sqr()? * (1. - self.beta2))?)?;
-        let root = ((&v / bias_correction(self.beta2, at.step))?.sqrt()? + self.eps)?;
-        let step = ((&m / root)? * (at.lr / bias_correction(self.beta1, at.step)))?;
-        let weights = ((weights * (1. - at.lr * at.weight_decay))? - step)?;
+        let grad = (grad * settings.grad_scale)?;
+        let m = ((m * self.beta1)? + (&grad * (1.0 - self.beta1))?)?;
+        let v = ((v * self.beta2)? + (grad.sqr()? * (1.0 - self.beta2))?)?;
+        let root = ((&v / bias_correction(self.beta2, settings.step))?.sqrt()? + self.eps)?;
+        let step = ((&m / root)? * (settings.lr / bias_correction(self.beta1, settings.step)))?;
+        let weights = ((weights * (1.0 - settings.lr * settings.weight_decay))? - step)?;
         Ok((weights, vec![m, v]))
     }
 }
 
 /// 1 - beta^t: what a moment that started at 0 is short of.
 pub(super) fn bias_correction(beta: f64, step: u64) -> f64 {
-    1. - beta.powf(step as f64)
+    1.0 - beta.powf(step as f64)
 }
 
 /// An error unless the settings that all of Adam's kin have are within their ranges.

@@ -9,8 +9,8 @@ use crate::params::Params;
 /// The parameters of an optimizer, each with its share of the learning rate and of the weight decay. What PyTorch calls
 /// parameter groups; here every parameter is one, so that rules by name can be combined.
 ///
-/// Frozen parameters are those that [`Params::filter`] leaves out, or whose learning-rate scale is 0: they are passed over,
-/// and do not count in a global norm.
+/// Frozen parameters are those that [`Params::filter`] leaves out, or whose learning-rate scale is 0: they are passed
+/// over, and do not count in a global norm.
 #[derive(Clone, Debug)]
 pub struct ParamGroups(pub(super) Vec<Group>);
 
@@ -29,8 +29,8 @@ impl From<&Params> for ParamGroups {
     }
 }
 
-/// All that are floats, with weight decay and the whole learning rate, their numbers as names: give them in an order that the
-/// next run has, too, that of [`Params::vars`], not that of `VarMap::all_vars`, which is another in every run.
+/// All that are floats, with weight decay and the whole learning rate, their numbers as names: give them in an order
+/// that the next run has, too, that of [`Params::vars`], not that of `VarMap::all_vars`, which is another in every run.
 impl From<Vec<Var>> for ParamGroups {
     fn from(vars: Vec<Var>) -> Self {
         let floats = vars.into_iter().filter(|var| var.dtype().is_float());
@@ -63,8 +63,8 @@ impl ParamGroups {
         self
     }
 
-    /// True for what the paper's recipes exempt from weight decay: biases and all other parameters of one dimension (norms,
-    /// LayerScale), class tokens, position embeddings, mask tokens, and relative position bias tables.
+    /// True for what the paper's recipes exempt from weight decay: biases and all other parameters of one dimension
+    /// (norms, LayerScale), class tokens, position embeddings, mask tokens, and relative position bias tables.
     pub fn usually_without_decay(name: &str, var: &Var) -> bool {
         // As timm, Hugging Face, OpenCLIP and Microsoft's Swin call them.
         const NAMES: [&str; 12] = [
@@ -100,9 +100,9 @@ impl ParamGroups {
         Ok(self)
     }
 
-    /// Layer-wise learning-rate decay, as fine-tuning recipes have it (ELECTRA, arXiv 2003.10555; BEiT, MAE): a parameter
-    /// of layer i of n is trained at decay^(n + 1 - i) of the learning rate. `layer_of(name)` is 0 for the embeddings,
-    /// 1 to `num_layers` for the blocks, and n + 1 for what follows them: `layer_of` of
+    /// Layer-wise learning-rate decay, as fine-tuning recipes have it (ELECTRA, arXiv 2003.10555; BEiT, MAE): a
+    /// parameter of layer i of n is trained at decay^(n + 1 - i) of the learning rate. `layer_of(name)` is 0 for the
+    /// embeddings, 1 to `num_layers` for the blocks, and n + 1 for what follows them: `layer_of` of
     /// [`vit::Config`](crate::models::vit::Config::layer_of) and
     /// [`swin::Config`](crate::models::swin::Config::layer_of) say so.
     ///

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 
 use super::adamw::{bias_correction, check_adam};
-use super::rule::private::{At, Piece, Update};
+use super::rule::private::{Piece, Update, UpdateSettings};
 use super::rule::Rule;
 use crate::check;
 use crate::error::Result;
@@ -45,7 +45,7 @@ impl Default for LambConfig {
             beta2: 0.999,
             eps: 1e-6,
             weight_decay: 0.01,
-            max_grad_norm: Some(1.),
+            max_grad_norm: Some(1.0),
         }
     }
 }
@@ -106,25 +106,25 @@ kernel::simd_fn! {
 
 /// ||w|| / ||u||, and 1 where that means nothing.
 fn trust_ratio([weights, direction]: [f64; 2]) -> f64 {
-    if weights > 0. && direction > 0. {
+    if weights > 0.0 && direction > 0.0 {
         (weights / direction).sqrt()
     } else {
-        1.
+        1.0
     }
 }
 
 impl LambConfig {
-    fn factors(&self, at: &At) -> Factors {
+    fn factors(&self, settings: &UpdateSettings) -> Factors {
         Factors {
-            grad_scale: at.grad_scale as f32,
+            grad_scale: settings.grad_scale as f32,
             beta1: self.beta1 as f32,
-            beta1_rest: (1. - self.beta1) as f32,
+            beta1_rest: (1.0 - self.beta1) as f32,
             beta2: self.beta2 as f32,
-            beta2_rest: (1. - self.beta2) as f32,
-            m_scale: (1. / bias_correction(self.beta1, at.step)) as f32,
-            root_scale: (1. / bias_correction(self.beta2, at.step).sqrt()) as f32,
+            beta2_rest: (1.0 - self.beta2) as f32,
+            m_scale: (1.0 / bias_correction(self.beta1, settings.step)) as f32,
+            root_scale: (1.0 / bias_correction(self.beta2, settings.step).sqrt()) as f32,
             eps: self.eps as f32,
-            weight_decay: at.weight_decay as f32,
+            weight_decay: settings.weight_decay as f32,
         }
     }
 }
@@ -157,13 +157,13 @@ impl Update for LambConfig {
         self.max_grad_norm
     }
 
-    fn first_pass(&self, at: &At, piece: &mut Piece) -> [f64; 2] {
-        let factors = self.factors(at);
+    fn first_pass(&self, settings: &UpdateSettings, piece: &mut Piece) -> [f64; 2] {
+        let factors = self.factors(settings);
         let [m, v] = &mut piece.buffers[..] else {
             return [0.0; 2];
         };
         update_moments(factors, piece.grads, m, v);
-        if at.weight_decay > 0.0 {
+        if settings.weight_decay > 0.0 {
             squares(factors, piece.weights, m, v)
         } else {
             [0.0; 2]
@@ -174,25 +174,31 @@ impl Update for LambConfig {
         true
     }
 
-    fn second_pass(&self, at: &At, sums: [f64; 2], piece: &mut Piece) {
-        let lr = (at.lr * trust_ratio(sums)) as f32;
+    fn second_pass(&self, settings: &UpdateSettings, sums: [f64; 2], piece: &mut Piece) {
+        let lr = (settings.lr * trust_ratio(sums)) as f32;
         if let [m, v] = &piece.buffers[..] {
-            apply(self.factors(at), lr, piece.weights, m, v);
+            apply(self.factors(settings), lr, piece.weights, m, v);
         }
     }
 
-    fn compose(&self, at: &At, weights: &Tensor, grad: &Tensor, buffers: &[Tensor]) -> Result<(Tensor, Vec<Tensor>)> {
+    fn compose(
+        &self,
+        settings: &UpdateSettings,
+        weights: &Tensor,
+        grad: &Tensor,
+        buffers: &[Tensor],
+    ) -> Result<(Tensor, Vec<Tensor>)> {
         let [m, v] = buffers else {
             return Ok((weights.clone(), buffers.to_vec()));
         };
-        let grad = (grad * at.grad_scale)?;
-        let m = ((m * self.beta1)? + (&grad * (1. - self.beta1))?)?;
-        let v = ((v * self.beta2)? + (grad.sqr()? * (1. - self.beta2))?)?;
-        let root = ((&v / bias_correction(self.beta2, at.step))?.sqrt()? + self.eps)?;
-        let direction = ((&m / bias_correction(self.beta1, at.step))? / root)?;
-        let direction = (direction + (weights * at.weight_decay)?)?;
-        let mut lr = at.lr;
-        if at.weight_decay > 0. {
+        let grad = (grad * settings.grad_scale)?;
+        let m = ((m * self.beta1)? + (&grad * (1.0 - self.beta1))?)?;
+        let v = ((v * self.beta2)? + (grad.sqr()? * (1.0 - self.beta2))?)?;
+        let root = ((&v / bias_correction(self.beta2, settings.step))?.sqrt()? + self.eps)?;
+        let direction = ((&m / bias_correction(self.beta1, settings.step))? / root)?;
+        let direction = (direction + (weights * settings.weight_decay)?)?;
+        let mut lr = settings.lr;
+        if settings.weight_decay > 0.0 {
             let square = |tensor: &Tensor| crate::ops::sum_of_squares(tensor);
             lr *= trust_ratio([square(weights)?, square(&direction)?]);
         }

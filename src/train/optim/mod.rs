@@ -1,7 +1,7 @@
 //! Optimizers with parameter groups, whose state can be read and restored to the bit.
 //!
-//! candle-nn's `AdamW` keeps its moments to itself, so a run that uses it cannot be resumed; it has no groups, and there is
-//! no LAMB and no momentum. These are `candle_nn::Optimizer`s, too.
+//! candle-nn's `AdamW` keeps its moments to itself, so a run that uses it cannot be resumed; it has no groups, and
+//! there is no LAMB and no momentum. These are `candle_nn::Optimizer`s, too.
 //!
 //! ```
 //! use candle_core::{DType, Device};

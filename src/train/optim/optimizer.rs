@@ -15,9 +15,9 @@ use crate::grad::global_norm;
 
 /// An optimizer by rule `R`: [`AdamW`](super::AdamW), [`Lamb`](super::Lamb), [`Sgd`](super::Sgd).
 ///
-/// Weights in bf16 and f16 get a master copy in f32, which is what is updated; the weights are its rounding, so that what
-/// somebody else writes into them later is undone by the next step. Moments are
-/// f32 (f64 for weights in f64). A parameter without a gradient is passed over in that step, as PyTorch does.
+/// Weights in bf16 and f16 get a master copy in f32, which is what is updated; the weights are its rounding, so that
+/// what somebody else writes into them later is undone by the next step. Moments are f32 (f64 for weights in f64). A
+/// parameter without a gradient is passed over in that step, as PyTorch does.
 ///
 /// On the CPU in f32 a step goes through each parameter's memory in parallel; the result does not depend on the number
 /// of threads. Elsewhere it is composed of candle's operations.
@@ -34,12 +34,12 @@ pub struct GroupOptimizer<R> {
 const STEP: &str = "step";
 
 impl<R: Rule> GroupOptimizer<R> {
-    /// An optimizer of `&Params`, which all decay and have the whole learning rate, or of [`ParamGroups`], which say what does.
-    /// (Of a `Vec<Var>` too, as candle-nn's: their names in the [state](Self::state) are their numbers.)
+    /// An optimizer of `&Params`, which all decay and have the whole learning rate, or of [`ParamGroups`], which say
+    /// what does. (Of a `Vec<Var>` too, as candle-nn's: their names in the [state](Self::state) are their numbers.)
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for a setting out of its range, no parameter, or a variable that is there under two names;
-    /// [`Error::DType`] for one that is no float.
+    /// [`Error::InvalidArgument`] for a setting out of its range, no parameter, or a variable that is there under two
+    /// names; [`Error::DType`] for one that is no float.
     pub fn new(groups: impl Into<ParamGroups>, rule: R) -> Result<Self> {
         let groups = groups.into();
         if groups.0.is_empty() {
@@ -71,8 +71,8 @@ impl<R: Rule> GroupOptimizer<R> {
         })
     }
 
-    /// Passes over a step with an infinite or undefined gradient, and [counts](Self::skipped_steps) it, instead of refusing
-    /// it: as `torch.amp.GradScaler` does.
+    /// Passes over a step with an infinite or undefined gradient, and [counts](Self::skipped_steps) it, instead of
+    /// refusing it: as `torch.amp.GradScaler` does.
     pub fn skip_non_finite(self) -> Self {
         Self {
             skips_non_finite: true,
@@ -103,13 +103,13 @@ impl<R: Rule> GroupOptimizer<R> {
     /// Updates every parameter that has a gradient.
     ///
     /// # Errors
-    /// [`Error::NonFiniteGradient`], naming the first parameter in the optimizer's order whose gradient is infinite or NaN,
-    /// unless such steps are [passed over](Self::skip_non_finite); [`Error::Shape`] when a gradient's shape is not its
-    /// parameter's; [`Error::InvalidArgument`] when the learning rate that was set is negative or not finite. Nothing is
-    /// updated then.
+    /// [`Error::NonFiniteGradient`], naming the first parameter in the optimizer's order whose gradient is infinite or
+    /// NaN, unless such steps are [passed over](Self::skip_non_finite); [`Error::Shape`] when a gradient's shape is not
+    /// its parameter's; [`Error::InvalidArgument`] when the learning rate that was set is negative or not finite.
+    /// Nothing is updated then.
     pub fn step(&mut self, grads: &GradStore) -> Result<()> {
         self.rule.check()?;
-        let weights = self.slots.iter().map(Slot::memory).collect::<Result<Vec<_>>>()?;
+        let weights: Vec<_> = self.slots.iter().map(Slot::memory).collect::<Result<_>>()?;
         let mut due = Vec::with_capacity(self.slots.len());
         for slot in self.slots.iter_mut().filter(|slot| slot.lr_scale > 0.) {
             if let Some(grad) = grads.get_id(slot.var.id()) {
@@ -118,11 +118,12 @@ impl<R: Rule> GroupOptimizer<R> {
                     return Err(Error::shape("grads", grad.dims(), expected));
                 }
                 let grad = grad.detach().to_dtype(slot.weights().dtype())?.contiguous()?;
-                // A gradient may be a variable's own memory (that of w²/2 is w): it would change meanwhile, or be waited for.
-                let memory = memory(&grad)?;
-                let shared = weights
-                    .iter()
-                    .any(|weights| weights.start < memory.end && memory.start < weights.end);
+                // A gradient may be a variable's own memory (that of w²/2 is w): it would change meanwhile, or be
+                // waited for.
+                let shared = memory(&grad)?.is_some_and(|grad| {
+                    let mut weights = weights.iter().flatten();
+                    weights.any(|weights| weights.start < grad.end && grad.start < weights.end)
+                });
                 due.push((slot, if shared { grad.copy()? } else { grad }));
             }
         }
@@ -138,9 +139,9 @@ impl<R: Rule> GroupOptimizer<R> {
         update(&self.rule, grad_scale, due)
     }
 
-    /// All that the optimizer remembers, by name, on the host: `NAME.step` (how often the parameter was updated), `NAME.`
-    /// followed by `exp_avg`, `exp_avg_sq` or `momentum_buffer`, PyTorch's words for the moments, and `NAME.master` where
-    /// there is a copy in full precision. The learning rate is not among it: the schedule knows it.
+    /// All that the optimizer remembers, by name, on the host: `NAME.step` (how often the parameter was updated),
+    /// `NAME.` followed by `exp_avg`, `exp_avg_sq` or `momentum_buffer`, PyTorch's words for the moments, and
+    /// `NAME.master` where there is a copy in full precision. The learning rate is not among it: the schedule knows it.
     ///
     /// # Errors
     /// When a tensor cannot be read.

@@ -6,8 +6,8 @@ use candle_core::Tensor;
 
 use crate::error::Result;
 
-/// Rule by which one parameter is updated. Implemented by the configurations of this module, and by a `Box<dyn Rule>` of any of
-/// them: for a trainer that chooses at run time.
+/// Rule by which one parameter is updated. Implemented by the configurations of this module, and by a `Box<dyn Rule>`
+/// of any of them: for a trainer that chooses at run time.
 pub trait Rule: Debug + private::Update {}
 
 pub(super) mod private {
@@ -31,17 +31,18 @@ pub(super) mod private {
         }
         /// Updates a piece of a parameter from its gradient, in its memory: all of it, or what goes before a
         /// [second pass](Self::second_pass), which is then told the sums of what this returns.
-        fn first_pass(&self, at: &At, piece: &mut Piece) -> [f64; 2];
+        fn first_pass(&self, settings: &UpdateSettings, piece: &mut Piece) -> [f64; 2];
         /// Whether there is a second pass.
         fn has_second_pass(&self) -> bool {
             false
         }
-        /// Updates a piece further, once the first pass is done with the whole parameter and the sums over it are known.
-        fn second_pass(&self, _at: &At, _sums: [f64; 2], _piece: &mut Piece) {}
+        /// Updates a piece further, once the first pass is done with the whole parameter and the sums over it are
+        /// known.
+        fn second_pass(&self, _settings: &UpdateSettings, _sums: [f64; 2], _piece: &mut Piece) {}
         /// The same, composed of candle's operations: the new weights and buffers.
         fn compose(
             &self,
-            at: &At,
+            settings: &UpdateSettings,
             weights: &Tensor,
             grad: &Tensor,
             buffers: &[Tensor],
@@ -58,7 +59,7 @@ pub(super) mod private {
 
     /// What differs from parameter to parameter and from step to step.
     #[derive(Clone, Copy, Debug)]
-    pub struct At {
+    pub struct UpdateSettings {
         /// Learning rate of this parameter.
         pub lr: f64,
         /// Weight decay of this parameter.
@@ -69,7 +70,7 @@ pub(super) mod private {
         pub grad_scale: f64,
     }
 }
-use private::{At, Piece, Update};
+use private::{Piece, Update, UpdateSettings};
 
 impl Update for Box<dyn Rule> {
     fn lr(&self) -> f64 {
@@ -90,17 +91,23 @@ impl Update for Box<dyn Rule> {
     fn max_grad_norm(&self) -> Option<f64> {
         (**self).max_grad_norm()
     }
-    fn first_pass(&self, at: &At, piece: &mut Piece) -> [f64; 2] {
-        (**self).first_pass(at, piece)
+    fn first_pass(&self, settings: &UpdateSettings, piece: &mut Piece) -> [f64; 2] {
+        (**self).first_pass(settings, piece)
     }
     fn has_second_pass(&self) -> bool {
         (**self).has_second_pass()
     }
-    fn second_pass(&self, at: &At, sums: [f64; 2], piece: &mut Piece) {
-        (**self).second_pass(at, sums, piece)
+    fn second_pass(&self, settings: &UpdateSettings, sums: [f64; 2], piece: &mut Piece) {
+        (**self).second_pass(settings, sums, piece)
     }
-    fn compose(&self, at: &At, weights: &Tensor, grad: &Tensor, buffers: &[Tensor]) -> Result<(Tensor, Vec<Tensor>)> {
-        (**self).compose(at, weights, grad, buffers)
+    fn compose(
+        &self,
+        settings: &UpdateSettings,
+        weights: &Tensor,
+        grad: &Tensor,
+        buffers: &[Tensor],
+    ) -> Result<(Tensor, Vec<Tensor>)> {
+        (**self).compose(settings, weights, grad, buffers)
     }
 }
 impl Rule for Box<dyn Rule> {}

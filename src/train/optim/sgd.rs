@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::rule::private::{At, Piece, Update};
+use super::rule::private::{Piece, Update, UpdateSettings};
 use super::rule::Rule;
 use crate::check;
 use crate::error::Result;
@@ -35,7 +35,7 @@ impl Default for SgdConfig {
             lr: 0.1,
             momentum: 0.9,
             nesterov: true,
-            weight_decay: 0.,
+            weight_decay: 0.0,
         }
     }
 }
@@ -54,7 +54,7 @@ struct Factors {
 kernel::simd_fn! {
     fn update<S>(f: Factors, weights: &mut [f32], grads: &[f32], buffer: &mut [f32]) -> () {
         // Of the direction d + momentum b, or b alone.
-        let (of_d, of_b) = if f.nesterov { (1., f.momentum) } else { (0., 1.) };
+        let (of_d, of_b) = if f.nesterov { (1.0, f.momentum) } else { (0.0, 1.0) };
         for ((w, &g), b) in weights.iter_mut().zip(grads).zip(buffer) {
             let d = fma::<S>(*w, f.weight_decay, g * f.grad_scale);
             *b = fma::<S>(*b, f.momentum, d);
@@ -86,13 +86,13 @@ impl Update for SgdConfig {
         &["momentum_buffer"]
     }
 
-    fn first_pass(&self, at: &At, piece: &mut Piece) -> [f64; 2] {
+    fn first_pass(&self, settings: &UpdateSettings, piece: &mut Piece) -> [f64; 2] {
         let factors = Factors {
-            lr: at.lr as f32,
+            lr: settings.lr as f32,
             momentum: self.momentum as f32,
             nesterov: self.nesterov,
-            weight_decay: at.weight_decay as f32,
-            grad_scale: at.grad_scale as f32,
+            weight_decay: settings.weight_decay as f32,
+            grad_scale: settings.grad_scale as f32,
         };
         if let [buffer] = &mut piece.buffers[..] {
             update(factors, piece.weights, piece.grads, buffer);
@@ -100,17 +100,23 @@ impl Update for SgdConfig {
         [0.0; 2]
     }
 
-    fn compose(&self, at: &At, weights: &Tensor, grad: &Tensor, buffers: &[Tensor]) -> Result<(Tensor, Vec<Tensor>)> {
+    fn compose(
+        &self,
+        settings: &UpdateSettings,
+        weights: &Tensor,
+        grad: &Tensor,
+        buffers: &[Tensor],
+    ) -> Result<(Tensor, Vec<Tensor>)> {
         let [buffer] = buffers else {
             return Ok((weights.clone(), buffers.to_vec()));
         };
-        let d = ((grad * at.grad_scale)? + (weights * at.weight_decay)?)?;
+        let d = ((grad * settings.grad_scale)? + (weights * settings.weight_decay)?)?;
         let buffer = ((buffer * self.momentum)? + &d)?;
         let direction = if self.nesterov {
             (d + (&buffer * self.momentum)?)?
         } else {
             buffer.clone()
         };
-        Ok(((weights - (direction * at.lr)?)?, vec![buffer]))
+        Ok(((weights - (direction * settings.lr)?)?, vec![buffer]))
     }
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use candle_core::{DType, Tensor, Var};
 
 use super::groups::Group;
-use super::rule::private::{At, Update};
+use super::rule::private::{Update, UpdateSettings};
 use crate::error::{Error, Result};
 use crate::ops;
 
@@ -28,9 +28,10 @@ pub(super) struct Slot {
 
 impl Slot {
     pub(super) fn new(group: Group, buffers: usize) -> Result<Self> {
+        let is_half = ops::is_half(&group.var);
         let dtype = match group.var.dtype() {
-            DType::F64 => DType::F64,
-            DType::F32 | DType::F16 | DType::BF16 => DType::F32,
+            dtype @ (DType::F32 | DType::F64) => dtype,
+            _ if is_half => DType::F32,
             got => {
                 return Err(Error::DType {
                     argument: "groups",
@@ -39,7 +40,7 @@ impl Slot {
                 })
             }
         };
-        let master = if ops::is_half(&group.var) {
+        let master = if is_half {
             Some(group.var.as_detached_tensor().to_dtype(dtype)?)
         } else {
             None
@@ -62,8 +63,8 @@ impl Slot {
         self.master.as_ref().unwrap_or(self.var.as_tensor())
     }
 
-    /// Where that lies.
-    pub(super) fn memory(&self) -> Result<Range<*const f32>> {
+    /// The memory of that, see [`memory`].
+    pub(super) fn memory(&self) -> Result<Option<Range<*const f32>>> {
         memory(self.weights())
     }
 
@@ -79,12 +80,12 @@ impl Slot {
     /// Whether it is updated in its memory, by kernels: `f32` on the CPU.
     pub(super) fn in_memory(&self) -> bool {
         let mut tensors = std::iter::once(self.weights()).chain(&self.buffers);
-        tensors.all(|tensor| ops::on_cpu_f32(&[tensor]) && tensor.is_contiguous())
+        tensors.all(ops::is_f32_slice)
     }
 
     /// Updates it by candle's operations.
-    pub(super) fn compose(&mut self, rule: &dyn Update, at: &At, grad: &Tensor) -> Result<()> {
-        let (weights, buffers) = rule.compose(at, &self.weights().detach(), grad, &self.buffers)?;
+    pub(super) fn compose(&mut self, rule: &dyn Update, settings: &UpdateSettings, grad: &Tensor) -> Result<()> {
+        let (weights, buffers) = rule.compose(settings, &self.weights().detach(), grad, &self.buffers)?;
         match &mut self.master {
             Some(master) => *master = weights,
             None => self.var.set(&weights)?,
@@ -102,11 +103,11 @@ impl Slot {
     }
 }
 
-/// Where a tensor lies, if that is where kernels write: nowhere else.
-pub(super) fn memory(tensor: &Tensor) -> Result<Range<*const f32>> {
-    if ops::on_cpu_f32(&[tensor]) && tensor.is_contiguous() {
-        Ok(ops::Elements::of(tensor)?.as_ptr_range())
+/// The memory of a tensor, where kernels may write to it.
+pub(super) fn memory(tensor: &Tensor) -> Result<Option<Range<*const f32>>> {
+    if ops::is_f32_slice(tensor) {
+        Ok(Some(ops::Elements::of(tensor)?.as_ptr_range()))
     } else {
-        Ok(std::ptr::null()..std::ptr::null())
+        Ok(None)
     }
 }

@@ -1,7 +1,8 @@
 //! One step over all parameters, in parallel and in their memory.
 //!
-//! Who predicts on another thread holds read locks on several weights and waits for rayon's threads. So who writes holds the
-//! lock of one weight at a time, on the calling thread, and waits for nobody meanwhile but for threads of its own.
+//! Who predicts on another thread holds read locks on several weights and waits for rayon's threads. So who writes
+//! holds the lock of one weight at a time, on the calling thread, and waits for nobody meanwhile but for threads of its
+//! own.
 
 use std::sync::Mutex;
 use std::thread;
@@ -9,7 +10,7 @@ use std::thread;
 use candle_core::Tensor;
 
 use super::in_place::with_elements;
-use super::rule::private::{At, Piece, Update};
+use super::rule::private::{Piece, Update, UpdateSettings};
 use super::slot::Slot;
 use crate::error::Result;
 use crate::ops::Elements;
@@ -25,7 +26,7 @@ const FEWEST: usize = 8;
 pub(super) fn update(rule: &dyn Update, grad_scale: f64, due: Vec<(&mut Slot, Tensor)>) -> Result<()> {
     for (slot, grad) in due {
         slot.steps += 1;
-        let at = At {
+        let settings = UpdateSettings {
             lr: rule.lr() * slot.lr_scale,
             weight_decay: if slot.decays { rule.weight_decay() } else { 0.0 },
             step: slot.steps,
@@ -35,16 +36,16 @@ pub(super) fn update(rule: &dyn Update, grad_scale: f64, due: Vec<(&mut Slot, Te
             continue;
         }
         if slot.in_memory() {
-            update_in_memory(rule, &at, slot, &grad)?;
+            update_in_memory(rule, &settings, slot, &grad)?;
         } else {
-            slot.compose(rule, &at, &grad)?;
+            slot.compose(rule, &settings, &grad)?;
         }
         slot.round()?;
     }
     Ok(())
 }
 
-fn update_in_memory(rule: &dyn Update, at: &At, slot: &Slot, grad: &Tensor) -> Result<()> {
+fn update_in_memory(rule: &dyn Update, settings: &UpdateSettings, slot: &Slot, grad: &Tensor) -> Result<()> {
     let grads = Elements::of(grad)?;
     let tensors: Vec<_> = std::iter::once(slot.weights()).chain(&slot.buffers).collect();
     Ok(with_elements(&tensors, |slices| {
@@ -61,11 +62,11 @@ fn update_in_memory(rule: &dyn Update, at: &At, slot: &Slot, grad: &Tensor) -> R
             (piece, [0.0; 2])
         });
         let mut pieces: Vec<_> = pieces.collect();
-        in_parallel(&mut pieces, |(piece, sums)| *sums = rule.first_pass(at, piece));
+        in_parallel(&mut pieces, |(piece, sums)| *sums = rule.first_pass(settings, piece));
         if rule.has_second_pass() {
             let add = |[a, b]: [f64; 2], (_, [c, d]): &(Piece, [f64; 2])| [a + c, b + d];
             let sums = pieces.iter().fold([0.0; 2], add);
-            in_parallel(&mut pieces, |(piece, _)| rule.second_pass(at, sums, piece));
+            in_parallel(&mut pieces, |(piece, _)| rule.second_pass(settings, sums, piece));
         }
     })?)
 }

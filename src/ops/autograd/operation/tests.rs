@@ -5,7 +5,8 @@ use candle_core::{DType, Device, Var};
 
 use super::*;
 
-/// y = w Σ x, of which the sum is kept. Counts the sums that are alive, those computed again, and forwards told to keep one.
+/// y = w Σ x, of which the sum is kept. Counts the sums that are alive, those computed again, and forwards told to keep
+/// one.
 struct Scaled(Arc<Counts>);
 
 #[derive(Default)]

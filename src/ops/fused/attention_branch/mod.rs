@@ -6,10 +6,11 @@ mod operation;
 use candle_core::{Result, Tensor};
 
 pub(crate) use self::operation::{apply, Windowed};
-use super::residual::{self, Affine};
-use crate::error::{Error, Result as OurResult};
+use super::affine::{affines, Affine};
+use super::residual;
+use crate::check;
+use crate::error::Result as OurResult;
 use crate::ops::attention::{self, Dims, Heads};
-use crate::ops::layer_norm::layer_norm_with;
 use crate::ops::route::{in_f32, Route};
 
 /// The parameters of [`attention_branch`].
@@ -36,12 +37,8 @@ impl<'a> AttentionBranch<'a> {
         self.norm.check_norm(width, self.eps, xs)?;
         self.qkv.check(["qkv.weight", "qkv.bias"], 3 * width, width, xs)?;
         self.proj.check(["proj.weight", "proj.bias"], width, width, xs)?;
-        if self.num_heads > 0 && width.is_multiple_of(self.num_heads) {
-            Ok(dims)
-        } else {
-            let allowed = format!("a divisor of D = {width}");
-            Err(Error::invalid("num_heads", self.num_heads, allowed))
-        }
+        check::divisor("num_heads", self.num_heads, width, format_args!("D = {width}"))?;
+        Ok(dims)
     }
 
     /// The parameters: norm, qkv, proj, γ.
@@ -53,7 +50,7 @@ impl<'a> AttentionBranch<'a> {
 
     /// The same with other parameters.
     pub(crate) fn with(self, params: &'a [Tensor]) -> Self {
-        let [norm, qkv, proj] = residual::affines(params);
+        let [norm, qkv, proj] = affines(params);
         Self {
             norm,
             qkv,
@@ -69,8 +66,8 @@ impl<'a> AttentionBranch<'a> {
 pub enum Tokens {
     /// All N.
     All,
-    /// The first one, from which a classifier reads: the last block needs keys and values of all tokens, but nothing else
-    /// of the others.
+    /// The first one, from which a classifier reads: the last block needs keys and values of all tokens, but nothing
+    /// else of the others.
     First,
 }
 
@@ -98,8 +95,8 @@ pub enum Tokens {
 ///
 /// # Errors
 ///
-/// If shapes do not fit, dtypes differ or are no floating-point ones, `num_heads` does not divide D, or `eps` is negative
-/// or not finite.
+/// If shapes do not fit, dtypes differ or are no floating-point ones, `num_heads` does not divide D, or `eps` is
+/// negative or not finite.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -126,28 +123,51 @@ pub fn attention_branch(
 ) -> Result<Tensor> {
     let [batch, length, width] = branch.check(xs, drop_path)?;
     let dims = Dims::of(&[batch, length, 3 * width], branch.num_heads)?;
+    routed(xs, branch, dims, tokens, drop_path)
+}
+
+/// [`attention_branch`] of arguments that fit.
+fn routed(
+    xs: &Tensor,
+    branch: &AttentionBranch,
+    dims: Dims,
+    tokens: Tokens,
+    drop_path: Option<&[f32]>,
+) -> Result<Tensor> {
     let params = branch.params();
     let tensors: Vec<_> = [xs].into_iter().chain(params.iter().copied()).collect();
     match Route::of(&tensors) {
         Route::Kernel => {
             let queries = match tokens {
-                Tokens::All => length,
+                Tokens::All => dims.tokens,
                 Tokens::First => 1,
             };
             let dims = Dims { queries, ..dims };
             apply(xs, branch.eps, &params, dims, Heads::new(dims), None, drop_path)
         }
         Route::InF32 => in_f32(&tensors, |t| {
-            attention_branch(&t[0], &branch.with(&t[1..]), tokens, drop_path)
+            routed(&t[0], &branch.with(&t[1..]), dims, tokens, drop_path)
         }),
-        Route::Composition => composition(xs, branch, tokens, drop_path),
+        Route::Composition => compose(xs, branch, dims, tokens, drop_path),
     }
 }
 
 /// [`attention_branch`] of the operations one by one.
 pub fn composition(xs: &Tensor, branch: &AttentionBranch, tokens: Tokens, drop_path: Option<&[f32]>) -> Result<Tensor> {
-    let ys = layer_norm_with(xs, branch.norm.weight, Some(branch.norm.bias), branch.eps)?;
-    let ys = attention::attention(&branch.qkv.linear(&ys)?, branch.num_heads)?;
+    let (batch, length, width) = xs.dims3()?;
+    let dims = Dims::of(&[batch, length, 3 * width], branch.num_heads)?;
+    compose(xs, branch, dims, tokens, drop_path)
+}
+
+fn compose(
+    xs: &Tensor,
+    branch: &AttentionBranch,
+    dims: Dims,
+    tokens: Tokens,
+    drop_path: Option<&[f32]>,
+) -> Result<Tensor> {
+    let ys = branch.norm.layer_norm(xs, branch.eps)?;
+    let ys = attention::routed(&branch.qkv.linear(&ys)?, dims)?;
     let (xs, ys) = match tokens {
         Tokens::All => (xs.clone(), ys),
         Tokens::First => (xs.narrow(1, 0, 1)?, ys.narrow(1, 0, 1)?.contiguous()?),
@@ -162,7 +182,7 @@ mod tests {
     use rand::Rng as _;
 
     fn branch(args: &[Tensor], num_heads: usize) -> AttentionBranch<'_> {
-        let [norm, qkv, proj] = residual::affines(&args[1..]);
+        let [norm, qkv, proj] = affines(&args[1..]);
         AttentionBranch {
             norm,
             eps: 0.1,
@@ -208,7 +228,7 @@ mod tests {
     fn check_one(b: usize, n: usize, heads: usize, d: usize, seed: u64) {
         let shapes = shapes(b, n, heads * d);
         let shapes: Vec<&[usize]> = shapes.iter().map(Vec::as_slice).collect();
-        let factors: Vec<f32> = (0..b).map(|i| [1.25, 0., 2.][i % 3]).collect();
+        let factors: Vec<f32> = (0..b).map(|i| [1.25, 0.0, 2.0][i % 3]).collect();
         for (tokens, drop_path, given) in [
             (Tokens::All, None, 8),
             (Tokens::All, Some(factors.as_slice()), 7),
@@ -243,8 +263,8 @@ mod tests {
     #[test]
     fn equals_its_composition_at_the_edges() {
         check_one(1, 1, 1, 5, 0);
-        // More than one piece of work. (Of longer sequences the gradients' means over tokens nearly vanish: f32 itself, in the
-        // composition too, is then further than 2e-6 from f64.)
+        // More than one piece of work. (Of longer sequences the gradients' means over tokens nearly vanish: f32 itself,
+        // in the composition too, is then further than 2e-6 from f64.)
         check_one(6, 65, 3, 16, 1);
     }
 
@@ -252,7 +272,7 @@ mod tests {
     fn composition_has_the_right_derivative() {
         let shapes = shapes(2, 3, 4);
         let shapes: Vec<&[usize]> = shapes.iter().map(Vec::as_slice).collect();
-        check_derivative(&reference(2, Tokens::All, Some(&[0.5, 2.])), &shapes, 0);
+        check_derivative(&reference(2, Tokens::All, Some(&[0.5, 2.0])), &shapes, 0);
         check_derivative(&reference(1, Tokens::First, None), &shapes[..7], 1);
     }
 

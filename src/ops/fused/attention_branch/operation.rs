@@ -1,15 +1,16 @@
-//! Attention with all around it as one operation of candle's graph: of a whole sequence, of its first token, within windows.
+//! Attention with all around it, of a whole sequence, of its first token or within windows, in candle's graph.
 
 use candle_core::{Result, Tensor};
 use gemm::Parallelism;
 
-use crate::ops::attention::{Added, Dims, Heads};
+use crate::ops::attention::{Dims, Heads, ScoreBias};
 use crate::ops::autograd::{self, Backward, Operation, ParamGrads};
 use crate::ops::cpu::buffer::Buffer;
 use crate::ops::cpu::kernel::{self, Elements};
 use crate::ops::cpu::matrix::{self, Mat, MatMut};
 use crate::ops::cpu::write::Write;
-use crate::ops::fused::residual::{self, Rows, MIDDLE};
+use crate::ops::fused::projection::Rows;
+use crate::ops::fused::residual::{self, MIDDLE, NORM, PROJECTION};
 use crate::ops::linear;
 use crate::ops::window;
 
@@ -41,7 +42,8 @@ struct Op {
     drop_path: Option<Vec<f32>>,
 }
 
-/// What attention within windows adds to the scores: biases from a table, which is the last of the parameters, and a mask.
+/// What attention within windows adds to the scores: biases from a table, which is the last of the parameters, and a
+/// mask.
 pub(crate) struct Windowed {
     /// Side of a window.
     pub(crate) window: usize,
@@ -51,8 +53,8 @@ pub(crate) struct Windowed {
 
 /// What a backward reads.
 struct Kept {
-    /// [B, N, 3 D]. Where the first tokens alone are computed, the others' queries are whatever was left in the memory, and
-    /// nobody reads them: not the heads, and not the products and sums, which go by [`Op::parts`].
+    /// [B, N, 3 D]. Where the first tokens alone are computed, the others' queries are whatever was left in the memory,
+    /// and nobody reads them: not the heads, and not the products and sums, which go by [`Op::parts`].
     qkv: Buffer,
     /// What the heads gave, [B, queries, D].
     heads: Buffer,
@@ -78,14 +80,14 @@ impl Op {
     }
 
     /// Calls `f` with what is added to the scores.
-    fn with_added<T>(&self, table: Option<&[f32]>, f: impl FnOnce(Option<Added>) -> T) -> Result<T> {
+    fn with_added<T>(&self, table: Option<&[f32]>, f: impl FnOnce(Option<ScoreBias>) -> T) -> Result<T> {
         let (Some(Windowed { window, mask }), Some(table)) = (&self.windowed, table) else {
             return Ok(f(None));
         };
         let bias = window::bias_of(table, self.dims.heads, *window);
         let mask = mask.as_ref().map(Elements::of).transpose()?;
         let mask = mask.as_deref().unwrap_or(&[]);
-        Ok(f(Some(Added { bias: &bias, mask })))
+        Ok(f(Some(ScoreBias { bias: &bias, mask })))
     }
 
     /// The parts of `qkv` that are computed: all of it, or the queries of the first tokens and all keys and values.
@@ -123,7 +125,7 @@ impl Op {
             matrix::matmul(
                 &mut MatMut::rows(&mut qkv[start..], part.rows, columns, part.step * 3 * d),
                 Write::Add,
-                1.,
+                1.0,
                 Mat::rows(normed, part.rows, d, part.step * d),
                 Mat::rows(&weight[start * d..], columns, d, d).t(),
                 Parallelism::Rayon(0),
@@ -140,7 +142,7 @@ impl Op {
             matrix::matmul(
                 &mut MatMut::rows(&mut out[start * d..], columns, d, d),
                 write,
-                1.,
+                1.0,
                 Mat::rows(&dqkv[start..], part.rows, columns, part.step * 3 * d).t(),
                 Mat::rows(normed, part.rows, d, part.step * d),
                 Parallelism::Rayon(0),
@@ -159,7 +161,7 @@ impl Op {
             matrix::matmul(
                 &mut MatMut::rows(&mut dnormed, part.rows, d, part.step * d),
                 if i == 0 { Write::Replace } else { Write::Add },
-                1.,
+                1.0,
                 Mat::rows(&dqkv[start..], part.rows, columns, part.step * 3 * d),
                 Mat::rows(&weight[start * d..], columns, d, d),
                 Parallelism::Rayon(0),
@@ -223,7 +225,7 @@ impl Operation for Op {
         let (norm, [weight, _], proj) = residual::parts(branch, self.eps);
         let dropped = residual::dropped(of.grads, self.dims.width(), self.drop_path.as_deref());
         let dheads = proj.backward(&dropped);
-        proj.param_gradients(param_grads, &dropped, &kept.heads)?;
+        proj.param_gradients(&mut param_grads.part(PROJECTION), &dropped, &kept.heads)?;
         let of_table = branch.len();
         let wants_table = table.is_some() && param_grads.wants(of_table);
         let mut dqkv = Buffer::new(kept.qkv.len());
@@ -242,7 +244,7 @@ impl Operation for Op {
         param_grads.set(MIDDLE + 1, dbias)?;
         drop(dqkv);
         let mut dxs = self.skip_gradient(of.grads);
-        norm.backward(of.xs, &dnormed, &mut dxs, param_grads)?;
+        norm.backward(of.xs, &dnormed, &mut dxs, &mut param_grads.part(NORM))?;
         Ok(dxs)
     }
 }

@@ -10,7 +10,32 @@ use crate::ops::cpu::buffer::Buffer;
 use crate::ops::cpu::channels::{through_relu, Moments, Upstream};
 use crate::ops::cpu::kernel;
 use crate::ops::cpu::write::Write;
-use crate::ops::fused::conv_norm::{Bound, Layer, Names};
+use crate::ops::fused::conv_norm::{Layer, LayerWithParams, Names};
+
+const CONVS: Names = Names {
+    input: "input",
+    weight: "convs.weight",
+    norm: ["convs.norm.weight", "convs.norm.bias"],
+    running: ["convs.running.mean", "convs.running.var"],
+};
+
+const DOWNSAMPLE: Names = Names {
+    input: "input",
+    weight: "downsample.weight",
+    norm: ["downsample.norm.weight", "downsample.norm.bias"],
+    running: ["downsample.running.mean", "downsample.running.var"],
+};
+
+/// `error` with the place of what it is about: the name alone does not tell which of many.
+fn located(mut error: Error, place: String) -> Error {
+    use Error::{DType, InvalidArgument, Shape};
+    if let InvalidArgument { allowed: must, .. } | Shape { expected: must, .. } | DType { expected: must, .. } =
+        &mut error
+    {
+        must.push_str(&format!(", for {place}"));
+    }
+    error
+}
 
 /// A block without its parameters.
 pub(super) struct Block {
@@ -23,53 +48,48 @@ pub(super) struct Block {
 }
 
 impl Block {
-    pub(super) fn new(block: &ResidualBlock, xs: &[usize], first_param: usize, like: &Tensor) -> OurResult<Self> {
+    /// The block number `index`, of an input of shape `xs`, once all fits; tensors are of the dtype and on the device
+    /// of `like`.
+    pub(super) fn new(
+        block: &ResidualBlock,
+        index: usize,
+        xs: &[usize],
+        first_param: usize,
+        like: &Tensor,
+    ) -> OurResult<Self> {
+        let here = |error| located(error, format!("blocks[{index}]"));
         if block.convs.is_empty() {
-            return Err(Error::invalid("convs", "empty", "at least one convolution"));
+            return Err(here(Error::invalid("convs", "empty", "at least one convolution")));
         }
         let mut layers = Vec::with_capacity(block.convs.len() + 1);
         let mut dims = xs.to_vec();
-        for conv in &block.convs {
-            let input = if layers.is_empty() && first_param == 0 {
-                "xs"
-            } else {
-                "the input of a later convolution"
-            };
-            let names = Names {
-                input,
-                weight: "convs.weight",
-                norm: ["convs.norm.weight", "convs.norm.bias"],
-                running: ["convs.running.mean", "convs.running.var"],
-            };
-            let layer = Layer::new(&names, conv, &dims, like)?;
+        for (i, conv) in block.convs.iter().enumerate() {
+            let input = if index == 0 && i == 0 { "xs" } else { "input" };
+            let layer = Layer::new(&Names { input, ..CONVS }, conv, &dims, like)
+                .map_err(|error| located(error, format!("blocks[{index}].convs[{i}]")))?;
             dims = layer.conv.result_dims().to_vec();
             layers.push(layer);
         }
         let identity = match &block.downsample {
             None => xs.to_vec(),
             Some(conv) => {
-                let input = if first_param == 0 {
-                    "xs"
-                } else {
-                    "the input of a downsample"
-                };
-                let names = Names {
-                    input,
-                    weight: "downsample.weight",
-                    norm: ["downsample.norm.weight", "downsample.norm.bias"],
-                    running: ["downsample.running.mean", "downsample.running.var"],
-                };
-                let layer = Layer::new(&names, conv, xs, like)?;
+                let input = if index == 0 { "xs" } else { "input" };
+                let layer = Layer::new(&Names { input, ..DOWNSAMPLE }, conv, xs, like)
+                    .map_err(|error| located(error, format!("blocks[{index}].downsample")))?;
                 let dims = layer.conv.result_dims().to_vec();
                 layers.push(layer);
                 dims
             }
         };
         if identity != dims {
-            let allowed = format!("so that it is {dims:?}, as what is added to it");
-            return Err(Error::invalid("downsample", format!("one to {identity:?}"), allowed));
+            let given = match block.downsample {
+                Some(_) => format!("a projection to {identity:?}"),
+                None => "None".to_string(),
+            };
+            let allowed = format!("a projection to {dims:?}, the shape of the branch's result");
+            return Err(here(Error::invalid("downsample", given, allowed)));
         }
-        check::drop_path(block.drop_path.as_deref(), dims[0])?;
+        check::drop_path(block.drop_path.as_deref(), dims[0]).map_err(here)?;
         Ok(Self {
             layers,
             has_downsample: block.downsample.is_some(),
@@ -84,12 +104,12 @@ impl Block {
     }
 
     /// With its parameters out of those of all blocks.
-    pub(super) fn bind<'a>(&'a self, params: &[&'a [f32]]) -> Result<BoundBlock<'a>> {
+    pub(super) fn with_params<'a>(&'a self, params: &[&'a [f32]]) -> Result<BlockWithParams<'a>> {
         let layers = self.layers.iter().zip(params[self.first_param..].chunks_exact(3));
-        let branch = layers.map(|(layer, params)| layer.bind(params));
+        let branch = layers.map(|(layer, params)| layer.with_params(params));
         let mut branch = branch.collect::<Result<Vec<_>>>()?;
         let downsample = if self.has_downsample { branch.pop() } else { None };
-        Ok(BoundBlock {
+        Ok(BlockWithParams {
             branch,
             downsample,
             drop_path: self.drop_path.as_deref(),
@@ -98,19 +118,19 @@ impl Block {
 }
 
 /// A block and the elements of its parameters.
-pub(super) struct BoundBlock<'a> {
-    branch: Vec<Bound<'a>>,
-    downsample: Option<Bound<'a>>,
+pub(super) struct BlockWithParams<'a> {
+    branch: Vec<LayerWithParams<'a>>,
+    downsample: Option<LayerWithParams<'a>>,
     drop_path: Option<&'a [f32]>,
 }
 
 /// The moments of each layer's result.
 pub(super) type BlockMoments = Vec<Vec<Moments>>;
 
-impl BoundBlock<'_> {
-    /// What the convolutions give, the last one alone unless all are to be kept, and the moments that their norms normalise
-    /// by: those `given`, or else the running statistics or what they see. Writes the block's result to `ys`, if there is a
-    /// place for it.
+impl BlockWithParams<'_> {
+    /// What the convolutions give, the last one alone unless all are to be kept, and the moments that their norms
+    /// normalise by: those `given`, or else the running statistics or what they see. Writes the block's result to `ys`,
+    /// if there is a place for it.
     pub(super) fn forward(
         &self,
         xs: &[f32],
@@ -231,45 +251,38 @@ impl BoundBlock<'_> {
         param_grads: &mut ParamGrads,
     ) -> Result<()> {
         let mut grads = Buffer::new(results.last().map_or(0, |last| last.len()));
-        let mut active: Buffer;
-        let mut upstream = upstream;
-        // From the last one down to the first, whose input is the block's.
+        // What the layer above was handed, whose ReLU the gradients go through.
+        let mut above: Option<Buffer> = None;
         while let Some(result) = results.pop() {
             let i = results.len();
             let layer = &self.branch[i];
-            let Some(before) = results.last() else {
-                layer.backward(
-                    [xs, &result],
-                    &moments[i],
-                    upstream,
-                    &mut grads,
-                    &mut param_grads.part(3 * i),
-                )?;
-                drop(result);
-                if let Some(dxs) = &mut dxs {
-                    // The identity's are there.
-                    layer.conv.backward_xs(layer.weight, &grads, dxs, Write::Add);
-                }
-                break;
+            let before = results.last();
+            let active = before.map(|before| self.branch[i - 1].activate(before, Some(&moments[i - 1])).0);
+            let upstream = match &above {
+                None => upstream,
+                Some(above) => Upstream {
+                    grads: None,
+                    relu: Some(above),
+                    factors: None,
+                },
             };
-            let (seen, _) = self.branch[i - 1].activate(before, Some(&moments[i - 1]));
             layer.backward(
-                [&seen, &result],
+                [active.as_deref().unwrap_or(xs), &result],
                 &moments[i],
                 upstream,
                 &mut grads,
                 &mut param_grads.part(3 * i),
             )?;
             drop(result);
-            let mut below = Buffer::new(seen.len());
-            layer.conv.backward_xs(layer.weight, &grads, &mut below, Write::Replace);
-            grads = below;
-            active = seen;
-            upstream = Upstream {
-                grads: None,
-                relu: Some(&active),
-                factors: None,
-            };
+            if let Some(active) = &active {
+                let mut below = Buffer::new(active.len());
+                layer.conv.backward_xs(layer.weight, &grads, &mut below, Write::Replace);
+                grads = below;
+            } else if let Some(dxs) = &mut dxs {
+                // The identity's are there.
+                layer.conv.backward_xs(layer.weight, &grads, dxs, Write::Add);
+            }
+            above = active;
         }
         Ok(())
     }

@@ -9,13 +9,13 @@ use candle_core::{Result, Tensor};
 
 use self::block::Block;
 use self::operation::Op;
+use super::affine::Affine;
 use super::conv_norm::{ConvNorm, Layer};
-use super::residual::Affine;
 use crate::check;
 use crate::error::{Error, Result as OurResult};
-use crate::ops::add_relu::add_relu;
+use crate::ops::add_relu;
 use crate::ops::autograd::apply;
-use crate::ops::batch_norm::{BatchStatistics, Then};
+use crate::ops::batch_norm::{BatchStatistics, Epilogue};
 use crate::ops::route::{to_f32, Route};
 
 /// One of [`residual_blocks`].
@@ -69,20 +69,20 @@ impl<'a> ResidualBlock<'a> {
     }
 }
 
-/// For one block after the other: y = max(identity(x) + s branch(x), 0), where the branch is convolutions with a batch norm
-/// behind each and a ReLU between two, and the identity x itself or its projection; and what the batch norms saw.
+/// For one block after the other: y = max(identity(x) + s branch(x), 0), where the branch is convolutions with a batch
+/// norm behind each and a ReLU between two, and the identity x itself or its projection; and what the batch norms saw.
 ///
-/// The same as the operations one by one, with less memory: for the backward only the results of the convolutions and of
-/// the blocks are kept, until it has used them; normalised values are computed again. Gradients of all parameters arrive
-/// as ever. (As in PyTorch, parameters must not change between a forward and its backward.)
+/// The same as the operations one by one, with less memory: for the backward only the results of the convolutions and
+/// of the blocks are kept, until it has used them; normalised values are computed again. Gradients of all parameters
+/// arrive as ever. (As in PyTorch, parameters must not change between a forward and its backward.)
 ///
 /// # Arguments
 ///
 /// - `xs`: [B, C, H, W]
 /// - `blocks`: the parameters, at least one block's
 ///
-/// Returns [B, C', H', W'], and the statistics of each norm, block by block, a projection's after those of the branch; none
-/// where the norm does not normalise by them (see [`ConvNorm::running`]). No gradient flows through them.
+/// Returns [B, C', H', W'], and the statistics of each norm, block by block, a projection's after those of the branch;
+/// none where the norm does not normalise by them (see [`ConvNorm::running`]). No gradient flows through them.
 ///
 /// # PyTorch
 ///
@@ -96,9 +96,9 @@ impl<'a> ResidualBlock<'a> {
 ///
 /// # Errors
 ///
-/// If there is no block or no convolution in one, shapes do not fit or something is empty, a projection is missing or does
-/// not fit, there is not one of `drop_path`'s factors for each sample, a stride is 0, a norm has one value per channel only
-/// to normalise by, an `eps` is negative or not finite, or dtypes differ or are no floating-point ones.
+/// If there is no block or no convolution in one, shapes do not fit or something is empty, a projection is missing or
+/// does not fit, there is not one of `drop_path`'s factors for each sample, a stride is 0, a norm has one value per
+/// channel only to normalise by, an `eps` is negative or not finite, or dtypes differ or are no floating-point ones.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -121,6 +121,15 @@ impl<'a> ResidualBlock<'a> {
 /// ```
 pub fn residual_blocks(xs: &Tensor, blocks: &[ResidualBlock]) -> Result<(Tensor, Vec<Option<BatchStatistics>>)> {
     let checked = check(xs, blocks)?;
+    routed(xs, blocks, checked)
+}
+
+/// [`residual_blocks`] of arguments that fit.
+fn routed(
+    xs: &Tensor,
+    blocks: &[ResidualBlock],
+    checked: Vec<Block>,
+) -> Result<(Tensor, Vec<Option<BatchStatistics>>)> {
     let params: Vec<_> = blocks.iter().flat_map(ResidualBlock::params).collect();
     let tensors: Vec<_> = [xs].into_iter().chain(params.iter().copied()).collect();
     match Route::of(&tensors) {
@@ -143,12 +152,12 @@ pub fn residual_blocks(xs: &Tensor, blocks: &[ResidualBlock]) -> Result<(Tensor,
             let blocks: Vec<_> = blocks
                 .map(|(block, checked)| block.with(&wide[1 + checked.first_param..]))
                 .collect();
-            let (ys, seen) = residual_blocks(&wide[0], &blocks)?;
+            let (ys, seen) = routed(&wide[0], &blocks, checked)?;
             let rounded = |seen: Option<BatchStatistics>| seen.map(|seen| seen.to_dtype(xs.dtype())).transpose();
             let seen = seen.into_iter().map(rounded).collect::<Result<_>>()?;
             Ok((ys.to_dtype(xs.dtype())?, seen))
         }
-        Route::Composition => composition(xs, blocks),
+        Route::Composition => compose(xs, blocks, &checked),
     }
 }
 
@@ -161,8 +170,8 @@ fn check(xs: &Tensor, blocks: &[ResidualBlock]) -> OurResult<Vec<Block>> {
     let mut dims = xs.dims().to_vec();
     let mut first_param = 0;
     let mut checked = Vec::with_capacity(blocks.len());
-    for block in blocks {
-        let block = Block::new(block, &dims, first_param, xs)?;
+    for (index, block) in blocks.iter().enumerate() {
+        let block = Block::new(block, index, &dims, first_param, xs)?;
         first_param += 3 * block.layers.len();
         dims = block.result_dims().to_vec();
         checked.push(block);
@@ -172,32 +181,36 @@ fn check(xs: &Tensor, blocks: &[ResidualBlock]) -> OurResult<Vec<Block>> {
 
 /// [`residual_blocks`] of the operations one by one.
 pub fn composition(xs: &Tensor, blocks: &[ResidualBlock]) -> Result<(Tensor, Vec<Option<BatchStatistics>>)> {
+    compose(xs, blocks, &check(xs, blocks)?)
+}
+
+fn compose(xs: &Tensor, blocks: &[ResidualBlock], checked: &[Block]) -> Result<(Tensor, Vec<Option<BatchStatistics>>)> {
     let mut seen = Vec::new();
-    let mut layer = |layer: &ConvNorm, then, xs: &Tensor| -> Result<Tensor> {
-        let (ys, statistics) = layer.composition(then, xs)?;
+    let mut run = |conv: &ConvNorm, layer: &Layer, epilogue, xs: &Tensor| -> Result<Tensor> {
+        let (ys, statistics) = conv.compose(layer, epilogue, xs)?;
         seen.push(statistics);
         Ok(ys)
     };
     let mut xs = xs.clone();
-    for block in blocks {
+    for (block, Block { layers, .. }) in blocks.iter().zip(checked) {
         let mut ys = xs.clone();
         for (i, conv) in block.convs.iter().enumerate() {
-            let then = if i + 1 < block.convs.len() {
-                Then::Relu
+            let epilogue = if i + 1 < block.convs.len() {
+                Epilogue::Relu
             } else {
-                Then::Nothing
+                Epilogue::Nothing
             };
-            ys = layer(conv, then, &ys)?;
+            ys = run(conv, &layers[i], epilogue, &ys)?;
         }
         if let Some(factors) = &block.drop_path {
             let factors = Tensor::from_slice(factors, (factors.len(), 1, 1, 1), xs.device())?;
             ys = ys.broadcast_mul(&factors.to_dtype(xs.dtype())?)?;
         }
         let identity = match &block.downsample {
-            Some(downsample) => layer(downsample, Then::Nothing, &xs)?,
+            Some(downsample) => run(downsample, &layers[block.convs.len()], Epilogue::Nothing, &xs)?,
             None => xs,
         };
-        xs = add_relu(&ys, &identity)?;
+        xs = add_relu::routed(&ys, &identity)?;
     }
     Ok((xs, seen))
 }

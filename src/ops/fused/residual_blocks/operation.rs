@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use candle_core::Result;
 
-use super::block::{Block, BlockMoments, BoundBlock, Results};
+use super::block::{Block, BlockMoments, BlockWithParams, Results};
 use crate::ops::autograd::{Backward, Operation, ParamGrads};
 use crate::ops::cpu::buffer::Buffer;
 
@@ -22,16 +22,16 @@ pub(super) struct KeptBlock {
 }
 
 impl Op {
-    fn bind<'a>(&'a self, params: &[&'a [f32]]) -> Result<Vec<BoundBlock<'a>>> {
-        self.blocks.iter().map(|block| block.bind(params)).collect()
+    fn with_params<'a>(&'a self, params: &[&'a [f32]]) -> Result<Vec<BlockWithParams<'a>>> {
+        self.blocks.iter().map(|block| block.with_params(params)).collect()
     }
 
-    /// What there is to keep, and the moments: those `given`, or else what the blocks give. Writes the last block's result to
-    /// `last`, if there is a place for it.
+    /// What there is to keep, and the moments: those `given`, or else what the blocks give. Writes the last block's
+    /// result to `last`, if there is a place for it.
     fn run(
         &self,
         xs: &[f32],
-        blocks: &[BoundBlock],
+        blocks: &[BlockWithParams],
         given: Option<&[BlockMoments]>,
         keep: bool,
         mut last: Option<&mut [f32]>,
@@ -65,18 +65,18 @@ impl Operation for Op {
 
     fn forward(&self, xs: &[f32], params: &[&[f32]], keep: bool) -> Result<(Vec<f32>, Vec<KeptBlock>)> {
         let mut ys = vec![0f32; self.result_dims().iter().product()];
-        let (kept, moments) = self.run(xs, &self.bind(params)?, None, keep, Some(&mut ys));
+        let (kept, moments) = self.run(xs, &self.with_params(params)?, None, keep, Some(&mut ys));
         self.moments.get_or_init(|| moments);
         Ok((ys, kept))
     }
 
     fn recompute(&self, xs: &[f32], params: &[&[f32]]) -> Result<Vec<KeptBlock>> {
         let moments = self.moments.get().map(Vec::as_slice);
-        Ok(self.run(xs, &self.bind(params)?, moments, true, None).0)
+        Ok(self.run(xs, &self.with_params(params)?, moments, true, None).0)
     }
 
     fn backward(&self, of: Backward, mut kept: Vec<KeptBlock>, param_grads: &mut ParamGrads) -> Result<Vec<f32>> {
-        let blocks = self.bind(of.params)?;
+        let blocks = self.with_params(of.params)?;
         let moments = self.moments.get().map_or(&[][..], Vec::as_slice);
         let mut dxs = vec![0f32; if of.wants_dxs { of.xs.len() } else { 0 }];
         let mut above: Option<Buffer> = None;

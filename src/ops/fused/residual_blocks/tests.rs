@@ -95,7 +95,7 @@ fn equals_its_composition() {
         let mut size = |most| rng.random_range(1..=most);
         basic([size(3), size(6), 2 + size(6), 2 + size(6)]).check(None, seed);
         let (batch, stride) = (size(3), size(2));
-        let factors: Vec<f32> = (0..batch).map(|i| [0.5, 0., 2.][i % 3]).collect();
+        let factors: Vec<f32> = (0..batch).map(|i| [0.5, 0.0, 2.0][i % 3]).collect();
         let xs = [batch, size(5), 3 + size(6), 3 + size(6)];
         bottleneck(xs, size(6), size(9), stride).check(Some(&factors), seed);
     }
@@ -112,7 +112,7 @@ fn equals_its_composition_with_running_statistics() {
         let mut size = |most| rng.random_range(1..=most);
         let (batch, stride) = (1 + size(2), size(2));
         let sizes = bottleneck([batch, size(5), 3 + size(6), 3 + size(6)], 9, 9, stride);
-        let factors: Vec<f32> = (0..batch).map(|i| [0.5, 0., 2.][i % 3]).collect();
+        let factors: Vec<f32> = (0..batch).map(|i| [0.5, 0.0, 2.0][i % 3]).collect();
         fn block<'a>(
             sizes: &Sizes,
             factors: &[f32],
@@ -208,7 +208,7 @@ fn several_blocks_are_one_after_the_other() {
         let mut blocks = Vec::new();
         for sizes in sizes {
             let (mine, others) = params.split_at(3 * sizes.layers().len());
-            blocks.push(sizes.dropping(Some(&[0.5, 2.]), mine));
+            blocks.push(sizes.dropping(Some(&[0.5, 2.0]), mine));
             params = others;
         }
         blocks
@@ -233,7 +233,7 @@ fn check_stage(is_frozen: impl Fn(usize) -> bool) {
         ..bottleneck([3, 8, 5, 4], 2, 8, 1)
     };
     let sizes = [bottleneck([3, 4, 9, 8], 2, 8, 2), same(), same()];
-    let factors = [[0., 2., 0.5], [1., 0., 3.], [2., 2., 0.]];
+    let factors = [[0.0, 2.0, 0.5], [1.0, 0.0, 3.0], [2.0, 2.0, 0.0]];
     let shapes = sizes.iter().flat_map(|sizes| sizes.shapes().into_iter().skip(1));
     let shapes: Vec<_> = [sizes[0].xs.to_vec()].into_iter().chain(shapes).collect();
     let var = |(shape, seed): (&Vec<usize>, u64)| {
@@ -358,7 +358,7 @@ fn errors_name_the_argument() {
         let mut args = tensors(&sizes, DType::F32);
         let mut sizes = bottleneck([2, 3, 5, 5], 4, 6, 2);
         change(&mut args, &mut sizes);
-        let drop_path = (sizes.xs[0] == 0).then(|| vec![1.; 3]);
+        let drop_path = (sizes.xs[0] == 0).then(|| vec![1.0; 3]);
         let block = ResidualBlock {
             drop_path,
             ..sizes.block(&args[1..])
@@ -368,35 +368,35 @@ fn errors_name_the_argument() {
     let tensor = |shape: &[usize]| random(shape, 0).to_dtype(DType::F32).unwrap();
     assert_eq!(
         message(&|args, _| args[0] = tensor(&[2, 3, 5])),
-        "xs has shape [2, 3, 5], but must be [B, 3, H, W], not empty"
+        "xs has shape [2, 3, 5], but must be [B, 3, H, W], not empty, for blocks[0].convs[0]"
     );
     assert_eq!(
         message(&|args, _| args[4] = tensor(&[4, 3, 3, 3])),
-        "convs.weight has shape [4, 3, 3, 3], but must be [C', 4, k, k]"
+        "convs.weight has shape [4, 3, 3, 3], but must be [C', 4, k, k], for blocks[0].convs[1]"
     );
     assert_eq!(
         message(&|args, _| args[8] = tensor(&[5])),
-        "convs.norm.weight has shape [5], but must be [6]"
+        "convs.norm.weight has shape [5], but must be [6], for blocks[0].convs[2]"
     );
     assert_eq!(
         message(&|args, _| args[12] = tensor(&[5])),
-        "downsample.norm.bias has shape [5], but must be [6]"
+        "downsample.norm.bias has shape [5], but must be [6], for blocks[0].downsample"
     );
     assert_eq!(
         message(&|args, _| args[10] = args[10].to_dtype(DType::F64).unwrap()),
-        "downsample.weight has dtype F64, but must be F32 like xs"
+        "downsample.weight has dtype F64, but must be F32 like xs, for blocks[0].downsample"
     );
     assert_eq!(
         message(&|_, sizes| sizes.downsample = None),
-        "downsample is one to [2, 3, 5, 5], but must be so that it is [2, 6, 3, 3], as what is added to it"
+        "downsample is None, but must be a projection to [2, 6, 3, 3], the shape of the branch's result, for blocks[0]"
     );
     assert_eq!(
         message(&|_, sizes| sizes.convs[0][2] = 0),
-        "stride is 0, but must be at least 1"
+        "stride is 0, but must be at least 1, for blocks[0].convs[0]"
     );
     assert_eq!(
         message(&|_, sizes| sizes.xs[0] = 0),
-        "drop_path is 3 factors, but must be 2, one for each sample"
+        "drop_path is 3 factors, but must be 2, one for each sample, for blocks[0]"
     );
 }
 
@@ -408,7 +408,7 @@ fn errors_name_what_norms_lack() {
         residual_blocks(&single[0], &[block.block(&single[1..])])
             .unwrap_err()
             .to_string(),
-        "xs has shape [1, 3, 1, 1], but must be so large that each norm has more than one value per channel"
+        "xs has shape [1, 3, 1, 1], but must be so large that each norm has more than one value per channel, for blocks[0].convs[0]"
     );
     let sizes = bottleneck([2, 3, 5, 5], 4, 6, 2);
     let args = tensors(&sizes, DType::F32);
@@ -418,10 +418,37 @@ fn errors_name_what_norms_lack() {
         let block = frozen_at(sizes.block(&args[1..]), &running);
         residual_blocks(&args[0], &[block]).unwrap_err().to_string()
     };
-    assert_eq!(frozen(1, [4, 5]), "convs.running.var has shape [5], but must be [4]");
+    assert_eq!(
+        frozen(1, [4, 5]),
+        "convs.running.var has shape [5], but must be [4], for blocks[0].convs[1]"
+    );
     assert_eq!(
         frozen(3, [5, 6]),
-        "downsample.running.mean has shape [5], but must be [6]"
+        "downsample.running.mean has shape [5], but must be [6], for blocks[0].downsample"
+    );
+}
+
+/// Of two blocks, the second does not fit what the first gives.
+#[test]
+fn errors_of_a_later_block_tell_which() {
+    let sizes = bottleneck([2, 3, 5, 5], 4, 6, 2);
+    let args = tensors(&sizes, DType::F32);
+    let block = sizes.block(&args[1..]);
+    assert_eq!(
+        residual_blocks(&args[0], &[block.clone(), block.clone()])
+            .unwrap_err()
+            .to_string(),
+        "convs.weight has shape [4, 3, 1, 1], but must be [C', 6, k, k], for blocks[1].convs[0]"
+    );
+    // Same channels, but a side of 3 for the branch's convolution with a stride and 5 for the projection's without.
+    let unlike = ResidualBlock {
+        downsample: block.downsample.map(|conv| ConvNorm { stride: 1, ..conv }),
+        ..block
+    };
+    assert_eq!(
+        residual_blocks(&args[0], &[unlike]).unwrap_err().to_string(),
+        "downsample is a projection to [2, 6, 5, 5], but must be a projection to [2, 6, 3, 3], the shape of the branch's \
+         result, for blocks[0]"
     );
 }
 
@@ -435,6 +462,6 @@ fn there_must_be_a_convolution() {
     let xs = Tensor::zeros((1, 1, 2, 2), DType::F32, &Device::Cpu).unwrap();
     assert_eq!(
         residual_blocks(&xs, &[none]).unwrap_err().to_string(),
-        "convs is empty, but must be at least one convolution"
+        "convs is empty, but must be at least one convolution, for blocks[0]"
     );
 }

@@ -73,7 +73,7 @@ fn equals_its_composition_in_evaluation() {
 fn running_statistics_are_not_rounded_to_half_precision() {
     let mut half = tensors(DType::BF16);
     half[2] = half[2].ones_like().unwrap();
-    half[3] = (half[3].ones_like().unwrap() * -1004.).unwrap();
+    half[3] = (half[3].ones_like().unwrap() * -1004.0).unwrap();
     let mean = Tensor::full(-1001f32, 4, half[0].device()).unwrap();
     let var = mean.ones_like().unwrap();
     let conv = |args| {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::ops::fused::affine::affines;
 use crate::ops::shift_mask;
 use crate::ops::testing::{check, check_derivative, random, rng};
 use candle_core::Device;
@@ -55,7 +56,7 @@ fn of<'a>(
     drop_path: Option<&'a [f32]>,
 ) -> impl Fn(&[Tensor]) -> Result<Tensor> + Sync + 'a {
     move |args| {
-        let [norm, qkv, proj] = residual::affines(&args[2..]);
+        let [norm, qkv, proj] = affines(&args[2..]);
         let branch = AttentionBranch {
             norm,
             eps: 0.1,
@@ -78,7 +79,7 @@ fn of<'a>(
 fn check_one(cut: Cut, b: usize, head_width: usize, seed: u64) {
     let shapes = cut.shapes(b, head_width);
     let shapes: Vec<&[usize]> = shapes.iter().map(Vec::as_slice).collect();
-    let factors: Vec<f32> = (0..b).map(|i| [1.25, 0., 2.][i % 3]).collect();
+    let factors: Vec<f32> = (0..b).map(|i| [1.25, 0.0, 2.0][i % 3]).collect();
     let mask = cut.mask();
     for (mask, drop_path, given) in [
         (Some(&mask), None, 8),
@@ -134,12 +135,12 @@ fn composition_has_the_right_derivative() {
     let cut = Cut::new(2, 2, 2, 1, 2);
     let (mask, shapes) = (cut.mask(), cut.shapes(2, 2));
     let shapes: Vec<&[usize]> = shapes.iter().map(Vec::as_slice).collect();
-    check_derivative(&of(composition, cut, Some(&mask), Some(&[0.5, 2.])), &shapes, 0);
+    check_derivative(&of(composition, cut, Some(&mask), Some(&[0.5, 2.0])), &shapes, 0);
     check_derivative(&of(composition, cut, None, None), &shapes[..8], 1);
 }
 
-/// A token learns of those in its window, and of no others: with the mask, of those that are its neighbours there in the
-/// image.
+/// A token learns of those in its window, and of no others: with the mask, of those that are its neighbours there in
+/// the image.
 #[test]
 fn windows_do_not_see_each_other() {
     let cut = Cut::new(2, 2, 3, 1, 1);
@@ -156,7 +157,7 @@ fn windows_do_not_see_each_other() {
     // The token at row 1, column 5 of the second sample.
     let at = side + 5;
     let mut moved = args[0].to_vec3::<f32>().unwrap();
-    moved[1][at][0] += 1.;
+    moved[1][at][0] += 1.0;
     let moved = Tensor::new(moved, &Device::Cpu).unwrap();
     for mask in [None, Some(&mask)] {
         let (before, after) = (values(&args[0], mask), values(&moved, mask));
@@ -183,7 +184,7 @@ fn errors_name_the_argument() {
         op(&args).unwrap_err().to_string()
     };
     let fits = [6, 4, 4];
-    let shape = |at, shape: &[usize]| message(cut, at, shape, &fits, &[1., 1.]);
+    let shape = |at, shape: &[usize]| message(cut, at, shape, &fits, &[1.0, 1.0]);
     assert_eq!(shape(0, &[2, 4]), "xs has shape [2, 4], but must be [B, N, D]");
     assert_eq!(
         shape(0, &[2, 25, 4]),
@@ -203,7 +204,7 @@ fn errors_name_the_argument() {
         "table has shape [8, 2], but must be [9, num_heads] for a window of 2"
     );
     assert_eq!(shape(1, &[9, 3]), "table has shape [9, 3], but must be [9, 2]");
-    let with = |cut| message(cut, 8, &[4], &fits, &[1., 1.]);
+    let with = |cut| message(cut, 8, &[4], &fits, &[1.0, 1.0]);
     assert_eq!(
         with(Cut { heads: 3, ..cut }),
         "num_heads is 3, but must be a divisor of D = 4"
@@ -219,12 +220,12 @@ fn errors_name_the_argument() {
     assert_eq!(with(Cut { window: 0, ..cut }), "window is 0, but must be 1 to 128");
     for mask in [&[3, 4, 4][..], &[6, 4, 5], &[4, 4]] {
         assert_eq!(
-            message(cut, 8, &[4], mask, &[1., 1.]),
+            message(cut, 8, &[4], mask, &[1.0, 1.0]),
             format!("mask has shape {mask:?}, but must be [6, 4, 4]")
         );
     }
     assert_eq!(
-        message(cut, 8, &[4], &fits, &[1.]),
+        message(cut, 8, &[4], &fits, &[1.0]),
         "drop_path is 1 factors, but must be 2, one for each sample"
     );
     let shapes = cut.shapes(2, 2);

@@ -1,0 +1,188 @@
+//! The token sequence of a vision transformer (Dosovitskiy et al. 2021, arXiv 2010.11929) as one operation.
+
+mod operation;
+#[cfg(test)]
+mod tests;
+
+use candle_core::{Result, Tensor};
+
+use self::operation::Op;
+use crate::check;
+use crate::error::{Error, Result as OurResult};
+use crate::ops::autograd::apply;
+use crate::ops::gather_rows::{check_keep, gather};
+use crate::ops::linear;
+use crate::ops::patchify::{self, Patchify};
+use crate::ops::route::{in_f32, Route};
+
+/// The parameters of [`patch_embed`].
+#[derive(Clone, Copy, Debug)]
+pub struct PatchEmbed<'a> {
+    /// The convolution's kernel, whose stride is its side p: [D, C, p, p].
+    pub weight: &'a Tensor,
+    /// Its bias, `[D]`, where there is one.
+    pub bias: Option<&'a Tensor>,
+    /// The token in front of the patches', [1, 1, D].
+    pub class_token: &'a Tensor,
+    /// Embedding that is added to each position: [1, L, D], or [1, 1 + L, D] if the class token has one, too.
+    pub positions: &'a Tensor,
+}
+
+impl<'a> PatchEmbed<'a> {
+    /// The bias last, which may be missing.
+    fn params(&self) -> Vec<&'a Tensor> {
+        let params = [self.weight, self.class_token, self.positions];
+        params.into_iter().chain(self.bias).collect()
+    }
+}
+
+/// The class token and the patches of images that are kept, each as a token, with positions added.
+///
+/// The same as to embed all patches and drop some of them, but those that are dropped cost nothing.
+///
+/// # Arguments
+///
+/// - `images`: [B, C, H, W]; pixels right and below of the last whole patch are ignored
+/// - `embed`: the parameters
+/// - `keep`: B * K indices below L = (H / p) (W / p), sample by sample, or none to keep all of them; on the host
+///
+/// Returns [B, 1 + K, D].
+///
+/// # PyTorch
+///
+/// ```text
+/// tokens = F.conv2d(images, weight, bias, stride=p).flatten(2).transpose(1, 2) + positions[:, 1:]
+/// tokens = tokens.gather(1, keep.view(B, K, 1).expand(B, K, D))
+/// torch.cat([(class_token + positions[:, :1]).expand(B, 1, D), tokens], dim=1)
+/// ```
+///
+/// # Errors
+///
+/// If shapes do not fit or there is no image, dtypes differ or are no floating-point ones, the number of indices is no
+/// multiple of B, or an index is not below L.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use masksub::ops::{patch_embed, PatchEmbed};
+/// let images = Tensor::arange(0f32, 4., &Device::Cpu)?.reshape((1, 1, 1, 4))?;
+/// let embed = PatchEmbed {
+///     weight: &Tensor::ones((1, 1, 1, 1), DType::F32, &Device::Cpu)?,
+///     bias: None,
+///     class_token: &Tensor::new(&[[[7f32]]], &Device::Cpu)?,
+///     positions: &Tensor::new(&[[[10f32], [20.], [30.], [40.]]], &Device::Cpu)?,
+/// };
+/// let tokens = patch_embed(&images, &embed, Some(&[3, 1]))?;
+/// assert_eq!(tokens.flatten_all()?.to_vec1::<f32>()?, [7., 43., 21.]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+pub fn patch_embed(images: &Tensor, embed: &PatchEmbed, keep: Option<&[u32]>) -> Result<Tensor> {
+    let (patches, class_position) = check(images, embed, keep)?;
+    routed(images, embed, patches, class_position, keep)
+}
+
+/// [`patch_embed`] of arguments that fit.
+fn routed(
+    images: &Tensor,
+    embed: &PatchEmbed,
+    patches: Patchify,
+    class_position: bool,
+    keep: Option<&[u32]>,
+) -> Result<Tensor> {
+    let params = embed.params();
+    let tensors: Vec<_> = [images].into_iter().chain(params.iter().copied()).collect();
+    match Route::of(&tensors) {
+        Route::Kernel => {
+            let all = || (0..images.dims()[0]).flat_map(|_| 0..patches.count() as u32);
+            let op = Op {
+                patches,
+                width: embed.weight.dims()[0],
+                keep: keep.map_or_else(|| all().collect(), <[u32]>::to_vec),
+                class_position,
+            };
+            apply(op, images, &params)
+        }
+        Route::InF32 => in_f32(&tensors, |t| {
+            let embed = PatchEmbed {
+                weight: &t[1],
+                class_token: &t[2],
+                positions: &t[3],
+                bias: t.get(4),
+            };
+            routed(&t[0], &embed, patches, class_position, keep)
+        }),
+        Route::Composition => compose(images, embed, patches, class_position, keep),
+    }
+}
+
+/// The patches, and whether the class token has a position, once everything fits.
+fn check(images: &Tensor, embed: &PatchEmbed, keep: Option<&[u32]>) -> OurResult<(Patchify, bool)> {
+    check::float("images", images)?;
+    let (weight, [width, channels, p, columns]) = match *embed.weight.dims() {
+        [d, c, p, q] if d > 0 && c > 0 && p > 0 => (embed.weight, [d, c, p, q]),
+        _ => return Err(Error::shape("weight", embed.weight.dims(), "[D, C, p, p], not empty")),
+    };
+    if p != columns {
+        return Err(Error::shape("weight", weight.dims(), "[D, C, p, p]"));
+    }
+    let patches = patchify::check(images, p)?;
+    let expected = || format!("[B, {channels}, H, W], with at least one image");
+    if images.dims()[0] == 0 || images.dims()[1] != channels {
+        return Err(Error::shape("images", images.dims(), expected()));
+    }
+    if let Some(bias) = embed.bias {
+        check::vector("bias", bias, width)?;
+    }
+    if embed.class_token.dims() != [1, 1, width] {
+        let expected = format!("[1, 1, {width}]");
+        return Err(Error::shape("class_token", embed.class_token.dims(), expected));
+    }
+    let count = patches.count();
+    if count > u32::MAX as usize {
+        return Err(Error::shape("images", images.dims(), "of less than 2^32 patches"));
+    }
+    let class_position = embed.positions.dims() == [1, 1 + count, width];
+    if !class_position && embed.positions.dims() != [1, count, width] {
+        let expected = format!("[1, {count}, {width}] or [1, {}, {width}]", 1 + count);
+        return Err(Error::shape("positions", embed.positions.dims(), expected));
+    }
+    let names = ["weight", "class_token", "positions", "bias"];
+    for (name, param) in names.into_iter().zip(embed.params()) {
+        check::same_dtype(name, param, "images", images)?;
+    }
+    if let Some(keep) = keep {
+        check_keep(keep, patches.batch(), count)?;
+    }
+    Ok((patches, class_position))
+}
+
+/// [`patch_embed`] of candle's operations.
+pub fn composition(images: &Tensor, embed: &PatchEmbed, keep: Option<&[u32]>) -> Result<Tensor> {
+    let patches = patchify::check(images, embed.weight.dim(2)?)?;
+    let class_position = embed.positions.dim(1)? > patches.count();
+    compose(images, embed, patches, class_position, keep)
+}
+
+fn compose(
+    images: &Tensor,
+    embed: &PatchEmbed,
+    patches: Patchify,
+    class_position: bool,
+    keep: Option<&[u32]>,
+) -> Result<Tensor> {
+    let (batch, count, width) = (patches.batch(), patches.count(), embed.weight.dim(0)?);
+    let patches = patchify::routed(images, patches)?;
+    let tokens = linear::routed(&patches, &embed.weight.flatten_from(1)?, embed.bias)?;
+    let (class_token, positions) = if class_position {
+        let of_class = embed.positions.narrow(1, 0, 1)?;
+        let of_patches = embed.positions.narrow(1, 1, count)?;
+        ((embed.class_token + of_class)?, of_patches)
+    } else {
+        (embed.class_token.clone(), embed.positions.clone())
+    };
+    let tokens = tokens.broadcast_add(&positions)?;
+    let tokens = match keep {
+        Some(keep) => gather(&tokens, [batch, count, width], keep, 0)?,
+        None => tokens,
+    };
+    Tensor::cat(&[&class_token.broadcast_as((batch, 1, width))?, &tokens], 1)
+}
