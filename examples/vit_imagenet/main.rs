@@ -231,6 +231,8 @@ impl Training<'_> {
                     return Ok(End::Interrupted);
                 }
             }
+            // An image that cannot be read or a full disk may end what follows: the epoch is safe from it.
+            run.save(&trained)?;
             let scores = || {
                 let batches = data.test_batches(settings.batch_size.div_ceil(settings.accumulate));
                 evaluate(Box::new(batches.take_while(|_| !interrupt::asked())), |images| {
@@ -240,15 +242,13 @@ impl Training<'_> {
             let of_weights = scores();
             let of_average = trained.ema.as_mut().map(|ema| ema.averaged(scores)).transpose()?;
             // What was broken off is evaluated again when the run goes on.
-            if !interrupt::asked() {
-                run.record.epoch(of_weights?, of_average.transpose()?)?;
-            }
-            run.save(&trained)?;
             if interrupt::asked() {
                 eprintln!("interrupted {}", run.how_to_resume());
                 return Ok(End::Interrupted);
             }
+            run.record.epoch(of_weights?, of_average.transpose()?)?;
         }
+        run.save(&trained)?;
         tell_skipped(data);
         run.record.write_weights("model.safetensors", &weights.state())?;
         if let Some(ema) = &mut trained.ema {

@@ -1,5 +1,7 @@
 //! The program as its users run it: a process for each run.
 
+mod misuse;
+
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};

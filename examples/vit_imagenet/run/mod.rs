@@ -16,7 +16,7 @@ use masksub::train::checkpoint::{Checkpoint, Found};
 use masksub::train::ema::Ema;
 use masksub::train::optim::{GroupOptimizer, Rule};
 use masksub::Weights;
-use record::Recorder;
+use record::{Moment, Recorder};
 use std::path::PathBuf;
 
 const FILE: &str = "checkpoint.safetensors";
@@ -136,6 +136,8 @@ pub struct Run {
     classes: usize,
     /// Where the images are, from wherever the run is resumed.
     data: Option<PathBuf>,
+    /// The moment of the last checkpoint.
+    saved: Option<Moment>,
     pub record: Recorder,
 }
 
@@ -159,6 +161,7 @@ impl Run {
             format!("{} with {}: {size}", flags.model(), flags.branch)
         };
         let (images, classes) = (data.train_len(), data.num_classes());
+        let resumed = saved.is_some();
         let record = match saved {
             None => {
                 // The last checkpoint, the one before and the next, and the weights by themselves at the end.
@@ -183,7 +186,7 @@ impl Run {
                 Recorder::resume(saved.out, title, total_steps, saved.checkpoint.step(), &record)?
             }
         };
-        let run = Self {
+        let mut run = Self {
             arguments: flags.arguments.clone(),
             config: config::config(flags)?,
             seed: flags.seed,
@@ -191,6 +194,7 @@ impl Run {
             images,
             classes,
             data: flags.data.as_deref().map(std::path::absolute).transpose()?,
+            saved: resumed.then(|| record.moment()),
             record,
         };
         if run.record.steps() == 0 {
@@ -206,7 +210,12 @@ impl Run {
             .is_some_and(|every| self.record.steps().is_multiple_of(every))
     }
 
-    pub fn save(&self, trained: &Trained) -> Result<()> {
+    /// Writes a checkpoint, where the last one is not of this moment.
+    pub fn save(&mut self, trained: &Trained) -> Result<()> {
+        let moment = self.record.moment();
+        if self.saved == Some(moment) {
+            return Ok(());
+        }
         let mut checkpoint = Checkpoint::new(self.record.steps(), masksub::Seed::new(self.seed))
             .with_setting(ARGUMENTS, serde_json::to_string(&self.arguments)?)
             .with_setting(IMAGES, self.images)
@@ -225,7 +234,9 @@ impl Run {
         for (name, text) in self.record.state()? {
             checkpoint = checkpoint.with_setting(format!("{RECORD}{name}"), text);
         }
-        Ok(checkpoint.save(self.record.out().path().join(FILE))?)
+        checkpoint.save(self.record.out().path().join(FILE))?;
+        self.saved = Some(moment);
+        Ok(())
     }
 
     /// What to type to go on.

@@ -23,6 +23,13 @@ pub struct Recorder {
     current: Current,
 }
 
+/// How far a run has come: epochs that were evaluated, and batches of the one that is running.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment {
+    epochs: usize,
+    batches: usize,
+}
+
 /// Of the epoch that is running.
 struct Current {
     started: Instant,
@@ -155,6 +162,13 @@ impl Recorder {
     /// Steps done.
     pub fn steps(&self) -> usize {
         self.step
+    }
+
+    pub fn moment(&self) -> Moment {
+        Moment {
+            epochs: self.epochs.len(),
+            batches: self.current.batches,
+        }
     }
 
     /// Batches taken of the epoch that is running.
