@@ -188,22 +188,19 @@ impl Training<'_> {
         let mut run = Run::start(flags, data, self.saved, total_steps, &mut trained)?;
         interrupt::watch()?;
         while run.record.current_epoch() < settings.epochs {
-            let (epoch, done) = (run.record.current_epoch(), run.record.batches_of_epoch());
+            let (epoch, done) = (run.record.current_epoch(), run.record.passed_of_epoch());
             for batch in run
                 .record
                 .timed(data.train_batches(flags.seed, epoch, settings.batch_size, done))
             {
-                let Batch { images, labels } = match batch {
+                let Batch { images, labels, passed } = match batch {
                     Ok(batch) => batch,
                     Err(error) => {
                         run.save(&trained)?;
                         return Err(error);
                     }
                 };
-                let t = epoch * steps_per_epoch + run.record.take_batch();
-                if labels.elem_count() == 0 {
-                    continue; // --unreadable skip: none of them could be read
-                }
+                let t = epoch * steps_per_epoch + run.record.take_batch(passed);
                 let key = seed.at(t);
                 let (xs, targets) = match &mix {
                     None => (images, labels.clone()),

@@ -420,7 +420,7 @@ fn runs_of_every_family_survive_a_kill() {
         ),
         ("swin", vec!["--recipe", "swin", "--model", "digits-swin"]),
     ] {
-        // Some batches of one are empty. (A ResNet takes none of one.)
+        // A ResNet takes none of one.
         let batch = if name == "resnet" { "4" } else { "1" };
         let common = [
             "--data",

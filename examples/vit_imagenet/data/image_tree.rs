@@ -2,6 +2,7 @@
 
 use super::draws::{rng, Purpose};
 use super::file_list::FileList;
+use super::loader::{Decoded, Loader, Readable};
 use super::order::{permutation, repeated, repeated_len, subset, training_batches};
 use super::prefetch::Prefetch;
 use super::transform::{Draw, Settings, Transform};
@@ -10,7 +11,7 @@ use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use walkdir::WalkDir;
 
 const EXTENSIONS: [&str; 4] = ["jpg", "jpeg", "png", "webp"];
@@ -36,6 +37,12 @@ pub enum TreeError {
     Listing { path: PathBuf, reason: String },
     #[error("cannot read the image {path}: {reason} (--unreadable skip leaves such images out)")]
     Unreadable { path: PathBuf, reason: String },
+    #[error("none of the {images} training images can be read, such as {path}: {reason}")]
+    NoneReadable {
+        images: usize,
+        path: PathBuf,
+        reason: String,
+    },
 }
 
 fn missing(split: &str, classes: &[String]) -> Option<String> {
@@ -59,7 +66,7 @@ pub enum Unreadable {
 }
 
 /// The files of one split. The class of a file is the place of its directory among the sorted names.
-struct Split {
+pub struct Split {
     root: PathBuf,
     classes: Vec<(String, FileList)>,
     /// How many files come before each class.
@@ -69,13 +76,13 @@ struct Split {
 }
 
 impl Split {
-    fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         let all = || self.classes.iter().map(|(_, files)| files.len()).sum();
         self.chosen.as_ref().map_or_else(all, Vec::len)
     }
 
     /// Path and class of file number `i`.
-    fn file(&self, i: usize) -> (PathBuf, u32) {
+    pub fn file(&self, i: usize) -> (PathBuf, u32) {
         let i = self.chosen.as_ref().map_or(i, |chosen| chosen[i]);
         let label = self.starts.partition_point(|&start| start <= i) - 1;
         let (class, files) = &self.classes[label];
@@ -136,27 +143,25 @@ impl ImageTree {
             classes,
             train: Arc::new(train),
             test: Arc::new(test),
-            loader: Arc::new(Loader {
-                pool,
-                transform,
-                unreadable,
-                skipped: Mutex::default(),
-            }),
+            loader: Arc::new(Loader::new(pool, transform, unreadable)),
             device: device.clone(),
         })
     }
 
-    fn batches(&self, split: &Arc<Split>, batches: Vec<Vec<(usize, Draw)>>) -> Batches<'_> {
-        let (loader, split) = (self.loader.clone(), split.clone());
-        let decoded = batches.into_iter().map(move |images| Ok(loader.load(&split, &images)?));
-        Box::new(Prefetch::new(decoded).map(|decoded| {
-            let (images, labels) = decoded?;
+    /// What `decoded` yields, one batch ahead of the model.
+    fn batches<I>(&self, decoded: I) -> Batches<'_>
+    where
+        I: Iterator<Item = Result<Decoded, TreeError>> + Send + 'static,
+    {
+        Box::new(Prefetch::new(decoded.map(|decoded| Ok(decoded?))).map(|decoded| {
+            let Decoded { images, labels, passed } = decoded?;
             let &Settings {
                 image_size, channels, ..
-            } = self.loader.transform.settings();
+            } = self.loader.transform().settings();
             Ok(Batch {
                 images: Tensor::from_vec(images, (labels.len(), channels, image_size, image_size), &self.device)?,
                 labels: Tensor::from_slice(&labels, labels.len(), &self.device)?,
+                passed,
             })
         }))
     }
@@ -172,7 +177,7 @@ impl Dataset for ImageTree {
     }
 
     fn epoch_len(&self) -> usize {
-        repeated_len(self.train_len(), self.loader.transform.settings().augment.repeats)
+        repeated_len(self.train_len(), self.loader.transform().settings().augment.repeats)
     }
 
     fn test_len(&self) -> usize {
@@ -181,7 +186,7 @@ impl Dataset for ImageTree {
 
     fn train_batches(&self, seed: u64, epoch: usize, batch_size: usize, skip: usize) -> Batches<'_> {
         let order = permutation(self.train_len(), &mut rng(seed, epoch, 0, Purpose::Order));
-        let shown = repeated(&order, self.loader.transform.settings().augment.repeats);
+        let shown = repeated(&order, self.loader.transform().settings().augment.repeats);
         let drawn = |(index, repeat)| {
             let draw = Draw::Train {
                 seed,
@@ -191,75 +196,26 @@ impl Dataset for ImageTree {
             };
             (index, draw)
         };
-        let shown: Vec<_> = shown.into_iter().map(drawn).collect();
-        let batches = training_batches(&shown, batch_size).into_iter().skip(skip);
-        self.batches(&self.train, batches.collect())
+        let shown: Vec<_> = shown.into_iter().skip(skip).map(drawn).collect();
+        let (loader, split) = (self.loader.clone(), self.train.clone());
+        match self.loader.unreadable {
+            Unreadable::Error => {
+                let batches = training_batches(&shown, batch_size).into_iter();
+                self.batches(batches.map(move |images| loader.load(&split, &images)))
+            }
+            Unreadable::Skip => self.batches(Readable::new(loader, split, shown, batch_size, skip == 0)),
+        }
     }
 
     fn test_batches(&self, batch_size: usize) -> Batches<'_> {
         let order: Vec<_> = (0..self.test_len()).map(|index| (index, Draw::Test)).collect();
-        self.batches(&self.test, order.chunks(batch_size).map(<[_]>::to_vec).collect())
+        let batches: Vec<_> = order.chunks(batch_size).map(<[_]>::to_vec).collect();
+        let (loader, split) = (self.loader.clone(), self.test.clone());
+        self.batches(batches.into_iter().map(move |images| loader.load(&split, &images)))
     }
 
     fn skipped(&self) -> usize {
-        self.loader.skipped().len()
-    }
-}
-
-/// Images one after another, and their labels.
-type Decoded = (Vec<f32>, Vec<u32>);
-
-struct Loader {
-    pool: rayon::ThreadPool,
-    transform: Transform,
-    unreadable: Unreadable,
-    skipped: Mutex<BTreeSet<PathBuf>>,
-}
-
-impl Loader {
-    fn skipped(&self) -> std::sync::MutexGuard<'_, BTreeSet<PathBuf>> {
-        self.skipped.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
-    /// A batch. Of several unreadable images the first in it is named.
-    fn load(&self, split: &Split, images: &[(usize, Draw)]) -> Result<Decoded, TreeError> {
-        let size = self.transform.len();
-        let mut values = vec![0f32; images.len() * size];
-        // Each image is written to its place in the batch. A thread takes one at a time: their costs differ.
-        let loaded: Vec<_> = self.pool.install(|| {
-            let images = values.par_chunks_exact_mut(size).zip(images).with_max_len(1);
-            let load = |(out, &(index, draw)): (&mut [f32], &(usize, Draw))| {
-                let (path, label) = split.file(index);
-                match self.transform.load(&path, draw, out) {
-                    Ok(()) => Ok(label),
-                    Err(reason) => Err((path, reason)),
-                }
-            };
-            images.map(load).collect()
-        });
-        let mut labels = Vec::with_capacity(images.len());
-        for (i, loaded) in loaded.into_iter().enumerate() {
-            match (loaded, self.unreadable) {
-                (Ok(label), _) => {
-                    // Moved to where images that were left out would have been.
-                    if labels.len() < i {
-                        values.copy_within(i * size..(i + 1) * size, labels.len() * size);
-                    }
-                    labels.push(label);
-                }
-                (Err((path, _)), Unreadable::Skip) => {
-                    self.skipped().insert(path);
-                }
-                (Err((path, reason)), Unreadable::Error) => {
-                    return Err(TreeError::Unreadable {
-                        path,
-                        reason: format!("{reason:#}"),
-                    })
-                }
-            }
-        }
-        values.truncate(labels.len() * size);
-        Ok((values, labels))
+        self.loader.skipped()
     }
 }
 

@@ -35,8 +35,9 @@ struct Current {
     started: Instant,
     /// Seconds that the epoch took before the run was resumed.
     before: f64,
-    /// Batches taken; of some no image could be read, and there was no step.
+    /// Batches taken, and how many of the epoch's images they used up, with those that could not be read.
     batches: usize,
+    passed: usize,
     lr: f64,
     main: Mean,
     sub: Mean,
@@ -49,6 +50,7 @@ impl Current {
             started: Instant::now(),
             before: 0.0,
             batches: 0,
+            passed: 0,
             lr: 0.0,
             main: Mean::default(),
             sub: Mean::default(),
@@ -64,6 +66,7 @@ impl Current {
         let numbers = [
             seconds,
             self.batches as f64,
+            self.passed as f64,
             self.lr,
             main,
             main_weight,
@@ -79,9 +82,10 @@ impl Current {
 
     fn from_text(text: &str) -> Result<Self> {
         let numbers: Vec<f64> = text.split(' ').map(str::parse).collect::<Result<_, _>>()?;
-        let [before, batches, lr, main, main_weight, sub, sub_weight, images, top1, top5, loss] = numbers[..] else {
+        let [before, batches, passed, lr, main, main_weight, sub, sub_weight, images, top1, top5, loss] = numbers[..]
+        else {
             bail!(
-                "the checkpoint's sums of the epoch are {} numbers instead of 11",
+                "the checkpoint's sums of the epoch are {} numbers instead of 12",
                 numbers.len()
             );
         };
@@ -89,6 +93,7 @@ impl Current {
             started: Instant::now(),
             before,
             batches: batches as usize,
+            passed: passed as usize,
             lr,
             main: Mean::from_parts([main, main_weight]),
             sub: Mean::from_parts([sub, sub_weight]),
@@ -171,13 +176,14 @@ impl Recorder {
         }
     }
 
-    /// Batches taken of the epoch that is running.
-    pub fn batches_of_epoch(&self) -> usize {
-        self.current.batches
+    /// Images of the epoch's order that are done with.
+    pub fn passed_of_epoch(&self) -> usize {
+        self.current.passed
     }
 
-    /// A batch is taken; returns which of the epoch it is.
-    pub fn take_batch(&mut self) -> usize {
+    /// A batch is taken that uses up `passed` images; returns which of the epoch it is.
+    pub fn take_batch(&mut self, passed: usize) -> usize {
+        self.current.passed += passed;
         self.current.batches += 1;
         self.current.batches - 1
     }
@@ -335,7 +341,7 @@ mod tests {
         let mut record = Recorder::start(out(), "title".into(), 4, 100).unwrap();
         record.step(1e-3, &step(Some(0.1)), &labels).unwrap();
         record.epoch(test, Some(test)).unwrap();
-        assert_eq!(record.take_batch(), 0);
+        assert_eq!(record.take_batch(3), 0);
         record.step(1e-3, &step(Some(0.7)), &labels).unwrap();
         let state = record.state().unwrap();
         // What comes after the checkpoint, and is lost.
@@ -347,8 +353,8 @@ mod tests {
         let out = RunDir::existing(root.path()).unwrap();
         let mut record = Recorder::resume(out, "title".into(), 4, 2, &state).unwrap();
         assert_eq!(
-            (record.current_epoch(), record.steps(), record.batches_of_epoch()),
-            (1, 2, 1)
+            (record.current_epoch(), record.steps(), record.passed_of_epoch()),
+            (1, 2, 3)
         );
         record.step(2e-3, &step(Some(0.3)), &labels).unwrap();
         record.epoch(test, None).unwrap();

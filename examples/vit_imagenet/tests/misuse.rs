@@ -58,3 +58,27 @@ fn an_epoch_outlives_what_ends_its_evaluation_or_report() {
     assert!(stdout.contains("after step 2\n"), "{stdout}");
     assert!(left(&out) == left(&whole));
 }
+
+/// Six images of which one is none: an epoch in which it falls into the last batch would leave a batch of one.
+#[test]
+fn a_resnet_goes_on_where_an_image_of_its_last_batch_is_skipped() {
+    let root = tempfile::tempdir().unwrap();
+    let [data, out] = ["data", "run"].map(|name| root.path().join(name));
+    tree(&data, 2);
+    fs::write(data.join("train/class-1/0.jpg"), "").unwrap();
+    let flags = "--unreadable skip --model digits-resnet --image-size 16 --epochs 10 --batch-size 4";
+    let (_, stderr) = succeeds(&small(&data, &out, &flags.split(' ').collect::<Vec<_>>()));
+    assert!(stderr.contains("cannot be read: 1\n"), "{stderr}");
+}
+
+#[test]
+fn nothing_to_train_on_is_an_error() {
+    let root = tempfile::tempdir().unwrap();
+    let [data, out] = ["data", "run"].map(|name| root.path().join(name));
+    tree(&data, 1);
+    for class in 0..3 {
+        fs::write(data.join(format!("train/class-{class}/0.jpg")), "x").unwrap();
+    }
+    let error = refused(&small(&data, &out, &["--unreadable", "skip"]));
+    assert!(error.contains("none of the 3 training images can be read"), "{error}");
+}

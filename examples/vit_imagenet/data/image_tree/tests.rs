@@ -68,7 +68,7 @@ type Contents = Vec<(Vec<usize>, Vec<f32>, Vec<u32>)>;
 
 fn contents(batches: Batches) -> Contents {
     let batch = |batch: anyhow::Result<Batch>| {
-        let Batch { images, labels } = batch.unwrap();
+        let Batch { images, labels, .. } = batch.unwrap();
         (
             images.dims().to_vec(),
             images.flatten_all().unwrap().to_vec1().unwrap(),
@@ -276,16 +276,80 @@ fn an_unreadable_image_is_skipped_and_counted_once() {
     let tree = open(root.path(), Unreadable::Skip, 0).unwrap();
     assert_eq!((tree.train_len(), tree.skipped()), (11, 0));
     for epoch in 0..2 {
-        // In batches of one, five are empty.
+        // In batches of one there are as many as images.
         let train = contents(tree.train_batches(0, epoch, 1, 0));
-        assert_eq!(
-            (train.len(), train.iter().filter(|batch| batch.2.is_empty()).count()),
-            (11, 5)
-        );
+        assert!(train.len() == 6 && train.iter().all(|batch| batch.2.len() == 1));
         assert_eq!(tree.skipped(), 5);
     }
-    let sizes: usize = contents(tree.train_batches(0, 0, 4, 0)).iter().map(|b| b.2.len()).sum();
-    assert_eq!(sizes, 6);
+}
+
+// What the order holds before an image is left out decides nothing: five readable images of six make two batches, none of
+// which is a single image.
+#[test]
+fn batches_are_cut_when_unreadable_images_are_left_out() {
+    let root = tree();
+    fs::write(root.path().join("train/dog/b.PNG"), "").unwrap();
+    let tree = open(root.path(), Unreadable::Skip, 0).unwrap();
+    for epoch in 0..10 {
+        let sizes = |batch_size| -> Vec<usize> {
+            let batches = contents(tree.train_batches(0, epoch, batch_size, 0));
+            batches.iter().map(|batch| batch.2.len()).collect()
+        };
+        assert_eq!(sizes(4), [3, 2]);
+        assert_eq!(sizes(3), [3, 2]);
+        assert_eq!(sizes(2), [2, 2, 1]);
+        assert_eq!(sizes(5), [5]);
+        assert_eq!(sizes(64), [5]);
+    }
+}
+
+// With what was used up, any number of batches can be passed over.
+#[test]
+fn batches_go_on_where_they_were_left_off() {
+    let root = tree();
+    for broken in [false, true] {
+        if broken {
+            spoil(root.path());
+        }
+        let tree = open(root.path(), Unreadable::Skip, 0).unwrap();
+        for (epoch, batch_size) in (0..6).flat_map(|epoch| (1..5).map(move |size| (epoch, size))) {
+            let whole = contents(tree.train_batches(0, epoch, batch_size, 0));
+            let (mut skip, mut n) = (0, 0);
+            for batch in tree.train_batches(0, epoch, batch_size, 0) {
+                (skip, n) = (skip + batch.unwrap().passed, n + 1);
+                assert_eq!(contents(tree.train_batches(0, epoch, batch_size, skip)), whole[n..]);
+            }
+            assert_eq!((skip, n), (tree.train_len(), whole.len()));
+            if !broken {
+                let strict = open(root.path(), Unreadable::Error, 0).unwrap();
+                assert_eq!(contents(strict.train_batches(0, epoch, batch_size, 0)), whole);
+            }
+        }
+    }
+}
+
+#[test]
+fn nothing_that_can_be_read_is_an_error() {
+    let root = tree();
+    for image in [
+        "cat/a.JPEG",
+        "cat/b.png",
+        "cat/deeper/c.webp",
+        "dog/a.jpg",
+        "dog/b.PNG",
+        "dog/c.webp",
+    ] {
+        fs::write(root.path().join("train").join(image), "").unwrap();
+    }
+    let tree = open(root.path(), Unreadable::Skip, 0).unwrap();
+    let batches: Vec<_> = tree.train_batches(0, 0, 4, 0).collect();
+    let [Err(error)] = &batches[..] else {
+        panic!("{} batches", batches.len());
+    };
+    let says = "none of the 6 training images can be read, such as ";
+    assert!(error.to_string().starts_with(says), "{error}");
+    // Behind the images that an epoch began with there may be nothing any more.
+    assert_eq!(tree.train_batches(0, 0, 4, 6).count(), 0);
 }
 
 #[test]
