@@ -196,7 +196,7 @@ impl Training<'_> {
                 let Batch { images, labels, passed } = match batch {
                     Ok(batch) => batch,
                     Err(error) => {
-                        run.save(&trained)?;
+                        run.save_before(&error, &trained)?;
                         return Err(error);
                     }
                 };

@@ -7,6 +7,7 @@ use super::order::{permutation, repeated, repeated_len, subset, training_batches
 use super::prefetch::Prefetch;
 use super::transform::{Draw, Settings, Transform};
 use super::{Batch, Batches, Dataset};
+use crate::run::images;
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 use std::collections::BTreeSet;
@@ -88,6 +89,20 @@ impl Split {
         let (class, files) = &self.classes[label];
         let path = self.root.join(class).join(files.get(i - self.starts[label]));
         (path, label as u32)
+    }
+
+    /// A line for each file, whether it takes part or not, below `name`.
+    fn files(&self, name: &Path) -> Result<String, TreeError> {
+        let lists = self.classes.par_iter().map(|(class, files)| {
+            let size_of = |i: usize| {
+                let file = Path::new(class).join(files.get(i));
+                let path = self.root.join(&file);
+                let bytes = path.metadata().map_err(|e| listing(&path, e))?.len();
+                Ok(images::line(&name.join(file), bytes))
+            };
+            (0..files.len()).map(size_of).collect::<Result<String, _>>()
+        });
+        lists.collect()
     }
 }
 
@@ -212,6 +227,12 @@ impl Dataset for ImageTree {
         let batches: Vec<_> = order.chunks(batch_size).map(<[_]>::to_vec).collect();
         let (loader, split) = (self.loader.clone(), self.test.clone());
         self.batches(batches.into_iter().map(move |images| loader.load(&split, &images)))
+    }
+
+    fn files(&self) -> anyhow::Result<Option<String>> {
+        let list = |name: &str, split: &Split| split.files(Path::new(name));
+        let both = || Ok::<_, TreeError>(list("train", &self.train)? + &list("val", &self.test)?);
+        Ok(Some(self.loader.pool().install(both)?))
     }
 
     fn skipped(&self) -> usize {

@@ -37,6 +37,10 @@ impl Loader {
         &self.transform
     }
 
+    pub fn pool(&self) -> &rayon::ThreadPool {
+        &self.pool
+    }
+
     /// How many different images were left out so far.
     pub fn skipped(&self) -> usize {
         self.left_out().len()

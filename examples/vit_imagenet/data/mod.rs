@@ -46,6 +46,11 @@ pub trait Dataset {
     /// could be read.
     fn test_batches(&self, batch_size: usize) -> Batches<'_>;
 
+    /// Where the images are files, all of them with their sizes: a [`line`](crate::run::images::line) each.
+    fn files(&self) -> Result<Option<String>> {
+        Ok(None)
+    }
+
     /// How many different images were left out so far because they could not be read.
     fn skipped(&self) -> usize {
         0

@@ -2,6 +2,7 @@
 
 mod curves;
 mod dir;
+pub mod images;
 mod metrics;
 mod progress;
 mod record;
@@ -12,6 +13,7 @@ use crate::data::Dataset;
 use crate::flags::Flags;
 use anyhow::{bail, ensure, Context, Result};
 use dir::RunDir;
+use images::Images;
 use masksub::train::checkpoint::{Checkpoint, Found};
 use masksub::train::ema::Ema;
 use masksub::train::optim::{GroupOptimizer, Rule};
@@ -25,7 +27,7 @@ const OPTIMIZER: &str = "optimizer";
 const AVERAGE: &str = "ema";
 /// Names of settings, and what the others begin with.
 const ARGUMENTS: &str = "arguments";
-const IMAGES: &str = "training images";
+const TRAIN_LEN: &str = "training images";
 const CLASSES: &str = "classes";
 const DATA: &str = "data";
 const CONFIG: &str = "config/";
@@ -132,8 +134,9 @@ pub struct Run {
     config: Config,
     seed: u64,
     every: Option<usize>,
-    images: usize,
+    train_len: usize,
     classes: usize,
+    images: Images,
     /// Where the images are, from wherever the run is resumed.
     data: Option<PathBuf>,
     /// The moment of the last checkpoint.
@@ -160,22 +163,24 @@ impl Run {
             let size = format!("{params} parameters, {} images", data.train_len());
             format!("{} with {}: {size}", flags.model(), flags.branch)
         };
-        let (images, classes) = (data.train_len(), data.num_classes());
+        let (train_len, classes) = (data.train_len(), data.num_classes());
+        let mut images = Images::of(data, flags.data.as_deref())?;
         let resumed = saved.is_some();
         let record = match saved {
             None => {
                 // The last checkpoint, the one before and the next, and the weights by themselves at the end.
-                let bytes = (3 * (weights + state) + 2 * weights) * size_of::<f32>();
+                let bytes = (3 * (weights + state) + 2 * weights) * size_of::<f32>() + images.bytes();
                 Recorder::start(RunDir::create(flags.out.as_deref())?, title, total_steps, bytes)?
             }
             Some(saved) => {
-                for (what, now) in [(IMAGES, images), (CLASSES, classes)] {
+                for (what, now) in [(TRAIN_LEN, train_len), (CLASSES, classes)] {
                     let was = saved.setting(what)?;
                     ensure!(
                         was == now.to_string(),
                         "the run was started with {was} {what}, but --data has {now}"
                     );
                 }
+                images.resume(saved.checkpoint.settings(), &saved.out)?;
                 trained.opt.load_state(saved.checkpoint.section(OPTIMIZER)?)?;
                 if let Some(ema) = trained.ema.as_mut() {
                     ema.load_state(saved.checkpoint.section(AVERAGE)?)?;
@@ -191,8 +196,9 @@ impl Run {
             config: config::config(flags)?,
             seed: flags.seed,
             every: flags.checkpoint_every,
-            images,
+            train_len,
             classes,
+            images,
             data: flags.data.as_deref().map(std::path::absolute).transpose()?,
             saved: resumed.then(|| record.moment()),
             record,
@@ -201,6 +207,7 @@ impl Run {
             // From here on the run can be resumed.
             run.save(trained)?;
         }
+        run.images.write(run.record.out())?;
         Ok(run)
     }
 
@@ -218,7 +225,7 @@ impl Run {
         }
         let mut checkpoint = Checkpoint::new(self.record.steps(), masksub::Seed::new(self.seed))
             .with_setting(ARGUMENTS, serde_json::to_string(&self.arguments)?)
-            .with_setting(IMAGES, self.images)
+            .with_setting(TRAIN_LEN, self.train_len)
             .with_setting(CLASSES, self.classes)
             .with_section(MODEL, trained.weights.state())
             .with_section(OPTIMIZER, trained.opt.state()?);
@@ -231,12 +238,23 @@ impl Run {
         for (name, value) in &self.config {
             checkpoint = checkpoint.with_setting(format!("{CONFIG}{name}"), value);
         }
+        for (name, text) in self.images.settings()? {
+            checkpoint = checkpoint.with_setting(name, text);
+        }
         for (name, text) in self.record.state()? {
             checkpoint = checkpoint.with_setting(format!("{RECORD}{name}"), text);
         }
         checkpoint.save(self.record.out().path().join(FILE))?;
         self.saved = Some(moment);
         Ok(())
+    }
+
+    /// Writes a checkpoint before the run ends with `error`. If that is an image, it may be mended.
+    pub fn save_before(&mut self, error: &anyhow::Error, trained: &Trained) -> Result<()> {
+        if self.images.note(error) {
+            self.saved = None;
+        }
+        self.save(trained)
     }
 
     /// What to type to go on.

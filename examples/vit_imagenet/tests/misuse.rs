@@ -82,3 +82,71 @@ fn nothing_to_train_on_is_an_error() {
     let error = refused(&small(&data, &out, &["--unreadable", "skip"]));
     assert!(error.contains("none of the 3 training images can be read"), "{error}");
 }
+
+/// Images that are no longer the run's: the first that differs is named.
+#[test]
+fn a_run_goes_on_with_the_images_it_was_started_with() {
+    let root = tempfile::tempdir().unwrap();
+    let [data, out] = ["data", "run"].map(|name| root.path().join(name));
+    tree(&data, 3);
+    succeeds(&small(&data, &out, &[]));
+    let at = |path: &str| data.join(path);
+    let resume = ["--resume", "--out", path_str(&out)];
+    let first = refused_after(
+        &resume,
+        || fs::rename(at("train/class-1/1.jpg"), at("train/class-2/4.jpg")).unwrap(),
+        || fs::rename(at("train/class-2/4.jpg"), at("train/class-1/1.jpg")).unwrap(),
+    );
+    assert!(first.contains("train/class-1/1.jpg is gone"), "{first}");
+
+    let bytes = fs::read(at("train/class-1/1.jpg")).unwrap();
+    let other = [&bytes[..], b"and more"].concat();
+    let second = refused_after(
+        &resume,
+        || fs::write(at("train/class-1/1.jpg"), &other).unwrap(),
+        || fs::write(at("train/class-1/1.jpg"), &bytes).unwrap(),
+    );
+    let sizes = format!(
+        "train/class-1/1.jpg has {} bytes, in the run {}",
+        other.len(),
+        bytes.len()
+    );
+    assert!(second.contains(&sizes), "{second}");
+
+    let third = refused_after(
+        &resume,
+        || fs::rename(at("train/class-1/1.jpg"), at("train/class-1/0a.jpg")).unwrap(),
+        || fs::rename(at("train/class-1/0a.jpg"), at("train/class-1/1.jpg")).unwrap(),
+    );
+    assert!(third.contains("train/class-1/0a.jpg is new"), "{third}");
+
+    let (stdout, _) = succeeds(&resume);
+    assert!(stdout.contains("after step 4\n"), "{stdout}");
+}
+
+/// What the program says between `change` and `back`.
+fn refused_after(args: &[&str], change: impl Fn(), back: impl Fn()) -> String {
+    change();
+    let error = refused(args);
+    back();
+    error
+}
+
+/// The image that ended a run is another one when it has been mended.
+#[test]
+fn a_run_goes_on_when_the_image_that_ended_it_is_mended() {
+    let root = tempfile::tempdir().unwrap();
+    let [data, whole, out] = ["data", "whole", "run"].map(|name| root.path().join(name));
+    tree(&data, 4);
+    succeeds(&small(&data, &whole, &[]));
+    let image = data.join("train/class-1/2.jpg");
+    let bytes = fs::read(&image).unwrap();
+    fs::write(&image, "x").unwrap();
+    assert!(refused(&small(&data, &out, &[])).contains(path_str(&image)));
+    fs::write(&image, bytes).unwrap();
+    let (_, stderr) = succeeds(&["--resume", "--out", path_str(&out)]);
+    assert!(stderr.contains("train/class-1/2.jpg has "), "{stderr}");
+    assert!(left(&out) == left(&whole));
+    // And ever after.
+    succeeds(&["--resume", "--out", path_str(&out)]);
+}
