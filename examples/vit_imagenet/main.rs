@@ -50,7 +50,7 @@ fn program(arguments: Vec<String>) -> u8 {
     let flags = Flags::from_arguments(arguments).unwrap_or_else(|error| error.exit());
     match run(flags) {
         Ok(End::Done) => 0,
-        Ok(End::Interrupted) => interrupt::EXIT_CODE,
+        Ok(End::Interrupted) => interrupt::exit_code(),
         Err(error) => {
             eprintln!("error: {}", sentence::of(error));
             1

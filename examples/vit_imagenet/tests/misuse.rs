@@ -150,3 +150,59 @@ fn a_run_goes_on_when_the_image_that_ended_it_is_mended() {
     // And ever after.
     succeeds(&["--resume", "--out", path_str(&out)]);
 }
+
+/// Starts a long run on the digits, by way of `by` where there is one, and gives it time for its first checkpoint.
+fn long_run(out: &Path, by: Option<&str>) -> std::process::Child {
+    let args = ["--epochs", "1000", "--checkpoint-every", "1", "--out", path_str(out)];
+    let program = command(&args);
+    let mut command = match by {
+        None => program,
+        Some(by) => {
+            let mut command = Command::new(by);
+            command.arg(program.get_program()).args(program.get_args());
+            command.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
+            command
+        }
+    };
+    let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    for _ in 0..6000 {
+        if out.join("checkpoint.previous.safetensors").exists() {
+            return child;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    panic!("no checkpoint in {}", out.display());
+}
+
+#[cfg(unix)]
+fn send(signal: &str, child: &std::process::Child) {
+    let pid = child.id().to_string();
+    assert!(Command::new("kill")
+        .args(["-s", signal, &pid])
+        .status()
+        .unwrap()
+        .success());
+}
+
+#[cfg(unix)]
+#[test]
+fn what_a_cluster_sends_ends_a_run_with_a_checkpoint() {
+    let root = tempfile::tempdir().unwrap();
+    for (signal, code) in [("INT", 130), ("TERM", 143), ("HUP", 129)] {
+        let mut child = long_run(&root.path().join(signal), None);
+        send(signal, &child);
+        assert_eq!(child.wait().unwrap().code(), Some(code), "{signal}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_run_under_nohup_outlives_its_terminal() {
+    let root = tempfile::tempdir().unwrap();
+    let mut child = long_run(&root.path().join("run"), Some("nohup"));
+    send("HUP", &child);
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    let alive = child.try_wait().unwrap().is_none();
+    send("TERM", &child);
+    assert!(alive && child.wait().unwrap().code() == Some(143));
+}
