@@ -1,8 +1,6 @@
-//! `metrics.csv`: a row for every epoch, on the disk as soon as the epoch is over.
+//! `metrics.csv`: a row for every epoch.
 
 use anyhow::{ensure, Context, Result};
-use std::fs::File;
-use std::path::{Path, PathBuf};
 
 /// An epoch. Accuracies are in per cent, losses are means over the images; what was not computed is NaN.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -121,44 +119,6 @@ pub fn parse(text: &str) -> Result<Vec<Epoch>> {
     reader.records().map(|record| Epoch::parse(&record?)).collect()
 }
 
-/// The file, open for the length of the run.
-pub struct Metrics {
-    path: PathBuf,
-    writer: csv::Writer<File>,
-}
-
-impl Metrics {
-    /// Creates the file with its header. A file that exists is an error.
-    pub fn create(path: &Path) -> Result<Self> {
-        let file = File::create_new(path).with_context(|| format!("cannot create {}", path.display()))?;
-        let mut metrics = Self {
-            path: path.into(),
-            writer: csv::Writer::from_writer(file),
-        };
-        metrics.record(&HEADER.map(str::to_string))?;
-        Ok(metrics)
-    }
-
-    /// Goes on with a file that is there.
-    pub fn append(path: &Path) -> Result<Self> {
-        let file = File::options().append(true).open(path);
-        let file = file.with_context(|| format!("cannot open {}", path.display()))?;
-        let writer = csv::WriterBuilder::new().has_headers(false).from_writer(file);
-        let path = path.into();
-        Ok(Self { path, writer })
-    }
-
-    pub fn push(&mut self, epoch: &Epoch) -> Result<()> {
-        self.record(&epoch.record())
-    }
-
-    fn record(&mut self, fields: &[String; FIELDS]) -> Result<()> {
-        let written = self.writer.write_record(fields).map_err(std::io::Error::from);
-        let flushed = written.and_then(|()| self.writer.flush());
-        flushed.with_context(|| format!("cannot write {}", self.path.display()))
-    }
-}
-
 #[cfg(test)]
 pub mod tests {
     use super::*;
@@ -181,17 +141,12 @@ pub mod tests {
     }
 
     #[test]
-    fn every_epoch_is_on_the_disk_at_once() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("metrics.csv");
-        let mut metrics = Metrics::create(&path).unwrap();
+    fn an_epoch_is_a_row() {
         let header = "epoch,step,lr,train_loss_main,train_loss_sub,train_top1,test_loss,test_top1,test_top5,ema_loss,ema_top1,seconds\n";
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), header);
-        metrics.push(&epoch(1)).unwrap();
+        assert_eq!(text(&[]).unwrap(), header);
         let first = "1,19,0.00015,2.25,,12.5,2,33.333333333333336,100,,,1.235\n";
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{header}{first}"));
-        metrics.push(&epoch(2)).unwrap();
-        assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 3);
+        assert_eq!(text(&[epoch(1)]).unwrap(), format!("{header}{first}"));
+        assert_eq!(text(&[epoch(1), epoch(2)]).unwrap().lines().count(), 3);
     }
 
     #[test]
@@ -203,35 +158,5 @@ pub mod tests {
         for broken in ["", "a,b\n", &text(&epochs).unwrap().replace("0.00015", "x")] {
             assert!(parse(broken).is_err(), "{broken}");
         }
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("metrics.csv");
-        std::fs::write(&path, text(&epochs[..1]).unwrap()).unwrap();
-        Metrics::append(&path).unwrap().push(&epochs[1]).unwrap();
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), text(&epochs).unwrap());
-    }
-
-    #[test]
-    fn an_existing_file_stays() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("metrics.csv");
-        std::fs::write(&path, "old").unwrap();
-        let error = format!("{:#}", Metrics::create(&path).err().unwrap());
-        assert!(
-            error.starts_with(&format!("cannot create {}", path.display())),
-            "{error}"
-        );
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "old");
-    }
-
-    #[cfg(target_os = "linux")]
-    #[test]
-    fn a_full_disk_is_an_error() {
-        let file = File::options().write(true).open("/dev/full").unwrap();
-        let mut metrics = Metrics {
-            path: "metrics.csv".into(),
-            writer: csv::Writer::from_writer(file),
-        };
-        let error = format!("{:#}", metrics.push(&epoch(1)).unwrap_err());
-        assert!(error.starts_with("cannot write metrics.csv: No space left"), "{error}");
     }
 }

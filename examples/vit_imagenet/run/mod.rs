@@ -47,7 +47,11 @@ impl Saved {
             flags.init_from.is_none(),
             "--init-from is for a new run: one that is resumed has its weights"
         );
-        let out = RunDir::existing(out)?;
+        let out = if flags.eval_only || flags.print_config {
+            RunDir::reading(out)?
+        } else {
+            RunDir::existing(out)?
+        };
         let Some(found) = Checkpoint::load_last(out.path().join(FILE))? else {
             bail!("{} holds no checkpoint to resume", out.path().display());
         };
@@ -207,7 +211,9 @@ impl Run {
             // From here on the run can be resumed.
             run.save(trained)?;
         }
+        // Behind the checkpoint: with one of them alone, the directory would be neither a new run's nor this one's.
         run.images.write(run.record.out())?;
+        run.record.write_metrics()?;
         Ok(run)
     }
 

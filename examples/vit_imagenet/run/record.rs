@@ -2,7 +2,7 @@
 
 use super::curves;
 use super::dir::RunDir;
-use super::metrics::{self, Epoch, Metrics};
+use super::metrics::{self, Epoch};
 use super::progress::Progress;
 use super::wait::{DataWait, Timed};
 use crate::evaluate::{Mean, Scores, Tally};
@@ -15,7 +15,6 @@ use std::time::Instant;
 pub struct Recorder {
     out: RunDir,
     title: String,
-    metrics: Metrics,
     progress: Progress,
     epochs: Vec<Epoch>,
     step: usize,
@@ -106,16 +105,14 @@ const METRICS: &str = "metrics";
 const CURRENT: &str = "current epoch";
 
 impl Recorder {
-    /// Opens the files, and finds out whether there is room for `bytes`.
+    /// Finds out whether there is room for `bytes`, and writes nothing yet.
     pub fn start(out: RunDir, title: String, total_steps: usize, bytes: usize) -> Result<Self> {
         const BESIDES: usize = 1 << 20; // names, metrics, picture
         out.check_room(bytes + BESIDES)?;
-        let metrics = Metrics::create(&out.path().join("metrics.csv"))?;
         println!("{title}, to {}", out.path().display());
         Ok(Self {
             out,
             title,
-            metrics,
             progress: Progress::new(total_steps),
             epochs: Vec::new(),
             step: 0,
@@ -124,7 +121,7 @@ impl Recorder {
         })
     }
 
-    /// Goes on where [`state`](Self::state) was taken: what was written after it is taken back.
+    /// Goes on where [`state`](Self::state) was taken.
     pub fn resume(out: RunDir, title: String, total_steps: usize, step: usize, state: &[(&str, &str)]) -> Result<Self> {
         let part = |name: &str| {
             let found = state.iter().find(|part| part.0 == name);
@@ -134,15 +131,12 @@ impl Recorder {
         };
         let epochs = metrics::parse(part(METRICS)?).context("the checkpoint's metrics cannot be read")?;
         let current = Current::from_text(part(CURRENT)?)?;
-        out.write("metrics.csv", metrics::text(&epochs)?.as_bytes())?;
-        let metrics = Metrics::append(&out.path().join("metrics.csv"))?;
         println!("{title}, to {}, after step {step}", out.path().display());
         let progress = Progress::new(total_steps);
         progress.at(step);
         Ok(Self {
             out,
             title,
-            metrics,
             progress,
             epochs,
             step,
@@ -230,10 +224,15 @@ impl Recorder {
             ema_top1: ema.map_or(f64::NAN, |scores| scores.top1),
             seconds: done.before + done.started.elapsed().as_secs_f64(),
         };
-        self.metrics.push(&epoch)?;
         self.epochs.push(epoch);
+        self.write_metrics()?;
         let picture = curves::svg(&self.epochs, &self.title)?;
         self.out.write("curves.svg", picture.as_bytes())
+    }
+
+    /// Writes metrics.csv: what is there of epochs that a checkpoint knows nothing of is taken back.
+    pub fn write_metrics(&self) -> Result<()> {
+        self.out.write("metrics.csv", metrics::text(&self.epochs)?.as_bytes())
     }
 
     /// Writes weights to `name`.
@@ -370,6 +369,7 @@ mod tests {
             rows[2].starts_with(&format!("2,3,0.002,0.5,{sub},50,{loss},90,100,,,")),
             "{csv}"
         );
+        drop(record);
         let broken = [state[0], ("current epoch", "1 2 3")];
         let out = RunDir::existing(root.path()).unwrap();
         assert!(Recorder::resume(out, "title".into(), 4, 2, &broken).is_err());

@@ -206,3 +206,49 @@ fn a_run_under_nohup_outlives_its_terminal() {
     send("TERM", &child);
     assert!(alive && child.wait().unwrap().code() == Some(143));
 }
+
+#[test]
+fn two_runs_in_one_directory_are_one_too_many() {
+    let root = tempfile::tempdir().unwrap();
+    let out = root.path().join("run");
+    let mut child = long_run(&out, None);
+    let resume = ["--resume", "--out", path_str(&out)];
+    let second = vit_imagenet(&resume, 1);
+    let evaluated = vit_imagenet(&["--eval-only", "--resume", "--out", path_str(&out)], 1);
+    let alive = child.try_wait().unwrap().is_none();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let error = text(&second.stderr);
+    assert_eq!(second.status.code(), Some(1), "{error}");
+    assert!(
+        error.contains("another run writes to") && error.contains(path_str(&out)),
+        "{error}"
+    );
+    // Who only reads is welcome.
+    assert!(alive && evaluated.status.success(), "{}", text(&evaluated.stderr));
+    // What a killed run leaves keeps nobody out: it is of the settings that this is refused.
+    let error = refused(&[&resume[..], &["--epochs", "1"]].concat());
+    assert!(error.contains("epochs is now 1, in the run 1000"), "{error}");
+}
+
+/// Killed at any moment of its beginning, a run leaves a directory for another beginning or for `--resume`.
+#[test]
+fn a_run_that_is_killed_as_it_begins_leaves_nothing_that_is_refused() {
+    let root = tempfile::tempdir().unwrap();
+    for i in 0..12 {
+        let out = root.path().join(format!("run-{i}"));
+        let mut command = command(&short(&["--out", path_str(&out)]));
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        while !out.exists() {
+            std::thread::yield_now();
+        }
+        std::thread::sleep(std::time::Duration::from_millis(i));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        if out.join("checkpoint.safetensors").exists() {
+            succeeds(&["--resume", "--out", path_str(&out)]);
+        } else {
+            succeeds(&short(&["--out", path_str(&out)]));
+        }
+    }
+}
