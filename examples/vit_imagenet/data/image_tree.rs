@@ -10,7 +10,7 @@ use super::{Batch, Batches, Dataset};
 use crate::run::images;
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use walkdir::WalkDir;
@@ -24,7 +24,9 @@ pub enum TreeError {
     NoDirectory(PathBuf),
     #[error("{0} holds no class: it must have a directory for each class, with that class's images in it")]
     NoClasses(PathBuf),
-    #[error("{0} holds no image: files that end in .jpg, .jpeg, .png or .webp are taken, in any case of letters")]
+    #[error(
+        "{0} holds no image: regular files that end in .jpg, .jpeg, .png or .webp are taken, in any case of letters"
+    )]
     EmptyClass(PathBuf),
     #[error(
         "the classes of train and val must be the same, but {}",
@@ -92,15 +94,16 @@ impl Split {
     }
 
     /// A line for each file, whether it takes part or not, below `name`.
-    fn files(&self, name: &Path) -> Result<String, TreeError> {
+    fn files(&self, name: &Path) -> String {
         let lists = self.classes.par_iter().map(|(class, files)| {
             let size_of = |i: usize| {
                 let file = Path::new(class).join(files.get(i));
                 let path = self.root.join(&file);
-                let bytes = path.metadata().map_err(|e| listing(&path, e))?.len();
-                Ok(images::line(&name.join(file), bytes))
+                // Of one that cannot be read it is for `--unreadable` to decide.
+                let bytes = path.metadata().map_or(0, |metadata| metadata.len());
+                images::line(&name.join(file), bytes)
             };
-            (0..files.len()).map(size_of).collect::<Result<String, _>>()
+            (0..files.len()).map(size_of).collect::<String>()
         });
         lists.collect()
     }
@@ -229,10 +232,10 @@ impl Dataset for ImageTree {
         self.batches(batches.into_iter().map(move |images| loader.load(&split, &images)))
     }
 
-    fn files(&self) -> anyhow::Result<Option<String>> {
+    fn files(&self) -> Option<String> {
         let list = |name: &str, split: &Split| split.files(Path::new(name));
-        let both = || Ok::<_, TreeError>(list("train", &self.train)? + &list("val", &self.test)?);
-        Ok(Some(self.loader.pool().install(both)?))
+        let both = || list("train", &self.train) + &list("val", &self.test);
+        Some(self.loader.pool().install(both))
     }
 
     fn skipped(&self) -> usize {
@@ -281,24 +284,28 @@ fn class_names(root: &Path) -> Result<Vec<String>, TreeError> {
     Ok(names)
 }
 
-/// The images below each class directory, sorted by path.
+/// The images below each class directory, sorted by path. What is left out is told.
 fn list(root: &Path, classes: &[String]) -> Result<Split, TreeError> {
-    let listed = classes.par_iter().map(|class| images_below(&root.join(class)));
-    let (lists, left_out): (Vec<FileList>, Vec<Vec<PathBuf>>) =
-        listed.collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
-    let left_out = left_out.concat();
-    if let Some(first) = left_out.first() {
-        let n = left_out.len();
+    let found = classes.par_iter().map(|class| below(&root.join(class)));
+    let found = found.collect::<Result<Vec<_>, _>>()?;
+    let links: Vec<&PathBuf> = found.iter().flat_map(|class| &class.links).collect();
+    if let Some(first) = links.first() {
+        let n = links.len();
         eprintln!(
             "links to directories inside a class are not followed: {n}, such as {}",
             first.display()
         );
+    }
+    if let Some(counts) = LeftOut::sum(found.iter().map(|class| &class.left_out)).counts() {
+        let split = root.file_name().unwrap_or_default().to_string_lossy();
+        eprintln!("left out of {split}: {counts} (images end in .jpg, .jpeg, .png or .webp)");
     }
     let before = |files: &mut usize, list: &FileList| {
         let start = *files;
         *files += list.len();
         Some(start)
     };
+    let lists: Vec<FileList> = found.into_iter().map(|class| class.files).collect();
     Ok(Split {
         root: root.into(),
         starts: lists.iter().scan(0, before).collect(),
@@ -307,30 +314,83 @@ fn list(root: &Path, classes: &[String]) -> Result<Split, TreeError> {
     })
 }
 
-/// The images, and the links to directories that were left out.
-fn images_below(class: &Path) -> Result<(FileList, Vec<PathBuf>), TreeError> {
-    let (mut files, mut left_out) = (FileList::default(), Vec::new());
+/// What is below the directory of a class.
+struct Class {
+    files: FileList,
+    /// To directories.
+    links: Vec<PathBuf>,
+    left_out: LeftOut,
+}
+
+/// How many files are no images, by what they are.
+#[derive(Default)]
+struct LeftOut(BTreeMap<String, usize>);
+
+impl LeftOut {
+    fn sum<'a>(all: impl Iterator<Item = &'a Self>) -> Self {
+        let mut sum = Self::default();
+        for (kind, n) in all.flat_map(|left_out| &left_out.0) {
+            *sum.0.entry(kind.clone()).or_default() += n;
+        }
+        sum
+    }
+
+    fn add(&mut self, kind: String) {
+        *self.0.entry(kind).or_default() += 1;
+    }
+
+    /// The most frequent kinds; none where there is nothing.
+    fn counts(&self) -> Option<String> {
+        const SHOWN: usize = 6;
+        let mut kinds: Vec<(&String, usize)> = self.0.iter().map(|(kind, n)| (kind, *n)).collect();
+        kinds.sort_by_key(|(_, n)| std::cmp::Reverse(*n));
+        let (shown, others) = kinds.split_at(kinds.len().min(SHOWN));
+        let mut counts: Vec<String> = shown.iter().map(|(kind, n)| format!("{kind} {n}")).collect();
+        if !others.is_empty() {
+            counts.push(format!("others {}", others.iter().map(|(_, n)| n).sum::<usize>()));
+        }
+        (!counts.is_empty()).then(|| counts.join(", "))
+    }
+}
+
+fn below(class: &Path) -> Result<Class, TreeError> {
+    let (mut files, mut links, mut left_out) = (FileList::default(), Vec::new(), LeftOut::default());
     // Linked files are taken, linked directories inside a class are not: nothing can go round in circles. (The class
     // itself may be a link.)
     for entry in WalkDir::new(class) {
         let entry = entry.map_err(|e| listing(class, e))?;
-        let extension = entry.path().extension().unwrap_or_default();
         if entry.file_type().is_dir() {
             continue;
         }
         if entry.depth() > 0 && entry.file_name().as_encoded_bytes().starts_with(b".") {
             continue; // hidden: macOS leaves `._image.jpg` beside each on other file systems
         }
-        if EXTENSIONS.iter().any(|e| extension.eq_ignore_ascii_case(e)) {
+        let extension = entry.path().extension().unwrap_or_default();
+        // A link to nowhere is an image that cannot be read, which is for `--unreadable` to decide.
+        let linked = entry.path_is_symlink().then(|| entry.path().metadata().ok()).flatten();
+        let kind = linked.map_or(entry.file_type(), |linked| linked.file_type());
+        if kind.is_dir() {
+            links.push(entry.into_path());
+        } else if !EXTENSIONS.iter().any(|e| extension.eq_ignore_ascii_case(e)) {
+            left_out.add(match extension.to_string_lossy().to_lowercase() {
+                none if none.is_empty() => "without an extension".into(),
+                extension => format!(".{extension}"),
+            });
+        } else if kind.is_file() || kind.is_symlink() {
             files.push(entry.path().strip_prefix(class).unwrap_or(entry.path()));
-        } else if entry.path_is_symlink() && entry.path().is_dir() {
-            left_out.push(entry.into_path());
+        } else {
+            // To open a pipe is to wait for somebody who writes to it.
+            left_out.add("pipes or devices".into());
         }
     }
     if files.is_empty() {
         return Err(TreeError::EmptyClass(class.into()));
     }
-    Ok((files.sorted(), left_out))
+    Ok(Class {
+        files: files.sorted(),
+        links,
+        left_out,
+    })
 }
 
 #[cfg(test)]

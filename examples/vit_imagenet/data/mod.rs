@@ -47,8 +47,8 @@ pub trait Dataset {
     fn test_batches(&self, batch_size: usize) -> Batches<'_>;
 
     /// Where the images are files, all of them with their sizes: a [`line`](crate::run::images::line) each.
-    fn files(&self) -> Result<Option<String>> {
-        Ok(None)
+    fn files(&self) -> Option<String> {
+        None
     }
 
     /// How many different images were left out so far because they could not be read.

@@ -23,14 +23,14 @@ pub struct Images {
 
 impl Images {
     /// Those of `data`, where they are files below `root`.
-    pub fn of(data: &dyn Dataset, root: Option<&Path>) -> Result<Self> {
-        let list = data.files()?;
-        Ok(Self {
+    pub fn of(data: &dyn Dataset, root: Option<&Path>) -> Self {
+        let list = data.files();
+        Self {
             digest: digest(list.as_deref().unwrap_or_default()),
             list,
             root: root.unwrap_or(Path::new("")).into(),
             unreadable: BTreeSet::new(),
-        })
+        }
     }
 
     /// How many bytes [`write`](Self::write) will write.

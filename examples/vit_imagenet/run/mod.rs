@@ -168,7 +168,7 @@ impl Run {
             format!("{} with {}: {size}", flags.model(), flags.branch)
         };
         let (train_len, classes) = (data.train_len(), data.num_classes());
-        let mut images = Images::of(data, flags.data.as_deref())?;
+        let mut images = Images::of(data, flags.data.as_deref());
         let resumed = saved.is_some();
         let record = match saved {
             None => {

@@ -252,3 +252,35 @@ fn a_run_that_is_killed_as_it_begins_leaves_nothing_that_is_refused() {
         }
     }
 }
+
+/// A pipe, opened, would wait for ever for who writes to it.
+#[cfg(unix)]
+#[test]
+fn what_is_no_image_is_left_out_and_counted() {
+    let root = tempfile::tempdir().unwrap();
+    let [data, out] = ["data", "run"].map(|name| root.path().join(name));
+    tree(&data, 4);
+    let fifo = |path: &str| {
+        let path = data.join(path);
+        assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+    };
+    fifo("train/class-0/a.png");
+    std::os::unix::fs::symlink(data.join("train/class-0/a.png"), data.join("train/class-1/b.png")).unwrap();
+    for name in ["a.bmp", "b.BMP", "c.tif", "notes", ".hidden.bmp"] {
+        fs::write(data.join("train/class-2").join(name), "something").unwrap();
+    }
+    let (stdout, stderr) = succeeds(&small(&data, &out, &[]));
+    assert!(stdout.contains(", 12 images"), "{stdout}");
+    let line = "left out of train: .bmp 2, pipes or devices 2, .tif 1, without an extension 1";
+    assert!(stderr.lines().any(|said| said.starts_with(line)), "{stderr}");
+
+    fs::remove_file(data.join("val/class-0/0.jpg")).unwrap();
+    fifo("val/class-0/0.jpg");
+    let error = vit_imagenet(&small(&data, &root.path().join("other"), &[]), 1);
+    assert_eq!(error.status.code(), Some(1));
+    assert!(
+        text(&error.stderr).contains("class-0 holds no image"),
+        "{}",
+        text(&error.stderr)
+    );
+}

@@ -376,8 +376,8 @@ fn linked_classes_and_files_are_followed_and_loops_are_not() {
     let tree = open(root.path(), Unreadable::Error, 0).unwrap();
     assert_eq!(tree.classes, ["bird", "cat", "dog"]);
     assert_eq!(tree.train_len(), 3 + 3 + 4);
-    let (files, left_out) = images_below(&at("train/dog")).unwrap();
-    assert_eq!((files.len(), left_out), (4, vec![at("train/dog/loop")]));
+    let dog = below(&at("train/dog")).unwrap();
+    assert_eq!((dog.files.len(), dog.links), (4, vec![at("train/dog/loop")]));
 }
 
 #[cfg(unix)]
@@ -407,7 +407,7 @@ fn files_are_in_the_order_of_their_paths() {
         save(grey(4, 0), root.path().join("train/cat").join(name));
     }
     let class = root.path().join("train/cat");
-    let (files, _) = images_below(&class).unwrap();
+    let files = below(&class).unwrap().files;
     let walk = WalkDir::new(&class).sort_by_file_name().into_iter().map(Result::unwrap);
     let expected: Vec<PathBuf> = walk
         .filter(|e| !e.file_type().is_dir())
@@ -417,4 +417,26 @@ fn files_are_in_the_order_of_their_paths() {
         (0..files.len()).map(|i| class.join(files.get(i))).collect::<Vec<_>>(),
         expected
     );
+}
+
+#[test]
+fn what_is_left_out_is_counted_by_kind() {
+    let root = tree();
+    let dog = root.path().join("train/dog");
+    for name in [
+        "a.BMP",
+        "b.bmp",
+        "c.tif",
+        "none",
+        ".hidden.bmp",
+        "d.1",
+        "d.2",
+        "d.3",
+        "d.4",
+    ] {
+        fs::write(dog.join(name), "something").unwrap();
+    }
+    let counts = below(&dog).unwrap().left_out.counts();
+    assert_eq!(counts.unwrap(), ".bmp 2, .1 1, .2 1, .3 1, .4 1, .tif 1, others 2");
+    assert_eq!(below(&root.path().join("train/cat")).unwrap().left_out.counts(), None);
 }
