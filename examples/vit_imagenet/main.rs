@@ -186,6 +186,9 @@ impl Training<'_> {
         };
         let total_steps = settings.epochs * steps_per_epoch;
         let mut run = Run::start(flags, data, self.saved, total_steps, &mut trained)?;
+        if let Some(warning) = settings.ends_in_warmup(steps_per_epoch) {
+            eprintln!("{warning}");
+        }
         interrupt::watch()?;
         while run.record.current_epoch() < settings.epochs {
             let (epoch, done) = (run.record.current_epoch(), run.record.passed_of_epoch());

@@ -284,3 +284,19 @@ fn what_is_no_image_is_left_out_and_counted() {
         text(&error.stderr)
     );
 }
+
+#[test]
+fn a_run_that_ends_in_its_warm_up_says_so() {
+    let root = tempfile::tempdir().unwrap();
+    let said = |name: &str, flags: &str| {
+        let out = root.path().join(name);
+        let flags = format!("--train-size 96 --epochs 1 {flags}");
+        let args: Vec<&str> = flags.split_whitespace().chain(["--out", path_str(&out)]).collect();
+        succeeds(&args).1
+    };
+    let warning = "the run ends in its warm-up and learns next to nothing: it has 2 steps, the warm-up";
+    assert_eq!(said("a", ""), format!("{warning} 100 (--warmup-steps)\n"));
+    let epochs = "--warmup-epochs 1 --cosine per-step";
+    assert_eq!(said("b", epochs), format!("{warning} 2 (--warmup-epochs)\n"));
+    assert_eq!(said("c", "--warmup-steps 2"), "");
+}
