@@ -19,6 +19,7 @@ mod sentence;
 #[cfg(test)]
 mod tests;
 
+use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -41,11 +42,11 @@ use network::Network;
 use run::{Run, Saved, Trained};
 
 fn main() -> ExitCode {
-    program(std::env::args().skip(1).collect()).into()
+    program(std::env::args_os().skip(1).collect()).into()
 }
 
 /// Does what the arguments say, and gives the exit code.
-fn program(arguments: Vec<String>) -> u8 {
+fn program(arguments: Vec<OsString>) -> u8 {
     leave_cores_to_rayon();
     let flags = Flags::from_arguments(arguments).unwrap_or_else(|error| error.exit());
     match run(flags) {

@@ -14,7 +14,8 @@ const ARGUMENTS: &str = "VIT_IMAGENET_TEST_ARGUMENTS";
 #[test]
 fn started_by_another_test_this_is_the_program() {
     if let Ok(arguments) = std::env::var(ARGUMENTS) {
-        let code = crate::program(serde_json::from_str(&arguments).unwrap());
+        let arguments: Vec<String> = serde_json::from_str(&arguments).unwrap();
+        let code = crate::program(arguments.into_iter().map(Into::into).collect());
         std::process::exit(code.into());
     }
 }

@@ -16,6 +16,7 @@ use candle_core::Device;
 use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
 use input::InputFlags;
+use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 use training::TrainingFlags;
@@ -145,7 +146,7 @@ pub struct Flags {
 
     /// As they were typed.
     #[arg(skip)]
-    pub arguments: Vec<String>,
+    pub arguments: Vec<OsString>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -175,11 +176,10 @@ impl fmt::Display for Branch {
 impl Flags {
     /// From `arguments`, the program's name not among them. Those of the recipe come before them, so that each can be
     /// overridden.
-    pub fn from_arguments(arguments: Vec<String>) -> Result<Self, clap::Error> {
+    pub fn from_arguments(arguments: Vec<OsString>) -> Result<Self, clap::Error> {
         let parse = |recipe: &str| -> Result<_, clap::Error> {
-            let program = std::iter::once("vit_imagenet");
-            let given = arguments.iter().map(String::as_str);
-            let all = program.chain(recipe.split_whitespace()).chain(given);
+            let recipe = std::iter::once("vit_imagenet").chain(recipe.split_whitespace());
+            let all = recipe.map(OsString::from).chain(arguments.iter().cloned());
             let matches = Self::command().try_get_matches_from(all)?;
             Ok((Self::from_arg_matches(&matches)?, matches))
         };

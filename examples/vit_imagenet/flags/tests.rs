@@ -1,7 +1,7 @@
 use super::*;
 
 fn parse(args: &str) -> Result<Flags, String> {
-    let args = args.split_whitespace().map(String::from).collect();
+    let args = args.split_whitespace().map(OsString::from).collect();
     Flags::from_arguments(args).map_err(|error| error.to_string())
 }
 
@@ -172,5 +172,28 @@ fn the_digits_take_no_flags_of_the_input() {
             error,
             format!("{name} is for the images in --data: the digits are trained as they are")
         );
+    }
+}
+
+// Paths are whatever the system takes for one. Everything else is text, and said to be none.
+#[cfg(unix)]
+#[test]
+fn arguments_need_not_be_utf8() {
+    use std::os::unix::ffi::OsStringExt;
+    let given = |flag: &str, bytes: &[u8]| {
+        let arguments = vec![OsString::from(flag), OsString::from_vec(bytes.to_vec())];
+        Flags::from_arguments(arguments)
+    };
+    let path = PathBuf::from(OsString::from_vec(b"caf\xe9".to_vec()));
+    assert_eq!(given("--data", b"caf\xe9").unwrap().data.as_ref(), Some(&path));
+    assert_eq!(given("--out", b"caf\xe9").unwrap().out.as_ref(), Some(&path));
+    assert_eq!(
+        given("--init-from", b"caf\xe9").unwrap().init_from.as_ref(),
+        Some(&path)
+    );
+    for flag in [
+        "--model", "--epochs", "--branch", "--device", "--lr", "--recipe", "--resume",
+    ] {
+        assert_eq!(given(flag, b"\xff").unwrap_err().exit_code(), 2, "{flag}");
     }
 }

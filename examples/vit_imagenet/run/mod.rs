@@ -19,7 +19,8 @@ use masksub::train::ema::Ema;
 use masksub::train::optim::{GroupOptimizer, Rule};
 use masksub::Weights;
 use record::{Moment, Recorder};
-use std::path::PathBuf;
+use serde_json::Value;
+use std::ffi::OsString;
 
 const FILE: &str = "checkpoint.safetensors";
 const MODEL: &str = "model";
@@ -29,7 +30,6 @@ const AVERAGE: &str = "ema";
 const ARGUMENTS: &str = "arguments";
 const TRAIN_LEN: &str = "training images";
 const CLASSES: &str = "classes";
-const DATA: &str = "data";
 const CONFIG: &str = "config/";
 const RECORD: &str = "record/";
 
@@ -75,12 +75,7 @@ impl Saved {
     /// # Errors
     /// When the settings are then not the run's: names each that differs.
     pub fn flags(&self, given: &Flags) -> Result<Flags> {
-        let arguments = self.setting(ARGUMENTS)?;
-        let mut arguments: Vec<String> = serde_json::from_str(arguments).context("the checkpoint's arguments")?;
-        // Where the images were then; they may be elsewhere now.
-        if let Some(data) = self.checkpoint.settings().get(DATA) {
-            arguments.extend(["--data".to_string(), data.clone()]);
-        }
+        let mut arguments = arguments_of(self.setting(ARGUMENTS)?).context("the checkpoint's arguments")?;
         arguments.extend(given.arguments.iter().cloned());
         let flags = Flags::from_arguments(arguments).unwrap_or_else(|error| error.exit());
         if flags.eval_only {
@@ -134,15 +129,14 @@ pub struct Trained<'a> {
 }
 
 pub struct Run {
-    arguments: Vec<String>,
+    /// Those that the run was started with, and where the images are, from wherever it is resumed.
+    arguments: Vec<OsString>,
     config: Config,
     seed: u64,
     every: Option<usize>,
     train_len: usize,
     classes: usize,
     images: Images,
-    /// Where the images are, from wherever the run is resumed.
-    data: Option<PathBuf>,
     /// The moment of the last checkpoint.
     saved: Option<Moment>,
     pub record: Recorder,
@@ -195,15 +189,18 @@ impl Run {
                 Recorder::resume(saved.out, title, total_steps, saved.checkpoint.step(), &record)?
             }
         };
+        let mut arguments = flags.arguments.clone();
+        if let Some(data) = &flags.data {
+            arguments.extend(["--data".into(), std::path::absolute(data)?.into()]);
+        }
         let mut run = Self {
-            arguments: flags.arguments.clone(),
+            arguments,
             config: config::config(flags)?,
             seed: flags.seed,
             every: flags.checkpoint_every,
             train_len,
             classes,
             images,
-            data: flags.data.as_deref().map(std::path::absolute).transpose()?,
             saved: resumed.then(|| record.moment()),
             record,
         };
@@ -230,16 +227,13 @@ impl Run {
             return Ok(());
         }
         let mut checkpoint = Checkpoint::new(self.record.steps(), masksub::Seed::new(self.seed))
-            .with_setting(ARGUMENTS, serde_json::to_string(&self.arguments)?)
+            .with_setting(ARGUMENTS, text_of(&self.arguments)?)
             .with_setting(TRAIN_LEN, self.train_len)
             .with_setting(CLASSES, self.classes)
             .with_section(MODEL, trained.weights.state())
             .with_section(OPTIMIZER, trained.opt.state()?);
         if let Some(ema) = &trained.ema {
             checkpoint = checkpoint.with_section(AVERAGE, ema.state()?);
-        }
-        if let Some(data) = &self.data {
-            checkpoint = checkpoint.with_setting(DATA, data.display());
         }
         for (name, value) in &self.config {
             checkpoint = checkpoint.with_setting(format!("{CONFIG}{name}"), value);
@@ -267,5 +261,41 @@ impl Run {
     pub fn how_to_resume(&self) -> String {
         let out = self.record.out().path().display();
         format!("after step {}: go on with --resume --out {out}", self.record.steps())
+    }
+}
+
+/// Arguments as JSON: texts, and what is none as serde has it.
+fn text_of(arguments: &[OsString]) -> Result<String> {
+    let json = |argument: &OsString| match argument.to_str() {
+        Some(text) => Ok(Value::from(text)),
+        None => serde_json::to_value(argument),
+    };
+    let arguments = arguments.iter().map(json).collect::<Result<Vec<_>, _>>()?;
+    Ok(serde_json::to_string(&arguments)?)
+}
+
+fn arguments_of(text: &str) -> Result<Vec<OsString>> {
+    let arguments: Vec<Value> = serde_json::from_str(text)?;
+    let argument = |json| match json {
+        Value::String(text) => Ok(text.into()),
+        other => serde_json::from_value(other),
+    };
+    Ok(arguments.into_iter().map(argument).collect::<Result<_, _>>()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_are_kept_whatever_they_are() {
+        let mut arguments: Vec<OsString> = ["--data", "café", "", "a \"b\""].map(Into::into).to_vec();
+        assert_eq!(text_of(&arguments).unwrap(), r#"["--data","café","","a \"b\""]"#);
+        #[cfg(unix)]
+        arguments.push(std::os::unix::ffi::OsStringExt::from_vec(b"caf\xe9".to_vec()));
+        assert_eq!(arguments_of(&text_of(&arguments).unwrap()).unwrap(), arguments);
+        arguments.clear();
+        assert_eq!(arguments_of("[]").unwrap(), arguments);
+        assert!(arguments_of("[1]").is_err());
     }
 }
