@@ -114,7 +114,7 @@ pub struct Flags {
     #[arg(long, value_name = "SEED", default_value_t = 0, help_heading = "Training")]
     pub seed: u64,
 
-    /// cpu, cuda (the first GPU), cuda:N, or metal; the last three need the crate's feature of that name
+    /// The device: cpu, cuda (the first GPU), cuda:N, or metal; the last three need the crate's feature of that name
     #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = device::parse, help_heading = "Training")]
     pub device: Device,
 
@@ -180,7 +180,10 @@ impl Flags {
         let parse = |recipe: &str| -> Result<_, clap::Error> {
             let recipe = std::iter::once("vit_imagenet").chain(recipe.split_whitespace());
             let all = recipe.map(OsString::from).chain(arguments.iter().cloned());
-            let matches = Self::command().try_get_matches_from(all)?;
+            let command = Self::command();
+            let brief = arguments.iter().any(|argument| argument == "-h");
+            let command = if brief { with_brief_help(command) } else { command };
+            let matches = command.try_get_matches_from(all)?;
             Ok((Self::from_arg_matches(&matches)?, matches))
         };
         let (asked, matches) = parse("")?;
@@ -248,6 +251,35 @@ impl Flags {
         )?;
         Ok(Box::new(tree))
     }
+}
+
+/// The command with a line for each flag in its help.
+fn with_brief_help(command: clap::Command) -> clap::Command {
+    let about = command.get_about().map(|text| first_clause(&text.to_string()));
+    let command = command.about(about.unwrap_or_default()).term_width(0); // as wide as the lines are
+    command.after_help("--help explains them.").mut_args(|arg| {
+        let help = arg.get_help().map(|text| first_clause(&text.to_string()));
+        arg.help(help.unwrap_or_default()).hide_possible_values(true)
+    })
+}
+
+/// As far as the text can stand alone.
+fn first_clause(text: &str) -> String {
+    const ENDS: [&str; 10] = [
+        ". ",
+        ": ",
+        "; ",
+        " (",
+        ", drawn",
+        ", instead",
+        ", at least",
+        ", above",
+        ", the first",
+        ", and where",
+    ];
+    let ends = ENDS.iter().filter_map(|end| text.find(end));
+    let end = ends.min().unwrap_or(text.len());
+    text[..end].trim_end_matches('.').to_string()
 }
 
 #[cfg(test)]

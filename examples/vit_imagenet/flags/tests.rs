@@ -197,3 +197,34 @@ fn arguments_need_not_be_utf8() {
         assert_eq!(given(flag, b"\xff").unwrap_err().exit_code(), 2, "{flag}");
     }
 }
+
+#[test]
+fn brief_help_has_a_line_for_each_flag_under_its_heading() {
+    let help = parse("-h").unwrap_err();
+    for arg in Flags::command().get_arguments() {
+        let flag = format!("--{} ", arg.get_long().unwrap());
+        let lines: Vec<&str> = help
+            .lines()
+            .filter(|line| line.trim_start().starts_with(&flag))
+            .collect();
+        let [line] = lines[..] else {
+            panic!("{flag}: {lines:?}");
+        };
+        // What it is for stands on the same line.
+        let (_, text) = line.rsplit_once("  ").unwrap();
+        assert!(text.len() > 10 && line.len() <= 120, "{line}");
+    }
+    for heading in [
+        "Data:",
+        "Model:",
+        "Training:",
+        "MaskSub:",
+        "Input (with --data):",
+        "Output:",
+    ] {
+        assert_eq!(help.lines().filter(|line| *line == heading).count(), 1, "{heading}");
+    }
+    let all = parse("--help").unwrap_err();
+    assert!(help.lines().count() < 80 && all.lines().count() > 250);
+    assert!(all.contains("[default: 60]") && all.contains("Possible values"));
+}
