@@ -186,11 +186,11 @@ impl Training<'_> {
             ema: ema.as_mut(),
         };
         let total_steps = settings.epochs * steps_per_epoch;
+        interrupt::watch()?;
         let mut run = Run::start(flags, data, self.saved, total_steps, &mut trained)?;
         if let Some(warning) = settings.ends_in_warmup(steps_per_epoch) {
             eprintln!("{warning}");
         }
-        interrupt::watch()?;
         while run.record.current_epoch() < settings.epochs {
             let (epoch, done) = (run.record.current_epoch(), run.record.passed_of_epoch());
             for batch in run
