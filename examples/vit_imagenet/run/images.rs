@@ -88,7 +88,7 @@ impl Images {
         let all = differences(&list, self.list.as_deref().unwrap_or_default());
         let harmless = |difference: &Difference| {
             matches!(difference.kind, Kind::Size { .. })
-                && (difference.name.starts_with("val/") || self.unreadable.contains(&difference.name))
+                && (difference.name.starts_with("val") || self.unreadable.contains(&difference.name))
         };
         let (harmless, others): (Vec<_>, Vec<_>) = all.into_iter().partition(harmless);
         if let Some(sentence) = sentence(&others) {
