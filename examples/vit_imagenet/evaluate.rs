@@ -179,6 +179,7 @@ mod tests {
                 Ok(Batch {
                     images: images.narrow(0, start, n)?,
                     labels: labels.narrow(0, start, n)?,
+                    passed: n,
                 })
             });
             evaluate(Box::new(batches), |xs| Ok(xs.flatten_from(1)?)).unwrap()

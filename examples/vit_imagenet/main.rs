@@ -19,6 +19,7 @@ mod sentence;
 #[cfg(test)]
 mod tests;
 
+use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -41,16 +42,16 @@ use network::Network;
 use run::{Run, Saved, Trained};
 
 fn main() -> ExitCode {
-    program(std::env::args().skip(1).collect()).into()
+    program(std::env::args_os().skip(1).collect()).into()
 }
 
 /// Does what the arguments say, and gives the exit code.
-fn program(arguments: Vec<String>) -> u8 {
+fn program(arguments: Vec<OsString>) -> u8 {
     leave_cores_to_rayon();
     let flags = Flags::from_arguments(arguments).unwrap_or_else(|error| error.exit());
     match run(flags) {
         Ok(End::Done) => 0,
-        Ok(End::Interrupted) => interrupt::EXIT_CODE,
+        Ok(End::Interrupted) => interrupt::exit_code(),
         Err(error) => {
             eprintln!("error: {}", sentence::of(error));
             1
@@ -185,25 +186,25 @@ impl Training<'_> {
             ema: ema.as_mut(),
         };
         let total_steps = settings.epochs * steps_per_epoch;
-        let mut run = Run::start(flags, data, self.saved, total_steps, &mut trained)?;
         interrupt::watch()?;
+        let mut run = Run::start(flags, data, self.saved, total_steps, &mut trained)?;
+        if let Some(warning) = settings.ends_in_warmup(steps_per_epoch) {
+            eprintln!("{warning}");
+        }
         while run.record.current_epoch() < settings.epochs {
-            let (epoch, done) = (run.record.current_epoch(), run.record.batches_of_epoch());
+            let (epoch, done) = (run.record.current_epoch(), run.record.passed_of_epoch());
             for batch in run
                 .record
                 .timed(data.train_batches(flags.seed, epoch, settings.batch_size, done))
             {
-                let Batch { images, labels } = match batch {
+                let Batch { images, labels, passed } = match batch {
                     Ok(batch) => batch,
                     Err(error) => {
-                        run.save(&trained)?;
+                        run.save_before(&error, &trained)?;
                         return Err(error);
                     }
                 };
-                let t = epoch * steps_per_epoch + run.record.take_batch();
-                if labels.elem_count() == 0 {
-                    continue; // --unreadable skip: none of them could be read
-                }
+                let t = epoch * steps_per_epoch + run.record.take_batch(passed);
                 let key = seed.at(t);
                 let (xs, targets) = match &mix {
                     None => (images, labels.clone()),
@@ -231,6 +232,8 @@ impl Training<'_> {
                     return Ok(End::Interrupted);
                 }
             }
+            // An image that cannot be read or a full disk may end what follows: the epoch is safe from it.
+            run.save(&trained)?;
             let scores = || {
                 let batches = data.test_batches(settings.batch_size.div_ceil(settings.accumulate));
                 evaluate(Box::new(batches.take_while(|_| !interrupt::asked())), |images| {
@@ -240,15 +243,13 @@ impl Training<'_> {
             let of_weights = scores();
             let of_average = trained.ema.as_mut().map(|ema| ema.averaged(scores)).transpose()?;
             // What was broken off is evaluated again when the run goes on.
-            if !interrupt::asked() {
-                run.record.epoch(of_weights?, of_average.transpose()?)?;
-            }
-            run.save(&trained)?;
             if interrupt::asked() {
                 eprintln!("interrupted {}", run.how_to_resume());
                 return Ok(End::Interrupted);
             }
+            run.record.epoch(of_weights?, of_average.transpose()?)?;
         }
+        run.save(&trained)?;
         tell_skipped(data);
         run.record.write_weights("model.safetensors", &weights.state())?;
         if let Some(ema) = &mut trained.ema {

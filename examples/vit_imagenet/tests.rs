@@ -1,5 +1,7 @@
 //! The program as its users run it: a process for each run.
 
+mod misuse;
+
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -12,7 +14,8 @@ const ARGUMENTS: &str = "VIT_IMAGENET_TEST_ARGUMENTS";
 #[test]
 fn started_by_another_test_this_is_the_program() {
     if let Ok(arguments) = std::env::var(ARGUMENTS) {
-        let code = crate::program(serde_json::from_str(&arguments).unwrap());
+        let arguments: Vec<String> = serde_json::from_str(&arguments).unwrap();
+        let code = crate::program(arguments.into_iter().map(Into::into).collect());
         std::process::exit(code.into());
     }
 }
@@ -418,7 +421,7 @@ fn runs_of_every_family_survive_a_kill() {
         ),
         ("swin", vec!["--recipe", "swin", "--model", "digits-swin"]),
     ] {
-        // Some batches of one are empty. (A ResNet takes none of one.)
+        // A ResNet takes none of one.
         let batch = if name == "resnet" { "4" } else { "1" };
         let common = [
             "--data",

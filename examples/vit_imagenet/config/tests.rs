@@ -1,7 +1,7 @@
 use super::*;
 
 fn of(arguments: &str) -> Config {
-    let arguments = arguments.split_whitespace().map(String::from).collect();
+    let arguments = arguments.split_whitespace().map(std::ffi::OsString::from).collect();
     config(&Flags::from_arguments(arguments).unwrap()).unwrap()
 }
 
@@ -163,7 +163,7 @@ fn every_flag_overrides_the_recipe() {
 #[test]
 fn what_does_not_go_together_is_refused() {
     let error = |arguments: &str| {
-        let arguments = arguments.split_whitespace().map(String::from).collect();
+        let arguments = arguments.split_whitespace().map(std::ffi::OsString::from).collect();
         config(&Flags::from_arguments(arguments).unwrap())
             .unwrap_err()
             .to_string()

@@ -64,9 +64,34 @@ fn admit(width: usize, height: usize) -> Result<Option<std::sync::MutexGuard<'st
     Ok((pixels > MANY_PIXELS).then(alone))
 }
 
-fn jpeg(bytes: &[u8]) -> Result<Image> {
+fn jpeg(bytes: &mut Vec<u8>) -> Result<Image> {
     // The decoder takes a JPEG that was cut off for a whole one and leaves the rest of it grey.
-    ensure!(jpeg_ends(bytes), "the JPEG is cut off");
+    if jpeg_ends(bytes) {
+        jpeg_pixels(bytes)
+    } else {
+        jpeg_without_end(bytes)
+    }
+}
+
+/// A JPEG with something else in the place of its end marker. Where all of its data is there, what comes behind it has no
+/// part in the picture; where some is missing, it has. Of several scans whole ones may be missing, which nothing tells.
+fn jpeg_without_end(bytes: &mut Vec<u8>) -> Result<Image> {
+    const CUT: &str = "the JPEG is cut off";
+    // As much as the marker: the data of a file that was cut off before it ends here.
+    let length = bytes.len().saturating_sub(2);
+    ensure!(one_scan(bytes), CUT);
+    let mut followed_by = |filler: u8| {
+        bytes.truncate(length);
+        bytes.extend([filler; 64]);
+        bytes.extend([0xff, 0xd9]);
+        jpeg_pixels(bytes)
+    };
+    let (image, other) = (followed_by(0x00)?, followed_by(0xaa)?);
+    ensure!(image.as_raw() == other.as_raw(), CUT);
+    Ok(image)
+}
+
+fn jpeg_pixels(bytes: &[u8]) -> Result<Image> {
     let options = DecoderOptions::default()
         .set_strict_mode(false)
         .set_max_width(u16::MAX as usize)
@@ -117,18 +142,38 @@ fn turned(image: Image, orientation: Orientation) -> Result<Image> {
     converted(image)
 }
 
-/// Whether an end marker (FF D9) follows the start of the image data (FF DA). Segments before that, with a thumbnail in
+/// Segments of a JPEG before its image data, and where that begins: marker, contents.
+fn segments(bytes: &[u8]) -> (Vec<(u8, &[u8])>, Option<usize>) {
+    let (mut at, mut segments) = (2, Vec::new()); // behind the start marker
+    while let Some(&[0xff, marker, high, low]) = bytes.get(at..at + 4) {
+        if marker == 0xff {
+            at += 1; // a fill byte
+            continue;
+        }
+        let end = at + 2 + u16::from_be_bytes([high, low]) as usize;
+        segments.push((marker, bytes.get(at + 4..end).unwrap_or_default()));
+        if marker == 0xda {
+            return (segments, Some(at));
+        }
+        at = end;
+    }
+    (segments, None)
+}
+
+/// True where an end marker (FF D9) follows the start of the image data (FF DA). Segments before that, with a thumbnail in
 /// one of them maybe, are passed over.
 fn jpeg_ends(bytes: &[u8]) -> bool {
-    let mut at = 2; // behind the start marker
-    while let Some(&[0xff, marker, high, low]) = bytes.get(at..at + 4) {
-        match marker {
-            0xda => return bytes[at..].windows(2).rev().any(|pair| pair == [0xff, 0xd9]),
-            0xff => at += 1, // a fill byte
-            _ => at += 2 + u16::from_be_bytes([high, low]) as usize,
-        }
-    }
-    false
+    let (_, data) = segments(bytes);
+    data.is_some_and(|at| bytes[at..].windows(2).rev().any(|pair| pair == [0xff, 0xd9]))
+}
+
+/// True where the first scan has all there is of all components: the JPEG is sequential and interleaved.
+fn one_scan(bytes: &[u8]) -> bool {
+    let (segments, _) = segments(bytes);
+    let frame = segments.iter().find(|(marker, _)| matches!(marker, 0xc0..=0xc1));
+    let components = frame.and_then(|(_, frame)| frame.get(5));
+    let scan = segments.iter().find(|(marker, _)| *marker == 0xda);
+    components.is_some() && components == scan.and_then(|(_, scan)| scan.first())
 }
 
 #[cfg(test)]

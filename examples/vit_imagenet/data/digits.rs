@@ -66,6 +66,7 @@ impl Digits {
         Ok(Batch {
             images,
             labels: Tensor::from_vec(labels, indices.len(), &self.device)?,
+            passed: indices.len(),
         })
     }
 }
@@ -85,8 +86,8 @@ impl Dataset for Digits {
 
     fn train_batches(&self, seed: u64, epoch: usize, batch_size: usize, skip: usize) -> Batches<'_> {
         let order = permutation(self.train.len(), &mut rng(seed, epoch, 0, Purpose::Order));
-        let order: Vec<usize> = order.into_iter().map(|i| self.train[i]).collect();
-        let batches = training_batches(&order, batch_size).into_iter().skip(skip);
+        let order: Vec<usize> = order.into_iter().skip(skip).map(|i| self.train[i]).collect();
+        let batches = training_batches(&order, batch_size).into_iter();
         Box::new(batches.map(|indices| self.batch(&indices)))
     }
 

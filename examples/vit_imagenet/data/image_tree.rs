@@ -2,15 +2,17 @@
 
 use super::draws::{rng, Purpose};
 use super::file_list::FileList;
+use super::loader::{Decoded, Loader, Readable};
 use super::order::{permutation, repeated, repeated_len, subset, training_batches};
 use super::prefetch::Prefetch;
 use super::transform::{Draw, Settings, Transform};
 use super::{Batch, Batches, Dataset};
+use crate::run::images;
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use walkdir::WalkDir;
 
 const EXTENSIONS: [&str; 4] = ["jpg", "jpeg", "png", "webp"];
@@ -22,7 +24,9 @@ pub enum TreeError {
     NoDirectory(PathBuf),
     #[error("{0} holds no class: it must have a directory for each class, with that class's images in it")]
     NoClasses(PathBuf),
-    #[error("{0} holds no image: files that end in .jpg, .jpeg, .png or .webp are taken, in any case of letters")]
+    #[error(
+        "{0} holds no image: regular files that end in .jpg, .jpeg, .png or .webp are taken, in any case of letters"
+    )]
     EmptyClass(PathBuf),
     #[error(
         "the classes of train and val must be the same, but {}",
@@ -36,6 +40,12 @@ pub enum TreeError {
     Listing { path: PathBuf, reason: String },
     #[error("cannot read the image {path}: {reason} (--unreadable skip leaves such images out)")]
     Unreadable { path: PathBuf, reason: String },
+    #[error("none of the {images} training images can be read, such as {path}: {reason}")]
+    NoneReadable {
+        images: usize,
+        path: PathBuf,
+        reason: String,
+    },
 }
 
 fn missing(split: &str, classes: &[String]) -> Option<String> {
@@ -59,7 +69,7 @@ pub enum Unreadable {
 }
 
 /// The files of one split. The class of a file is the place of its directory among the sorted names.
-struct Split {
+pub struct Split {
     root: PathBuf,
     classes: Vec<(String, FileList)>,
     /// How many files come before each class.
@@ -69,18 +79,33 @@ struct Split {
 }
 
 impl Split {
-    fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         let all = || self.classes.iter().map(|(_, files)| files.len()).sum();
         self.chosen.as_ref().map_or_else(all, Vec::len)
     }
 
     /// Path and class of file number `i`.
-    fn file(&self, i: usize) -> (PathBuf, u32) {
+    pub fn file(&self, i: usize) -> (PathBuf, u32) {
         let i = self.chosen.as_ref().map_or(i, |chosen| chosen[i]);
         let label = self.starts.partition_point(|&start| start <= i) - 1;
         let (class, files) = &self.classes[label];
         let path = self.root.join(class).join(files.get(i - self.starts[label]));
         (path, label as u32)
+    }
+
+    /// A line for each file, whether it takes part or not, below `name`.
+    fn files(&self, name: &Path) -> String {
+        let lists = self.classes.par_iter().map(|(class, files)| {
+            let size_of = |i: usize| {
+                let file = Path::new(class).join(files.get(i));
+                let path = self.root.join(&file);
+                // Of one that cannot be read it is for `--unreadable` to decide.
+                let bytes = path.metadata().map_or(0, |metadata| metadata.len());
+                images::line(&name.join(file), bytes)
+            };
+            (0..files.len()).map(size_of).collect::<String>()
+        });
+        lists.collect()
     }
 }
 
@@ -136,27 +161,25 @@ impl ImageTree {
             classes,
             train: Arc::new(train),
             test: Arc::new(test),
-            loader: Arc::new(Loader {
-                pool,
-                transform,
-                unreadable,
-                skipped: Mutex::default(),
-            }),
+            loader: Arc::new(Loader::new(pool, transform, unreadable)),
             device: device.clone(),
         })
     }
 
-    fn batches(&self, split: &Arc<Split>, batches: Vec<Vec<(usize, Draw)>>) -> Batches<'_> {
-        let (loader, split) = (self.loader.clone(), split.clone());
-        let decoded = batches.into_iter().map(move |images| Ok(loader.load(&split, &images)?));
-        Box::new(Prefetch::new(decoded).map(|decoded| {
-            let (images, labels) = decoded?;
+    /// What `decoded` yields, one batch ahead of the model.
+    fn batches<I>(&self, decoded: I) -> Batches<'_>
+    where
+        I: Iterator<Item = Result<Decoded, TreeError>> + Send + 'static,
+    {
+        Box::new(Prefetch::new(decoded.map(|decoded| Ok(decoded?))).map(|decoded| {
+            let Decoded { images, labels, passed } = decoded?;
             let &Settings {
                 image_size, channels, ..
-            } = self.loader.transform.settings();
+            } = self.loader.transform().settings();
             Ok(Batch {
                 images: Tensor::from_vec(images, (labels.len(), channels, image_size, image_size), &self.device)?,
                 labels: Tensor::from_slice(&labels, labels.len(), &self.device)?,
+                passed,
             })
         }))
     }
@@ -172,7 +195,7 @@ impl Dataset for ImageTree {
     }
 
     fn epoch_len(&self) -> usize {
-        repeated_len(self.train_len(), self.loader.transform.settings().augment.repeats)
+        repeated_len(self.train_len(), self.loader.transform().settings().augment.repeats)
     }
 
     fn test_len(&self) -> usize {
@@ -181,7 +204,7 @@ impl Dataset for ImageTree {
 
     fn train_batches(&self, seed: u64, epoch: usize, batch_size: usize, skip: usize) -> Batches<'_> {
         let order = permutation(self.train_len(), &mut rng(seed, epoch, 0, Purpose::Order));
-        let shown = repeated(&order, self.loader.transform.settings().augment.repeats);
+        let shown = repeated(&order, self.loader.transform().settings().augment.repeats);
         let drawn = |(index, repeat)| {
             let draw = Draw::Train {
                 seed,
@@ -191,75 +214,32 @@ impl Dataset for ImageTree {
             };
             (index, draw)
         };
-        let shown: Vec<_> = shown.into_iter().map(drawn).collect();
-        let batches = training_batches(&shown, batch_size).into_iter().skip(skip);
-        self.batches(&self.train, batches.collect())
+        let shown: Vec<_> = shown.into_iter().skip(skip).map(drawn).collect();
+        let (loader, split) = (self.loader.clone(), self.train.clone());
+        match self.loader.unreadable {
+            Unreadable::Error => {
+                let batches = training_batches(&shown, batch_size).into_iter();
+                self.batches(batches.map(move |images| loader.load(&split, &images)))
+            }
+            Unreadable::Skip => self.batches(Readable::new(loader, split, shown, batch_size, skip == 0)),
+        }
     }
 
     fn test_batches(&self, batch_size: usize) -> Batches<'_> {
         let order: Vec<_> = (0..self.test_len()).map(|index| (index, Draw::Test)).collect();
-        self.batches(&self.test, order.chunks(batch_size).map(<[_]>::to_vec).collect())
+        let batches: Vec<_> = order.chunks(batch_size).map(<[_]>::to_vec).collect();
+        let (loader, split) = (self.loader.clone(), self.test.clone());
+        self.batches(batches.into_iter().map(move |images| loader.load(&split, &images)))
+    }
+
+    fn files(&self) -> Option<String> {
+        let list = |name: &str, split: &Split| split.files(Path::new(name));
+        let both = || list("train", &self.train) + &list("val", &self.test);
+        Some(self.loader.pool().install(both))
     }
 
     fn skipped(&self) -> usize {
-        self.loader.skipped().len()
-    }
-}
-
-/// Images one after another, and their labels.
-type Decoded = (Vec<f32>, Vec<u32>);
-
-struct Loader {
-    pool: rayon::ThreadPool,
-    transform: Transform,
-    unreadable: Unreadable,
-    skipped: Mutex<BTreeSet<PathBuf>>,
-}
-
-impl Loader {
-    fn skipped(&self) -> std::sync::MutexGuard<'_, BTreeSet<PathBuf>> {
-        self.skipped.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
-    /// A batch. Of several unreadable images the first in it is named.
-    fn load(&self, split: &Split, images: &[(usize, Draw)]) -> Result<Decoded, TreeError> {
-        let size = self.transform.len();
-        let mut values = vec![0f32; images.len() * size];
-        // Each image is written to its place in the batch. A thread takes one at a time: their costs differ.
-        let loaded: Vec<_> = self.pool.install(|| {
-            let images = values.par_chunks_exact_mut(size).zip(images).with_max_len(1);
-            let load = |(out, &(index, draw)): (&mut [f32], &(usize, Draw))| {
-                let (path, label) = split.file(index);
-                match self.transform.load(&path, draw, out) {
-                    Ok(()) => Ok(label),
-                    Err(reason) => Err((path, reason)),
-                }
-            };
-            images.map(load).collect()
-        });
-        let mut labels = Vec::with_capacity(images.len());
-        for (i, loaded) in loaded.into_iter().enumerate() {
-            match (loaded, self.unreadable) {
-                (Ok(label), _) => {
-                    // Moved to where images that were left out would have been.
-                    if labels.len() < i {
-                        values.copy_within(i * size..(i + 1) * size, labels.len() * size);
-                    }
-                    labels.push(label);
-                }
-                (Err((path, _)), Unreadable::Skip) => {
-                    self.skipped().insert(path);
-                }
-                (Err((path, reason)), Unreadable::Error) => {
-                    return Err(TreeError::Unreadable {
-                        path,
-                        reason: format!("{reason:#}"),
-                    })
-                }
-            }
-        }
-        values.truncate(labels.len() * size);
-        Ok((values, labels))
+        self.loader.skipped()
     }
 }
 
@@ -304,24 +284,28 @@ fn class_names(root: &Path) -> Result<Vec<String>, TreeError> {
     Ok(names)
 }
 
-/// The images below each class directory, sorted by path.
+/// The images below each class directory, sorted by path. What is left out is told.
 fn list(root: &Path, classes: &[String]) -> Result<Split, TreeError> {
-    let listed = classes.par_iter().map(|class| images_below(&root.join(class)));
-    let (lists, left_out): (Vec<FileList>, Vec<Vec<PathBuf>>) =
-        listed.collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
-    let left_out = left_out.concat();
-    if let Some(first) = left_out.first() {
-        let n = left_out.len();
+    let found = classes.par_iter().map(|class| below(&root.join(class)));
+    let found = found.collect::<Result<Vec<_>, _>>()?;
+    let links: Vec<&PathBuf> = found.iter().flat_map(|class| &class.links).collect();
+    if let Some(first) = links.first() {
+        let n = links.len();
         eprintln!(
             "links to directories inside a class are not followed: {n}, such as {}",
             first.display()
         );
+    }
+    if let Some(counts) = LeftOut::sum(found.iter().map(|class| &class.left_out)).counts() {
+        let split = root.file_name().unwrap_or_default().to_string_lossy();
+        eprintln!("left out of {split}: {counts} (images end in .jpg, .jpeg, .png or .webp)");
     }
     let before = |files: &mut usize, list: &FileList| {
         let start = *files;
         *files += list.len();
         Some(start)
     };
+    let lists: Vec<FileList> = found.into_iter().map(|class| class.files).collect();
     Ok(Split {
         root: root.into(),
         starts: lists.iter().scan(0, before).collect(),
@@ -330,30 +314,83 @@ fn list(root: &Path, classes: &[String]) -> Result<Split, TreeError> {
     })
 }
 
-/// The images, and the links to directories that were left out.
-fn images_below(class: &Path) -> Result<(FileList, Vec<PathBuf>), TreeError> {
-    let (mut files, mut left_out) = (FileList::default(), Vec::new());
+/// What is below the directory of a class.
+struct Class {
+    files: FileList,
+    /// To directories.
+    links: Vec<PathBuf>,
+    left_out: LeftOut,
+}
+
+/// How many files are no images, by what they are.
+#[derive(Default)]
+struct LeftOut(BTreeMap<String, usize>);
+
+impl LeftOut {
+    fn sum<'a>(all: impl Iterator<Item = &'a Self>) -> Self {
+        let mut sum = Self::default();
+        for (kind, n) in all.flat_map(|left_out| &left_out.0) {
+            *sum.0.entry(kind.clone()).or_default() += n;
+        }
+        sum
+    }
+
+    fn add(&mut self, kind: String) {
+        *self.0.entry(kind).or_default() += 1;
+    }
+
+    /// The most frequent kinds; none where there is nothing.
+    fn counts(&self) -> Option<String> {
+        const SHOWN: usize = 6;
+        let mut kinds: Vec<(&String, usize)> = self.0.iter().map(|(kind, n)| (kind, *n)).collect();
+        kinds.sort_by_key(|(_, n)| std::cmp::Reverse(*n));
+        let (shown, others) = kinds.split_at(kinds.len().min(SHOWN));
+        let mut counts: Vec<String> = shown.iter().map(|(kind, n)| format!("{kind} {n}")).collect();
+        if !others.is_empty() {
+            counts.push(format!("others {}", others.iter().map(|(_, n)| n).sum::<usize>()));
+        }
+        (!counts.is_empty()).then(|| counts.join(", "))
+    }
+}
+
+fn below(class: &Path) -> Result<Class, TreeError> {
+    let (mut files, mut links, mut left_out) = (FileList::default(), Vec::new(), LeftOut::default());
     // Linked files are taken, linked directories inside a class are not: nothing can go round in circles. (The class
     // itself may be a link.)
     for entry in WalkDir::new(class) {
         let entry = entry.map_err(|e| listing(class, e))?;
-        let extension = entry.path().extension().unwrap_or_default();
         if entry.file_type().is_dir() {
             continue;
         }
         if entry.depth() > 0 && entry.file_name().as_encoded_bytes().starts_with(b".") {
             continue; // hidden: macOS leaves `._image.jpg` beside each on other file systems
         }
-        if EXTENSIONS.iter().any(|e| extension.eq_ignore_ascii_case(e)) {
+        let extension = entry.path().extension().unwrap_or_default();
+        // A link to nowhere is an image that cannot be read, which is for `--unreadable` to decide.
+        let linked = entry.path_is_symlink().then(|| entry.path().metadata().ok()).flatten();
+        let kind = linked.map_or(entry.file_type(), |linked| linked.file_type());
+        if kind.is_dir() {
+            links.push(entry.into_path());
+        } else if !EXTENSIONS.iter().any(|e| extension.eq_ignore_ascii_case(e)) {
+            left_out.add(match extension.to_string_lossy().to_lowercase() {
+                none if none.is_empty() => "without an extension".into(),
+                extension => format!(".{extension}"),
+            });
+        } else if kind.is_file() || kind.is_symlink() {
             files.push(entry.path().strip_prefix(class).unwrap_or(entry.path()));
-        } else if entry.path_is_symlink() && entry.path().is_dir() {
-            left_out.push(entry.into_path());
+        } else {
+            // To open a pipe is to wait for somebody who writes to it.
+            left_out.add("pipes or devices".into());
         }
     }
     if files.is_empty() {
         return Err(TreeError::EmptyClass(class.into()));
     }
-    Ok((files.sorted(), left_out))
+    Ok(Class {
+        files: files.sorted(),
+        links,
+        left_out,
+    })
 }
 
 #[cfg(test)]

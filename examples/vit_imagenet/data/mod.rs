@@ -6,6 +6,7 @@ pub mod digits;
 mod draws;
 mod file_list;
 pub mod image_tree;
+mod loader;
 mod order;
 mod prefetch;
 pub mod transform;
@@ -17,6 +18,8 @@ use candle_core::Tensor;
 pub struct Batch {
     pub images: Tensor,
     pub labels: Tensor,
+    /// How many images of the order it uses up, with those that were left out.
+    pub passed: usize,
 }
 
 pub type Batches<'a> = Box<dyn Iterator<Item = Result<Batch>> + 'a>;
@@ -35,11 +38,18 @@ pub trait Dataset {
     fn test_len(&self) -> usize;
 
     /// Every training image once (see [`epoch_len`](Self::epoch_len)), in an order that `(seed, epoch)` decides, without
-    /// the first `skip` batches. A batch is empty where none of its images could be read. The last may be smaller, and the one before it by one: see [`training_batches`](order::training_batches).
+    /// the first `skip` images of that order: the sum of `passed` of the batches before. None is empty. The last may be
+    /// smaller, and the one before it by one: see [`training_batches`](order::training_batches).
     fn train_batches(&self, seed: u64, epoch: usize, batch_size: usize, skip: usize) -> Batches<'_>;
 
-    /// Every test image once, in a fixed order. The last batch may be smaller.
+    /// Every test image once, in a fixed order. The last batch may be smaller, and one is empty where none of its images
+    /// could be read.
     fn test_batches(&self, batch_size: usize) -> Batches<'_>;
+
+    /// Where the images are files, all of them with their sizes: a [`line`](crate::run::images::line) each.
+    fn files(&self) -> Option<String> {
+        None
+    }
 
     /// How many different images were left out so far because they could not be read.
     fn skipped(&self) -> usize {

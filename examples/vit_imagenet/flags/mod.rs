@@ -16,6 +16,7 @@ use candle_core::Device;
 use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
 use input::InputFlags;
+use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 use training::TrainingFlags;
@@ -28,7 +29,7 @@ use value::{at_least_1, positive, share, side, weight};
 #[command(
     name = "vit_imagenet",
     args_override_self = true,
-    after_help = "Writes metrics.csv, curves.svg, checkpoint.safetensors (and the one before) and at the end \
+    after_help = "Writes metrics.csv, curves.svg, images.txt (with --data), checkpoint.safetensors (and the one before) and at the end \
                   model.safetensors (and model_ema.safetensors) to the output directory. Defaults in brackets are those of \
                   --recipe plain; --print-config shows another's. The last line printed is the result, with data_wait, the share of training in which the model waited for images. \
                   RAYON_NUM_THREADS sets the number of threads (default: one per core); the numbers do not depend on it."
@@ -113,7 +114,7 @@ pub struct Flags {
     #[arg(long, value_name = "SEED", default_value_t = 0, help_heading = "Training")]
     pub seed: u64,
 
-    /// cpu, cuda (the first GPU), cuda:N, or metal; the last three need the crate's feature of that name
+    /// The device: cpu, cuda (the first GPU), cuda:N, or metal; the last three need the crate's feature of that name
     #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = device::parse, help_heading = "Training")]
     pub device: Device,
 
@@ -145,7 +146,7 @@ pub struct Flags {
 
     /// As they were typed.
     #[arg(skip)]
-    pub arguments: Vec<String>,
+    pub arguments: Vec<OsString>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -175,12 +176,14 @@ impl fmt::Display for Branch {
 impl Flags {
     /// From `arguments`, the program's name not among them. Those of the recipe come before them, so that each can be
     /// overridden.
-    pub fn from_arguments(arguments: Vec<String>) -> Result<Self, clap::Error> {
+    pub fn from_arguments(arguments: Vec<OsString>) -> Result<Self, clap::Error> {
         let parse = |recipe: &str| -> Result<_, clap::Error> {
-            let program = std::iter::once("vit_imagenet");
-            let given = arguments.iter().map(String::as_str);
-            let all = program.chain(recipe.split_whitespace()).chain(given);
-            let matches = Self::command().try_get_matches_from(all)?;
+            let recipe = std::iter::once("vit_imagenet").chain(recipe.split_whitespace());
+            let all = recipe.map(OsString::from).chain(arguments.iter().cloned());
+            let command = Self::command();
+            let brief = arguments.iter().any(|argument| argument == "-h");
+            let command = if brief { with_brief_help(command) } else { command };
+            let matches = command.try_get_matches_from(all)?;
             Ok((Self::from_arg_matches(&matches)?, matches))
         };
         let (asked, matches) = parse("")?;
@@ -248,6 +251,35 @@ impl Flags {
         )?;
         Ok(Box::new(tree))
     }
+}
+
+/// The command with a line for each flag in its help.
+fn with_brief_help(command: clap::Command) -> clap::Command {
+    let about = command.get_about().map(|text| first_clause(&text.to_string()));
+    let command = command.about(about.unwrap_or_default()).term_width(0); // as wide as the lines are
+    command.after_help("--help explains them.").mut_args(|arg| {
+        let help = arg.get_help().map(|text| first_clause(&text.to_string()));
+        arg.help(help.unwrap_or_default()).hide_possible_values(true)
+    })
+}
+
+/// As far as the text can stand alone.
+fn first_clause(text: &str) -> String {
+    const ENDS: [&str; 10] = [
+        ". ",
+        ": ",
+        "; ",
+        " (",
+        ", drawn",
+        ", instead",
+        ", at least",
+        ", above",
+        ", the first",
+        ", and where",
+    ];
+    let ends = ENDS.iter().filter_map(|end| text.find(end));
+    let end = ends.min().unwrap_or(text.len());
+    text[..end].trim_end_matches('.').to_string()
 }
 
 #[cfg(test)]

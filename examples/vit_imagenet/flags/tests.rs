@@ -1,7 +1,7 @@
 use super::*;
 
 fn parse(args: &str) -> Result<Flags, String> {
-    let args = args.split_whitespace().map(String::from).collect();
+    let args = args.split_whitespace().map(OsString::from).collect();
     Flags::from_arguments(args).map_err(|error| error.to_string())
 }
 
@@ -173,4 +173,58 @@ fn the_digits_take_no_flags_of_the_input() {
             format!("{name} is for the images in --data: the digits are trained as they are")
         );
     }
+}
+
+// Paths are whatever the system takes for one. Everything else is text, and said to be none.
+#[cfg(unix)]
+#[test]
+fn arguments_need_not_be_utf8() {
+    use std::os::unix::ffi::OsStringExt;
+    let given = |flag: &str, bytes: &[u8]| {
+        let arguments = vec![OsString::from(flag), OsString::from_vec(bytes.to_vec())];
+        Flags::from_arguments(arguments)
+    };
+    let path = PathBuf::from(OsString::from_vec(b"caf\xe9".to_vec()));
+    assert_eq!(given("--data", b"caf\xe9").unwrap().data.as_ref(), Some(&path));
+    assert_eq!(given("--out", b"caf\xe9").unwrap().out.as_ref(), Some(&path));
+    assert_eq!(
+        given("--init-from", b"caf\xe9").unwrap().init_from.as_ref(),
+        Some(&path)
+    );
+    for flag in [
+        "--model", "--epochs", "--branch", "--device", "--lr", "--recipe", "--resume",
+    ] {
+        assert_eq!(given(flag, b"\xff").unwrap_err().exit_code(), 2, "{flag}");
+    }
+}
+
+#[test]
+fn brief_help_has_a_line_for_each_flag_under_its_heading() {
+    let help = parse("-h").unwrap_err();
+    for arg in Flags::command().get_arguments() {
+        let flag = format!("--{} ", arg.get_long().unwrap());
+        let lines: Vec<&str> = help
+            .lines()
+            .filter(|line| line.trim_start().starts_with(&flag))
+            .collect();
+        let [line] = lines[..] else {
+            panic!("{flag}: {lines:?}");
+        };
+        // What it is for stands on the same line.
+        let (_, text) = line.rsplit_once("  ").unwrap();
+        assert!(text.len() > 10 && line.len() <= 120, "{line}");
+    }
+    for heading in [
+        "Data:",
+        "Model:",
+        "Training:",
+        "MaskSub:",
+        "Input (with --data):",
+        "Output:",
+    ] {
+        assert_eq!(help.lines().filter(|line| *line == heading).count(), 1, "{heading}");
+    }
+    let all = parse("--help").unwrap_err();
+    assert!(help.lines().count() < 80 && all.lines().count() > 250);
+    assert!(all.contains("[default: 60]") && all.contains("Possible values"));
 }

@@ -183,6 +183,19 @@ impl TrainingFlags {
         })
     }
 
+    /// A warning where a run of so many steps an epoch never comes to its highest learning rate.
+    pub fn ends_in_warmup(&self, steps_per_epoch: usize) -> Option<String> {
+        let total = self.epochs * steps_per_epoch;
+        let (warmup, flag, ends) = match self.warmup_epochs {
+            // The last of the steps has the highest rate, the last of the epochs has not.
+            None => (self.warmup_steps, "--warmup-steps", total < self.warmup_steps),
+            Some(epochs) => (epochs * steps_per_epoch, "--warmup-epochs", self.epochs <= epochs),
+        };
+        ends.then(|| {
+            format!("the run ends in its warm-up and learns next to nothing: it has {total} steps, the warm-up {warmup} ({flag})")
+        })
+    }
+
     /// The optimizer of `params`, with what decays and each layer's share of the learning rate.
     pub fn optimizer(&self, params: &Params, network: &Network) -> Result<GroupOptimizer<Box<dyn Rule>>> {
         let mut groups = ParamGroups::new(params);

@@ -4,7 +4,9 @@ use super::metrics::Epoch;
 use anyhow::{anyhow, Result};
 use plotters::prelude::*;
 
-const SIZE: (u32, u32) = (1100, 460);
+const SIZE: (u32, u32) = (1100, 480);
+/// Height of the legends.
+const LEGEND: i32 = 24;
 
 /// A curve: its name, its colour (Okabe and Ito's, told apart by colour-blind readers) and its value in an epoch.
 type Curve = (&'static str, RGBColor, fn(&Epoch) -> f64);
@@ -12,6 +14,7 @@ type Curve = (&'static str, RGBColor, fn(&Epoch) -> f64);
 const BLUE: RGBColor = RGBColor(0, 114, 178);
 const ORANGE: RGBColor = RGBColor(230, 159, 0);
 const GREEN: RGBColor = RGBColor(0, 158, 115);
+const PURPLE: RGBColor = RGBColor(204, 121, 167);
 
 const LOSSES: [Curve; 3] = [
     ("training, main branch", BLUE, |e| e.train_loss_main),
@@ -21,7 +24,7 @@ const LOSSES: [Curve; 3] = [
 const ACCURACIES: [Curve; 3] = [
     ("training top-1", BLUE, |e| e.train_top1),
     ("test top-1", GREEN, |e| e.test_top1),
-    ("test top-5", ORANGE, |e| e.test_top5),
+    ("test top-5", PURPLE, |e| e.test_top5),
 ];
 
 /// The picture as SVG. Curves without a value are left out.
@@ -40,22 +43,8 @@ fn draw(epochs: &[Epoch], title: &str, picture: &mut String) -> Result<(), Box<d
         let values = curves.iter().flat_map(|(_, _, value)| epochs.iter().map(value));
         values.filter(|value| value.is_finite()).fold(0.0, f64::max)
     };
-    panel(
-        &left,
-        epochs,
-        "loss",
-        1.05 * highest(&LOSSES).max(1e-3),
-        SeriesLabelPosition::UpperRight,
-        &LOSSES,
-    )?;
-    panel(
-        &right,
-        epochs,
-        "accuracy, %",
-        102.0,
-        SeriesLabelPosition::LowerRight,
-        &ACCURACIES,
-    )?;
+    panel(&left, epochs, "loss", 1.05 * highest(&LOSSES).max(1e-3), &LOSSES)?;
+    panel(&right, epochs, "accuracy, %", 102.0, &ACCURACIES)?;
     root.present()?;
     Ok(())
 }
@@ -67,11 +56,22 @@ fn panel(
     epochs: &[Epoch],
     y_label: &str,
     top: f64,
-    legend: SeriesLabelPosition,
     curves: &[Curve],
 ) -> Result<(), Box<dyn std::error::Error>> {
+    let points = |value: fn(&Epoch) -> f64| {
+        let points = epochs.iter().map(|epoch| (epoch.epoch, value(epoch)));
+        points.filter(|point| point.1.is_finite()).collect::<Vec<_>>()
+    };
+    let curves: Vec<_> = curves
+        .iter()
+        .map(|&(name, colour, value)| (name, colour, points(value)))
+        .collect();
+    let curves = || curves.iter().filter(|(.., points)| !points.is_empty());
+
+    let (above, below) = area.split_vertically(LEGEND);
+    legend(&above, curves().map(|&(name, colour, _)| (name, colour)))?;
     let last = epochs.last().map_or(1, |epoch| epoch.epoch).max(2);
-    let mut chart = ChartBuilder::on(area)
+    let mut chart = ChartBuilder::on(&below)
         .margin(12)
         .x_label_area_size(42)
         .y_label_area_size(58)
@@ -86,29 +86,25 @@ fn panel(
         .axis_desc_style(("sans-serif", 15))
         .light_line_style(TRANSPARENT)
         .draw()?;
-    for &(name, colour, value) in curves {
-        let points: Vec<(usize, f64)> = epochs
-            .iter()
-            .map(|epoch| (epoch.epoch, value(epoch)))
-            .filter(|point| point.1.is_finite())
-            .collect();
-        if points.is_empty() {
-            continue;
-        }
-        let ends = points.last().copied();
-        chart
-            .draw_series(LineSeries::new(points, colour.stroke_width(2)))?
-            .label(name)
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], colour.stroke_width(3)));
-        chart.draw_series(ends.map(|end| Circle::new(end, 3, colour.filled())))?;
+    for (_, colour, points) in curves() {
+        chart.draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)))?;
+        chart.draw_series(points.last().map(|&end| Circle::new(end, 3, colour.filled())))?;
     }
-    chart
-        .configure_series_labels()
-        .position(legend)
-        .label_font(("sans-serif", 14))
-        .background_style(WHITE.mix(0.85))
-        .border_style(BLACK.mix(0.3))
-        .draw()?;
+    Ok(())
+}
+
+/// Names and colours in a row above the axes, where no curve comes.
+fn legend(
+    area: &Panel,
+    curves: impl Iterator<Item = (&'static str, RGBColor)>,
+) -> Result<(), Box<dyn std::error::Error>> {
+    const LETTER: i32 = 7; // wide, of the size below
+    let (mut x, y) = (70, LEGEND / 2);
+    for (name, colour) in curves {
+        area.draw(&PathElement::new([(x, y), (x + 20, y)], colour.stroke_width(3)))?;
+        area.draw(&Text::new(name, (x + 26, y - 7), ("sans-serif", 14).into_font()))?;
+        x += 46 + LETTER * name.len() as i32;
+    }
     Ok(())
 }
 
@@ -137,6 +133,41 @@ mod tests {
         epochs[4].test_loss = f64::INFINITY;
         let with = svg(&epochs, "a title").unwrap();
         assert!(with.contains("sub-branch") && !with.contains("inf"));
+    }
+
+    // A reader tells the curves of both panels apart by colour alone; only what is of the same images and branch shares one.
+    #[test]
+    fn a_colour_is_of_one_thing() {
+        let colour = |curves: &[Curve], name: &str| curves.iter().find(|curve| curve.0 == name).map(|curve| curve.1);
+        let all: Vec<_> = LOSSES.iter().chain(&ACCURACIES).map(|curve| curve.1).collect();
+        assert_eq!(
+            colour(&LOSSES, "training, main branch"),
+            colour(&ACCURACIES, "training top-1")
+        );
+        assert_eq!(colour(&LOSSES, "test"), colour(&ACCURACIES, "test top-1"));
+        let mut different: Vec<_> = all.iter().map(|colour| (colour.0, colour.1, colour.2)).collect();
+        different.sort_unstable();
+        different.dedup();
+        assert_eq!(different.len(), all.len() - 2);
+    }
+
+    // Two epochs fill the panels from side to side: the names are above all the curves.
+    #[test]
+    fn the_legend_covers_no_curve() {
+        let picture = svg(&[epoch(1), epoch(2)], "short").unwrap();
+        let number = |line: &str, name: &str| -> f64 {
+            let (_, rest) = line.split_once(&format!(" {name}=\"")).unwrap();
+            rest.split('"').next().unwrap().parse().unwrap()
+        };
+        let mut above: f64 = 0.0;
+        for (line, text) in picture.lines().zip(picture.lines().skip(1)) {
+            if LOSSES.iter().chain(&ACCURACIES).any(|curve| text.trim() == curve.0) {
+                above = above.max(number(line, "y"));
+            }
+        }
+        let ends = picture.lines().filter(|line| line.starts_with("<circle"));
+        let highest = ends.map(|line| number(line, "cy")).fold(f64::INFINITY, f64::min);
+        assert!(above > 0.0 && above < highest, "{above} {highest}");
     }
 
     #[test]

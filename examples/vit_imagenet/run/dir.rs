@@ -1,7 +1,7 @@
-//! The directory a run writes to. Nothing in it is overwritten by another run, and no file in it is ever half-written.
+//! The directory a run writes to. No other run writes to it or overwrites what is there, and no file is ever half-written.
 
 use anyhow::{bail, Context, Result};
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
@@ -12,52 +12,94 @@ const DEFAULT_PARENT: &str = "out";
 /// What the names of half-written files begin with.
 const PARTIAL: &str = ".partial-";
 
-pub struct RunDir(PathBuf);
+/// The file that a run holds a lock on. The system lets go of it when the process ends, however that happens.
+const LOCK: &str = ".lock";
+
+/// Where the first checkpoint is written before it is put in its place.
+const CHECKPOINT: &str = ".checkpoint.safetensors.partial";
+
+pub struct RunDir {
+    path: PathBuf,
+    /// Held as long as the run may write; none where it only reads, or on a file system without locks.
+    _lock: Option<File>,
+}
 
 impl RunDir {
-    /// `requested`, which must be empty or not exist yet, or else the first `out/run-N` that does not exist.
+    /// `requested`, which must be empty or not exist yet, or else the first `out/run-N` that does not exist. What a run
+    /// leaves that was killed before its first checkpoint counts as nothing.
     pub fn create(requested: Option<&Path>) -> Result<Self> {
-        let path = match requested {
-            Some(path) => path.to_path_buf(),
-            None => return first_free(Path::new(DEFAULT_PARENT)).map(Self),
+        let Some(path) = requested else {
+            return Self::locked(first_free(Path::new(DEFAULT_PARENT))?);
         };
-        match fs::read_dir(&path) {
+        match fs::read_dir(path) {
             Ok(mut entries) => {
-                if entries.next().is_some() {
+                if entries.any(|entry| !entry.is_ok_and(|entry| is_rest(&entry))) {
                     bail!(
                         "the output directory {} is not empty and is left as it is: choose another one, such as --out {}",
                         path.display(),
-                        sibling(&path).display()
+                        sibling(path).display()
                     );
                 }
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                fs::create_dir_all(&path).with_context(|| cannot_create(&path))?
+                fs::create_dir_all(path).with_context(|| cannot_create(path))?
             }
             Err(error) => {
                 return Err(error).with_context(|| format!("cannot use {} as the output directory", path.display()))
             }
         }
-        Ok(Self(path))
+        let dir = Self::locked(path.into())?;
+        let _ = fs::remove_dir_all(path.join(CHECKPOINT));
+        Ok(dir)
     }
 
-    /// A directory that a run has written to.
+    /// A directory that a run has written to, and that this one goes on writing to.
     pub fn existing(path: &Path) -> Result<Self> {
+        Self::locked(Self::reading(path)?.path)
+    }
+
+    /// A directory that a run has written to, or is writing to.
+    pub fn reading(path: &Path) -> Result<Self> {
         if !path.is_dir() {
             bail!("there is no directory {} with a run to resume", path.display());
         }
-        // What a kill left half-written.
-        for entry in fs::read_dir(path).with_context(|| format!("cannot list {}", path.display()))? {
+        Ok(Self {
+            path: path.into(),
+            _lock: None,
+        })
+    }
+
+    /// The directory, of which nobody else has the lock, without what a kill has left half-written in it.
+    fn locked(path: PathBuf) -> Result<Self> {
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(path.join(LOCK));
+        let file = file.with_context(|| format!("cannot write to the output directory {}", path.display()))?;
+        let lock = match file.try_lock() {
+            Ok(()) => Some(file),
+            Err(TryLockError::WouldBlock) => bail!(
+                "another run writes to {}: let it end, or choose another directory",
+                path.display()
+            ),
+            Err(TryLockError::Error(error)) => {
+                let path = path.display();
+                eprintln!("{path} cannot be locked ({error}): nothing keeps a second run from writing there, too");
+                None
+            }
+        };
+        for entry in fs::read_dir(&path).with_context(|| format!("cannot list {}", path.display()))? {
             let entry = entry?;
-            if entry.file_name().as_encoded_bytes().starts_with(PARTIAL.as_bytes()) {
+            if is_partial(&entry) {
                 let _ = fs::remove_file(entry.path());
             }
         }
-        Ok(Self(path.into()))
+        Ok(Self { path, _lock: lock })
     }
 
     pub fn path(&self) -> &Path {
-        &self.0
+        &self.path
     }
 
     /// Finds out now, rather than after hours, whether the directory takes `bytes`: writes as much and deletes it.
@@ -70,7 +112,7 @@ impl RunDir {
             (file.as_file().write_all(&zeros[..n])).with_context(|| {
                 format!(
                     "the output directory {} does not take the {bytes} bytes that the run will write",
-                    self.0.display()
+                    self.path.display()
                 )
             })?;
             left -= n;
@@ -80,7 +122,7 @@ impl RunDir {
 
     /// Creates or replaces the file `name`: written beside it, synced, and renamed, so that there is never a half of it.
     pub fn write(&self, name: &str, contents: &[u8]) -> Result<()> {
-        let path = self.0.join(name);
+        let path = self.path.join(name);
         let cannot = || format!("cannot write {}", path.display());
         let mut file = self.temporary(name)?;
         file.write_all(contents).with_context(cannot)?;
@@ -94,8 +136,17 @@ impl RunDir {
         builder.prefix(PARTIAL);
         #[cfg(unix)] // readable as the user's umask says, not by the owner alone
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        (builder.tempfile_in(&self.0)).with_context(|| format!("cannot write {what} in {}", self.0.display()))
+        (builder.tempfile_in(&self.path)).with_context(|| format!("cannot write {what} in {}", self.path.display()))
     }
+}
+
+fn is_partial(entry: &fs::DirEntry) -> bool {
+    entry.file_name().as_encoded_bytes().starts_with(PARTIAL.as_bytes())
+}
+
+/// Of a run that was killed before its first checkpoint.
+fn is_rest(entry: &fs::DirEntry) -> bool {
+    is_partial(entry) || [LOCK, CHECKPOINT].iter().any(|name| entry.file_name() == *name)
 }
 
 fn cannot_create(path: &Path) -> String {
@@ -162,7 +213,43 @@ mod tests {
             );
         }
         assert_eq!(fs::read(path.join("metrics.csv")).unwrap(), b"old");
-        assert_eq!(names(&path), ["metrics.csv"]);
+        assert_eq!(names(&path), [LOCK, "metrics.csv"]);
+        // Nothing is put into a directory that is somebody else's.
+        let foreign = root.path().join("foreign");
+        fs::create_dir(&foreign).unwrap();
+        fs::write(foreign.join("thesis.tex"), "").unwrap();
+        assert!(RunDir::create(Some(&foreign)).is_err());
+        assert_eq!(names(&foreign), ["thesis.tex"]);
+    }
+
+    #[test]
+    fn the_rest_of_a_run_before_its_first_checkpoint_is_cleared_away() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join(".partial-x"), "half").unwrap();
+        fs::create_dir(root.path().join(CHECKPOINT)).unwrap();
+        fs::write(root.path().join(CHECKPOINT).join("new"), "half").unwrap();
+        RunDir::create(Some(root.path())).unwrap();
+        assert_eq!(names(root.path()), [LOCK]);
+        RunDir::create(Some(root.path())).unwrap();
+    }
+
+    #[test]
+    fn one_run_writes_and_others_read() {
+        let root = tempfile::tempdir().unwrap();
+        let first = RunDir::create(Some(root.path())).unwrap();
+        for second in [RunDir::create(Some(root.path())), RunDir::existing(root.path())] {
+            let error = second.err().unwrap().to_string();
+            assert!(
+                error.starts_with(&format!("another run writes to {}", root.path().display())),
+                "{error}"
+            );
+        }
+        fs::write(root.path().join(".partial-x"), "being written").unwrap();
+        RunDir::reading(root.path()).unwrap();
+        assert_eq!(names(root.path()), [LOCK, ".partial-x"]);
+        drop(first);
+        RunDir::existing(root.path()).unwrap();
+        assert_eq!(names(root.path()), [LOCK]);
     }
 
     #[test]
@@ -191,13 +278,13 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let run = RunDir::create(Some(root.path())).unwrap();
         run.check_room(3 << 20).unwrap();
-        assert!(names(root.path()).is_empty());
+        assert_eq!(names(root.path()), [LOCK]);
         run.write("a", b"one").unwrap();
         run.write("a", b"two").unwrap();
         assert_eq!(fs::read(root.path().join("a")).unwrap(), b"two");
-        assert_eq!(names(root.path()), ["a"]);
+        assert_eq!(names(root.path()), [LOCK, "a"]);
         assert!(run.write("missing/a", b"").is_err());
-        assert_eq!(names(root.path()), ["a"]);
+        assert_eq!(names(root.path()), [LOCK, "a"]);
     }
 
     #[cfg(unix)]
@@ -206,8 +293,11 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let root = tempfile::tempdir().unwrap();
         fs::write(root.path().join("usual"), "").unwrap();
-        RunDir(root.path().into()).write("ours", b"").unwrap();
+        RunDir::create(Some(&root.path().join("run")))
+            .unwrap()
+            .write("ours", b"")
+            .unwrap();
         let mode = |name| fs::metadata(root.path().join(name)).unwrap().permissions().mode();
-        assert_eq!(mode("ours"), mode("usual"));
+        assert_eq!(mode("run/ours"), mode("usual"));
     }
 }

@@ -1,8 +1,6 @@
-//! `metrics.csv`: a row for every epoch, on the disk as soon as the epoch is over.
+//! `metrics.csv`: a row for every epoch.
 
 use anyhow::{ensure, Context, Result};
-use std::fs::File;
-use std::path::{Path, PathBuf};
 
 /// An epoch. Accuracies are in per cent, losses are means over the images; what was not computed is NaN.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -77,13 +75,13 @@ impl Epoch {
         })
     }
 
-    // Shortest text that reads back as the same number; an empty field for NaN.
-    fn record(&self) -> [String; FIELDS] {
+    /// An empty field for NaN.
+    fn record(&self, number: impl Fn(f64) -> String) -> [String; FIELDS] {
         let number = |value: f64| {
             if value.is_nan() {
                 String::new()
             } else {
-                value.to_string()
+                number(value)
             }
         };
         [
@@ -103,60 +101,37 @@ impl Epoch {
     }
 }
 
-/// The file's text for these epochs.
+/// The file's text for these epochs, in as many digits as a reader wants.
 pub fn text(epochs: &[Epoch]) -> Result<String> {
+    write(epochs, six_digits)
+}
+
+/// The same with every digit, for [`parse`]: what is read is what was written.
+pub fn exact(epochs: &[Epoch]) -> Result<String> {
+    write(epochs, |value| value.to_string())
+}
+
+fn write(epochs: &[Epoch], number: impl Fn(f64) -> String) -> Result<String> {
     let mut writer = csv::Writer::from_writer(vec![]);
     writer.write_record(HEADER)?;
     for epoch in epochs {
-        writer.write_record(epoch.record())?;
+        writer.write_record(epoch.record(&number))?;
     }
     Ok(String::from_utf8(writer.into_inner()?)?)
 }
 
-/// The epochs of such a text.
+/// The shortest text of the number rounded to six significant digits.
+fn six_digits(value: f64) -> String {
+    let rounded = format!("{value:.5e}").parse::<f64>();
+    rounded.unwrap_or(value).to_string()
+}
+
+/// The epochs of a text.
 pub fn parse(text: &str) -> Result<Vec<Epoch>> {
     let mut reader = csv::Reader::from_reader(text.as_bytes());
     let columns = reader.headers()?.iter().map(String::from).collect::<Vec<_>>();
     ensure!(columns == HEADER, "its columns are {columns:?} instead of {HEADER:?}");
     reader.records().map(|record| Epoch::parse(&record?)).collect()
-}
-
-/// The file, open for the length of the run.
-pub struct Metrics {
-    path: PathBuf,
-    writer: csv::Writer<File>,
-}
-
-impl Metrics {
-    /// Creates the file with its header. A file that exists is an error.
-    pub fn create(path: &Path) -> Result<Self> {
-        let file = File::create_new(path).with_context(|| format!("cannot create {}", path.display()))?;
-        let mut metrics = Self {
-            path: path.into(),
-            writer: csv::Writer::from_writer(file),
-        };
-        metrics.record(&HEADER.map(str::to_string))?;
-        Ok(metrics)
-    }
-
-    /// Goes on with a file that is there.
-    pub fn append(path: &Path) -> Result<Self> {
-        let file = File::options().append(true).open(path);
-        let file = file.with_context(|| format!("cannot open {}", path.display()))?;
-        let writer = csv::WriterBuilder::new().has_headers(false).from_writer(file);
-        let path = path.into();
-        Ok(Self { path, writer })
-    }
-
-    pub fn push(&mut self, epoch: &Epoch) -> Result<()> {
-        self.record(&epoch.record())
-    }
-
-    fn record(&mut self, fields: &[String; FIELDS]) -> Result<()> {
-        let written = self.writer.write_record(fields).map_err(std::io::Error::from);
-        let flushed = written.and_then(|()| self.writer.flush());
-        flushed.with_context(|| format!("cannot write {}", self.path.display()))
-    }
 }
 
 #[cfg(test)]
@@ -181,57 +156,38 @@ pub mod tests {
     }
 
     #[test]
-    fn every_epoch_is_on_the_disk_at_once() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("metrics.csv");
-        let mut metrics = Metrics::create(&path).unwrap();
+    fn an_epoch_is_a_row() {
         let header = "epoch,step,lr,train_loss_main,train_loss_sub,train_top1,test_loss,test_top1,test_top5,ema_loss,ema_top1,seconds\n";
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), header);
-        metrics.push(&epoch(1)).unwrap();
-        let first = "1,19,0.00015,2.25,,12.5,2,33.333333333333336,100,,,1.235\n";
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{header}{first}"));
-        metrics.push(&epoch(2)).unwrap();
-        assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 3);
+        assert_eq!(text(&[]).unwrap(), header);
+        let first = "1,19,0.00015,2.25,,12.5,2,33.3333,100,,,1.235\n";
+        assert_eq!(text(&[epoch(1)]).unwrap(), format!("{header}{first}"));
+        assert_eq!(text(&[epoch(1), epoch(2)]).unwrap().lines().count(), 3);
     }
 
     #[test]
-    fn what_is_written_is_read_and_gone_on_with() {
-        let epochs = [epoch(1), epoch(2)];
-        let read = parse(&text(&epochs).unwrap()).unwrap();
-        assert_eq!(text(&read).unwrap(), text(&epochs).unwrap());
+    fn numbers_have_six_digits_at_most() {
+        for (value, text) in [
+            (0.00037999999999999997, "0.00038"),
+            (2.0 / 3.0, "0.666667"),
+            (99.99999, "100"),
+            (1234567.0, "1234570"),
+            (-0.1 - 0.2, "-0.3"),
+            (0.0, "0"),
+            (f64::INFINITY, "inf"),
+        ] {
+            assert_eq!(six_digits(value), text);
+        }
+    }
+
+    #[test]
+    fn what_is_written_exactly_is_read_again() {
+        let epochs = [epoch(1), epoch(3)];
+        let text = exact(&epochs).unwrap();
+        let read = parse(&text).unwrap();
+        assert_eq!(exact(&read).unwrap(), text);
         assert!(read[0].ema_top1.is_nan() && read[1].test_top1 == epochs[1].test_top1);
-        for broken in ["", "a,b\n", &text(&epochs).unwrap().replace("0.00015", "x")] {
+        for broken in ["", "a,b\n", &text.replace("0.00015", "x")] {
             assert!(parse(broken).is_err(), "{broken}");
         }
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("metrics.csv");
-        std::fs::write(&path, text(&epochs[..1]).unwrap()).unwrap();
-        Metrics::append(&path).unwrap().push(&epochs[1]).unwrap();
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), text(&epochs).unwrap());
-    }
-
-    #[test]
-    fn an_existing_file_stays() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("metrics.csv");
-        std::fs::write(&path, "old").unwrap();
-        let error = format!("{:#}", Metrics::create(&path).err().unwrap());
-        assert!(
-            error.starts_with(&format!("cannot create {}", path.display())),
-            "{error}"
-        );
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "old");
-    }
-
-    #[cfg(target_os = "linux")]
-    #[test]
-    fn a_full_disk_is_an_error() {
-        let file = File::options().write(true).open("/dev/full").unwrap();
-        let mut metrics = Metrics {
-            path: "metrics.csv".into(),
-            writer: csv::Writer::from_writer(file),
-        };
-        let error = format!("{:#}", metrics.push(&epoch(1)).unwrap_err());
-        assert!(error.starts_with("cannot write metrics.csv: No space left"), "{error}");
     }
 }

@@ -2,6 +2,7 @@
 
 mod curves;
 mod dir;
+pub mod images;
 mod metrics;
 mod progress;
 mod record;
@@ -12,12 +13,14 @@ use crate::data::Dataset;
 use crate::flags::Flags;
 use anyhow::{bail, ensure, Context, Result};
 use dir::RunDir;
+use images::Images;
 use masksub::train::checkpoint::{Checkpoint, Found};
 use masksub::train::ema::Ema;
 use masksub::train::optim::{GroupOptimizer, Rule};
 use masksub::Weights;
-use record::Recorder;
-use std::path::PathBuf;
+use record::{Moment, Recorder};
+use serde_json::Value;
+use std::ffi::OsString;
 
 const FILE: &str = "checkpoint.safetensors";
 const MODEL: &str = "model";
@@ -25,9 +28,8 @@ const OPTIMIZER: &str = "optimizer";
 const AVERAGE: &str = "ema";
 /// Names of settings, and what the others begin with.
 const ARGUMENTS: &str = "arguments";
-const IMAGES: &str = "training images";
+const TRAIN_LEN: &str = "training images";
 const CLASSES: &str = "classes";
-const DATA: &str = "data";
 const CONFIG: &str = "config/";
 const RECORD: &str = "record/";
 
@@ -45,7 +47,11 @@ impl Saved {
             flags.init_from.is_none(),
             "--init-from is for a new run: one that is resumed has its weights"
         );
-        let out = RunDir::existing(out)?;
+        let out = if flags.eval_only || flags.print_config {
+            RunDir::reading(out)?
+        } else {
+            RunDir::existing(out)?
+        };
         let Some(found) = Checkpoint::load_last(out.path().join(FILE))? else {
             bail!("{} holds no checkpoint to resume", out.path().display());
         };
@@ -69,12 +75,7 @@ impl Saved {
     /// # Errors
     /// When the settings are then not the run's: names each that differs.
     pub fn flags(&self, given: &Flags) -> Result<Flags> {
-        let arguments = self.setting(ARGUMENTS)?;
-        let mut arguments: Vec<String> = serde_json::from_str(arguments).context("the checkpoint's arguments")?;
-        // Where the images were then; they may be elsewhere now.
-        if let Some(data) = self.checkpoint.settings().get(DATA) {
-            arguments.extend(["--data".to_string(), data.clone()]);
-        }
+        let mut arguments = arguments_of(self.setting(ARGUMENTS)?).context("the checkpoint's arguments")?;
         arguments.extend(given.arguments.iter().cloned());
         let flags = Flags::from_arguments(arguments).unwrap_or_else(|error| error.exit());
         if flags.eval_only {
@@ -128,14 +129,16 @@ pub struct Trained<'a> {
 }
 
 pub struct Run {
-    arguments: Vec<String>,
+    /// Those that the run was started with, and where the images are, from wherever it is resumed.
+    arguments: Vec<OsString>,
     config: Config,
     seed: u64,
     every: Option<usize>,
-    images: usize,
+    train_len: usize,
     classes: usize,
-    /// Where the images are, from wherever the run is resumed.
-    data: Option<PathBuf>,
+    images: Images,
+    /// The moment of the last checkpoint.
+    saved: Option<Moment>,
     pub record: Recorder,
 }
 
@@ -158,21 +161,24 @@ impl Run {
             let size = format!("{params} parameters, {} images", data.train_len());
             format!("{} with {}: {size}", flags.model(), flags.branch)
         };
-        let (images, classes) = (data.train_len(), data.num_classes());
+        let (train_len, classes) = (data.train_len(), data.num_classes());
+        let mut images = Images::of(data, flags.data.as_deref());
+        let resumed = saved.is_some();
         let record = match saved {
             None => {
                 // The last checkpoint, the one before and the next, and the weights by themselves at the end.
-                let bytes = (3 * (weights + state) + 2 * weights) * size_of::<f32>();
+                let bytes = (3 * (weights + state) + 2 * weights) * size_of::<f32>() + images.bytes();
                 Recorder::start(RunDir::create(flags.out.as_deref())?, title, total_steps, bytes)?
             }
             Some(saved) => {
-                for (what, now) in [(IMAGES, images), (CLASSES, classes)] {
+                for (what, now) in [(TRAIN_LEN, train_len), (CLASSES, classes)] {
                     let was = saved.setting(what)?;
                     ensure!(
                         was == now.to_string(),
                         "the run was started with {was} {what}, but --data has {now}"
                     );
                 }
+                images.resume(saved.checkpoint.settings(), &saved.out)?;
                 trained.opt.load_state(saved.checkpoint.section(OPTIMIZER)?)?;
                 if let Some(ema) = trained.ema.as_mut() {
                     ema.load_state(saved.checkpoint.section(AVERAGE)?)?;
@@ -183,20 +189,28 @@ impl Run {
                 Recorder::resume(saved.out, title, total_steps, saved.checkpoint.step(), &record)?
             }
         };
-        let run = Self {
-            arguments: flags.arguments.clone(),
+        let mut arguments = flags.arguments.clone();
+        if let Some(data) = &flags.data {
+            arguments.extend(["--data".into(), std::path::absolute(data)?.into()]);
+        }
+        let mut run = Self {
+            arguments,
             config: config::config(flags)?,
             seed: flags.seed,
             every: flags.checkpoint_every,
-            images,
+            train_len,
             classes,
-            data: flags.data.as_deref().map(std::path::absolute).transpose()?,
+            images,
+            saved: resumed.then(|| record.moment()),
             record,
         };
         if run.record.steps() == 0 {
             // From here on the run can be resumed.
             run.save(trained)?;
         }
+        // Behind the checkpoint: with one of them alone, the directory would be neither a new run's nor this one's.
+        run.images.write(run.record.out())?;
+        run.record.write_metrics()?;
         Ok(run)
     }
 
@@ -206,31 +220,82 @@ impl Run {
             .is_some_and(|every| self.record.steps().is_multiple_of(every))
     }
 
-    pub fn save(&self, trained: &Trained) -> Result<()> {
+    /// Writes a checkpoint, where the last one is not of this moment.
+    pub fn save(&mut self, trained: &Trained) -> Result<()> {
+        let moment = self.record.moment();
+        if self.saved == Some(moment) {
+            return Ok(());
+        }
         let mut checkpoint = Checkpoint::new(self.record.steps(), masksub::Seed::new(self.seed))
-            .with_setting(ARGUMENTS, serde_json::to_string(&self.arguments)?)
-            .with_setting(IMAGES, self.images)
+            .with_setting(ARGUMENTS, text_of(&self.arguments)?)
+            .with_setting(TRAIN_LEN, self.train_len)
             .with_setting(CLASSES, self.classes)
             .with_section(MODEL, trained.weights.state())
             .with_section(OPTIMIZER, trained.opt.state()?);
         if let Some(ema) = &trained.ema {
             checkpoint = checkpoint.with_section(AVERAGE, ema.state()?);
         }
-        if let Some(data) = &self.data {
-            checkpoint = checkpoint.with_setting(DATA, data.display());
-        }
         for (name, value) in &self.config {
             checkpoint = checkpoint.with_setting(format!("{CONFIG}{name}"), value);
+        }
+        for (name, text) in self.images.settings()? {
+            checkpoint = checkpoint.with_setting(name, text);
         }
         for (name, text) in self.record.state()? {
             checkpoint = checkpoint.with_setting(format!("{RECORD}{name}"), text);
         }
-        Ok(checkpoint.save(self.record.out().path().join(FILE))?)
+        checkpoint.save(self.record.out().path().join(FILE))?;
+        self.saved = Some(moment);
+        Ok(())
+    }
+
+    /// Writes a checkpoint before the run ends with `error`. If that is an image, it may be mended.
+    pub fn save_before(&mut self, error: &anyhow::Error, trained: &Trained) -> Result<()> {
+        if self.images.note(error) {
+            self.saved = None;
+        }
+        self.save(trained)
     }
 
     /// What to type to go on.
     pub fn how_to_resume(&self) -> String {
         let out = self.record.out().path().display();
         format!("after step {}: go on with --resume --out {out}", self.record.steps())
+    }
+}
+
+/// Arguments as JSON: texts, and what is none as serde has it.
+fn text_of(arguments: &[OsString]) -> Result<String> {
+    let json = |argument: &OsString| match argument.to_str() {
+        Some(text) => Ok(Value::from(text)),
+        None => serde_json::to_value(argument),
+    };
+    let arguments = arguments.iter().map(json).collect::<Result<Vec<_>, _>>()?;
+    Ok(serde_json::to_string(&arguments)?)
+}
+
+fn arguments_of(text: &str) -> Result<Vec<OsString>> {
+    let arguments: Vec<Value> = serde_json::from_str(text)?;
+    let argument = |json| match json {
+        Value::String(text) => Ok(text.into()),
+        other => serde_json::from_value(other),
+    };
+    Ok(arguments.into_iter().map(argument).collect::<Result<_, _>>()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_are_kept_whatever_they_are() {
+        let mut arguments: Vec<OsString> = ["--data", "café", "", "a \"b\""].map(Into::into).to_vec();
+        assert_eq!(text_of(&arguments).unwrap(), r#"["--data","café","","a \"b\""]"#);
+        #[cfg(unix)]
+        arguments.push(std::os::unix::ffi::OsStringExt::from_vec(b"caf\xe9".to_vec()));
+        assert_eq!(arguments_of(&text_of(&arguments).unwrap()).unwrap(), arguments);
+        arguments.clear();
+        assert_eq!(arguments_of("[]").unwrap(), arguments);
+        assert!(arguments_of("[1]").is_err());
     }
 }

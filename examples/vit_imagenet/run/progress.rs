@@ -4,6 +4,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 use std::time::Duration;
 
+const TEMPLATE: &str = "{wide_bar} step {pos} of {len}, {msg}, {elapsed} so far, {eta} to go";
+
 pub struct Progress(ProgressBar);
 
 impl Progress {
@@ -12,7 +14,7 @@ impl Progress {
             return Self(ProgressBar::hidden());
         }
         let bar = ProgressBar::new(total_steps as u64);
-        let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} {msg} {elapsed} + {eta}");
+        let style = ProgressStyle::with_template(TEMPLATE);
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         bar.enable_steady_tick(Duration::from_millis(250));
         Self(bar)

@@ -2,7 +2,7 @@
 
 use super::curves;
 use super::dir::RunDir;
-use super::metrics::{self, Epoch, Metrics};
+use super::metrics::{self, Epoch};
 use super::progress::Progress;
 use super::wait::{DataWait, Timed};
 use crate::evaluate::{Mean, Scores, Tally};
@@ -15,7 +15,6 @@ use std::time::Instant;
 pub struct Recorder {
     out: RunDir,
     title: String,
-    metrics: Metrics,
     progress: Progress,
     epochs: Vec<Epoch>,
     step: usize,
@@ -23,13 +22,21 @@ pub struct Recorder {
     current: Current,
 }
 
+/// How far a run has come: epochs that were evaluated, and batches of the one that is running.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment {
+    epochs: usize,
+    batches: usize,
+}
+
 /// Of the epoch that is running.
 struct Current {
     started: Instant,
     /// Seconds that the epoch took before the run was resumed.
     before: f64,
-    /// Batches taken; of some no image could be read, and there was no step.
+    /// Batches taken, and how many of the epoch's images they used up, with those that could not be read.
     batches: usize,
+    passed: usize,
     lr: f64,
     main: Mean,
     sub: Mean,
@@ -42,6 +49,7 @@ impl Current {
             started: Instant::now(),
             before: 0.0,
             batches: 0,
+            passed: 0,
             lr: 0.0,
             main: Mean::default(),
             sub: Mean::default(),
@@ -57,6 +65,7 @@ impl Current {
         let numbers = [
             seconds,
             self.batches as f64,
+            self.passed as f64,
             self.lr,
             main,
             main_weight,
@@ -72,9 +81,10 @@ impl Current {
 
     fn from_text(text: &str) -> Result<Self> {
         let numbers: Vec<f64> = text.split(' ').map(str::parse).collect::<Result<_, _>>()?;
-        let [before, batches, lr, main, main_weight, sub, sub_weight, images, top1, top5, loss] = numbers[..] else {
+        let [before, batches, passed, lr, main, main_weight, sub, sub_weight, images, top1, top5, loss] = numbers[..]
+        else {
             bail!(
-                "the checkpoint's sums of the epoch are {} numbers instead of 11",
+                "the checkpoint's sums of the epoch are {} numbers instead of 12",
                 numbers.len()
             );
         };
@@ -82,6 +92,7 @@ impl Current {
             started: Instant::now(),
             before,
             batches: batches as usize,
+            passed: passed as usize,
             lr,
             main: Mean::from_parts([main, main_weight]),
             sub: Mean::from_parts([sub, sub_weight]),
@@ -94,16 +105,14 @@ const METRICS: &str = "metrics";
 const CURRENT: &str = "current epoch";
 
 impl Recorder {
-    /// Opens the files, and finds out whether there is room for `bytes`.
+    /// Finds out whether there is room for `bytes`, and writes nothing yet.
     pub fn start(out: RunDir, title: String, total_steps: usize, bytes: usize) -> Result<Self> {
         const BESIDES: usize = 1 << 20; // names, metrics, picture
         out.check_room(bytes + BESIDES)?;
-        let metrics = Metrics::create(&out.path().join("metrics.csv"))?;
         println!("{title}, to {}", out.path().display());
         Ok(Self {
             out,
             title,
-            metrics,
             progress: Progress::new(total_steps),
             epochs: Vec::new(),
             step: 0,
@@ -112,7 +121,7 @@ impl Recorder {
         })
     }
 
-    /// Goes on where [`state`](Self::state) was taken: what was written after it is taken back.
+    /// Goes on where [`state`](Self::state) was taken.
     pub fn resume(out: RunDir, title: String, total_steps: usize, step: usize, state: &[(&str, &str)]) -> Result<Self> {
         let part = |name: &str| {
             let found = state.iter().find(|part| part.0 == name);
@@ -122,15 +131,12 @@ impl Recorder {
         };
         let epochs = metrics::parse(part(METRICS)?).context("the checkpoint's metrics cannot be read")?;
         let current = Current::from_text(part(CURRENT)?)?;
-        out.write("metrics.csv", metrics::text(&epochs)?.as_bytes())?;
-        let metrics = Metrics::append(&out.path().join("metrics.csv"))?;
         println!("{title}, to {}, after step {step}", out.path().display());
         let progress = Progress::new(total_steps);
         progress.at(step);
         Ok(Self {
             out,
             title,
-            metrics,
             progress,
             epochs,
             step,
@@ -142,7 +148,7 @@ impl Recorder {
     /// What a checkpoint has to keep.
     pub fn state(&self) -> Result<[(&'static str, String); 2]> {
         Ok([
-            (METRICS, metrics::text(&self.epochs)?),
+            (METRICS, metrics::exact(&self.epochs)?),
             (CURRENT, self.current.to_text()),
         ])
     }
@@ -157,13 +163,21 @@ impl Recorder {
         self.step
     }
 
-    /// Batches taken of the epoch that is running.
-    pub fn batches_of_epoch(&self) -> usize {
-        self.current.batches
+    pub fn moment(&self) -> Moment {
+        Moment {
+            epochs: self.epochs.len(),
+            batches: self.current.batches,
+        }
     }
 
-    /// A batch is taken; returns which of the epoch it is.
-    pub fn take_batch(&mut self) -> usize {
+    /// Images of the epoch's order that are done with.
+    pub fn passed_of_epoch(&self) -> usize {
+        self.current.passed
+    }
+
+    /// A batch is taken that uses up `passed` images; returns which of the epoch it is.
+    pub fn take_batch(&mut self, passed: usize) -> usize {
+        self.current.passed += passed;
         self.current.batches += 1;
         self.current.batches - 1
     }
@@ -210,10 +224,15 @@ impl Recorder {
             ema_top1: ema.map_or(f64::NAN, |scores| scores.top1),
             seconds: done.before + done.started.elapsed().as_secs_f64(),
         };
-        self.metrics.push(&epoch)?;
         self.epochs.push(epoch);
+        self.write_metrics()?;
         let picture = curves::svg(&self.epochs, &self.title)?;
         self.out.write("curves.svg", picture.as_bytes())
+    }
+
+    /// Writes metrics.csv: what is there of epochs that a checkpoint knows nothing of is taken back.
+    pub fn write_metrics(&self) -> Result<()> {
+        self.out.write("metrics.csv", metrics::text(&self.epochs)?.as_bytes())
     }
 
     /// Writes weights to `name`.
@@ -321,7 +340,7 @@ mod tests {
         let mut record = Recorder::start(out(), "title".into(), 4, 100).unwrap();
         record.step(1e-3, &step(Some(0.1)), &labels).unwrap();
         record.epoch(test, Some(test)).unwrap();
-        assert_eq!(record.take_batch(), 0);
+        assert_eq!(record.take_batch(3), 0);
         record.step(1e-3, &step(Some(0.7)), &labels).unwrap();
         let state = record.state().unwrap();
         // What comes after the checkpoint, and is lost.
@@ -333,23 +352,19 @@ mod tests {
         let out = RunDir::existing(root.path()).unwrap();
         let mut record = Recorder::resume(out, "title".into(), 4, 2, &state).unwrap();
         assert_eq!(
-            (record.current_epoch(), record.steps(), record.batches_of_epoch()),
-            (1, 2, 1)
+            (record.current_epoch(), record.steps(), record.passed_of_epoch()),
+            (1, 2, 3)
         );
         record.step(2e-3, &step(Some(0.3)), &labels).unwrap();
         record.epoch(test, None).unwrap();
         let csv = std::fs::read_to_string(root.path().join("metrics.csv")).unwrap();
         let rows: Vec<&str> = csv.lines().collect();
         assert_eq!(rows.len(), 3);
-        let (loss, sub) = (0.1 + 0.2, (0.7 * 2.0 + 0.3 * 2.0) / 4.0);
-        assert!(
-            rows[1].starts_with(&format!("1,1,0.001,0.5,0.1,50,{loss},90,100,{loss},90,")),
-            "{csv}"
-        );
-        assert!(
-            rows[2].starts_with(&format!("2,3,0.002,0.5,{sub},50,{loss},90,100,,,")),
-            "{csv}"
-        );
+        // As it would have been at once: nothing is rounded in between.
+        assert!(rows[1].starts_with("1,1,0.001,0.5,0.1,50,0.3,90,100,0.3,90,"), "{csv}");
+        assert!(rows[2].starts_with("2,3,0.002,0.5,0.5,50,0.3,90,100,,,"), "{csv}");
+        assert!(state[0].1.contains(&(0.1 + 0.2).to_string()), "{}", state[0].1);
+        drop(record);
         let broken = [state[0], ("current epoch", "1 2 3")];
         let out = RunDir::existing(root.path()).unwrap();
         assert!(Recorder::resume(out, "title".into(), 4, 2, &broken).is_err());

@@ -155,6 +155,39 @@ fn what_is_no_whole_image_says_why() {
     }
 }
 
+// Phones write such: all of the data, no end marker, and something else behind it. Pillow decodes it.
+#[test]
+fn a_trailer_in_the_place_of_the_end_is_none_of_the_picture() {
+    const PHONE: &[u8] = include_bytes!("no_eoi_trailer.jpg");
+    let files = Files::new();
+    let image = decode(&files.write("phone.jpg", PHONE)).unwrap();
+    let ended = decode(&files.write("ended.jpg", &[PHONE, &[0xff, 0xd9]].concat())).unwrap();
+    assert_eq!(image, ended);
+    let jpeg = std::fs::read(files.save("whole.jpg", quarters(90, 90))).unwrap();
+    let whole = decode(&files.path("whole.jpg")).unwrap();
+    let data = &jpeg[..jpeg.len() - 2];
+    let other = |n: usize| [&data[..data.len() - n], &[0x17; 40]].concat();
+    assert_eq!(decode(&files.write("other.jpg", &other(0))).unwrap(), whole);
+    for n in 0..data.len() - 650 {
+        assert_eq!(
+            error(&files.write("cut.jpg", &data[..data.len() - n])),
+            "the JPEG is cut off",
+            "{n}"
+        );
+    }
+    // Later scans may be missing, too.
+    let mut progressive = PHONE.to_vec();
+    let frame = progressive
+        .windows(2)
+        .position(|marker| marker == [0xff, 0xc0])
+        .unwrap();
+    progressive[frame + 1] = 0xc2;
+    assert_eq!(
+        error(&files.write("progressive.jpg", &progressive)),
+        "the JPEG is cut off"
+    );
+}
+
 // A thumbnail in the EXIF segment has an end marker of its own.
 #[test]
 fn a_thumbnail_does_not_end_a_jpeg() {

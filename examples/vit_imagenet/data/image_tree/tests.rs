@@ -68,7 +68,7 @@ type Contents = Vec<(Vec<usize>, Vec<f32>, Vec<u32>)>;
 
 fn contents(batches: Batches) -> Contents {
     let batch = |batch: anyhow::Result<Batch>| {
-        let Batch { images, labels } = batch.unwrap();
+        let Batch { images, labels, .. } = batch.unwrap();
         (
             images.dims().to_vec(),
             images.flatten_all().unwrap().to_vec1().unwrap(),
@@ -276,16 +276,80 @@ fn an_unreadable_image_is_skipped_and_counted_once() {
     let tree = open(root.path(), Unreadable::Skip, 0).unwrap();
     assert_eq!((tree.train_len(), tree.skipped()), (11, 0));
     for epoch in 0..2 {
-        // In batches of one, five are empty.
+        // In batches of one there are as many as images.
         let train = contents(tree.train_batches(0, epoch, 1, 0));
-        assert_eq!(
-            (train.len(), train.iter().filter(|batch| batch.2.is_empty()).count()),
-            (11, 5)
-        );
+        assert!(train.len() == 6 && train.iter().all(|batch| batch.2.len() == 1));
         assert_eq!(tree.skipped(), 5);
     }
-    let sizes: usize = contents(tree.train_batches(0, 0, 4, 0)).iter().map(|b| b.2.len()).sum();
-    assert_eq!(sizes, 6);
+}
+
+// What the order holds before an image is left out decides nothing: five readable images of six make two batches, none of
+// which is a single image.
+#[test]
+fn batches_are_cut_when_unreadable_images_are_left_out() {
+    let root = tree();
+    fs::write(root.path().join("train/dog/b.PNG"), "").unwrap();
+    let tree = open(root.path(), Unreadable::Skip, 0).unwrap();
+    for epoch in 0..10 {
+        let sizes = |batch_size| -> Vec<usize> {
+            let batches = contents(tree.train_batches(0, epoch, batch_size, 0));
+            batches.iter().map(|batch| batch.2.len()).collect()
+        };
+        assert_eq!(sizes(4), [3, 2]);
+        assert_eq!(sizes(3), [3, 2]);
+        assert_eq!(sizes(2), [2, 2, 1]);
+        assert_eq!(sizes(5), [5]);
+        assert_eq!(sizes(64), [5]);
+    }
+}
+
+// With what was used up, any number of batches can be passed over.
+#[test]
+fn batches_go_on_where_they_were_left_off() {
+    let root = tree();
+    for broken in [false, true] {
+        if broken {
+            spoil(root.path());
+        }
+        let tree = open(root.path(), Unreadable::Skip, 0).unwrap();
+        for (epoch, batch_size) in (0..6).flat_map(|epoch| (1..5).map(move |size| (epoch, size))) {
+            let whole = contents(tree.train_batches(0, epoch, batch_size, 0));
+            let (mut skip, mut n) = (0, 0);
+            for batch in tree.train_batches(0, epoch, batch_size, 0) {
+                (skip, n) = (skip + batch.unwrap().passed, n + 1);
+                assert_eq!(contents(tree.train_batches(0, epoch, batch_size, skip)), whole[n..]);
+            }
+            assert_eq!((skip, n), (tree.train_len(), whole.len()));
+            if !broken {
+                let strict = open(root.path(), Unreadable::Error, 0).unwrap();
+                assert_eq!(contents(strict.train_batches(0, epoch, batch_size, 0)), whole);
+            }
+        }
+    }
+}
+
+#[test]
+fn nothing_that_can_be_read_is_an_error() {
+    let root = tree();
+    for image in [
+        "cat/a.JPEG",
+        "cat/b.png",
+        "cat/deeper/c.webp",
+        "dog/a.jpg",
+        "dog/b.PNG",
+        "dog/c.webp",
+    ] {
+        fs::write(root.path().join("train").join(image), "").unwrap();
+    }
+    let tree = open(root.path(), Unreadable::Skip, 0).unwrap();
+    let batches: Vec<_> = tree.train_batches(0, 0, 4, 0).collect();
+    let [Err(error)] = &batches[..] else {
+        panic!("{} batches", batches.len());
+    };
+    let says = "none of the 6 training images can be read, such as ";
+    assert!(error.to_string().starts_with(says), "{error}");
+    // Behind the images that an epoch began with there may be nothing any more.
+    assert_eq!(tree.train_batches(0, 0, 4, 6).count(), 0);
 }
 
 #[test]
@@ -312,8 +376,8 @@ fn linked_classes_and_files_are_followed_and_loops_are_not() {
     let tree = open(root.path(), Unreadable::Error, 0).unwrap();
     assert_eq!(tree.classes, ["bird", "cat", "dog"]);
     assert_eq!(tree.train_len(), 3 + 3 + 4);
-    let (files, left_out) = images_below(&at("train/dog")).unwrap();
-    assert_eq!((files.len(), left_out), (4, vec![at("train/dog/loop")]));
+    let dog = below(&at("train/dog")).unwrap();
+    assert_eq!((dog.files.len(), dog.links), (4, vec![at("train/dog/loop")]));
 }
 
 #[cfg(unix)]
@@ -343,7 +407,7 @@ fn files_are_in_the_order_of_their_paths() {
         save(grey(4, 0), root.path().join("train/cat").join(name));
     }
     let class = root.path().join("train/cat");
-    let (files, _) = images_below(&class).unwrap();
+    let files = below(&class).unwrap().files;
     let walk = WalkDir::new(&class).sort_by_file_name().into_iter().map(Result::unwrap);
     let expected: Vec<PathBuf> = walk
         .filter(|e| !e.file_type().is_dir())
@@ -353,4 +417,26 @@ fn files_are_in_the_order_of_their_paths() {
         (0..files.len()).map(|i| class.join(files.get(i))).collect::<Vec<_>>(),
         expected
     );
+}
+
+#[test]
+fn what_is_left_out_is_counted_by_kind() {
+    let root = tree();
+    let dog = root.path().join("train/dog");
+    for name in [
+        "a.BMP",
+        "b.bmp",
+        "c.tif",
+        "none",
+        ".hidden.bmp",
+        "d.1",
+        "d.2",
+        "d.3",
+        "d.4",
+    ] {
+        fs::write(dog.join(name), "something").unwrap();
+    }
+    let counts = below(&dog).unwrap().left_out.counts();
+    assert_eq!(counts.unwrap(), ".bmp 2, .1 1, .2 1, .3 1, .4 1, .tif 1, others 2");
+    assert_eq!(below(&root.path().join("train/cat")).unwrap().left_out.counts(), None);
 }
