@@ -139,13 +139,13 @@ fn differences(was: &str, now: &str) -> Vec<Difference> {
         let name = name.to_string();
         differences.push(Difference { name, kind });
     };
-    let mut old = was.into_iter().peekable();
+    let mut old = was.into_iter();
     for (size, name) in now {
         if !then.contains(name) {
             differs(name, Kind::New);
             continue;
         }
-        while let Some((old_size, old_name)) = old.next() {
+        for (old_size, old_name) in old.by_ref() {
             if old_name != name {
                 differs(old_name, Kind::Gone);
                 continue;
