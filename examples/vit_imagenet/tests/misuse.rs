@@ -164,13 +164,14 @@ fn long_run(out: &Path, by: Option<&str>) -> std::process::Child {
             command
         }
     };
-    let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     for _ in 0..6000 {
         if out.join("checkpoint.previous.safetensors").exists() {
             return child;
         }
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
+    child.kill().and_then(|()| child.wait()).unwrap();
     panic!("no checkpoint in {}", out.display());
 }
 
