@@ -51,7 +51,7 @@ fn main() -> Result<()> {
     let params = Params::from_varmap(weights.varmap());
     let mut grads = GradStore::default();
     for (_, var) in params.iter() {
-        grads.insert(var, Tensor::randn(0f32, 1., var.shape(), var.device())?);
+        grads.insert(var, Tensor::randn(0f32, 1.0, var.shape(), var.device())?);
     }
     let groups = ParamGroups::new(&params).without_decay(ParamGroups::usually_without_decay);
     let optimizer = |rule: Box<dyn Rule>| GroupOptimizer::new(groups.clone(), rule);

@@ -153,7 +153,7 @@ impl Rest {
         let grid = Grid::new(height / cfg.patch_size, width / cfg.patch_size);
         Ok(Self {
             grid,
-            logits: Var::rand(-1f32, 1., (batch, cfg.num_classes), device)?
+            logits: Var::rand(-1f32, 1.0, (batch, cfg.num_classes), device)?
                 .as_tensor()
                 .clone(),
             tokens: Tensor::zeros((batch, 1 + grid.len(), 1), DType::F32, device)?,
@@ -202,7 +202,7 @@ fn time<M: Forward, S: SubBranch<M>>(
 ) -> Result<()> {
     let seed = Seed::new(0);
     let side = flags.image_size;
-    let images = Tensor::rand(-1f32, 1., (flags.batch, 3, side, side), device)?;
+    let images = Tensor::rand(-1f32, 1.0, (flags.batch, 3, side, side), device)?;
     let labels = Tensor::arange(0u32, flags.batch as u32, device)?;
     let criterion = Criterion::cross_entropy();
     // A Swin's mask token takes part in MaskSub steps only.
@@ -213,7 +213,7 @@ fn time<M: Forward, S: SubBranch<M>>(
             let names: Vec<_> = params.iter().map(|(name, _)| name.to_string()).collect();
             (0.5, names.into_iter().fold(params, Params::allow_missing))
         }
-        _ => (0., Params::from_varmap(weights.varmap()).allow_missing("mask_token")),
+        _ => (0.0, Params::from_varmap(weights.varmap()).allow_missing("mask_token")),
     };
     let model = MaskSub::new(model, branch, params).with_weight(weight)?;
 
@@ -259,5 +259,5 @@ fn peak_rss_mib() -> Option<f64> {
         .trim()
         .parse::<f64>()
         .ok()
-        .map(|kib| kib / 1024.)
+        .map(|kib| kib / 1024.0)
 }

@@ -15,17 +15,17 @@ pub(crate) const MOST: usize = 1 << 20;
 
 /// A rate in [0, 1): of masking, dropout or drop path, which leave something, or of an average that moves.
 pub(crate) fn rate(argument: &'static str, value: f64) -> Result<f64> {
-    within(argument, value, (0. ..1.).contains(&value), "at least 0 and below 1")
+    within(argument, value, (0.0..1.0).contains(&value), "at least 0 and below 1")
 }
 
 /// A share or a probability, in [0, 1].
 pub(crate) fn share(argument: &'static str, value: f64) -> Result<f64> {
-    within(argument, value, (0. ..=1.).contains(&value), "within [0, 1]")
+    within(argument, value, (0.0..=1.0).contains(&value), "within [0, 1]")
 }
 
 /// A share in (0, 1], by which something is multiplied again and again.
 pub(crate) fn positive_share(argument: &'static str, value: f64) -> Result<f64> {
-    within(argument, value, value > 0. && value <= 1., "above 0 and at most 1")
+    within(argument, value, value > 0.0 && value <= 1.0, "above 0 and at most 1")
 }
 
 /// A learning rate, a decay, an eps: at least 0 and finite.
@@ -35,7 +35,7 @@ pub(crate) fn non_negative(argument: &'static str, value: f64) -> Result<f64> {
 
 /// Whether `value` is at least 0 and finite.
 pub(crate) fn is_non_negative(value: f64) -> bool {
-    (0. ..f64::INFINITY).contains(&value)
+    (0.0..f64::INFINITY).contains(&value)
 }
 
 /// What [`is_non_negative`] asks for.
@@ -43,12 +43,12 @@ pub(crate) const NON_NEGATIVE: &str = "at least 0 and finite";
 
 /// A divisor, so above 0 and finite.
 pub(crate) fn positive(argument: &'static str, value: f64) -> Result<f64> {
-    within(argument, value, value > 0. && value.is_finite(), "above 0 and finite")
+    within(argument, value, value > 0.0 && value.is_finite(), "above 0 and finite")
 }
 
 /// A bound, which may be infinite: above 0.
 pub(crate) fn bound(argument: &'static str, value: f64) -> Result<f64> {
-    within(argument, value, value > 0., "above 0")
+    within(argument, value, value > 0.0, "above 0")
 }
 
 fn within(argument: &'static str, value: f64, within: bool, allowed: &str) -> Result<f64> {
@@ -198,12 +198,12 @@ mod tests {
     fn ranges_have_the_ends_that_they_say() {
         type Check = fn(&'static str, f64) -> Result<f64>;
         let cases: [(Check, &[f64], &[f64]); 6] = [
-            (rate, &[0., 0.999], &[-0.001, 1., f64::NAN]),
-            (share, &[0., 1.], &[-0.001, 1.001, f64::NAN]),
-            (positive_share, &[1e-9, 1.], &[0., 1.001, f64::NAN]),
-            (non_negative, &[0., 1e300], &[-1e-9, f64::INFINITY, f64::NAN]),
-            (positive, &[1e-9, 1e300], &[0., f64::INFINITY, f64::NAN]),
-            (bound, &[1e-9, f64::INFINITY], &[0., -1., f64::NAN]),
+            (rate, &[0.0, 0.999], &[-0.001, 1.0, f64::NAN]),
+            (share, &[0.0, 1.0], &[-0.001, 1.001, f64::NAN]),
+            (positive_share, &[1e-9, 1.0], &[0.0, 1.001, f64::NAN]),
+            (non_negative, &[0.0, 1e300], &[-1e-9, f64::INFINITY, f64::NAN]),
+            (positive, &[1e-9, 1e300], &[0.0, f64::INFINITY, f64::NAN]),
+            (bound, &[1e-9, f64::INFINITY], &[0.0, -1.0, f64::NAN]),
         ];
         for (check, good, bad) in cases {
             for &value in good {

@@ -138,7 +138,7 @@ pub fn clip_grad_norm(grads: &mut GradStore, params: &Params, max_norm: f64) -> 
     let norm = global_norm(trained)?;
     // PyTorch's small term, so that clipped gradients agree with its own.
     let factor = max_norm / (norm + 1e-6);
-    if factor < 1. {
+    if factor < 1.0 {
         for (_, var) in params.iter() {
             if let Some(grad) = grads.get_id(var.id()) {
                 let clipped = (grad * factor)?;
@@ -154,7 +154,7 @@ pub fn clip_grad_norm(grads: &mut GradStore, params: &Params, max_norm: f64) -> 
 /// # Errors
 /// [`Error::NonFiniteGradient`] when a gradient is infinite or NaN.
 pub(crate) fn global_norm<'a>(grads: impl IntoIterator<Item = (&'a str, &'a Tensor)>) -> Result<f64> {
-    let mut total = 0.;
+    let mut total = 0.0;
     for (name, grad) in grads {
         let square = ops::sum_of_squares(grad)?;
         if !square.is_finite() {
@@ -227,7 +227,7 @@ pub fn audit(grads: &GradStore, params: &Params) -> Result<Audit> {
         let values = on_host(grad)?;
         if values.iter().any(|v| !v.is_finite()) {
             audit.non_finite.push(name.to_string());
-        } else if values.iter().all(|&v| v == 0.) {
+        } else if values.iter().all(|&v| v == 0.0) {
             audit.all_zero.push(name.to_string());
         }
     }

@@ -184,8 +184,8 @@ impl<M, S: SubBranch<M>> MaskSub<M, S> {
         let main_value = grad::check_loss(&loss, "main")?;
         let mut gradients = match self.weight {
             // All weight on the sub-branch: the main branch is only its target.
-            1. => Gradients::new(),
-            w => grad::raw_backward(&(&loss * (1. - w))?, "main", params, Gradients::new())?,
+            1.0 => Gradients::new(),
+            w => grad::raw_backward(&(&loss * (1.0 - w))?, "main", params, Gradients::new())?,
         };
         let main_logits = logits.detach();
         // The graph of the main half, and with it its activations, ends here.
@@ -199,7 +199,7 @@ impl<M, S: SubBranch<M>> MaskSub<M, S> {
             mask: None,
         };
         let mut passes = vec![main_pass];
-        if self.weight > 0. {
+        if self.weight > 0.0 {
             let mut sub_pass = Pass::train_sub(key);
             let (sub_logits, mask) = self.branch.sub(&self.model, xs, &mut sub_pass)?;
             let loss = self.sub_loss.forward(&sub_logits, &step.main_logits)?;

@@ -157,7 +157,7 @@ impl Pass {
     /// in training mode and the pass has no key.
     pub fn dropout(&mut self, xs: &Tensor, rate: f64) -> candle_core::Result<Tensor> {
         let (rate, site) = self.dropout.next(rate, "dropout")?;
-        if !self.train || rate == 0. {
+        if !self.train || rate == 0.0 {
             return Ok(xs.clone());
         }
         let key = self.require_key("dropout")?;
@@ -166,14 +166,14 @@ impl Pass {
             return Ok(xs.clone());
         }
         let purpose = Purpose::dropout(self.stream, site);
-        let (scale, threshold) = (1. / (1. - rate), threshold(rate));
+        let (scale, threshold) = (1.0 / (1.0 - rate), threshold(rate));
         let mut factors = vec![0f32; xs.elem_count()];
         factors
             .par_chunks_mut(xs.elem_count() / batch)
             .enumerate()
             .for_each(|(sample, factors)| {
                 let mut rng = key.rng(sample, purpose);
-                factors.fill_with(|| if rng.next_u32() < threshold { 0. } else { scale as f32 });
+                factors.fill_with(|| if rng.next_u32() < threshold { 0.0 } else { scale as f32 });
             });
         xs * Tensor::from_vec(factors, xs.shape(), xs.device())?.to_dtype(xs.dtype())?
     }
@@ -217,7 +217,7 @@ impl Pass {
     /// As [`dropout`](Self::dropout).
     pub fn drop_path_factors(&mut self, batch: usize, rate: f64) -> candle_core::Result<Option<Vec<f32>>> {
         let (rate, site) = self.drop_path.next(rate, "drop_path")?;
-        if !self.train || rate == 0. {
+        if !self.train || rate == 0.0 {
             return Ok(None);
         }
         let key = self.require_key("drop path")?;
@@ -262,7 +262,7 @@ impl Pass {
                 Some(i) => averages[i].1.clone(),
                 None => update.running.as_detached_tensor(),
             };
-            let updated = ((running * (1. - update.momentum))? + (update.batch * update.momentum)?)?;
+            let updated = ((running * (1.0 - update.momentum))? + (update.batch * update.momentum)?)?;
             match earlier {
                 Some(i) => averages[i].1 = updated,
                 None => averages.push((update.running, updated)),
@@ -274,7 +274,7 @@ impl Pass {
 
 /// Of 2^32 equally likely draws, how many drop.
 fn threshold(rate: f64) -> u32 {
-    (rate * 4_294_967_296.) as u32
+    (rate * 4_294_967_296.0) as u32
 }
 
 #[cfg(test)]
@@ -291,9 +291,9 @@ mod tests {
     fn dropout_keeps_the_mean_and_the_rate() {
         let mut pass = Pass::train(Seed::new(1).at(0));
         let ys = pass.dropout(&ones(64, 1000), 0.3).unwrap().to_vec2::<f32>().unwrap();
-        let dropped = ys.iter().flatten().filter(|&&y| y == 0.).count() as f64 / 64_000.;
+        let dropped = ys.iter().flatten().filter(|&&y| y == 0.0).count() as f64 / 64_000.0;
         assert!((dropped - 0.3).abs() < 0.01, "{dropped}");
-        assert!(ys.iter().flatten().all(|&y| y == 0. || (y - 1. / 0.7).abs() < 1e-6));
+        assert!(ys.iter().flatten().all(|&y| y == 0.0 || (y - 1.0 / 0.7).abs() < 1e-6));
     }
 
     #[test]
@@ -301,7 +301,7 @@ mod tests {
         let mut pass = Pass::train(Seed::new(1).at(0));
         let ys = pass.drop_path(&ones(4000, 3), 0.25).unwrap().to_vec2::<f32>().unwrap();
         assert!(ys.iter().all(|row| row.iter().all(|y| y == &row[0])));
-        let dropped = ys.iter().filter(|row| row[0] == 0.).count() as f64 / 4000.;
+        let dropped = ys.iter().filter(|row| row[0] == 0.0).count() as f64 / 4000.0;
         assert!((dropped - 0.25).abs() < 0.03, "{dropped}");
     }
 
@@ -328,9 +328,9 @@ mod tests {
         let key = Seed::new(3).at(1);
         let (mut called, mut skipped) = (Pass::train(key), Pass::train(key));
         for _ in 0..2 {
-            called.dropout(&ones(2, 64), 0.).unwrap();
+            called.dropout(&ones(2, 64), 0.0).unwrap();
         }
-        assert!(skipped.skip_dropout(0., 2).unwrap());
+        assert!(skipped.skip_dropout(0.0, 2).unwrap());
         assert!(!skipped.skip_dropout(0.5, 2).unwrap());
         let draw = |pass: &mut Pass| pass.dropout(&ones(2, 64), 0.5).unwrap().to_vec2::<f32>().unwrap();
         assert_eq!(draw(&mut called), draw(&mut skipped));
@@ -346,13 +346,13 @@ mod tests {
     #[test]
     fn without_a_key_draws_are_refused_by_type() {
         let mut pass = Pass::without_key(true);
-        assert!(pass.dropout(&ones(2, 2), 0.).is_ok());
+        assert!(pass.dropout(&ones(2, 2), 0.0).is_ok());
         let error = pass.drop_path(&ones(2, 2), 0.1).unwrap_err();
         assert!(matches!(
             Error::from(error),
             Error::DrawsWithoutKey { what: "drop path" }
         ));
-        let error = pass.dropout(&ones(2, 2), 1.).unwrap_err();
+        let error = pass.dropout(&ones(2, 2), 1.0).unwrap_err();
         assert!(matches!(
             Error::from(error),
             Error::InvalidArgument {
@@ -365,19 +365,19 @@ mod tests {
     #[test]
     fn running_averages_move_on_commit_only() {
         let running = Var::from_tensor(&ones(1, 2)).unwrap();
-        let batch = (ones(1, 2) * 3.).unwrap();
+        let batch = (ones(1, 2) * 3.0).unwrap();
         let key = Seed::new(0).at(0);
         let value = || running.to_vec2::<f32>().unwrap()[0][0];
 
         let mut rejected = Pass::train(key);
         rejected.update_running(&running, &batch, 0.5);
         drop(rejected);
-        assert_eq!(value(), 1.);
+        assert_eq!(value(), 1.0);
 
         let mut accepted = Pass::train(key);
         accepted.update_running(&running, &batch, 0.5);
         accepted.update_running(&running, &batch, 0.5);
-        assert_eq!(value(), 1.);
+        assert_eq!(value(), 1.0);
         accepted.commit().unwrap();
         assert_eq!(value(), 2.5);
     }

@@ -420,7 +420,7 @@ fn draw(init: Init, shape: &Shape, seed: Seed, name: &str, dtype: DType, device:
         } => {
             let std = non_linearity.gain() / (fan.for_shape(shape) as f64).sqrt();
             match dist {
-                NormalOrUniform::Normal => ((0., std), false),
+                NormalOrUniform::Normal => ((0.0, std), false),
                 NormalOrUniform::Uniform => ((-3f64.sqrt() * std, 3f64.sqrt() * std), true),
             }
         }

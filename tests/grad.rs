@@ -47,9 +47,9 @@ mod clip {
 
     #[test]
     fn follows_pytorchs_rule() {
-        let gradients = gradients(1.);
+        let gradients = gradients(1.0);
         let norm = norm(&gradients);
-        for max_norm in [0.1, 1., norm / 2.] {
+        for max_norm in [0.1, 1.0, norm / 2.0] {
             let (mut store, params) = store(&gradients);
             let returned = clip_grad_norm(&mut store, &params, max_norm).unwrap();
             assert!((returned - norm).abs() < 1e-6 * norm, "{returned}, {norm}");
@@ -72,14 +72,14 @@ mod clip {
         assert!((norm - 5e-6).abs() < 1e-12);
         let clipped = numbers(&grad_of(&store, &params, "a"));
         assert!(
-            (clipped[0] - 3e-6 / 6.).abs() < 1e-12 && (clipped[1] - 4e-6 / 6.).abs() < 1e-12,
+            (clipped[0] - 3e-6 / 6.0).abs() < 1e-12 && (clipped[1] - 4e-6 / 6.0).abs() < 1e-12,
             "{clipped:?}"
         );
     }
 
     #[test]
     fn leaves_small_gradients_as_they_are() {
-        let gradients = gradients(1.);
+        let gradients = gradients(1.0);
         for max_norm in [norm(&gradients) * 1.001, 1e9, f64::INFINITY] {
             let (mut store, params) = store(&gradients);
             clip_grad_norm(&mut store, &params, max_norm).unwrap();
@@ -95,10 +95,10 @@ mod clip {
             let gradients = gradients(scale);
             let norm = norm(&gradients);
             let (mut store, params) = store(&gradients);
-            let returned = clip_grad_norm(&mut store, &params, 1.).unwrap();
+            let returned = clip_grad_norm(&mut store, &params, 1.0).unwrap();
             assert!((returned - norm).abs() < 1e-5 * norm, "{returned:e}, {norm:e}");
             let clipped = numbers(&grad_of(&store, &params, "a.bias"));
-            let factor = (1. / (norm + 1e-6)).min(1.);
+            let factor = (1.0 / (norm + 1e-6)).min(1.0);
             for (got, grad) in clipped.iter().zip(numbers(&gradients[1].1)) {
                 assert!((got - factor * grad).abs() <= 1e-5 * (factor * grad).abs(), "{got:e}");
             }
@@ -108,11 +108,11 @@ mod clip {
     #[test]
     fn names_what_is_not_finite_and_changes_nothing() {
         for broken in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            let mut gradients = gradients(100.);
+            let mut gradients = gradients(100.0);
             // The second by name; the first must not have been clipped by then.
-            gradients[0].1 = Tensor::new(&[1f32, broken, 2.], &CPU).unwrap();
+            gradients[0].1 = Tensor::new(&[1f32, broken, 2.0], &CPU).unwrap();
             let (mut store, params) = store(&gradients);
-            let error = clip_grad_norm(&mut store, &params, 1.).unwrap_err();
+            let error = clip_grad_norm(&mut store, &params, 1.0).unwrap_err();
             assert!(
                 matches!(&error, Error::NonFiniteGradient { name } if name == "b.conv"),
                 "{error}"
@@ -126,18 +126,18 @@ mod clip {
 
     #[test]
     fn looks_at_the_parameters_only() {
-        let (mut store, params) = store(&gradients(1.));
-        let all = norm(&gradients(1.));
+        let (mut store, params) = store(&gradients(1.0));
+        let all = norm(&gradients(1.0));
         let some = params.clone().filter(|name| name != "a.bias");
         let frozen = bits(&grad_of(&store, &params, "a.bias"));
         let without = clip_grad_norm(&mut store, &some, 0.5).unwrap();
         assert!(without < 0.9 * all);
         assert_eq!(bits(&grad_of(&store, &params, "a.bias")), frozen);
         // A parameter without a gradient counts as zero.
-        let (mut store, params) = super::store(&gradients(1.));
+        let (mut store, params) = super::store(&gradients(1.0));
         store.remove(params.get("a.bias").unwrap());
         assert_eq!(clip_grad_norm(&mut store, &params, 0.5).unwrap(), without);
-        assert_eq!(clip_grad_norm(&mut GradStore::default(), &params, 1.).unwrap(), 0.);
+        assert_eq!(clip_grad_norm(&mut GradStore::default(), &params, 1.0).unwrap(), 0.0);
     }
 
     #[test]
@@ -146,7 +146,7 @@ mod clip {
             let grad = randn((40, 50), "dtype").to_dtype(dtype).unwrap();
             let expected = norm(&[("a", grad.clone())]);
             let (mut store, params) = store(&[("a", grad.clone())]);
-            let returned = clip_grad_norm(&mut store, &params, 1.).unwrap();
+            let returned = clip_grad_norm(&mut store, &params, 1.0).unwrap();
             // In half precision a sum of 2000 squares would be off by per cents.
             assert!(
                 (returned - expected).abs() < 1e-5 * expected,
@@ -158,8 +158,8 @@ mod clip {
 
     #[test]
     fn refuses_a_limit_that_is_none() {
-        for max_norm in [0., -1., f64::NAN] {
-            let (mut store, params) = store(&gradients(1.));
+        for max_norm in [0.0, -1.0, f64::NAN] {
+            let (mut store, params) = store(&gradients(1.0));
             let error = clip_grad_norm(&mut store, &params, max_norm).unwrap_err();
             assert!(
                 matches!(
@@ -185,12 +185,12 @@ mod audits {
     #[test]
     fn tell_missing_non_finite_and_all_zero_apart() {
         let (mut grads, params) = store(&[
-            ("z.fine", row([0., 1., 0.])),
-            ("y.zero", row([0., -0., 0.])),
-            ("x.nan", row([0., f32::NAN, 0.])),
-            ("w.infinite", row([1., 2., f32::NEG_INFINITY])),
-            ("v.missing", row([1., 1., 1.])),
-            ("u.missing", row([1., 1., 1.])),
+            ("z.fine", row([0.0, 1.0, 0.0])),
+            ("y.zero", row([0.0, -0.0, 0.0])),
+            ("x.nan", row([0.0, f32::NAN, 0.0])),
+            ("w.infinite", row([1.0, 2.0, f32::NEG_INFINITY])),
+            ("v.missing", row([1.0, 1.0, 1.0])),
+            ("u.missing", row([1.0, 1.0, 1.0])),
         ]);
         for name in ["u.missing", "v.missing"] {
             grads.remove(params.get(name).unwrap());
@@ -216,9 +216,9 @@ mod audits {
     #[test]
     fn pass_with_zeros_and_exempted_ones() {
         let (mut grads, params) = store(&[
-            ("a", row([1., 2., 3.])),
-            ("b.c", row([1., 2., 3.])),
-            ("d", row([0.; 3])),
+            ("a", row([1.0, 2.0, 3.0])),
+            ("b.c", row([1.0, 2.0, 3.0])),
+            ("d", row([0.0; 3])),
         ]);
         grads.remove(params.get("b.c").unwrap());
         assert_eq!(audit(&grads, &params).unwrap().missing, ["b.c"]);

@@ -45,11 +45,11 @@ fn check_targets(mixed: &Mixed, smoothing: f64) {
     for (b, row) in targets.iter().enumerate() {
         for (class, &target) in row.iter().enumerate() {
             let hot = |b: usize| f64::from(u8::from(labels[b] as usize == class));
-            let own = mixed.lambda * hot(b) + (1. - mixed.lambda) * hot(labels.len() - 1 - b);
-            let expected = (1. - smoothing) * own + smoothing / CLASSES as f64;
+            let own = mixed.lambda * hot(b) + (1.0 - mixed.lambda) * hot(labels.len() - 1 - b);
+            let expected = (1.0 - smoothing) * own + smoothing / CLASSES as f64;
             assert!((f64::from(target) - expected).abs() < 1e-6);
         }
-        assert!((row.iter().sum::<f32>() - 1.).abs() < 1e-6, "targets sum to 1");
+        assert!((row.iter().sum::<f32>() - 1.0).abs() < 1e-6, "targets sum to 1");
     }
 }
 
@@ -57,16 +57,16 @@ fn check_targets(mixed: &Mixed, smoothing: f64) {
 fn mixup_is_a_weighted_sum_with_the_reversed_batch() {
     let before = numbers(&images());
     for step in 0..20 {
-        let mixed = apply(Mix::new(CLASSES, 0.8, 0.).unwrap(), step);
+        let mixed = apply(Mix::new(CLASSES, 0.8, 0.0).unwrap(), step);
         assert_eq!(mixed.kind, MixKind::Mixup);
-        assert!(mixed.lambda > 0. && mixed.lambda < 1.);
+        assert!(mixed.lambda > 0.0 && mixed.lambda < 1.0);
         let after = numbers(&mixed.images);
         every_element(|[b, c, y, x]| {
             let partner = at(&before, [SHAPE[0] - 1 - b, c, y, x]);
-            let expected = mixed.lambda * at(&before, [b, c, y, x]) + (1. - mixed.lambda) * partner;
+            let expected = mixed.lambda * at(&before, [b, c, y, x]) + (1.0 - mixed.lambda) * partner;
             assert!((at(&after, [b, c, y, x]) - expected).abs() < 1e-5);
         });
-        check_targets(&mixed, 0.);
+        check_targets(&mixed, 0.0);
     }
 }
 
@@ -75,7 +75,7 @@ fn cutmix_puts_a_box_of_the_partner_and_counts_what_was_kept() {
     let before = numbers(&images());
     let mut clipped = 0;
     for step in 0..200 {
-        let mixed = apply(Mix::new(CLASSES, 0., 1.).unwrap(), step);
+        let mixed = apply(Mix::new(CLASSES, 0.0, 1.0).unwrap(), step);
         let MixKind::Cutmix {
             top,
             left,
@@ -95,7 +95,7 @@ fn cutmix_puts_a_box_of_the_partner_and_counts_what_was_kept() {
         let kept = kept.filter(|&(y, x)| !inside(y, x)).count();
         let share = kept as f64 / (SHAPE[2] * SHAPE[3]) as f64;
         assert!((mixed.lambda - share).abs() < 1e-12, "lambda is the share really kept");
-        check_targets(&mixed, 0.);
+        check_targets(&mixed, 0.0);
         clipped += usize::from(top == 0 || left == 0 || top + height == SHAPE[2] || left + width == SHAPE[3]);
     }
     assert!(clipped > 20, "boxes at the border are cut: {clipped}");
@@ -115,17 +115,17 @@ fn lambdas_are_distributed_as_they_should_be() {
         (mean, variance)
     };
     // Beta(a, a) has mean 1/2 and variance 1 / (4 (2a + 1)).
-    for alpha in [0.8, 0.1, 3.] {
-        let (mean, variance) = moments(Mix::new(1, alpha, 0.).unwrap());
-        let expected = 1. / (4. * (2. * alpha + 1.));
+    for alpha in [0.8, 0.1, 3.0] {
+        let (mean, variance) = moments(Mix::new(1, alpha, 0.0).unwrap());
+        let expected = 1.0 / (4.0 * (2.0 * alpha + 1.0));
         let error = (expected / n as f64).sqrt();
-        assert!((mean - 0.5).abs() < 4. * error, "{alpha}: {mean}");
-        assert!((variance / expected - 1.).abs() < 0.1, "{alpha}: {variance}");
+        assert!((mean - 0.5).abs() < 4.0 * error, "{alpha}: {mean}");
+        assert!((variance / expected - 1.0).abs() < 0.1, "{alpha}: {variance}");
     }
     // A side s, uniformly placed, keeps s - s²/4 of itself on average; with E over s² uniform the mean area is
     // E[(s - s²/4)²] = E[s²] - E[s³]/2 + E[s⁴]/16 = 1/2 - 1/5 + 1/48.
-    let (mean, _) = moments(Mix::new(1, 0., 1.).unwrap());
-    assert!((1. - mean - (0.5 - 0.2 + 1. / 48.)).abs() < 0.03, "{mean}");
+    let (mean, _) = moments(Mix::new(1, 0.0, 1.0).unwrap());
+    assert!((1.0 - mean - (0.5 - 0.2 + 1.0 / 48.0)).abs() < 0.03, "{mean}");
 
     let kinds = |mix: Mix| {
         let count = |wanted: fn(MixKind) -> bool| (0..n).filter(|&step| wanted(draw(mix, step).kind)).count();
@@ -136,8 +136,8 @@ fn lambdas_are_distributed_as_they_should_be() {
             cutmix,
         )
     };
-    let both = Mix::new(1, 0.8, 1.).unwrap();
-    let near = |count: usize, share: f64| (count as f64 - share * n as f64).abs() < 4. * (n as f64).sqrt() / 2.;
+    let both = Mix::new(1, 0.8, 1.0).unwrap();
+    let near = |count: usize, share: f64| (count as f64 - share * n as f64).abs() < 4.0 * (n as f64).sqrt() / 2.0;
     let (none, mixup, cutmix) = kinds(both);
     assert!(none == 0 && near(mixup, 0.5) && near(cutmix, 0.5), "{mixup} {cutmix}");
     let (none, mixup, cutmix) = kinds(both.with_prob(0.6).unwrap().with_switch_prob(0.25).unwrap());
@@ -145,17 +145,17 @@ fn lambdas_are_distributed_as_they_should_be() {
         near(none, 0.4) && near(mixup, 0.45) && near(cutmix, 0.15),
         "{none} {mixup} {cutmix}"
     );
-    assert_eq!(kinds(Mix::new(1, 0., 0.).unwrap()).0, n);
+    assert_eq!(kinds(Mix::new(1, 0.0, 0.0).unwrap()).0, n);
 }
 
 #[test]
 fn smoothing_and_probabilities_go_through() {
-    let mix = Mix::new(CLASSES, 0.8, 1.).unwrap().with_label_smoothing(0.1).unwrap();
+    let mix = Mix::new(CLASSES, 0.8, 1.0).unwrap().with_label_smoothing(0.1).unwrap();
     (0..20).for_each(|step| check_targets(&apply(mix, step), 0.1));
     // Without mixing, too.
-    check_targets(&apply(mix.with_prob(0.).unwrap(), 0), 0.1);
-    let soft = Tensor::new(&[[0.5f32, 0.25, 0.25, 0.]; 5], &CPU).unwrap();
-    let mixed = Mix::new(CLASSES, 0.8, 1.)
+    check_targets(&apply(mix.with_prob(0.0).unwrap(), 0), 0.1);
+    let soft = Tensor::new(&[[0.5f32, 0.25, 0.25, 0.0]; 5], &CPU).unwrap();
+    let mixed = Mix::new(CLASSES, 0.8, 1.0)
         .unwrap()
         .apply(&images(), &soft, Seed::new(1).at(0))
         .unwrap();
@@ -166,7 +166,7 @@ fn smoothing_and_probabilities_go_through() {
 
 #[test]
 fn a_step_draws_once_and_the_same_again() {
-    let mix = Mix::new(CLASSES, 0.8, 1.).unwrap();
+    let mix = Mix::new(CLASSES, 0.8, 1.0).unwrap();
     for step in 0..8 {
         let (once, again) = (apply(mix, step), apply(mix, step));
         assert_eq!(bits(&once.images), bits(&again.images));
@@ -182,7 +182,7 @@ fn a_step_draws_once_and_the_same_again() {
 #[test]
 fn half_precision_and_a_batch_of_one() {
     let image = randn((1, 3, 8, 8), "one").to_dtype(DType::BF16).unwrap();
-    for (mixup, cutmix) in [(0.8, 0.), (0., 1.)] {
+    for (mixup, cutmix) in [(0.8, 0.0), (0.0, 1.0)] {
         let mix = Mix::new(2, mixup, cutmix).unwrap();
         let mixed = mix
             .apply(&image, &Tensor::new(&[1u8], &CPU).unwrap(), Seed::new(0).at(0))
@@ -201,13 +201,13 @@ fn bad_input_is_named() {
         }
         other => panic!("{other}"),
     };
-    assert_eq!(argument(Mix::new(0, 0., 0.).unwrap_err()), "num_classes");
-    assert_eq!(argument(Mix::new(2, -1., 0.).unwrap_err()), "mixup_alpha");
-    assert_eq!(argument(Mix::new(2, 0., f64::NAN).unwrap_err()), "cutmix_alpha");
-    let mix = Mix::new(CLASSES, 0.8, 1.).unwrap();
+    assert_eq!(argument(Mix::new(0, 0.0, 0.0).unwrap_err()), "num_classes");
+    assert_eq!(argument(Mix::new(2, -1.0, 0.0).unwrap_err()), "mixup_alpha");
+    assert_eq!(argument(Mix::new(2, 0.0, f64::NAN).unwrap_err()), "cutmix_alpha");
+    let mix = Mix::new(CLASSES, 0.8, 1.0).unwrap();
     assert_eq!(argument(mix.with_prob(1.5).unwrap_err()), "prob");
     assert_eq!(argument(mix.with_switch_prob(-0.5).unwrap_err()), "switch_prob");
-    assert_eq!(argument(mix.with_label_smoothing(2.).unwrap_err()), "label_smoothing");
+    assert_eq!(argument(mix.with_label_smoothing(2.0).unwrap_err()), "label_smoothing");
     let key = Seed::new(0).at(0);
     let fails = |images: &Tensor, labels: &Tensor| argument(mix.apply(images, labels, key).unwrap_err());
     assert_eq!(fails(&images().get(0).unwrap(), &labels()), "images");

@@ -49,7 +49,7 @@ fn rules() -> Vec<Box<dyn Rule>> {
             weight_decay: 0.1,
             ..AdamWConfig::default()
         }),
-        Box::new(lamb(Some(1.))),
+        Box::new(lamb(Some(1.0))),
         Box::new(lamb(None)),
         Box::new(SgdConfig {
             weight_decay: 0.1,
@@ -57,7 +57,7 @@ fn rules() -> Vec<Box<dyn Rule>> {
         }),
         Box::new(SgdConfig {
             nesterov: false,
-            momentum: 0.,
+            momentum: 0.0,
             ..SgdConfig::default()
         }),
     ]
@@ -68,7 +68,7 @@ fn train(rule: Box<dyn Rule>, dtype: DType) -> (Params, GroupOptimizer<Box<dyn R
     let params = params(dtype);
     let groups = ParamGroups::new(&params).without_decay(ParamGroups::usually_without_decay);
     let groups = groups
-        .with_lr_scale(|name| if name == "a.weight" { 0.5 } else { 1. })
+        .with_lr_scale(|name| if name == "a.weight" { 0.5 } else { 1.0 })
         .unwrap();
     let mut opt = GroupOptimizer::new(groups, rule).unwrap();
     for step in 0..5 {
@@ -131,8 +131,8 @@ fn half_precision_has_a_master_copy() {
         let mut opt = Sgd::new(
             ParamGroups::new(&params),
             SgdConfig {
-                lr: 1. / 65536.,
-                momentum: 0.,
+                lr: 1.0 / 65536.0,
+                momentum: 0.0,
                 ..SgdConfig::default()
             },
         )
@@ -142,11 +142,11 @@ fn half_precision_has_a_master_copy() {
         for _ in 0..512 {
             opt.step(&grads).unwrap();
         }
-        let expected = Tensor::full(1. - 1f32 / 128., 3, &CPU).unwrap();
-        assert_eq!(distance(&opt.state().unwrap()["w.master"], &expected), 0.);
+        let expected = Tensor::full(1.0 - 1f32 / 128.0, 3, &CPU).unwrap();
+        assert_eq!(distance(&opt.state().unwrap()["w.master"], &expected), 0.0);
         let rounded = expected.to_dtype(dtype).unwrap();
         assert_eq!(weight.dtype(), dtype);
-        assert_eq!(distance(&weight, &rounded), 0., "{dtype:?}");
+        assert_eq!(distance(&weight, &rounded), 0.0, "{dtype:?}");
     }
 }
 
@@ -167,7 +167,7 @@ fn a_restored_optimizer_goes_on_to_the_bit() {
             }
             let groups = ParamGroups::new(&restored).without_decay(ParamGroups::usually_without_decay);
             let groups = groups
-                .with_lr_scale(|name| if name == "a.weight" { 0.5 } else { 1. })
+                .with_lr_scale(|name| if name == "a.weight" { 0.5 } else { 1.0 })
                 .unwrap();
             let mut opt = GroupOptimizer::new(groups, again).unwrap();
             opt.load_state(&saved).unwrap();
@@ -194,7 +194,7 @@ fn a_state_that_does_not_fit_is_refused_and_changes_nothing() {
         let error = opt.load_state(&state).unwrap_err();
         assert!(error.to_string().contains(name), "{error}");
         for ((name, ours), (_, theirs)) in opt.state().unwrap().iter().zip(&saved) {
-            assert_eq!(distance(ours, theirs), 0., "{name}");
+            assert_eq!(distance(ours, theirs), 0.0, "{name}");
         }
         error
     };
@@ -242,7 +242,7 @@ fn a_parameter_without_a_gradient_is_passed_over() {
     assert_eq!((steps(&opt, "c.bias.step"), steps(&opt, "a.weight.step")), (0, 1));
     // Its first update is corrected as a first one, as PyTorch's is: with a sign of the gradient it is lr long.
     opt.step(&grads(&params, 1)).unwrap();
-    let decayed = 1. - 1e-3 * 0.01;
+    let decayed = 1.0 - 1e-3 * 0.01;
     for (before, after) in before.iter().zip(bits(params.get("c.bias").unwrap())) {
         let moved = f64::from(f32::from_bits(after)) - decayed * f64::from(f32::from_bits(*before));
         assert!((moved.abs() - 1e-3).abs() < 1e-6, "{moved}");
@@ -280,7 +280,7 @@ fn a_gradient_may_be_the_variable_itself() {
     let params = Params::new([("w".to_string(), weight.clone())]);
     let config = SgdConfig {
         lr: 0.25,
-        momentum: 0.,
+        momentum: 0.0,
         ..SgdConfig::default()
     };
     let mut opt = Sgd::new(&params, config).unwrap();
@@ -300,11 +300,11 @@ fn a_gradient_may_be_the_variable_itself() {
 /// Two that are each other's: either is updated by what the other was.
 #[test]
 fn gradients_may_be_other_variables() {
-    let vars = [1f32, 2.].map(|value| Var::from_tensor(&Tensor::full(value, 1 << 17, &CPU).unwrap()).unwrap());
+    let vars = [1f32, 2.0].map(|value| Var::from_tensor(&Tensor::full(value, 1 << 17, &CPU).unwrap()).unwrap());
     let named = ["a", "b"].map(String::from).into_iter().zip(vars.clone());
     let config = SgdConfig {
         lr: 0.25,
-        momentum: 0.,
+        momentum: 0.0,
         ..SgdConfig::default()
     };
     let mut opt = Sgd::new(ParamGroups::new(&Params::new(named)), config).unwrap();
@@ -319,7 +319,7 @@ fn gradients_may_be_other_variables() {
 #[test]
 fn a_scale_of_0_freezes() {
     let (frozen, filtered) = (params(DType::F32), params(DType::F32));
-    let groups = ParamGroups::new(&frozen).with_lr_scale(|name| if name == "b.weight" { 0. } else { 1. });
+    let groups = ParamGroups::new(&frozen).with_lr_scale(|name| if name == "b.weight" { 0.0 } else { 1.0 });
     let mut by_scale = Lamb::new(groups.unwrap(), LambConfig::default()).unwrap();
     let rest = ParamGroups::new(&filtered.clone().filter(|name| name != "b.weight"));
     let mut by_filter = Lamb::new(rest, LambConfig::default()).unwrap();
@@ -405,25 +405,25 @@ fn bad_settings_and_gradients_are_named() {
         change(&mut config);
         argument(AdamW::new(groups(), config).unwrap_err())
     };
-    assert_eq!(adamw(|c| c.lr = -1.), "lr");
+    assert_eq!(adamw(|c| c.lr = -1.0), "lr");
     assert_eq!(adamw(|c| c.lr = f64::NAN), "lr");
-    assert_eq!(adamw(|c| c.beta1 = 1.), "beta1");
+    assert_eq!(adamw(|c| c.beta1 = 1.0), "beta1");
     assert_eq!(adamw(|c| c.beta2 = -0.1), "beta2");
     assert_eq!(adamw(|c| c.eps = f64::INFINITY), "eps");
     assert_eq!(adamw(|c| c.weight_decay = -0.1), "weight_decay");
     let config = SgdConfig {
-        momentum: 1.,
+        momentum: 1.0,
         ..SgdConfig::default()
     };
     assert_eq!(argument(Sgd::new(groups(), config).unwrap_err()), "momentum");
     let config = LambConfig {
-        max_grad_norm: Some(0.),
+        max_grad_norm: Some(0.0),
         ..LambConfig::default()
     };
     assert_eq!(argument(Lamb::new(groups(), config).unwrap_err()), "max_grad_norm");
 
-    assert_eq!(argument(groups().with_lr_scale(|_| -1.).unwrap_err()), "scale");
-    assert_eq!(argument(groups().with_layer_decay(0., 2, |_| 0).unwrap_err()), "decay");
+    assert_eq!(argument(groups().with_lr_scale(|_| -1.0).unwrap_err()), "scale");
+    assert_eq!(argument(groups().with_layer_decay(0.0, 2, |_| 0).unwrap_err()), "decay");
     assert_eq!(
         argument(groups().with_layer_decay(0.5, 2, |_| 4).unwrap_err()),
         "layer_of"
@@ -438,7 +438,7 @@ fn bad_settings_and_gradients_are_named() {
     assert_eq!(argument(error), "groups");
 
     let mut opt = AdamW::new(groups(), AdamWConfig::default()).unwrap();
-    for rate in [f64::NAN, -1.] {
+    for rate in [f64::NAN, -1.0] {
         opt.set_learning_rate(rate);
         assert_eq!(argument(opt.step(&grads(&params, 0)).unwrap_err()), "lr");
     }
@@ -523,7 +523,7 @@ fn layers_are_counted_in_all_forms() {
             let expected = match block {
                 Some(block) => 0.5f64.powi(2 - block),
                 None if first.iter().any(|part| name.contains(part) && !name.contains("post")) => 0.125,
-                None => 1.,
+                None => 1.0,
             };
             assert_eq!(scale, expected, "{name}");
         }

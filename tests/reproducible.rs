@@ -50,7 +50,7 @@ fn train(seed: u64) -> u64 {
             _ => filling.backward(&xs, key, loss),
         }
         .unwrap();
-        let norm = masksub::grad::clip_grad_norm(&mut step.grads, &params, 1.).unwrap();
+        let norm = masksub::grad::clip_grad_norm(&mut step.grads, &params, 1.0).unwrap();
         optimizer.step(&step.grads).unwrap();
         for value in [step.main_loss, step.sub_loss.unwrap(), norm] {
             state = hash(state, [value.to_bits() as u32, (value.to_bits() >> 32) as u32]);

@@ -82,11 +82,11 @@ fn a_gradient_that_is_not_there_counts_as_zero() {
     assert_eq!(grads.get(&a).unwrap().to_vec1::<f32>().unwrap(), [0.25; 3]);
     assert_eq!(grads.get(&b).unwrap().to_vec1::<f32>().unwrap(), [0.75; 3]);
     // What was given is as it was, and the next batch begins anew.
-    assert_eq!(only_a.get(&a).unwrap().to_vec1::<f32>().unwrap(), [1.; 3]);
+    assert_eq!(only_a.get(&a).unwrap().to_vec1::<f32>().unwrap(), [1.0; 3]);
     accumulator.add(&only_b, 2).unwrap();
     let grads = accumulator.take().unwrap();
     assert!(grads.get(&a).is_none());
-    assert_eq!(grads.get(&b).unwrap().to_vec1::<f32>().unwrap(), [1.; 3]);
+    assert_eq!(grads.get(&b).unwrap().to_vec1::<f32>().unwrap(), [1.0; 3]);
 }
 
 #[test]
@@ -157,7 +157,7 @@ fn the_average_is_the_recursion_written_out() {
             for step in 0..50 {
                 train(&varmap, step);
                 let decay = if warmup {
-                    0.9f64.min(1. - (1. + step as f64).powf(-2. / 3.))
+                    0.9f64.min(1.0 - (1.0 + step as f64).powf(-2.0 / 3.0))
                 } else {
                     0.9
                 };
@@ -165,7 +165,7 @@ fn the_average_is_the_recursion_written_out() {
                 ema.update().unwrap();
                 for (name, now) in values(&varmap) {
                     for (average, now) in expected.get_mut(&name).unwrap().iter_mut().zip(now) {
-                        *average = decay * *average + (1. - decay) * now;
+                        *average = decay * *average + (1.0 - decay) * now;
                     }
                 }
             }
@@ -173,7 +173,7 @@ fn the_average_is_the_recursion_written_out() {
             for (name, expected) in expected {
                 for (ours, expected) in numbers(&state[&format!("average/{name}")]).iter().zip(expected) {
                     assert!(
-                        (ours - expected).abs() < tolerance * (1. + expected.abs()),
+                        (ours - expected).abs() < tolerance * (1.0 + expected.abs()),
                         "{dtype:?} {name}"
                     );
                 }
@@ -217,7 +217,7 @@ fn a_restored_average_goes_on_to_the_bit() {
         ema.update().unwrap();
     }
     for (name, theirs) in ema.state().unwrap() {
-        assert_eq!(distance(&restored.state().unwrap()[&name], &theirs), 0., "{name}");
+        assert_eq!(distance(&restored.state().unwrap()[&name], &theirs), 0.0, "{name}");
     }
 
     let mut fails = |change: &dyn Fn(&mut BTreeMap<String, Tensor>), name: &str| {
@@ -227,7 +227,7 @@ fn a_restored_average_goes_on_to_the_bit() {
         let error = restored.load_state(&state).unwrap_err();
         assert!(error.to_string().contains(name), "{error}");
         for (name, after) in restored.state().unwrap() {
-            assert_eq!(distance(&after, &before[&name]), 0., "{name}");
+            assert_eq!(distance(&after, &before[&name]), 0.0, "{name}");
         }
     };
     fails(&|state| drop(state.remove("average/fc.weight")), "fc.weight");
@@ -244,7 +244,7 @@ fn a_restored_average_goes_on_to_the_bit() {
 
 #[test]
 fn a_decay_of_one_would_never_learn() {
-    for decay in [1., -0.1, f64::NAN] {
+    for decay in [1.0, -0.1, f64::NAN] {
         let error = Ema::of(&varmap(DType::F32), decay).unwrap_err();
         assert!(matches!(error, Error::InvalidArgument { argument: "decay", .. }));
     }
@@ -278,7 +278,7 @@ fn gradients_of_half_precision_are_accumulated_in_f32() {
     let mut accumulator = Accumulator::new(&params);
     for i in 0..300 {
         let mut grads = GradStore::default();
-        let value = if i < 200 { 1f32 } else { 4. };
+        let value = if i < 200 { 1f32 } else { 4.0 };
         grads.insert(
             &var,
             Tensor::full(value, 2, &CPU).unwrap().to_dtype(DType::BF16).unwrap(),
@@ -287,5 +287,5 @@ fn gradients_of_half_precision_are_accumulated_in_f32() {
     }
     let mean = accumulator.take().unwrap();
     let mean = mean.get(&var).unwrap();
-    assert_eq!((mean.dtype(), numbers(mean)), (DType::BF16, vec![2.; 2]));
+    assert_eq!((mean.dtype(), numbers(mean)), (DType::BF16, vec![2.0; 2]));
 }

@@ -40,7 +40,7 @@ impl Criterion {
     pub fn cross_entropy() -> Self {
         Self {
             kind: Kind::CrossEntropy,
-            label_smoothing: 0.,
+            label_smoothing: 0.0,
             target_threshold: None,
         }
     }
@@ -102,8 +102,8 @@ impl Criterion {
         }
         let targets = self.targets(&logits, targets)?;
         Ok(match self.kind {
-            Kind::CrossEntropy => soft_cross_entropy(&logits, &targets, None, 1.)?,
-            Kind::BceWithLogits => binary_cross_entropy(&logits, &targets, 1.)?,
+            Kind::CrossEntropy => soft_cross_entropy(&logits, &targets, None, 1.0)?,
+            Kind::BceWithLogits => binary_cross_entropy(&logits, &targets, 1.0)?,
         })
     }
 
@@ -119,8 +119,8 @@ impl Criterion {
             return Err(Error::shape("targets", targets.dims(), expected));
         };
         let smoothed = match self.label_smoothing {
-            0. => probabilities,
-            s => probabilities.affine(1. - s, s / classes as f64)?,
+            0.0 => probabilities,
+            s => probabilities.affine(1.0 - s, s / classes as f64)?,
         };
         match self.target_threshold {
             None => Ok(smoothed),

@@ -71,7 +71,7 @@ fn check_classes(argument: &'static str, logits: &Tensor, instead: &str) -> Resu
 fn log_softmax(logits: &Tensor, temperature: f64) -> Result<Tensor> {
     // The largest difference of two floats is infinite. A quarter of the largest float leaves room for the sums of a
     // loss, and nobody tells it from minus infinity.
-    let floor = -largest(logits.dtype()) / 4.;
+    let floor = -largest(logits.dtype()) / 4.0;
     let below_max = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?.maximum(floor)?;
     let scaled = scale(&below_max, temperature.recip())?.maximum(floor)?;
     let log_sum = scaled.exp()?.sum_keepdim(D::Minus1)?.log()?;
@@ -98,7 +98,7 @@ fn binary_cross_entropy(logits: &Tensor, target: &Tensor, temperature: f64) -> R
     let count = logits.elem_count() as f64;
     let scaled = scale(&logits.detach(), temperature.recip())?;
     // max(x, 0) - x t + log(1 + exp(-|x|)): no exponential of a positive number.
-    let tail = (scaled.abs()?.neg()?.exp()? + 1.)?.log()?;
+    let tail = (scaled.abs()?.neg()?.exp()? + 1.0)?.log()?;
     let value = ((scaled.relu()? - (&scaled * target)?)? + tail)?;
     let value = scaled_sum(&value, temperature * temperature / count)?;
     let gradient = scale(&(sigmoid(&scaled)? - target)?, temperature / count)?;
@@ -108,6 +108,6 @@ fn binary_cross_entropy(logits: &Tensor, target: &Tensor, temperature: f64) -> R
 /// 1 / (1 + exp(-x)), without an infinite exponential and to the full precision of small probabilities.
 fn sigmoid(xs: &Tensor) -> Result<Tensor> {
     let small = xs.abs()?.neg()?.exp()?;
-    let below = (&small / (&small + 1.)?)?;
-    Ok(xs.lt(0.)?.where_cond(&below, &(1. - &below)?)?)
+    let below = (&small / (&small + 1.0)?)?;
+    Ok(xs.lt(0.0)?.where_cond(&below, &(1.0 - &below)?)?)
 }

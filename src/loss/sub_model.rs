@@ -49,7 +49,7 @@ impl SubModelLoss {
     pub fn soft_cross_entropy() -> Self {
         Self {
             kind: Kind::SoftCrossEntropy,
-            temperature: 1.,
+            temperature: 1.0,
         }
     }
 

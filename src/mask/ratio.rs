@@ -16,7 +16,7 @@ use crate::key::{KeyedRng, Purpose, StepKey};
 /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) when `len` is 0, or `mask_ratio` is NaN or outside [0, 1).
 pub fn num_keep(len: usize, mask_ratio: f64) -> Result<usize> {
     let len = check::at_least_one("len", len)?;
-    let kept = (len as f64 * (1. - check::rate("mask_ratio", mask_ratio)?) + 1e-6).floor() as usize;
+    let kept = (len as f64 * (1.0 - check::rate("mask_ratio", mask_ratio)?) + 1e-6).floor() as usize;
     // (A float does not tell every large `len`.)
     Ok(kept.clamp(1, len))
 }

@@ -25,7 +25,7 @@ mod tests {
     #[test]
     fn of_many_tokens_is_rounded_once() {
         // Around 3: in the dtype itself, the running sum soon drops most of each token.
-        let tokens = (random(&[2, 400, 8], 0) + 3.).unwrap();
+        let tokens = (random(&[2, 400, 8], 0) + 3.0).unwrap();
         for (dtype, unit) in [(DType::BF16, 2f64.powi(-8)), (DType::F16, 2f64.powi(-11))] {
             let tokens = tokens.to_dtype(dtype).unwrap();
             let exact = tokens.to_dtype(DType::F64).unwrap();
@@ -34,9 +34,9 @@ mod tests {
             let error = relative(&got, &exact.mean(1).unwrap());
             assert!(error <= unit, "{dtype:?}: {error:e}");
             let maps = tokens.transpose(1, 2).unwrap().reshape((2, 8, 20, 20)).unwrap();
-            assert_eq!(relative(&mean(&maps, (2, 3)).unwrap(), &got), 0.);
+            assert_eq!(relative(&mean(&maps, (2, 3)).unwrap(), &got), 0.0);
         }
         let exact = tokens.mean(1).unwrap();
-        assert_eq!(relative(&mean(&tokens, 1).unwrap(), &exact), 0.);
+        assert_eq!(relative(&mean(&tokens, 1).unwrap(), &exact), 0.0);
     }
 }

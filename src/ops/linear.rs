@@ -198,7 +198,7 @@ pub(crate) fn weight_gradient(out: &mut [f32], write: Write, grads: &[f32], outp
     matrix::matmul(
         &mut MatMut::rows(out, outputs, inputs, inputs),
         write,
-        1.,
+        1.0,
         Mat::rows(grads, rows, outputs, outputs).t(),
         Mat::rows(xs, rows, inputs, inputs),
         Parallelism::Rayon(0),

@@ -25,14 +25,14 @@ pub(super) fn bicubic(values: &Tensor, to: Grid) -> Result<Tensor> {
 
 /// [to, from]: what each position of the result takes of those there are.
 fn weights(from: usize, to: usize) -> Result<Tensor> {
-    let mut weights = vec![0.; to * from];
+    let mut weights = vec![0.0; to * from];
     let scale = from as f64 / to as f64;
     for (index, row) in weights.chunks_exact_mut(from.max(1)).enumerate() {
         let at = (index as f64 + 0.5) * scale - 0.5;
         for tap in -1..=2 {
             let position = at.floor() + f64::from(tap);
             // Beyond the edge, the last position counts again.
-            let nearest = position.clamp(0., from as f64 - 1.) as usize;
+            let nearest = position.clamp(0.0, from as f64 - 1.0) as usize;
             if let Some(weight) = row.get_mut(nearest) {
                 *weight += kernel(at - position);
             }
@@ -44,9 +44,9 @@ fn weights(from: usize, to: usize) -> Result<Tensor> {
 fn kernel(distance: f64) -> f64 {
     let x = distance.abs();
     match x {
-        _ if x <= 1. => ((A + 2.) * x - (A + 3.)) * x * x + 1.,
-        _ if x < 2. => (((x - 5.) * x + 8.) * x - 4.) * A,
-        _ => 0.,
+        _ if x <= 1.0 => ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0,
+        _ if x < 2.0 => (((x - 5.0) * x + 8.0) * x - 4.0) * A,
+        _ => 0.0,
     }
 }
 
@@ -72,9 +72,9 @@ mod tests {
     /// a = -3/4.
     fn brute_force(values: &[f64], from: Grid, dim: usize, to: Grid) -> Vec<f64> {
         let coefficients = |t: f64| {
-            let far = |x: f64| -0.75 * x * x * x + 3.75 * x * x - 6. * x + 3.;
-            let near = |x: f64| 1.25 * x * x * x - 2.25 * x * x + 1.;
-            [far(t + 1.), near(t), near(1. - t), far(2. - t)]
+            let far = |x: f64| -0.75 * x * x * x + 3.75 * x * x - 6.0 * x + 3.0;
+            let near = |x: f64| 1.25 * x * x * x - 2.25 * x * x + 1.0;
+            [far(t + 1.0), near(t), near(1.0 - t), far(2.0 - t)]
         };
         let mut out = vec![];
         for y in 0..to.height {
@@ -83,7 +83,7 @@ mod tests {
                     let source = |i: usize, from: usize, to: usize| (i as f64 + 0.5) * from as f64 / to as f64 - 0.5;
                     let (sy, sx) = (source(y, from.height, to.height), source(x, from.width, to.width));
                     let (cy, cx) = (coefficients(sy - sy.floor()), coefficients(sx - sx.floor()));
-                    let mut sum = 0.;
+                    let mut sum = 0.0;
                     for (i, wy) in cy.iter().enumerate() {
                         for (j, wx) in cx.iter().enumerate() {
                             let row = (sy.floor() as i64 + i as i64 - 1).clamp(0, from.height as i64 - 1) as usize;

@@ -105,7 +105,7 @@ impl Ema {
     /// The decay of the next update.
     pub fn decay(&self) -> f64 {
         if self.warmup {
-            self.decay.min(1. - (1. + self.updates as f64).powf(-2. / 3.))
+            self.decay.min(1.0 - (1.0 + self.updates as f64).powf(-2.0 / 3.0))
         } else {
             self.decay
         }
@@ -116,7 +116,7 @@ impl Ema {
     /// # Errors
     /// When the weights cannot be read.
     pub fn update(&mut self) -> Result<()> {
-        let share = 1. - self.decay();
+        let share = 1.0 - self.decay();
         for entry in &mut self.entries {
             let weights = entry.var.as_detached_tensor().to_dtype(entry.average.dtype())?;
             entry.average = ops::lerp(entry.average.clone(), &weights, share)?;

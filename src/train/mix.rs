@@ -78,7 +78,7 @@ impl Mix {
     /// [`Error::InvalidArgument`] when `num_classes` is 0 or an alpha is negative, a million or more, or NaN.
     pub fn new(num_classes: usize, mixup_alpha: f64, cutmix_alpha: f64) -> Result<Self> {
         let beta = |argument, alpha: f64| match check::non_negative(argument, alpha)? {
-            0. => Ok(None),
+            0.0 => Ok(None),
             // Beyond, it is .5 for all that matters, and its sampling ends in NaN somewhere.
             MOST_ALPHA.. => Err(Error::invalid(argument, alpha, "below a million")),
             _ => Beta::new(alpha, alpha)
@@ -89,9 +89,9 @@ impl Mix {
             num_classes: check::at_least_one("num_classes", num_classes)?,
             mixup: beta("mixup_alpha", mixup_alpha)?,
             cutmix: beta("cutmix_alpha", cutmix_alpha)?,
-            prob: 1.,
+            prob: 1.0,
             switch_prob: 0.5,
-            label_smoothing: 0.,
+            label_smoothing: 0.0,
         })
     }
 
@@ -162,7 +162,7 @@ impl Mix {
             Ok(tensor.index_select(&Tensor::new(order, tensor.device())?, 0)?)
         };
         let blend =
-            |tensor: &Tensor| -> Result<Tensor> { Ok(((tensor * lambda)? + (reversed(tensor)? * (1. - lambda))?)?) };
+            |tensor: &Tensor| -> Result<Tensor> { Ok(((tensor * lambda)? + (reversed(tensor)? * (1.0 - lambda))?)?) };
         let images = match kind {
             MixKind::None => images.clone(),
             MixKind::Mixup => blend(images)?,
@@ -187,17 +187,17 @@ impl Mix {
 
     fn draw(&self, rng: &mut KeyedRng, height: usize, width: usize) -> (MixKind, f64) {
         if rng.random::<f64>() >= self.prob {
-            return (MixKind::None, 1.);
+            return (MixKind::None, 1.0);
         }
         let switch = rng.random::<f64>() < self.switch_prob;
         match (self.mixup, self.cutmix) {
-            (None, None) => (MixKind::None, 1.),
+            (None, None) => (MixKind::None, 1.0),
             (Some(mixup), None) => (MixKind::Mixup, mixup.sample(rng)),
             (Some(mixup), Some(_)) if !switch => (MixKind::Mixup, mixup.sample(rng)),
             (_, Some(cutmix)) => {
                 let lambda = cutmix.sample(rng);
                 // A box of the image's aspect and this share of its area, around a point anywhere in it.
-                let side = (1. - lambda).sqrt();
+                let side = (1.0 - lambda).sqrt();
                 let span = |rng: &mut KeyedRng, whole: usize| {
                     let half = (whole as f64 * side) as usize / 2;
                     let centre = rng.random_range(0..whole.max(1));
@@ -213,7 +213,7 @@ impl Mix {
                     height: height_of_box,
                     width: width_of_box,
                 };
-                (kind, 1. - area)
+                (kind, 1.0 - area)
             }
         }
     }
@@ -253,8 +253,8 @@ impl Mix {
             }
         };
         match self.label_smoothing {
-            0. => Ok(targets),
-            s => Ok(targets.affine(1. - s, s / classes as f64)?),
+            0.0 => Ok(targets),
+            s => Ok(targets.affine(1.0 - s, s / classes as f64)?),
         }
     }
 }

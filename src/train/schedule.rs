@@ -125,8 +125,8 @@ impl Cosine {
             peak: check::non_negative("peak", peak)?,
             total_steps,
             warmup_steps: 0,
-            warmup_start: 0.,
-            floor: 0.,
+            warmup_start: 0.0,
+            floor: 0.0,
             after_warmup: false,
         })
     }
@@ -172,8 +172,8 @@ impl Schedule for Cosine {
         }
         let before = if self.after_warmup { self.warmup_steps } else { 0 };
         let total = self.total_steps.saturating_sub(before).max(1);
-        let progress = ((step - before) as f64 / total as f64).min(1.);
-        self.floor + (self.peak - self.floor) * (1. + (PI * progress).cos()) / 2.
+        let progress = ((step - before) as f64 / total as f64).min(1.0);
+        self.floor + (self.peak - self.floor) * (1.0 + (PI * progress).cos()) / 2.0
     }
 }
 
@@ -236,8 +236,8 @@ mod tests {
         let cosine = cosine.with_warmup(3, 1e-6).unwrap().with_floor(1e-5).unwrap();
         for (step, expected) in [
             (0, 1e-6),
-            (1, 1e-6 + 3.999e-3 / 3.),
-            (2, 1e-6 + 2. * 3.999e-3 / 3.),
+            (1, 1e-6 + 3.999e-3 / 3.0),
+            (2, 1e-6 + 2.0 * 3.999e-3 / 3.0),
             (3, 1e-5 + 3.99e-3 * 0.793_892_626_146_236_6),
             (5, 2.005e-3),
             (10, 1e-5),
@@ -251,21 +251,21 @@ mod tests {
     fn or_the_cosine_begins_after_it() {
         let mae = Cosine::new(1e-3, 11)
             .unwrap()
-            .with_warmup(3, 0.)
+            .with_warmup(3, 0.0)
             .unwrap()
             .after_warmup();
-        assert_eq!(mae.at(0), 0.);
-        assert!(close(mae.at(2), 2e-3 / 3.));
+        assert_eq!(mae.at(0), 0.0);
+        assert!(close(mae.at(2), 2e-3 / 3.0));
         assert_eq!(mae.at(3), 1e-3);
         assert!(close(mae.at(7), 5e-4));
-        assert!(close(mae.at(11), 0.));
+        assert!(close(mae.at(11), 0.0));
     }
 
     #[test]
     fn runs_shorter_than_their_warm_up_and_empty_ones_are_finite() {
-        let short = Cosine::new(1., 2).unwrap().with_warmup(5, 0.).unwrap();
-        for schedule in [short, short.after_warmup(), Cosine::new(1., 0).unwrap()] {
-            assert!((0..9).all(|step| (0. ..=1.).contains(&schedule.at(step))));
+        let short = Cosine::new(1.0, 2).unwrap().with_warmup(5, 0.0).unwrap();
+        for schedule in [short, short.after_warmup(), Cosine::new(1.0, 0).unwrap()] {
+            assert!((0..9).all(|step| (0.0..=1.0).contains(&schedule.at(step))));
         }
     }
 
@@ -273,23 +273,26 @@ mod tests {
     fn schedules_compose() {
         let line = |step: usize| step as f64;
         let composed = line
-            .scaled(2.)
-            .then(3, Constant(7.).then(1, line))
+            .scaled(2.0)
+            .then(3, Constant(7.0).then(1, line))
             .per_epoch(2)
             .unwrap();
         let rates: Vec<f64> = (0..14).map(|step| composed.at(step)).collect();
-        assert_eq!(rates, [0., 0., 2., 2., 4., 4., 7., 7., 0., 0., 1., 1., 2., 2.]);
+        assert_eq!(
+            rates,
+            [0.0, 0.0, 2.0, 2.0, 4.0, 4.0, 7.0, 7.0, 0.0, 0.0, 1.0, 1.0, 2.0, 2.0]
+        );
         let boxed: Box<dyn Schedule> = Box::new(composed);
-        assert_eq!(boxed.at(5), 4.);
+        assert_eq!(boxed.at(5), 4.0);
     }
 
     #[test]
     fn rates_that_are_none_are_refused() {
-        for rate in [-1., f64::NAN, f64::INFINITY] {
+        for rate in [-1.0, f64::NAN, f64::INFINITY] {
             assert!(Cosine::new(rate, 1).is_err());
-            assert!(Cosine::new(1., 1).unwrap().with_floor(rate).is_err());
-            assert!(Cosine::new(1., 1).unwrap().with_warmup(1, rate).is_err());
+            assert!(Cosine::new(1.0, 1).unwrap().with_floor(rate).is_err());
+            assert!(Cosine::new(1.0, 1).unwrap().with_warmup(1, rate).is_err());
         }
-        assert!(Constant(1.).per_epoch(0).is_err());
+        assert!(Constant(1.0).per_epoch(0).is_err());
     }
 }

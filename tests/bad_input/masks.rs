@@ -95,7 +95,7 @@ fn from_noise() {
             "1..=4",
         );
     }
-    let nan = Tensor::new(&[[0f32, 1., f32::NAN, 2.]], &CPU).unwrap();
+    let nan = Tensor::new(&[[0f32, 1.0, f32::NAN, 2.0]], &CPU).unwrap();
     assert_invalid(Mask::from_noise(grid, &nan, 2), "noise", "NaN", "ordered");
 }
 
@@ -158,7 +158,7 @@ fn on_integer_images() {
         );
         assert!(error.to_string().contains("float"), "{error}");
     }
-    for (fill, value) in [(Fill::Zero, 0), (Fill::Value(vec![7.; 3]), 7)] {
+    for (fill, value) in [(Fill::Zero, 0), (Fill::Value(vec![7.0; 3]), 7)] {
         let filled = mask.fill(&bytes, &fill, key()).unwrap();
         let pixels = filled.flatten_all().unwrap().to_vec1::<u8>().unwrap();
         assert!(pixels.iter().all(|&pixel| pixel == 200 || pixel == value) && pixels.contains(&value));

@@ -38,5 +38,5 @@ fn on_a_running_average_of_another_shape() {
     pass.update_running(&running, &randn(4, "batch"), 0.1);
     assert!(pass.commit().is_err());
     // All or none.
-    assert_eq!(first.to_vec1::<f32>().unwrap(), [0., 0.]);
+    assert_eq!(first.to_vec1::<f32>().unwrap(), [0.0, 0.0]);
 }

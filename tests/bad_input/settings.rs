@@ -12,7 +12,7 @@ use crate::common::{randn, tiny, vit};
 #[test]
 fn ratios() {
     for (ratio, value) in [
-        (1., "1"),
+        (1.0, "1"),
         (1.5, "1.5"),
         (-0.1, "-0.1"),
         (f64::NAN, "NaN"),
@@ -39,13 +39,13 @@ fn ratios() {
         );
     }
     assert_invalid(num_keep(0, 0.5), "len", "0", "at least 1");
-    RandomMasking::new(0.).unwrap();
-    RandomMasking::new(1. - f64::EPSILON).unwrap();
+    RandomMasking::new(0.0).unwrap();
+    RandomMasking::new(1.0 - f64::EPSILON).unwrap();
 }
 
 #[test]
 fn temperatures_weights_smoothing() {
-    for (t, value) in [(0., "0"), (-1., "-1"), (f64::NAN, "NaN"), (f64::INFINITY, "inf")] {
+    for (t, value) in [(0.0, "0"), (-1.0, "-1"), (f64::NAN, "NaN"), (f64::INFINITY, "inf")] {
         assert_invalid(
             SubModelLoss::kl().with_temperature(t),
             "temperature",
@@ -60,7 +60,7 @@ fn temperatures_weights_smoothing() {
         let ce = Criterion::cross_entropy();
         assert_invalid(ce.with_label_smoothing(w), "label_smoothing", value, "[0, 1]");
     }
-    for (threshold, value) in [(-0.1, "-0.1"), (1., "1"), (f64::NAN, "NaN")] {
+    for (threshold, value) in [(-0.1, "-0.1"), (1.0, "1"), (f64::NAN, "NaN")] {
         let bce = Criterion::bce_with_logits().with_target_threshold(threshold);
         assert_invalid(bce, "target_threshold", value, "at least 0 and below 1");
     }

@@ -46,7 +46,7 @@ fn with_losses_that_are_none() {
         Error::LossNotScalar { .. }
     ));
 
-    for weight in [0., 0.5, 1.] {
+    for weight in [0.0, 0.5, 1.0] {
         let model = model().with_weight(weight).unwrap();
         let error = error_of(model.backward(&xs, key(), |logits| logits.detach().sum_all()));
         assert!(matches!(error, Error::LossDetached { branch: "main" }), "{error}");
@@ -147,7 +147,7 @@ fn on_images_that_blocks_do_not_tile() {
 #[test]
 fn on_a_drawn_ratio_out_of_range() {
     let (vit, _) = vit(&tiny(Config::deit3_tiny(3)), 0);
-    let ratio = MaskRatio::drawn(rand_distr::Uniform::new(1., 2.).unwrap());
+    let ratio = MaskRatio::drawn(rand_distr::Uniform::new(1.0, 2.0).unwrap());
     let model = MaskSub::unchecked(&vit, DropToken::new(RandomMasking::with_ratio(ratio)));
     assert_invalid(
         model.forward_pair(&images(2, "drawn"), key()),

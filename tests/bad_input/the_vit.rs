@@ -75,7 +75,7 @@ fn of_configurations_that_do_not_hold_together() {
         "5",
         "divisor of embed_dim, 24",
     );
-    for (rate, value) in [(1., "1"), (-0.5, "-0.5"), (f64::NAN, "NaN")] {
+    for (rate, value) in [(1.0, "1"), (-0.5, "-0.5"), (f64::NAN, "NaN")] {
         let allowed = "at least 0 and below 1";
         assert_invalid(
             build(Config {

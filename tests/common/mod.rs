@@ -59,10 +59,10 @@ pub fn gradient_distance(ours: &BTreeMap<String, Tensor>, theirs: &BTreeMap<Stri
     assert!(!theirs.is_empty());
     assert_eq!(ours.keys().collect::<Vec<_>>(), theirs.keys().collect::<Vec<_>>());
     let norm = |t: &Tensor| numbers(t).iter().map(|v| v * v).sum::<f64>().sqrt();
-    let largest = theirs.values().map(norm).fold(0., f64::max);
+    let largest = theirs.values().map(norm).fold(0.0, f64::max);
     let error =
         |(name, theirs): (&String, &Tensor)| norm(&(&ours[name] - theirs).unwrap()) / norm(theirs).max(1e-3 * largest);
-    theirs.iter().map(error).fold(0., f64::max)
+    theirs.iter().map(error).fold(0.0, f64::max)
 }
 
 /// A ViT of two blocks and width 24 on 16 x 16-pixel images in 4 x 4-pixel patches, otherwise as `form` says.
@@ -190,7 +190,7 @@ pub fn random_values<M>(build: impl FnOnce(VarBuilder) -> candle_core::Result<M>
         let drawn = (randn(&shape[..], &name) * spread).unwrap();
         let value = match name {
             _ if name.ends_with("running_var") => (drawn.sqr().unwrap() + 0.5).unwrap(),
-            _ if shape.len() == 1 && name.ends_with("weight") => (drawn + 1.).unwrap(),
+            _ if shape.len() == 1 && name.ends_with("weight") => (drawn + 1.0).unwrap(),
             _ => drawn,
         };
         (name, value)

@@ -8,7 +8,7 @@ use crate::common::{numbers, CPU};
 
 fn smooth(targets: &Rows, s: f64) -> Rows {
     let classes = targets[0].len() as f64;
-    oracle::map(targets, |t| (1. - s) * t + s / classes)
+    oracle::map(targets, |t| (1.0 - s) * t + s / classes)
 }
 
 #[test]
@@ -17,7 +17,7 @@ fn cross_entropy() {
         let soft = probabilities(&logits);
         let hard = oracle::one_hot(&classes(&logits), logits[0].len());
         let indices = Tensor::from_iter(classes(&logits).into_iter().map(|c| c as u32), &CPU).unwrap();
-        for smoothing in [0., 0.1, 1.] {
+        for smoothing in [0.0, 0.1, 1.0] {
             let ce = Criterion::cross_entropy().with_label_smoothing(smoothing).unwrap();
             let formula = |targets: &Rows| {
                 let targets = smooth(targets, smoothing);
@@ -40,7 +40,7 @@ fn bce() {
         let soft = probabilities(&logits);
         let hard = oracle::one_hot(&classes(&logits), logits[0].len());
         let indices = Tensor::from_iter(classes(&logits).into_iter().map(|c| c as u32), &CPU).unwrap();
-        for smoothing in [0., 0.2] {
+        for smoothing in [0.0, 0.2] {
             let bce = Criterion::bce_with_logits().with_label_smoothing(smoothing).unwrap();
             let formula = |targets: &Rows| {
                 let targets = smooth(targets, smoothing);
@@ -59,14 +59,14 @@ fn bce() {
 
 #[test]
 fn a_threshold_makes_mixed_labels_full_ones() {
-    let logits = vec![vec![0.3, -1., 2., 0.], vec![1., 1., -2., 0.5]];
+    let logits = vec![vec![0.3, -1.0, 2.0, 0.0], vec![1.0, 1.0, -2.0, 0.5]];
     // Two classes mixed, as mixup and CutMix do.
-    let mixed = vec![vec![0.7, 0., 0.3, 0.], vec![0., 1., 0., 0.]];
+    let mixed = vec![vec![0.7, 0.0, 0.3, 0.0], vec![0.0, 1.0, 0.0, 0.0]];
     for (threshold, full) in [
-        (0., vec![vec![1., 0., 1., 0.], vec![0., 1., 0., 0.]]),
-        (0.5, vec![vec![1., 0., 0., 0.], vec![0., 1., 0., 0.]]),
+        (0.0, vec![vec![1.0, 0.0, 1.0, 0.0], vec![0.0, 1.0, 0.0, 0.0]]),
+        (0.5, vec![vec![1.0, 0.0, 0.0, 0.0], vec![0.0, 1.0, 0.0, 0.0]]),
         // Above the threshold, not at it. 0.75 and 0.25 are exact in every dtype.
-        (0.25, vec![vec![1., 0., 1., 0.], vec![0., 1., 0., 0.]]),
+        (0.25, vec![vec![1.0, 0.0, 1.0, 0.0], vec![0.0, 1.0, 0.0, 0.0]]),
     ] {
         let bce = Criterion::bce_with_logits().with_target_threshold(threshold).unwrap();
         let targets = tensor(&mixed, DType::F32);
@@ -78,9 +78,9 @@ fn a_threshold_makes_mixed_labels_full_ones() {
         );
     }
     let at = Criterion::bce_with_logits().with_target_threshold(0.25).unwrap();
-    let exact = tensor(&vec![vec![0.75, 0., 0.25, 0.]], DType::F32);
+    let exact = tensor(&vec![vec![0.75, 0.0, 0.25, 0.0]], DType::F32);
     let logits = vec![logits[0].clone()];
-    let full = vec![vec![1., 0., 0., 0.]];
+    let full = vec![vec![1.0, 0.0, 0.0, 0.0]];
     compare(
         "at the threshold",
         &logits,
@@ -92,8 +92,8 @@ fn a_threshold_makes_mixed_labels_full_ones() {
 /// Cross-entropy is a sum over classes, so full labels of two classes count twice.
 #[test]
 fn targets_need_not_sum_to_1() {
-    let logits = vec![vec![0.3, -1., 2., 0.], vec![1., 1., -2., 0.5]];
-    let targets = vec![vec![1., 0., 1., 0.], vec![0.2, 0., 0., 0.]];
+    let logits = vec![vec![0.3, -1.0, 2.0, 0.0], vec![1.0, 1.0, -2.0, 0.5]];
+    let targets = vec![vec![1.0, 0.0, 1.0, 0.0], vec![0.2, 0.0, 0.0, 0.0]];
     let ce = Criterion::cross_entropy();
     let ours = |x: &Tensor| ce.forward(x, &tensor(&targets, DType::F64));
     compare("two classes", &logits, ours, |x| oracle::cross_entropy(x, &targets));
@@ -120,7 +120,7 @@ fn class_indices_have_any_integer_dtype() {
 fn probabilities_have_any_float_dtype() {
     let logits = &logits("floats")[1];
     // Exact in all of them.
-    let soft = vec![vec![0.5, 0.25, 0.25, 0., 0.]; 3];
+    let soft = vec![vec![0.5, 0.25, 0.25, 0.0, 0.0]; 3];
     let expected = oracle::cross_entropy(&rows(&tensor(logits, DType::F32)), &soft);
     for dtype in [DType::F16, DType::BF16, DType::F32, DType::F64] {
         let loss = Criterion::cross_entropy()

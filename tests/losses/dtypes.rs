@@ -16,7 +16,7 @@ fn cases() -> Vec<(String, Loss)> {
         SubModelLoss::kl(),
         SubModelLoss::bce(),
     ] {
-        for loss in [loss, loss.with_temperature(3.).unwrap()] {
+        for loss in [loss, loss.with_temperature(3.0).unwrap()] {
             cases.push((format!("{loss:?}"), Box::new(move |x, main| loss.forward(x, main))));
         }
     }
@@ -32,9 +32,9 @@ fn cases() -> Vec<(String, Loss)> {
 
 #[test]
 fn half_precision_is_computed_in_f32() {
-    let sub = oracle::map(&rows(&randn((6, 50), "half sub")), |x| 5. * x);
-    let main = oracle::map(&rows(&randn((6, 50), "half main")), |x| 5. * x);
-    for (half, precision) in [(DType::BF16, 1. / 256.), (DType::F16, 1. / 2048.)] {
+    let sub = oracle::map(&rows(&randn((6, 50), "half sub")), |x| 5.0 * x);
+    let main = oracle::map(&rows(&randn((6, 50), "half main")), |x| 5.0 * x);
+    for (half, precision) in [(DType::BF16, 1.0 / 256.0), (DType::F16, 1.0 / 2048.0)] {
         // The same numbers in both precisions.
         let (sub, main) = (rows(&tensor(&sub, half)), tensor(&main, half));
         let main_in_f32 = main.to_dtype(DType::F32).unwrap();

@@ -10,18 +10,18 @@ use crate::common::{numbers, CPU};
 fn f32_rows() -> Vec<[f32; 3]> {
     let (max, min) = (f32::MAX, f32::MIN);
     vec![
-        [max, min, 0.],
+        [max, min, 0.0],
         [min, max, max],
         [min, min, min],
         [max, max, max],
-        [1e38, -1e38, 0.],
+        [1e38, -1e38, 0.0],
         [-1e38, 1e38, 3e38],
-        [0., 0., 0.],
-        [-0., 0., f32::MIN_POSITIVE],
-        [1e-45, -1e-45, 1.],
-        [88.8, -104., 17.],
-        [-90., -90.1, 709.],
-        [1e4, -1e4, 5.],
+        [0.0, 0.0, 0.0],
+        [-0.0, 0.0, f32::MIN_POSITIVE],
+        [1e-45, -1e-45, 1.0],
+        [88.8, -104.0, 17.0],
+        [-90.0, -90.1, 709.0],
+        [1e4, -1e4, 5.0],
     ]
 }
 
@@ -32,9 +32,9 @@ const TEMPERATURES: [f64; 13] = [
     1e-20,
     1e-6,
     0.1,
-    1.,
-    3.,
-    10.,
+    1.0,
+    3.0,
+    10.0,
     1e6,
     1e20,
     1e40,
@@ -85,7 +85,7 @@ fn check(rows: &[Tensor]) {
     }
     for logits in rows.iter().chain([&Tensor::cat(rows, 0).unwrap()]) {
         let batch = logits.dims()[0];
-        let soft = Tensor::new(&[[0.25f32, 0., 0.75]], &CPU)
+        let soft = Tensor::new(&[[0.25f32, 0.0, 0.75]], &CPU)
             .unwrap()
             .repeat((batch, 1))
             .unwrap();
@@ -95,7 +95,7 @@ fn check(rows: &[Tensor]) {
                 Criterion::cross_entropy(),
                 Criterion::bce_with_logits(),
                 Criterion::cross_entropy().with_label_smoothing(0.1).unwrap(),
-                Criterion::bce_with_logits().with_target_threshold(0.).unwrap(),
+                Criterion::bce_with_logits().with_target_threshold(0.0).unwrap(),
             ] {
                 for targets in [&indices, &soft] {
                     assert_finite(&format!("{criterion:?}"), logits, |x| criterion.forward(x, targets));
@@ -130,7 +130,7 @@ fn are_finite_in_f64() {
 
 #[test]
 fn are_finite_in_bf16_and_f16() {
-    for (dtype, max) in [(DType::BF16, 3.38e38f32), (DType::F16, 65504.)] {
+    for (dtype, max) in [(DType::BF16, 3.38e38f32), (DType::F16, 65504.0)] {
         let row = |row: &[f32; 3]| {
             let row = row.map(|x| x.clamp(-max, max));
             Tensor::new(&[row], &CPU).unwrap().to_dtype(dtype).unwrap()
@@ -153,13 +153,13 @@ fn are_finite_in_bf16_and_f16() {
 /// What keeps finite logits finite must not hide those that are not: the step would be accepted.
 #[test]
 fn undefined_logits_give_an_undefined_loss() {
-    let fine = Tensor::new(&[[1f32, 2., 3.], [0., 0., 0.]], &CPU).unwrap();
+    let fine = Tensor::new(&[[1f32, 2.0, 3.0], [0.0, 0.0, 0.0]], &CPU).unwrap();
     let classes = Tensor::new(&[2u32, 0], &CPU).unwrap();
     for broken in [f32::NAN, f32::INFINITY] {
         for at in 0..3 {
-            let mut row = [1f32, 2., 3.];
+            let mut row = [1f32, 2.0, 3.0];
             row[at] = broken;
-            let broken = Tensor::new(&[row, [0., 0., 0.]], &CPU).unwrap();
+            let broken = Tensor::new(&[row, [0.0, 0.0, 0.0]], &CPU).unwrap();
             for criterion in [Criterion::cross_entropy(), Criterion::bce_with_logits()] {
                 let loss = numbers(&criterion.forward(&broken, &classes).unwrap())[0];
                 assert!(!loss.is_finite(), "{criterion:?}: {loss} of {row:?}");
@@ -169,7 +169,7 @@ fn undefined_logits_give_an_undefined_loss() {
                 SubModelLoss::kl(),
                 SubModelLoss::bce(),
             ] {
-                for t in [0.5, 1., 2.] {
+                for t in [0.5, 1.0, 2.0] {
                     let loss = loss.with_temperature(t).unwrap();
                     let value = numbers(&loss.forward(&broken, &fine).unwrap())[0];
                     assert!(!value.is_finite(), "{loss:?}: {value} of {row:?}");
@@ -193,12 +193,12 @@ fn undefined_logits_give_an_undefined_loss() {
 /// Finite is not enough: where both agree or the answer is certain, the value is known.
 #[test]
 fn are_right_where_the_answer_is_plain() {
-    let far = Tensor::new(&[[f32::MAX, f32::MIN, 0.]], &CPU).unwrap();
+    let far = Tensor::new(&[[f32::MAX, f32::MIN, 0.0]], &CPU).unwrap();
     let class = |c: u32| Tensor::new(&[c], &CPU).unwrap();
     let ce = |c| numbers(&Criterion::cross_entropy().forward(&far, &class(c)).unwrap())[0];
-    assert_eq!(ce(0), 0.);
+    assert_eq!(ce(0), 0.0);
     assert!(ce(1) > 1e37 && ce(2) > 1e37);
-    assert_eq!(numbers(&SubModelLoss::kl().forward(&far, &far).unwrap())[0], 0.);
+    assert_eq!(numbers(&SubModelLoss::kl().forward(&far, &far).unwrap())[0], 0.0);
     let gradient = |c| {
         let logits = rows(&far);
         value_and_gradient(&logits, DType::F32, |x| {
@@ -206,15 +206,15 @@ fn are_right_where_the_answer_is_plain() {
         })
         .1
     };
-    assert_eq!(gradient(0), [0., 0., 0.]);
-    assert_eq!(gradient(1), [1., -1., 0.]);
+    assert_eq!(gradient(0), [0.0, 0.0, 0.0]);
+    assert_eq!(gradient(1), [1.0, -1.0, 0.0]);
     let equal = Tensor::new(&[[f32::MAX; 4]], &CPU).unwrap();
     let loss = numbers(&Criterion::cross_entropy().forward(&equal, &class(2)).unwrap())[0];
     assert!((loss - 4f64.ln()).abs() < 1e-6);
     // A sharp temperature makes the larger logit certain, a blunt one makes all alike.
     let (sub, main) = (
-        Tensor::new(&[[1f32, 2.]], &CPU).unwrap(),
-        Tensor::new(&[[2f32, 1.]], &CPU).unwrap(),
+        Tensor::new(&[[1f32, 2.0]], &CPU).unwrap(),
+        Tensor::new(&[[2f32, 1.0]], &CPU).unwrap(),
     );
     let kl = |t: f64| {
         numbers(

@@ -49,7 +49,7 @@ fn compare(
         let logits = rows(&tensor(logits, dtype));
         let (value, gradient) = value_and_gradient(&logits, dtype, &ours);
         let expected = formula(&logits);
-        let close = |a: f64, b: f64| (a - b).abs() <= tolerance * (1. + b.abs());
+        let close = |a: f64, b: f64| (a - b).abs() <= tolerance * (1.0 + b.abs());
         assert!(
             close(value, expected),
             "{what}, {dtype:?}: {value} instead of {expected}"
@@ -65,10 +65,10 @@ fn compare(
 
 /// Random logits of several shapes and sizes.
 fn logits(name: &str) -> Vec<Rows> {
-    [(1, 2, 1.), (3, 5, 1.), (4, 7, 4.), (2, 3, 9.)]
+    [(1, 2, 1.0), (3, 5, 1.0), (4, 7, 4.0), (2, 3, 9.0)]
         .map(|(batch, classes, scale)| rows(&randn((batch, classes), &format!("{name} {scale}"))))
         .into_iter()
-        .zip([1., 1., 4., 9.])
+        .zip([1.0, 1.0, 4.0, 9.0])
         .map(|(rows, scale)| oracle::map(&rows, |x| scale * x))
         .collect()
 }

@@ -13,11 +13,11 @@ pub fn softmax(row: &[f64]) -> Vec<f64> {
 }
 
 pub fn sigmoid(x: f64) -> f64 {
-    1. / (1. + (-x).exp())
+    1.0 / (1.0 + (-x).exp())
 }
 
 pub fn cross_entropy(logits: &Rows, targets: &Rows) -> f64 {
-    let mut total = 0.;
+    let mut total = 0.0;
     for (row, target) in logits.iter().zip(targets) {
         for (log_p, t) in log_softmax(row).iter().zip(target) {
             total -= t * log_p;
@@ -27,11 +27,11 @@ pub fn cross_entropy(logits: &Rows, targets: &Rows) -> f64 {
 }
 
 pub fn bce(logits: &Rows, targets: &Rows) -> f64 {
-    let mut total = 0.;
+    let mut total = 0.0;
     for (row, target) in logits.iter().zip(targets) {
         for (&x, t) in row.iter().zip(target) {
             // 1 - sigmoid(x) is sigmoid(-x), without the cancellation.
-            total -= t * sigmoid(x).ln() + (1. - t) * sigmoid(-x).ln();
+            total -= t * sigmoid(x).ln() + (1.0 - t) * sigmoid(-x).ln();
         }
     }
     total / (logits.len() * logits[0].len()) as f64
@@ -47,7 +47,7 @@ pub fn map(rows: &Rows, f: impl Fn(f64) -> f64) -> Rows {
 }
 
 pub fn one_hot(classes: &[usize], count: usize) -> Rows {
-    let hot = |&class: &usize| (0..count).map(|c| if c == class { 1. } else { 0. }).collect();
+    let hot = |&class: &usize| (0..count).map(|c| if c == class { 1.0 } else { 0.0 }).collect();
     classes.iter().map(hot).collect()
 }
 
@@ -62,7 +62,7 @@ pub fn gradient(logits: &Rows, loss: impl Fn(&Rows) -> f64) -> Vec<f64> {
                 shifted[b][c] += by;
                 loss(&shifted)
             };
-            gradient.push((shifted(step) - shifted(-step)) / (2. * step));
+            gradient.push((shifted(step) - shifted(-step)) / (2.0 * step));
         }
     }
     gradient

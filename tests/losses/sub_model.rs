@@ -6,7 +6,7 @@ use masksub::SubModelLoss;
 use super::{compare, logits, oracle, tensor, value_and_gradient, Rows};
 use crate::common::{numbers, randn, CPU};
 
-const TEMPERATURES: [f64; 5] = [0.25, 0.5, 1., 2., 8.];
+const TEMPERATURES: [f64; 5] = [0.25, 0.5, 1.0, 2.0, 8.0];
 
 fn softened(main: &Rows, t: f64) -> Rows {
     main.iter()
@@ -76,15 +76,15 @@ fn bce() {
 /// Where a classifier that is trained with BCE has most of its logits.
 #[test]
 fn bce_keeps_the_digits_of_small_probabilities() {
-    let main = [-3f32, -8., -12., -16., -20., -30., -60., 20.];
+    let main = [-3f32, -8.0, -12.0, -16.0, -20.0, -30.0, -60.0, 20.0];
     let logits = |row: &[f32]| Tensor::new(row, &CPU).unwrap().reshape((1, row.len())).unwrap();
-    let sub = Var::from_tensor(&logits(&[-100.; 8])).unwrap();
+    let sub = Var::from_tensor(&logits(&[-100.0; 8])).unwrap();
     let loss = SubModelLoss::bce().forward(&sub, &logits(&main)).unwrap();
     let grads = loss.backward().unwrap();
     // sigmoid(-100) is nothing beside any of the targets, so the gradient is the target alone.
     for (got, x) in numbers(grads.get(&sub).unwrap()).into_iter().zip(main) {
-        let expected = -oracle::sigmoid(x as f64) / 8.;
-        assert!((got / expected - 1.).abs() < 1e-6, "{x}: {got:e} beside {expected:e}");
+        let expected = -oracle::sigmoid(x as f64) / 8.0;
+        assert!((got / expected - 1.0).abs() < 1e-6, "{x}: {got:e} beside {expected:e}");
     }
 }
 
@@ -119,7 +119,7 @@ fn kl_is_zero_where_both_agree() {
             assert!(value.abs() < 1e-6, "{value}");
             assert!(gradient.iter().all(|g| g.abs() < 1e-6), "{gradient:?}");
             // A shift of all logits changes no probability.
-            let shifted = oracle::map(&logits, |x| x + 3.);
+            let shifted = oracle::map(&logits, |x| x + 3.0);
             let (value, _) = value_and_gradient(&shifted, DType::F32, |x| loss.forward(x, &main));
             assert!(value.abs() < 1e-4, "{value}");
         }
@@ -151,7 +151,7 @@ fn losses() -> [(SubModelLoss, Pair); 3] {
         let sigmoid = |x: &Tensor| candle_nn::ops::sigmoid(x).unwrap();
         let target = sigmoid(main);
         let hit = (&target * sigmoid(sub).log().unwrap()).unwrap();
-        let miss = ((1. - &target).unwrap() * (1. - sigmoid(sub)).unwrap().log().unwrap()).unwrap();
+        let miss = ((1.0 - &target).unwrap() * (1.0 - sigmoid(sub)).unwrap().log().unwrap()).unwrap();
         (hit + miss).unwrap().mean_all().unwrap().neg().unwrap()
     }
     [
@@ -177,7 +177,7 @@ fn nothing_flows_into_the_target() {
         assert_eq!(ours, detached, "{loss:?}");
         // The same comparison finds a target that is attached.
         let wrong = gradient(attached(&sub, &main));
-        let error: f64 = ours.iter().zip(&wrong).map(|(a, b)| (a - b).abs()).fold(0., f64::max);
+        let error: f64 = ours.iter().zip(&wrong).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
         assert!(error > 1e-2, "{loss:?}: {error}");
         // And is no comparison of different losses: with the constant they agree.
         let right = gradient(attached(&sub, &constant));

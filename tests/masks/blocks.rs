@@ -35,11 +35,11 @@ fn are_as_likely_as_each_other() {
     let mut counts = BTreeMap::new();
     let samples = 6000;
     for row in draws(&BlockMasking::new(0.5, 2).unwrap(), Grid::new(4, 6), samples) {
-        *counts.entry(row).or_insert(0f64) += 1.;
+        *counts.entry(row).or_insert(0f64) += 1.0;
     }
     // 6 blocks, 3 kept.
     assert_eq!(counts.len(), 20);
-    let expected = samples as f64 / 20.;
+    let expected = samples as f64 / 20.0;
     let statistic = counts.values().map(|count| (count - expected).powi(2) / expected).sum();
     assert!(p_value(statistic, 19) > 1e-4);
 }

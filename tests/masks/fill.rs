@@ -37,14 +37,14 @@ fn keeps_kept_pixels_bit_for_bit_and_hides_the_others() {
     let pixels: Vec<f32> = images.flatten_all().unwrap().to_vec1().unwrap();
     let means: Vec<f64> = pixels
         .chunks(48)
-        .map(|c| c.iter().map(|&p| p as f64).sum::<f64>() / 48.)
+        .map(|c| c.iter().map(|&p| p as f64).sum::<f64>() / 48.0)
         .collect();
     type Expected<'a> = Box<dyn Fn(usize, f32) -> bool + 'a>;
     let cases: [(Fill, Expected); 4] = [
         (Fill::Zero, Box::new(|_, hidden| hidden.to_bits() == 0)),
         (
-            Fill::Value(vec![0.25, -3.]),
-            Box::new(|at, hidden| hidden == [0.25, -3.][at / 48 % 2]),
+            Fill::Value(vec![0.25, -3.0]),
+            Box::new(|at, hidden| hidden == [0.25, -3.0][at / 48 % 2]),
         ),
         (
             Fill::Mean,
@@ -70,10 +70,10 @@ fn keeps_kept_pixels_bit_for_bit_and_hides_the_others() {
 #[test]
 fn noise_is_standard_normal_and_drawn_per_pixel() {
     let mask = Mask::from_keep_indices(Grid::new(1, 2), &[[0], [1]]).unwrap();
-    let images = randn((2, 3, 64, 128), "noise").affine(0., 9.).unwrap();
+    let images = randn((2, 3, 64, 128), "noise").affine(0.0, 9.0).unwrap();
     let hidden: Vec<f64> = numbers(&mask.fill(&images, &Fill::Noise, key(0)).unwrap())
         .into_iter()
-        .filter(|&pixel| pixel != 9.)
+        .filter(|&pixel| pixel != 9.0)
         .collect();
     let n = hidden.len() as f64;
     assert_eq!(hidden.len(), 2 * 3 * 64 * 64);
@@ -81,8 +81,8 @@ fn noise_is_standard_normal_and_drawn_per_pixel() {
     let variance = hidden.iter().map(|pixel| (pixel - mean).powi(2)).sum::<f64>() / n;
     let fourth = hidden.iter().map(|pixel| (pixel - mean).powi(4)).sum::<f64>() / n;
     assert!(mean.abs() < 4.5 / n.sqrt(), "{mean}");
-    assert!((variance - 1.).abs() < 4.5 * (2. / n).sqrt(), "{variance}");
-    assert!((fourth - 3.).abs() < 4.5 * (96. / n).sqrt(), "{fourth}");
+    assert!((variance - 1.0).abs() < 4.5 * (2.0 / n).sqrt(), "{variance}");
+    assert!((fourth - 3.0).abs() < 4.5 * (96.0 / n).sqrt(), "{fourth}");
     let distinct: BTreeSet<u64> = hidden.iter().map(|pixel| pixel.to_bits()).collect();
     assert!(distinct.len() as f64 > 0.99 * n, "{} of {n}", distinct.len());
     // Other steps draw other noise, the same step the same.
@@ -102,7 +102,7 @@ fn hidden_pixels_do_not_leak() {
             .zip(&kept)
             .map(|(&pixel, &kept)| if kept { pixel } else { poison });
         let poisoned = Tensor::from_iter(poisoned, &CPU).unwrap().reshape(SHAPE).unwrap();
-        for what in [Fill::Zero, Fill::Noise, Fill::Value(vec![1., 2.])] {
+        for what in [Fill::Zero, Fill::Noise, Fill::Value(vec![1.0, 2.0])] {
             let (clean, poisoned) = (fill(&mask, &clean, what.clone()), fill(&mask, &poisoned, what.clone()));
             assert_eq!(clean, poisoned, "{what:?}, {poison}");
         }
@@ -132,13 +132,13 @@ fn half_precision_images_keep_their_dtype_and_mean() {
     // 0.1 * 64 * 64 overflows nothing, but a sum in half precision stops growing long before.
     for dtype in [DType::F16, DType::BF16, DType::F64] {
         let mask = Mask::from_keep_indices(Grid::new(1, 2), &[[0]]).unwrap();
-        let images = (Tensor::ones((1, 1, 256, 256), DType::F32, &CPU).unwrap() * 3.).unwrap();
+        let images = (Tensor::ones((1, 1, 256, 256), DType::F32, &CPU).unwrap() * 3.0).unwrap();
         let filled = mask
             .fill(&images.to_dtype(dtype).unwrap(), &Fill::Mean, key(0))
             .unwrap();
         assert_eq!(filled.dtype(), dtype);
         assert!(
-            numbers(&filled).iter().all(|pixel| (pixel - 3.).abs() < 0.02),
+            numbers(&filled).iter().all(|pixel| (pixel - 3.0).abs() < 0.02),
             "{dtype:?}: {:?}",
             numbers(&filled).last()
         );
@@ -149,7 +149,7 @@ fn half_precision_images_keep_their_dtype_and_mean() {
 fn images_that_are_not_contiguous_are_filled_alike() {
     let (mask, _) = blocks();
     let channels_last = randn((3, 4, 12, 2), "channels last").permute((0, 3, 1, 2)).unwrap();
-    for what in [Fill::Zero, Fill::Mean, Fill::Noise, Fill::Value(vec![1., 2.])] {
+    for what in [Fill::Zero, Fill::Mean, Fill::Noise, Fill::Value(vec![1.0, 2.0])] {
         let as_is = fill(&mask, &channels_last, what.clone());
         let plain = fill(&mask, &channels_last.contiguous().unwrap(), what.clone());
         // The order in which a mean is summed differs.

@@ -41,12 +41,12 @@ proptest! {
 #[test]
 fn orders_zeros_infinities_and_other_dtypes() {
     let grid = row_of(5);
-    let noise = Tensor::new(&[[0f32, -0., f32::INFINITY, f32::NEG_INFINITY, -1.]], &CPU).unwrap();
+    let noise = Tensor::new(&[[0f32, -0.0, f32::INFINITY, f32::NEG_INFINITY, -1.0]], &CPU).unwrap();
     let mask = Mask::from_noise(grid, &noise, 5).unwrap();
     // 0 and -0 are equal, so the lower position comes first.
     assert_eq!(mask.rows().next().unwrap(), [3, 4, 0, 1, 2]);
     for dtype in [DType::F64, DType::BF16, DType::F16, DType::U8, DType::I64] {
-        let noise = Tensor::new(&[[3f32, 1., 4., 1., 5.]], &CPU)
+        let noise = Tensor::new(&[[3f32, 1.0, 4.0, 1.0, 5.0]], &CPU)
             .unwrap()
             .to_dtype(dtype)
             .unwrap();

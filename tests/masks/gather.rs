@@ -33,7 +33,7 @@ fn compare(prefix: usize, mask: &Mask, tokens: &Tensor) {
 
 #[test]
 fn takes_prefix_and_kept_rows() {
-    for (prefix, ratio) in [(0, 0.5), (1, 0.5), (2, 0.8), (1, 0.)] {
+    for (prefix, ratio) in [(0, 0.5), (1, 0.5), (2, 0.8), (1, 0.0)] {
         let mask = some_mask(3, Grid::new(2, 5), ratio);
         compare(prefix, &mask, &randn((3, prefix + 10, 4), "tokens"));
     }

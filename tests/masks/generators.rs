@@ -37,7 +37,7 @@ fn masks_are_portable() {
         .unwrap()
         .generate(1, Grid::new(4, 4), key)
         .unwrap();
-    let drawn = MaskRatio::drawn(rand_distr::Uniform::new(0., 1.).unwrap());
+    let drawn = MaskRatio::drawn(rand_distr::Uniform::new(0.0, 1.0).unwrap());
     assert_eq!(rows(kept), [[5, 8, 14, 15], [0, 5, 8, 13]]);
     assert_eq!(
         rows(dropped),

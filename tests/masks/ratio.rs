@@ -33,15 +33,15 @@ fn follows_its_distribution() {
     let ratio = drawn(0.2, 0.6);
     let mut bins = [0f64; 8];
     for step in 0..4000 {
-        bins[((ratio.at(key(step)).unwrap() - 0.2) / 0.05) as usize] += 1.;
+        bins[((ratio.at(key(step)).unwrap() - 0.2) / 0.05) as usize] += 1.0;
     }
-    let statistic = bins.iter().map(|count| (count - 500f64).powi(2) / 500.).sum();
+    let statistic = bins.iter().map(|count| (count - 500f64).powi(2) / 500.0).sum();
     assert!(p_value(statistic, 7) > 1e-4, "{bins:?}");
 }
 
 #[test]
 fn outside_its_range_is_an_error_of_that_step() {
-    for (low, high) in [(1., 2.), (-2., -1.), (1., 1.0000001)] {
+    for (low, high) in [(1.0, 2.0), (-2.0, -1.0), (1.0, 1.0000001)] {
         let error = RandomMasking::with_ratio(drawn(low, high))
             .generate(1, row_of(4), key(0))
             .unwrap_err();

@@ -8,7 +8,7 @@ use crate::common::{numbers, CPU};
 
 #[test]
 fn kept_and_dropped_positions_are_a_partition() {
-    for ratio in [0., 0.3, 0.5, 0.9] {
+    for ratio in [0.0, 0.3, 0.5, 0.9] {
         let mask = some_mask(3, Grid::new(4, 5), ratio);
         let kept = mask.keep_indices(&CPU).unwrap();
         let dropped = mask.dropped_indices(&CPU).unwrap();
@@ -41,7 +41,7 @@ fn dense_is_one_where_kept() {
     for dtype in [DType::U8, DType::U32, DType::F32, DType::BF16, DType::F64] {
         let dense = mask.to_dense(dtype, &CPU).unwrap();
         assert_eq!(dense.dtype(), dtype);
-        assert_eq!(numbers(&dense), [1., 0., 0., 1., 0., 1., 1., 0.]);
+        assert_eq!(numbers(&dense), [1.0, 0.0, 0.0, 1.0, 0.0, 1.0, 1.0, 0.0]);
     }
 }
 

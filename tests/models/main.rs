@@ -19,7 +19,7 @@ fn random(ratio: f64) -> RandomMasking {
 }
 
 fn millions(count: usize) -> f64 {
-    (count as f64 / 1e5).round() / 10.
+    (count as f64 / 1e5).round() / 10.0
 }
 
 /// The two halves, of which the second is added to the first as it comes, are one backward through both branches.
@@ -32,7 +32,7 @@ fn check_joint_loss<M: Forward, S: SubBranch<M>>(weights: &Weights, model: M, br
     let pair = model.forward_pair(&xs, key).unwrap();
     let main = cross_entropy(&pair.main, &ys).unwrap();
     let sub = SubModelLoss::default().forward(&pair.sub, &pair.main).unwrap();
-    let joint = grad::backward(&((main + sub).unwrap() / 2.).unwrap(), &params).unwrap();
+    let joint = grad::backward(&((main + sub).unwrap() / 2.0).unwrap(), &params).unwrap();
     for (param, var) in params.iter() {
         let [got, expected] = [&step.grads, &joint].map(|grads| grads.get(var).unwrap());
         let error = distance(got, expected);

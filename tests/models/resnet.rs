@@ -82,10 +82,10 @@ fn blocks_start_as_the_identity_where_the_last_norm_is_zero() {
     ResNet::new(&cfg, weights.var_builder(DType::F32, &CPU)).unwrap();
     let params = Params::from_varmap(weights.varmap());
     let first = |name: &str| params.get(name).unwrap().to_vec1::<f32>().unwrap()[0];
-    assert_eq!(first("layer2.1.bn3.weight"), 0.);
+    assert_eq!(first("layer2.1.bn3.weight"), 0.0);
     assert_eq!(
         (first("layer2.1.bn2.weight"), first("layer2.0.downsample.1.weight")),
-        (1., 1.)
+        (1.0, 1.0)
     );
 }
 
@@ -198,7 +198,7 @@ fn configurations_that_do_not_hold_together_name_the_field() {
     assert_eq!(resnet(|cfg| cfg.num_classes = 0), "num_classes");
     assert_eq!(resnet(|cfg| cfg.depths[2] = 0), "depths");
     assert_eq!(resnet(|cfg| cfg.channels[3] = 0), "channels");
-    assert_eq!(resnet(|cfg| cfg.drop_path = 1.), "drop_path");
+    assert_eq!(resnet(|cfg| cfg.drop_path = 1.0), "drop_path");
     assert_eq!(resnet(|cfg| cfg.norm_eps = f64::NAN), "norm_eps");
     assert_eq!(resnet(|cfg| cfg.norm_eps = -1e-5), "norm_eps");
     assert_eq!(resnet(|cfg| cfg.norm_momentum = 1.5), "norm_momentum");

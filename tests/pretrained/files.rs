@@ -47,7 +47,7 @@ fn values(weights: &Weights) -> BTreeMap<String, Vec<f32>> {
 fn every_form_that_pytorch_writes_has_the_same_weights() {
     let expected = values(&load(&fixture("weights.safetensors")).unwrap());
     assert_eq!(expected.len(), 20);
-    assert!(expected["blocks.0.attn.qkv.weight"].iter().any(|value| *value != 0.));
+    assert!(expected["blocks.0.attn.qkv.weight"].iter().any(|value| *value != 0.0));
     // Strided, sharing a storage, halves and doubles, parameters, below `module.`, beside an optimizer and a namespace.
     for name in ["training_run.pth", "protocol4.pth", "legacy.pth"] {
         let weights = load(&fixture(name)).unwrap_or_else(|error| panic!("{name}: {error}"));

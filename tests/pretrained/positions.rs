@@ -42,7 +42,7 @@ fn of_the_class_token_stay_where_the_grid_grows() {
 fn by_rows(directory: &Path) -> PathBuf {
     let mut tensors = tensors("timm_vit");
     let rows: Vec<f32> = (0..17)
-        .map(|at: i32| if at == 0 { 100. } else { ((at - 1) / 4) as f32 })
+        .map(|at: i32| if at == 0 { 100.0 } else { ((at - 1) / 4) as f32 })
         .collect();
     let rows = Tensor::from_vec(rows, (1, 17, 1), &CPU).unwrap();
     tensors.insert(
@@ -79,7 +79,7 @@ fn of_a_grid_that_is_no_square_need_it_said() {
     let weights = open().with_grid(Grid::new(4, 5)).weights(Seed::new(0));
     vit(&cfg, &weights);
     // Wider, every row is what it was.
-    let expected = (0..21).flat_map(|at| [if at == 0 { 100. } else { f64::from((at - 1) / 5) }; 48]);
+    let expected = (0..21).flat_map(|at| [if at == 0 { 100.0 } else { f64::from((at - 1) / 5) }; 48]);
     for (ours, expected) in numbers(&var(&weights, "pos_embed")).into_iter().zip(expected) {
         assert!((ours - expected).abs() < 1e-6, "{ours} instead of {expected}");
     }

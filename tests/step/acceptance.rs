@@ -43,7 +43,7 @@ fn patch_drop() -> PatchDrop<RandomMasking> {
 }
 
 fn xs() -> Tensor {
-    (randn((3, 4, 4, 4), "acceptance") + 1.).unwrap()
+    (randn((3, 4, 4, 4), "acceptance") + 1.0).unwrap()
 }
 
 /// What the running average becomes: half of itself and half of the mean, main then sub.
@@ -151,7 +151,7 @@ fn is_not_asked_in_evaluation() {
 #[test]
 fn at_weight_0_commits_the_main_pass() {
     let model = Staging::new();
-    let masked = MaskSub::unchecked(&model, patch_drop()).with_weight(0.).unwrap();
+    let masked = MaskSub::unchecked(&model, patch_drop()).with_weight(0.0).unwrap();
     masked
         .backward(&xs(), key(), |logits| cross_entropy(logits, &labels(3, 3)))
         .unwrap();

@@ -71,9 +71,9 @@ fn a_closure_may_ask_whether_it_trains() {
     let weight = Var::from_tensor(&randn((64, 3), "flag")).unwrap();
     let net = candle_nn::func_t(move |xs, train| {
         let logits = xs.flatten_from(1)?.matmul(&weight)?;
-        logits.affine(1., if train { 1. } else { 0. })
+        logits.affine(1.0, if train { 1.0 } else { 0.0 })
     });
-    let model = MaskSub::unchecked(Plain(net), PatchDrop::new(RandomMasking::new(0.).unwrap(), 4).unwrap());
+    let model = MaskSub::unchecked(Plain(net), PatchDrop::new(RandomMasking::new(0.0).unwrap(), 4).unwrap());
     let xs = separable(4, "flag").0;
     let pair = model.forward_pair(&xs, key()).unwrap();
     let evaluated = numbers(&model.forward_t(&xs, false).unwrap());
@@ -81,7 +81,7 @@ fn a_closure_may_ask_whether_it_trains() {
         assert!(numbers(&trained)
             .iter()
             .zip(&evaluated)
-            .all(|(a, b)| (a - b - 1.).abs() < 1e-5));
+            .all(|(a, b)| (a - b - 1.0).abs() < 1e-5));
     }
 }
 

@@ -36,7 +36,7 @@ impl MaskGenerator for Broken {
 }
 
 fn ours() -> candle_core::Error {
-    candle_core::Error::from(RandomMasking::new(2.).unwrap_err())
+    candle_core::Error::from(RandomMasking::new(2.0).unwrap_err())
 }
 
 #[test]

@@ -29,7 +29,7 @@ fn is_the_bare_model_bit_for_bit() {
 #[test]
 fn in_training_mode_a_model_that_draws_is_refused() {
     let xs = images(2, "no key");
-    for (dropout, drop_path, what) in [(0.1, 0., "dropout"), (0., 0.1, "drop path")] {
+    for (dropout, drop_path, what) in [(0.1, 0.0, "dropout"), (0.0, 0.1, "drop path")] {
         let cfg = Config {
             dropout,
             drop_path,

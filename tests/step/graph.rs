@@ -12,7 +12,7 @@ use crate::common::{images, labels, numbers, randn, vit};
 fn everything_in_a_step_is_detached() {
     let (vit, params) = vit(&dropping(Config::deit3_tiny(5)), 4);
     for params in [Some(params), None] {
-        for weight in [0., 0.5, 1.] {
+        for weight in [0.0, 0.5, 1.0] {
             let model = match &params {
                 Some(params) => MaskSub::new(&vit, drop_token(), params),
                 None => MaskSub::unchecked(&vit, drop_token()),
@@ -57,7 +57,7 @@ fn gradients_do_not_keep_the_graph_alive() {
         .unwrap();
     assert!(own.get(&second).unwrap().track_op(), "candle detaches by itself now");
 
-    for weight in [0., 0.5, 1.] {
+    for weight in [0.0, 0.5, 1.0] {
         for model in &models {
             let model = model.clone().with_weight(weight).unwrap();
             let step = model.backward(&xs, key(), loss).unwrap();
@@ -97,7 +97,7 @@ fn gradients_of_branches_meet_others() {
         gamma: Some(&norm),
     };
     let once = mlp_branch(&randn((2, 3, 8), "xs"), &branch, None).unwrap();
-    let twice = mlp_branch(&once, &branch, Some(&[2., 0.5])).unwrap();
+    let twice = mlp_branch(&once, &branch, Some(&[2.0, 0.5])).unwrap();
     let decay = (fc1.sqr().unwrap().sum_all().unwrap() + norm.sqr().unwrap().sum_all().unwrap()).unwrap();
     let loss = (twice.sqr().unwrap().mean_all().unwrap() + decay).unwrap();
 
@@ -108,7 +108,7 @@ fn gradients_of_branches_meet_others() {
     for (name, var) in &vars {
         let [ours, plain] = [&ours, &plain].map(|grads| numbers(grads.get(var).unwrap()));
         let largest = plain.iter().fold(0f64, |most, x| most.max(x.abs()));
-        let apart = ours.iter().zip(&plain).map(|(a, b)| (a - b).abs()).fold(0., f64::max);
+        let apart = ours.iter().zip(&plain).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
         assert!(apart < 1e-5 * largest, "{name}: {apart:e} of {largest:e}");
     }
     // What was not asked for stays out.

@@ -44,7 +44,7 @@ fn dropping(form: Config) -> Config {
 fn adam(params: &Params, lr: f64) -> AdamW {
     let adam = ParamsAdamW {
         lr,
-        weight_decay: 0.,
+        weight_decay: 0.0,
         ..Default::default()
     };
     AdamW::new(params.vars(), adam).unwrap()
@@ -53,7 +53,7 @@ fn adam(params: &Params, lr: f64) -> AdamW {
 /// Images [B, 1, 8, 8] of three classes that are told apart by the brightness of their rows, with noise.
 fn separable(batch: usize, name: &str) -> (Tensor, Tensor) {
     let ys = labels(batch, 3);
-    let rows = Tensor::arange(0f32, 8., &CPU).unwrap().reshape((1, 1, 8, 1)).unwrap();
+    let rows = Tensor::arange(0f32, 8.0, &CPU).unwrap().reshape((1, 1, 8, 1)).unwrap();
     let phase = ys.to_dtype(DType::F32).unwrap().reshape((batch, 1, 1, 1)).unwrap();
     let pattern = rows.broadcast_add(&(phase * 2.1).unwrap()).unwrap().sin().unwrap();
     let noise = (randn((batch, 1, 8, 8), name) * 0.3).unwrap();

@@ -52,11 +52,11 @@ fn masking_and_drop_sub_keep_the_recipes_drop_path() {
         let (logits, mask) = branch.sub(&vit, &xs, &mut Pass::train_sub(key())).unwrap();
         (bits(&logits), mask.is_some())
     };
-    assert_eq!(sub(&DropSub::new(0.).unwrap()), (recipe.clone(), false));
-    let nothing_masked = DropToken::new(RandomMasking::new(0.).unwrap());
+    assert_eq!(sub(&DropSub::new(0.0).unwrap()), (recipe.clone(), false));
+    let nothing_masked = DropToken::new(RandomMasking::new(0.0).unwrap());
     assert_eq!(sub(&nothing_masked), (recipe.clone(), true));
     let none = bits(&vit.forward_t(&xs, false).unwrap());
-    assert_eq!(sub(&PathSub::new(0.).unwrap()), (none, false));
+    assert_eq!(sub(&PathSub::new(0.0).unwrap()), (none, false));
     assert_ne!(sub(&PathSub::new(0.4).unwrap()).0, recipe);
 }
 
@@ -108,7 +108,7 @@ fn without_effect_are_refused() {
     ));
     // At weight 0 it is never asked.
     let plain = MaskSub::unchecked(&model, DropSub::new(0.2).unwrap())
-        .with_weight(0.)
+        .with_weight(0.0)
         .unwrap();
     plain.backward(&images(2, "deaf"), key(), loss).unwrap();
 }

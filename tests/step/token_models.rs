@@ -21,7 +21,7 @@ struct Rows {
 
 impl Rows {
     fn new(vb: candle_nn::VarBuilder) -> Self {
-        let normal = candle_nn::Init::Randn { mean: 0., stdev: 1. };
+        let normal = candle_nn::Init::Randn { mean: 0.0, stdev: 1.0 };
         Self {
             embed: candle_nn::linear(8, 6, vb.pp("embed")).unwrap(),
             prefix: vb.get_with_hints((1, 2, 6), "prefix", normal).unwrap(),

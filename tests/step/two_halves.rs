@@ -21,7 +21,7 @@ fn joint<S: SubBranch<VisionTransformer>>(
     sub_loss: SubModelLoss,
 ) -> GradStore {
     let pair = model.forward_pair(xs, key()).unwrap();
-    let main = (main_loss(&pair.main) * (1. - weight)).unwrap();
+    let main = (main_loss(&pair.main) * (1.0 - weight)).unwrap();
     let sub = (sub_loss.forward(&pair.sub, &pair.main).unwrap() * weight).unwrap();
     grad::backward(&(main + sub).unwrap(), params).unwrap()
 }
@@ -34,7 +34,7 @@ fn give_the_gradients_of_the_joint_loss() {
         let cfg = Config { embed_dim: 24, ..cfg };
         for sub_loss in [
             SubModelLoss::soft_cross_entropy(),
-            SubModelLoss::kl().with_temperature(2.).unwrap(),
+            SubModelLoss::kl().with_temperature(2.0).unwrap(),
             SubModelLoss::bce(),
         ] {
             for weight in [0.1, 0.5, 0.9] {
@@ -63,7 +63,7 @@ fn differ_from_a_step_whose_target_is_attached() {
     let sub = Criterion::cross_entropy();
     let attached = {
         let log_p = candle_nn::ops::log_softmax(&pair.sub, D::Minus1).unwrap();
-        ((target * log_p).unwrap().sum_all().unwrap() / -6.).unwrap()
+        ((target * log_p).unwrap().sum_all().unwrap() / -6.0).unwrap()
     };
     let detached = sub
         .forward(&pair.sub, &candle_nn::ops::softmax(&pair.main, D::Minus1).unwrap())
@@ -82,7 +82,7 @@ fn differ_from_a_step_whose_target_is_attached() {
 fn report_the_losses_and_logits_of_the_joint_pass() {
     let (xs, ys) = (images(4, "report"), labels(4, 5));
     let (vit, params) = vit(&dropping(Config::mae_base(5)), 2);
-    let loss = SubModelLoss::kl().with_temperature(3.).unwrap();
+    let loss = SubModelLoss::kl().with_temperature(3.0).unwrap();
     let model = MaskSub::new(vit, drop_token(), params).with_sub_loss(loss);
     let model = model.with_weight(0.3).unwrap();
     let step = model.backward(&xs, key(), |logits| cross_entropy(logits, &ys)).unwrap();
@@ -105,7 +105,7 @@ fn run_main_and_sub_with_draws_of_their_own() {
         let pair = model.forward_pair(&images(4, "draws"), key).unwrap();
         (bits(&pair.main), bits(&pair.sub))
     };
-    let model = MaskSub::unchecked(&vit, DropToken::new(RandomMasking::new(0.).unwrap()));
+    let model = MaskSub::unchecked(&vit, DropToken::new(RandomMasking::new(0.0).unwrap()));
     let (main, sub) = pair(&model, key());
     assert_ne!(main, sub);
     assert_eq!(pair(&model, key()), (main.clone(), sub.clone()));
@@ -117,13 +117,13 @@ fn run_main_and_sub_with_draws_of_their_own() {
 fn agree_where_nothing_is_dropped() {
     for (name, cfg) in tiny_forms(5) {
         let (vit, _) = vit(&cfg, 3);
-        let pair = MaskSub::unchecked(vit, DropToken::new(RandomMasking::new(0.).unwrap()))
+        let pair = MaskSub::unchecked(vit, DropToken::new(RandomMasking::new(0.0).unwrap()))
             .forward_pair(&images(3, "ratio 0"), key())
             .unwrap();
         assert_eq!(bits(&pair.main), bits(&pair.sub), "{name}");
     }
     let (vit, _) = vit(&tiny(Config::deit3_tiny(5)), 3);
-    let branch = PatchDrop::new(RandomMasking::new(0.).unwrap(), 8)
+    let branch = PatchDrop::new(RandomMasking::new(0.0).unwrap(), 8)
         .unwrap()
         .with_fill(Fill::Noise);
     let pair = MaskSub::unchecked(vit, branch)
@@ -144,7 +144,7 @@ fn gradients_of_both_halves_count() {
             &params,
         )
     };
-    let (main, both, sub) = (grads(0.), grads(0.5), grads(1.));
+    let (main, both, sub) = (grads(0.0), grads(0.5), grads(1.0));
     assert!(gradient_distance(&main, &both) > 0.1 && gradient_distance(&sub, &both) > 0.1);
     for (name, both) in &both {
         let halves = ((&main[name] + &sub[name]).unwrap() * 0.5).unwrap();
@@ -162,7 +162,7 @@ fn micro_batches_give_the_gradients_of_the_whole_batch() {
 
         for sizes in [vec![4, 4], vec![5, 2, 1]] {
             let mut merged = GradStore::default();
-            let (mut first, mut main_loss, mut sub_loss) = (0, 0., 0.);
+            let (mut first, mut main_loss, mut sub_loss) = (0, 0.0, 0.0);
             for &size in &sizes {
                 let part = |t: &Tensor| t.narrow(0, first, size).unwrap();
                 let step = model
@@ -170,7 +170,7 @@ fn micro_batches_give_the_gradients_of_the_whole_batch() {
                         cross_entropy(logits, &part(&ys))
                     })
                     .unwrap();
-                let share = size as f64 / 8.;
+                let share = size as f64 / 8.0;
                 main_loss += share * step.main_loss;
                 sub_loss += share * step.sub_loss.unwrap();
                 let mut weighted = GradStore::default();

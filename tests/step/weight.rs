@@ -51,7 +51,7 @@ fn step(weight: f64) -> (Step, usize, Params) {
 
 #[test]
 fn of_0_is_plain_training_bit_for_bit() {
-    let (step, passes, params) = step(0.);
+    let (step, passes, params) = step(0.0);
     assert_eq!(passes, 1);
     assert!(step.sub_loss.is_none() && step.mask.is_none());
     let (vit, plain_params) = vit(&dropping(Config::deit3_tiny(5)), 4);
@@ -69,7 +69,7 @@ fn of_0_is_plain_training_bit_for_bit() {
 
 #[test]
 fn of_1_trains_on_the_sub_branch_alone() {
-    let (step, passes, params) = step(1.);
+    let (step, passes, params) = step(1.0);
     assert_eq!(passes, 2);
     let (vit, other_params) = vit(&dropping(Config::deit3_tiny(5)), 4);
     let pair = MaskSub::unchecked(vit, drop_token())

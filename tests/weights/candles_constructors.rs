@@ -34,13 +34,13 @@ fn work_on_a_seed() {
             "rms.weight"
         ]
     );
-    assert_eq!(numbers(norm.weight()), [1.; 4]);
-    assert_eq!(numbers(norm.bias().unwrap()), [0.; 4]);
+    assert_eq!(numbers(norm.weight()), [1.0; 4]);
+    assert_eq!(numbers(norm.bias().unwrap()), [0.0; 4]);
     // The statistics that it updates are those of the map, so they are saved with it.
     batch_norm.forward_t(&randn((2, 4, 3, 3), "xs"), true).unwrap();
     let data = weights.varmap().data().lock().unwrap();
     assert_eq!(bits(&data["bn.running_mean"]), bits(batch_norm.running_mean()));
-    assert!(numbers(&data["bn.running_mean"]).iter().all(|&mean| mean != 0.));
+    assert!(numbers(&data["bn.running_mean"]).iter().all(|&mean| mean != 0.0));
 }
 
 #[test]

@@ -33,14 +33,18 @@ fn are_the_files_and_trainable() {
 
 #[test]
 fn take_the_dtype_of_the_builder() {
-    let exact = Tensor::new(&[0.5f32, -2., 8.], &CPU).unwrap();
+    let exact = Tensor::new(&[0.5f32, -2.0, 8.0], &CPU).unwrap();
     let all = [DType::F32, DType::F64, DType::BF16, DType::F16];
     for stored_as in all {
         let stored = Stored::new(&[("w", exact.to_dtype(stored_as).unwrap())]);
         for wanted in all {
             let weights = Weights::from_safetensors(&stored.path).unwrap();
             let w = weights.var_builder(wanted, &CPU).get(3, "w").unwrap();
-            assert_eq!((w.dtype(), numbers(&w)), (wanted, vec![0.5, -2., 8.]), "{stored_as:?}");
+            assert_eq!(
+                (w.dtype(), numbers(&w)),
+                (wanted, vec![0.5, -2.0, 8.0]),
+                "{stored_as:?}"
+            );
             assert!(w.is_variable());
         }
     }

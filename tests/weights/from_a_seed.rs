@@ -83,12 +83,12 @@ fn assert_follows(what: &str, values: &[f64], cdf: impl Fn(f64) -> f64) {
     let bins = 40;
     let mut counts = vec![0f64; bins];
     for &value in values {
-        counts[((cdf(value) * bins as f64) as usize).min(bins - 1)] += 1.;
+        counts[((cdf(value) * bins as f64) as usize).min(bins - 1)] += 1.0;
     }
     let expected = values.len() as f64 / bins as f64;
     let statistic = counts.iter().map(|count| (count - expected).powi(2) / expected).sum();
     let p = p_value(statistic, bins - 1);
-    assert!((1e-4..1. - 1e-4).contains(&p), "{what}: p = {p:.1e}");
+    assert!((1e-4..1.0 - 1e-4).contains(&p), "{what}: p = {p:.1e}");
 }
 
 fn values(init: Init, shape: impl Into<Shape>) -> Vec<f64> {
@@ -113,7 +113,7 @@ fn follow_their_distribution() {
     let uniform = Init::Uniform { lo: -0.3, up: 0.1 };
     assert_uniform("uniform", &values(uniform, COUNT), -0.3, 0.1);
     // No init said: zero, as candle has it.
-    assert!(numbers(&seeded(5).1.get(10, "w").unwrap()).iter().all(|&x| x == 0.));
+    assert!(numbers(&seeded(5).1.get(10, "w").unwrap()).iter().all(|&x| x == 0.0));
 }
 
 #[test]
@@ -126,11 +126,11 @@ fn follow_kaiming_initialisation() {
     // [out, in] and [out, in, k, k]: gain / sqrt(fan).
     let (linear, conv) = ((200, 200), (40, 40, 5, 5));
     let fan_in = kaiming(NormalOrUniform::Normal, FanInOut::FanIn, NonLinearity::ReLU);
-    assert_normal("linear", &values(fan_in, linear), 0., (2f64 / 200.).sqrt());
-    assert_normal("conv", &values(fan_in, conv), 0., (2f64 / 1000.).sqrt());
+    assert_normal("linear", &values(fan_in, linear), 0.0, (2f64 / 200.0).sqrt());
+    assert_normal("conv", &values(fan_in, conv), 0.0, (2f64 / 1000.0).sqrt());
     let wide = kaiming(NormalOrUniform::Normal, FanInOut::FanOut, NonLinearity::Linear);
-    assert_normal("fan out", &values(wide, (100, 400)), 0., (1f64 / 100.).sqrt());
-    let bound = (3f64 * 2. / 200.).sqrt();
+    assert_normal("fan out", &values(wide, (100, 400)), 0.0, (1f64 / 100.0).sqrt());
+    let bound = (3f64 * 2.0 / 200.0).sqrt();
     let uniform = kaiming(NormalOrUniform::Uniform, FanInOut::FanIn, NonLinearity::ReLU);
     assert_uniform("uniform", &values(uniform, linear), -bound, bound);
     assert_uniform(

@@ -27,7 +27,7 @@ fn builder(weights: Weights) -> (Weights, VarBuilder<'static>) {
     (weights, vb)
 }
 
-const NORMAL: Init = Init::Randn { mean: 0., stdev: 1. };
+const NORMAL: Init = Init::Randn { mean: 0.0, stdev: 1.0 };
 
 /// A safetensors file of tensors in a directory that lives as long as it.
 struct Stored {

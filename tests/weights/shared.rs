@@ -11,7 +11,7 @@ use crate::common::{randn, CPU};
 fn weights_are_one_variable() {
     for (_, vb) in [seeded(0), Stored::linear().load()] {
         let first = vb.get_with_hints((2, 4), "fc.weight", NORMAL).unwrap();
-        let second = vb.pp("fc").get_with_hints((2, 4), "weight", Init::Const(9.)).unwrap();
+        let second = vb.pp("fc").get_with_hints((2, 4), "weight", Init::Const(9.0)).unwrap();
         assert_eq!(first.id(), second.id());
         let error = Error::from(vb.get((4, 2), "fc.weight").unwrap_err());
         assert!(

@@ -9,7 +9,7 @@ pub fn number(text: &str, allowed: &str, fits: impl Fn(f64) -> bool) -> Result<f
 
 pub fn share(text: &str) -> Result<f64, String> {
     number(text, "a number that is at least 0 and below 1", |v| {
-        (0.0..1.).contains(&v)
+        (0.0..1.0).contains(&v)
     })
 }
 

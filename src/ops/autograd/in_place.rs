@@ -107,7 +107,7 @@ mod tests {
         let sum = add_assign(whole.t().unwrap(), &whole.t().unwrap()).unwrap();
         assert_eq!(
             sum.to_vec2::<f32>().unwrap(),
-            (whole.t().unwrap() * 2.).unwrap().to_vec2::<f32>().unwrap()
+            (whole.t().unwrap() * 2.0).unwrap().to_vec2::<f32>().unwrap()
         );
     }
 }

@@ -60,7 +60,7 @@ impl Buffer {
         let mut too_short = Vec::new();
         let reused = take(&mut free(), len, &mut too_short);
         drop(too_short);
-        let data = reused.unwrap_or_else(|| vec![0.; len]);
+        let data = reused.unwrap_or_else(|| vec![0.0; len]);
         Self { data, len }
     }
 }
@@ -97,7 +97,7 @@ mod tests {
 
     #[test]
     fn the_shortest_piece_that_is_long_enough_is_taken() {
-        let mut free = vec![vec![0.; 9], vec![0.; 5], vec![0.; 3], vec![0.; 6]];
+        let mut free = vec![vec![0.0; 9], vec![0.0; 5], vec![0.0; 3], vec![0.0; 6]];
         let mut evicted = vec![];
         assert_eq!(take(&mut free, 4, &mut evicted).map(|piece| piece.len()), Some(5));
         assert_eq!((lengths(&free), evicted.len()), (vec![3, 6, 9], 0));
@@ -105,7 +105,7 @@ mod tests {
 
     #[test]
     fn pieces_that_are_too_short_make_room() {
-        let mut free = vec![vec![0.; 3]; 5];
+        let mut free = vec![vec![0.0; 3]; 5];
         let mut evicted = vec![];
         assert_eq!(take(&mut free, 7, &mut evicted), None);
         assert_eq!((lengths(&free), lengths(&evicted)), (vec![3, 3], vec![3, 3, 3]));
@@ -116,8 +116,8 @@ mod tests {
     #[test]
     fn a_buffer_has_its_length_and_may_be_empty() {
         let mut buffer = Buffer::new(5);
-        buffer.fill(1.);
-        assert_eq!(buffer.iter().sum::<f32>(), 5.);
+        buffer.fill(1.0);
+        assert_eq!(buffer.iter().sum::<f32>(), 5.0);
         assert_eq!(Buffer::new(0).len(), 0);
     }
 }

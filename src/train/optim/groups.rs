@@ -48,7 +48,7 @@ impl ParamGroups {
         let group = |(name, var)| Group {
             name,
             var,
-            lr_scale: 1.,
+            lr_scale: 1.0,
             decays: true,
         };
         Self(vars.into_iter().map(group).collect())

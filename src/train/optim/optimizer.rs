@@ -111,7 +111,7 @@ impl<R: Rule> GroupOptimizer<R> {
         self.rule.check()?;
         let weights: Vec<_> = self.slots.iter().map(Slot::memory).collect::<Result<_>>()?;
         let mut due = Vec::with_capacity(self.slots.len());
-        for slot in self.slots.iter_mut().filter(|slot| slot.lr_scale > 0.) {
+        for slot in self.slots.iter_mut().filter(|slot| slot.lr_scale > 0.0) {
             if let Some(grad) = grads.get_id(slot.var.id()) {
                 if grad.dims() != slot.var.dims() {
                     let expected = format!("{:?} like {}", slot.var.dims(), slot.name);

@@ -73,7 +73,7 @@ fn gradients_reach_every_parameter() {
         let audit = grad::audit(&step.grads, &params).unwrap();
         assert!(audit.is_ok() && audit.all_zero.is_empty(), "{audit}");
         // Without its branch the mask token is unused, and that is said.
-        let plain = model.with_weight(0.).unwrap();
+        let plain = model.with_weight(0.0).unwrap();
         let error = plain
             .backward(&wide, Seed::new(0).at(0), |logits| cross_entropy(logits, &ys))
             .unwrap_err();

@@ -53,7 +53,7 @@ impl ByHand {
                 let (row, column) = place(query);
                 let square = |at: usize| (place(at).0 / window, place(at).1 / window);
                 let seen: Vec<usize> = (0..qkv.len()).filter(|&key| square(key) == square(query)).collect();
-                let mut mixed = vec![0.; d];
+                let mut mixed = vec![0.0; d];
                 for head in 0..heads {
                     let part = head * d / heads..(head + 1) * d / heads;
                     let score = |&key: &usize| {
@@ -76,7 +76,7 @@ impl ByHand {
                 let attended = self.affine(&mixed, &name("attn.proj"));
                 token.iter_mut().zip(attended).for_each(|(x, y)| *x += y);
                 let hidden = self.affine(&self.norm(token, &name("norm2")), &name("mlp.fc1"));
-                let gelu = |x: &f64| x * (1. + statrs::function::erf::erf(x / 2f64.sqrt())) / 2.;
+                let gelu = |x: &f64| x * (1.0 + statrs::function::erf::erf(x / 2f64.sqrt())) / 2.0;
                 let hidden: Vec<f64> = hidden.iter().map(gelu).collect();
                 let changed = self.affine(&hidden, &name("mlp.fc2"));
                 token.iter_mut().zip(changed).for_each(|(x, y)| *x += y);

@@ -104,7 +104,7 @@ fn never_are_the_class_token() {
     for (name, cfg) in tiny_forms(5) {
         let (vit, params) = vit(&cfg, 1);
         let branch = DropToken::new(RandomMasking::new(0.99).unwrap());
-        let model = MaskSub::new(vit, branch, &params).with_weight(1.).unwrap();
+        let model = MaskSub::new(vit, branch, &params).with_weight(1.0).unwrap();
         let step = model
             .backward(&images(2, "class"), key(0), |logits| {
                 cross_entropy(logits, &labels(2, 5))
@@ -121,7 +121,7 @@ fn never_are_the_class_token() {
             panic!("{name}: {} class tokens", class.len());
         };
         assert!(
-            numbers(step.grads.get(class).unwrap()).iter().any(|&g| g != 0.),
+            numbers(step.grads.get(class).unwrap()).iter().any(|&g| g != 0.0),
             "{name}"
         );
     }

@@ -31,7 +31,7 @@ fn config() -> Config {
 }
 
 fn unit(at: usize) -> Tensor {
-    let values = (0..WIDTH).map(|i| if i == at { 1f32 } else { 0. });
+    let values = (0..WIDTH).map(|i| if i == at { 1f32 } else { 0.0 });
     Tensor::from_iter(values, &CPU).unwrap()
 }
 
@@ -76,15 +76,15 @@ fn assert_rates(cfg: &Config, rates: [f64; 2 * DEPTH]) {
             .map(|sample| sample[branch])
             .filter(|x| x.abs() > 0.5)
             .collect();
-        let deviation = (SAMPLES as f64 * rate * (1. - rate)).sqrt();
-        let error = kept.len() as f64 - SAMPLES as f64 * (1. - rate);
+        let deviation = (SAMPLES as f64 * rate * (1.0 - rate)).sqrt();
+        let error = kept.len() as f64 - SAMPLES as f64 * (1.0 - rate);
         assert!(
             error.abs() <= 4.5 * deviation,
             "branch {branch}: {} of {SAMPLES} at {rate}",
             kept.len()
         );
         assert!(
-            kept.iter().all(|x| (x - 1. / (1. - rate)).abs() < 1e-3),
+            kept.iter().all(|x| (x - 1.0 / (1.0 - rate)).abs() < 1e-3),
             "branch {branch}: {:?}",
             &kept[..3]
         );
@@ -98,7 +98,7 @@ fn paths_at_a_linear_or_constant_rate() {
         drop_path_schedule,
         ..config()
     };
-    assert_rates(&cfg(DropPathSchedule::Linear), [0., 0., 0.2, 0.2, 0.4, 0.4, 0.6, 0.6]);
+    assert_rates(&cfg(DropPathSchedule::Linear), [0.0, 0.0, 0.2, 0.2, 0.4, 0.4, 0.6, 0.6]);
     assert_rates(&cfg(DropPathSchedule::Constant), [0.6; 8]);
     // The published forms' own.
     assert_eq!(Config::deit3_small(5).drop_path_schedule, DropPathSchedule::Constant);
@@ -141,13 +141,13 @@ fn activations_after_gelu_too() {
     let added = added(&vit, &mut Pass::train(key(0)), SAMPLES);
     let kept: Vec<f64> = added.iter().map(|sample| sample[1]).filter(|x| x.abs() > 0.5).collect();
     let share = 0.7 * 0.7;
-    let deviation = (SAMPLES as f64 * share * (1. - share)).sqrt();
+    let deviation = (SAMPLES as f64 * share * (1.0 - share)).sqrt();
     assert!(
         (kept.len() as f64 - SAMPLES as f64 * share).abs() < 4.5 * deviation,
         "{}",
         kept.len()
     );
-    assert!(kept.iter().all(|x| (x - 1. / share).abs() < 1e-2), "{:?}", &kept[..3]);
+    assert!(kept.iter().all(|x| (x - 1.0 / share).abs() < 1e-2), "{:?}", &kept[..3]);
 }
 
 #[test]
@@ -159,7 +159,7 @@ fn nothing_outside_training() {
     };
     let vit = visible(&cfg);
     for sample in added(&vit, &mut Pass::eval(), 50) {
-        assert!(sample.iter().all(|x| (x - 1.).abs() < 1e-4), "{sample:?}");
+        assert!(sample.iter().all(|x| (x - 1.0).abs() < 1e-4), "{sample:?}");
     }
     let xs = Tensor::zeros((2, 1, 4, 4), DType::F32, &CPU).unwrap();
     let quiet = visible(&config()).forward_t(&xs, true).unwrap();
@@ -178,7 +178,7 @@ fn at_every_place_it_says() {
     for branch in 0..2 * DEPTH {
         let dropped = added.iter().filter(|sample| sample[branch].abs() < 0.5).count();
         assert!(
-            (dropped as f64 - 2000.).abs() < 4.5 * 1000f64.sqrt(),
+            (dropped as f64 - 2000.0).abs() < 4.5 * 1000f64.sqrt(),
             "branch {branch}: {dropped}"
         );
     }

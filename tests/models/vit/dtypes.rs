@@ -30,8 +30,8 @@ fn f64_and_half_precision_agree_with_f32() {
             let (ours, our_main, our_sub) = run(dtype);
             let error = distance(&ours, &logits);
             assert!(error < tolerance, "{name}, {dtype:?}: {error:.1e}");
-            assert!((our_main - main).abs() < tolerance * (1. + main), "{name}, {dtype:?}");
-            assert!((our_sub - sub).abs() < tolerance * (1. + sub), "{name}, {dtype:?}");
+            assert!((our_main - main).abs() < tolerance * (1.0 + main), "{name}, {dtype:?}");
+            assert!((our_sub - sub).abs() < tolerance * (1.0 + sub), "{name}, {dtype:?}");
         }
     }
 }

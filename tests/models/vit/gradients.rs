@@ -39,8 +39,8 @@ fn are_the_finite_differences_of_the_loss() {
                     numbers(&loss(&vit, &xs))[0]
                 };
                 let step = 1e-5;
-                let difference = (moved(step) - moved(-step)) / (2. * step);
-                moved(0.);
+                let difference = (moved(step) - moved(-step)) / (2.0 * step);
+                moved(0.0);
                 let tolerance = 1e-8 + 1e-7 * difference.abs();
                 let error = (grad[at] - difference).abs();
                 assert!(

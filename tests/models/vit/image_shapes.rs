@@ -70,11 +70,11 @@ fn need_not_be_square() {
     assert_eq!(wide.grid(&xs).unwrap(), Grid::new(2, 5));
     // Position 7 is row 1, column 2: its pixels move its token and no other.
     let tokens = |xs: &Tensor| wide.embed(xs, None, &mut Pass::eval()).unwrap();
-    let patch = (Tensor::ones((2, 3, 4, 4), DType::F32, &CPU).unwrap() * 5.).unwrap();
+    let patch = (Tensor::ones((2, 3, 4, 4), DType::F32, &CPU).unwrap() * 5.0).unwrap();
     let changed = xs.slice_assign(&[0..2, 0..3, 4..8, 8..12], &patch).unwrap();
     let moved = (tokens(&changed) - tokens(&xs)).unwrap().abs().unwrap().sum(2).unwrap();
     for row in moved.to_vec2::<f32>().unwrap() {
-        let which: Vec<usize> = (0..row.len()).filter(|&at| row[at] > 0.).collect();
+        let which: Vec<usize> = (0..row.len()).filter(|&at| row[at] > 0.0).collect();
         assert_eq!(which, [1 + 7]);
     }
     // The transposed image does not fit.
