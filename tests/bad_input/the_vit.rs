@@ -27,10 +27,11 @@ fn on_images_of_another_size() {
         vec![2, 3, 16, 16, 1],
     ] {
         let xs = randn(shape.clone(), "odd");
-        let expected = if shape.len() == 4 {
-            "multiples of the patch, 4 pixels"
-        } else {
-            "[B, C, H, W]"
+        let expected = match shape[..] {
+            // A size like any other, but not the configured one.
+            [2, 3, 32, 32] => "for images of 32 x 32 set Config::image_size",
+            [_, _, _, _] => "multiples of the patch, 4 pixels",
+            _ => "[B, C, H, W]",
         };
         assert_misshapen(vit.forward_t(&xs, false), "images", &shape, expected);
         assert_misshapen(

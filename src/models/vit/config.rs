@@ -154,8 +154,8 @@ impl Config {
             ("image_size", width.max(1)),
         ])?;
         rules::check_patch(self.in_channels, self.patch_size)?;
-        let width = self.embed_dim;
-        check::divisor("num_heads", self.num_heads, width, format_args!("embed_dim, {width}"))?;
+        let dim = self.embed_dim;
+        check::divisor("num_heads", self.num_heads, dim, format_args!("embed_dim, {dim}"))?;
         check::rate("dropout", self.dropout)?;
         check::rate("drop_path", self.drop_path)?;
         check::non_negative("norm_eps", self.norm_eps)?;
