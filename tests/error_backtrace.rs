@@ -126,11 +126,17 @@ mod conversions {
             assert_eq!(cause.map(std::io::Error::kind), Some(NotFound));
             assert_eq!(format!("{:#}", anyhow::Error::from(back)), whole);
         }
-        // candle's own as a cause: of a file that is no safetensors file.
+        // candle's own as a cause: of a file with elements that candle does not have.
         let file = tempfile::NamedTempFile::new().unwrap();
+        let header = br#"{"w":{"dtype":"BOOL","shape":[1],"data_offsets":[0,1]}}"#;
+        let content = [&(header.len() as u64).to_le_bytes()[..], header, &[1]].concat();
+        std::fs::write(file.path(), content).unwrap();
         let error = masksub::Weights::from_safetensors(file.path()).unwrap_err();
         let cause = error.source().and_then(|cause| cause.downcast_ref::<CandleError>());
-        assert!(matches!(cause, Some(CandleError::SafeTensor(_))), "{error:?}");
+        assert!(
+            matches!(cause, Some(CandleError::UnsupportedSafeTensorDtype(_))),
+            "{error:?}"
+        );
         assert_eq!(format!("{error:?}").lines().count(), 1, "{error:?}");
     }
 

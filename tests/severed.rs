@@ -52,7 +52,10 @@ mod in_candle_transformers {
             panic!("{error}");
         };
         assert!(text.contains(&format!("{} of {trained}", names.len())), "{text}");
-        assert!(names.iter().all(|name| text.contains(name)), "{text}");
+        // The names come last, those of all blocks as one; of this model it is known what to take instead.
+        let (remedy, listed) = text.split_once("Without a gradient: ").unwrap();
+        assert!(remedy.contains("masksub::models::vit"), "{text}");
+        assert!(listed.contains(".layer.*.") && listed.contains("(2)"), "{text}");
         (names, trained)
     }
 
