@@ -164,6 +164,9 @@ fn long_run(out: &Path, by: Option<&str>) -> std::process::Child {
             command
         }
     };
+    if by.is_none() {
+        heed_hangups(&mut command);
+    }
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     for _ in 0..6000 {
         if out.join("checkpoint.previous.safetensors").exists() {
@@ -173,6 +176,24 @@ fn long_run(out: &Path, by: Option<&str>) -> std::process::Child {
     }
     child.kill().and_then(|()| child.wait()).unwrap();
     panic!("no checkpoint in {}", out.display());
+}
+
+/// Also where these tests themselves run under `nohup`, whose children ignore SIGHUP, too.
+fn heed_hangups(command: &mut Command) {
+    #[cfg(unix)]
+    {
+        use nix::sys::signal::{signal, SigHandler, Signal};
+        use std::os::unix::process::CommandExt;
+        let default = || {
+            // SAFETY: no handler of ours is replaced in the child, which has none yet.
+            unsafe { signal(Signal::SIGHUP, SigHandler::SigDfl) }?;
+            Ok(())
+        };
+        // SAFETY: between fork and exec, only `signal` is called, which is safe there.
+        unsafe { command.pre_exec(default) };
+    }
+    #[cfg(not(unix))]
+    let _ = command;
 }
 
 #[cfg(unix)]
