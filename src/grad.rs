@@ -188,7 +188,7 @@ pub struct Audit {
     pub trained: usize,
     /// Parameters without a gradient, except those that may lack one.
     pub missing: Vec<String>,
-    /// Parameters whose gradient has an infinite or undefined element.
+    /// Parameters whose gradient has an element that is infinite or NaN.
     pub non_finite: Vec<String>,
     /// Parameters whose gradient is zero throughout.
     pub all_zero: Vec<String>,

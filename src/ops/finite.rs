@@ -1,4 +1,4 @@
-//! The search for what is infinite or undefined.
+//! The search for what is infinite or NaN.
 
 use candle_core::{DType, Result, Tensor};
 

@@ -61,11 +61,12 @@ impl Windows<'_> {
     }
 }
 
-/// y = x + s γ reverse(proj(attention(qkv(partition(norm(x)))))), with attention within the windows of a grid.
+/// y = x + s γ reverse(proj(attention(qkv(partition(norm(x)))))), with attention within the windows of a grid, LayerScale γ
+/// (1 where there is none) and drop path's factors s.
 ///
 /// The same as the operations one by one, without what they write and read in between: no token leaves its place, and
-/// attention alone goes window by window. For the backward two matrices, [B L, 3 D] and [B L, D], are kept. Gradients
-/// of all parameters arrive as ever.
+/// attention alone goes window by window. For the backward two matrices, [B L, 3 D] and [B L, D], are kept. All
+/// parameters get gradients.
 ///
 /// # Arguments
 ///

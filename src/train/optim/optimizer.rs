@@ -71,7 +71,7 @@ impl<R: Rule> GroupOptimizer<R> {
         })
     }
 
-    /// Passes over a step with an infinite or undefined gradient, and [counts](Self::skipped_steps) it, instead of
+    /// Passes over a step with a gradient that is infinite or NaN, and [counts](Self::skipped_steps) it, instead of
     /// refusing it: as `torch.amp.GradScaler` does.
     pub fn skip_non_finite(self) -> Self {
         Self {

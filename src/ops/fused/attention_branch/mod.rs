@@ -71,10 +71,11 @@ pub enum Tokens {
     First,
 }
 
-/// y = x + s γ proj(attention(qkv(norm(x)))), of all tokens or of the first.
+/// y = x + s γ proj(attention(qkv(norm(x)))), of all tokens or of the first, with LayerScale γ (1 where there is none) and
+/// drop path's factors s.
 ///
 /// The same as the operations one by one, without what they write and read in between: for the backward two matrices,
-/// [B N, 3 D] and [B N, D], are kept. Gradients of all parameters arrive as ever.
+/// [B N, 3 D] and [B N, D], are kept. All parameters get gradients.
 ///
 /// # Arguments
 ///

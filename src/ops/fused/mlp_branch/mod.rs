@@ -61,10 +61,10 @@ impl<'a> MlpBranch<'a> {
     }
 }
 
-/// y = x + s γ fc2(activation(fc1(norm(x)))).
+/// y = x + s γ fc2(activation(fc1(norm(x)))), with LayerScale γ (1 where there is none) and drop path's factors s.
 ///
 /// The same as the operations one by one, without what they write and read in between: for the backward one matrix
-/// [B N, H] is kept. Gradients of all parameters arrive as ever.
+/// [B N, H] is kept. All parameters get gradients.
 ///
 /// # Arguments
 ///
