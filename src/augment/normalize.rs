@@ -31,14 +31,17 @@ impl Normalize {
     /// Mean and standard deviation of red, green and blue, of values in [0, 1].
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when a mean is infinite or NaN, or a standard deviation is not above 0 and finite.
+    /// [`Error::InvalidArgument`] when a mean is infinite or NaN, or a standard deviation is not above 0 and finite;
+    /// when pixels would become so large that f32 does not hold them.
     pub fn new(mean: [f64; 3], std: [f64; 3]) -> Result<Self> {
         for (&mean, &std) in mean.iter().zip(&std) {
             if !mean.is_finite() {
                 return Err(Error::invalid("mean", mean, "finite"));
             }
             check::positive("std", std)?;
+            check_finite(mean, std)?;
         }
+        check_finite(average(mean), average(std))?;
         Ok(Self { mean, std })
     }
 
@@ -91,7 +94,6 @@ impl Normalize {
     pub fn write_gray(&self, image: &Image, out: &mut [f32]) -> Result<()> {
         check_len(out, 1, image)?;
         let (pixels, _) = image.as_raw().as_chunks::<CHANNELS>();
-        let average = |values: [f64; CHANNELS]| values.iter().sum::<f64>() / CHANNELS as f64;
         let table = table(average(self.mean), average(self.std));
         let grays = pixels.iter().map(|&pixel| table[luma(pixel) as usize]);
         out.iter_mut().zip(grays).for_each(|(out, gray)| *out = gray);
@@ -111,6 +113,11 @@ impl Normalize {
     }
 }
 
+/// Of the three colours, for grey levels.
+fn average(values: [f64; CHANNELS]) -> f64 {
+    values.iter().sum::<f64>() / CHANNELS as f64
+}
+
 fn check_len(out: &[f32], channels: usize, image: &Image) -> Result<()> {
     let (height, width) = (image.height(), image.width());
     if out.len() == channels * height * width {
@@ -118,6 +125,20 @@ fn check_len(out: &[f32], channels: usize, image: &Image) -> Result<()> {
     }
     let expected = format!("[{channels} * {height} * {width}]");
     Err(Error::shape("out", &[out.len()], expected))
+}
+
+/// Refuses what would make infinite numbers, or none, of an image.
+fn check_finite(mean: f64, std: f64) -> Result<()> {
+    let table = table(mean, std);
+    if table.iter().all(|value| value.is_finite()) {
+        return Ok(());
+    }
+    let value = format!("{std} for a mean of {mean}");
+    Err(Error::invalid(
+        "std",
+        value,
+        "such that normalised pixels are finite in f32",
+    ))
 }
 
 /// The value of each of the 256 levels.
@@ -178,6 +199,10 @@ mod tests {
             (0.5, 0.0),
             (0.5, -1.0),
             (0.5, f64::NAN),
+            // In f32, infinite, nothing, and too small to divide by.
+            (1e39, 1e39),
+            (0.0, 1e-300),
+            (1.0, 1e-39),
         ] {
             assert!(Normalize::new([0.5, 0.5, mean], [1.0, 1.0, std]).is_err());
         }

@@ -8,6 +8,7 @@ use fast_image_resize::{FilterType, ImageView, ResizeAlg, ResizeOptions, Resizer
 
 use super::image::{num_values, Image};
 use super::rect::Rect;
+use crate::check;
 use crate::error::{Error, Result};
 
 /// Interpolation filter.
@@ -52,22 +53,33 @@ impl Image {
     /// The part `window` of what the whole image would be at `width` x `height`. Only that part is computed, which is
     /// what makes a strip of one pixel by a thousand affordable.
     pub(super) fn resized_window(&self, width: usize, height: usize, window: Rect, filter: Filter) -> Result<Self> {
+        if window == Rect::whole(width, height) {
+            return resize(&self.view()?, width, height, &options(filter));
+        }
         let (x, y) = (self.width as f64 / width as f64, self.height as f64 / height as f64);
         // Rounding must not carry the right or lower edge over the image's.
         let (left, top) = (window.left as f64 * x, window.top as f64 * y);
-        let options = options(filter).crop(
-            left,
-            top,
-            (window.width as f64 * x).min(self.width as f64 - left),
-            (window.height as f64 * y).min(self.height as f64 - top),
-        );
-        resize(&self.view()?, window.width, window.height, &options)
+        let columns = (window.width as f64 * x).min(self.width as f64 - left);
+        let rows = (window.height as f64 * y).min(self.height as f64 - top);
+        // One direction at a time, in the order and with the rounding of both at once. For those, fast_image_resize 6.1
+        // takes the first pixel's leftmost source for the leftmost of all; where its weight is exactly 0 it is not, and
+        // memory before the row is read.
+        let reach = (REACH * x.max(1.0)).ceil() + 1.0;
+        let first = (left - reach).floor().max(0.0);
+        let end = (left + columns + reach).ceil().min(self.width as f64);
+        let strip = options(filter).crop(first, top, end - first, rows);
+        let strip = resize(&self.view()?, (end - first) as usize, window.height, &strip)?;
+        let across = options(filter).crop(left - first, 0.0, columns, window.height as f64);
+        resize(&strip.view()?, window.width, window.height, &across)
     }
 
     fn view(&self) -> Result<TypedImageRef<'_, U8x3>> {
         TypedImageRef::from_buffer(self.width as u32, self.height as u32, &self.pixels).map_err(refused)
     }
 }
+
+/// Pixels that the wider filter, the cubic, reaches to either side, where it is not widened.
+const REACH: f64 = 2.0;
 
 fn options(filter: Filter) -> ResizeOptions {
     let filter = match filter {
@@ -84,7 +96,17 @@ fn resize(
     height: usize,
     options: &ResizeOptions,
 ) -> Result<Image> {
-    let mut pixels = vec![0; num_values(width, height)?];
+    let values = num_values(width, height)?;
+    // Weights of the pixels that each row and each column of the result is made of, in two precisions.
+    let weights = |from: u32, to: usize| {
+        let scale = f64::from(from) / to as f64;
+        let taps = 2 * (REACH * scale.max(1.0)).ceil() as usize + 1;
+        to.checked_mul(taps)?.checked_mul(2 * size_of::<f64>())
+    };
+    let tables = weights(source.width(), width).zip(weights(source.height(), height));
+    let bytes = tables.and_then(|(columns, rows)| values.checked_add(columns)?.checked_add(rows));
+    check::fits_memory("size", format!("{width} x {height}"), bytes, 1)?;
+    let mut pixels = vec![0; values];
     let target = TypedImage::<U8x3>::from_buffer(width as u32, height as u32, &mut pixels);
     let mut target = target.map_err(refused)?;
     let resized = RESIZER.with_borrow_mut(|resizer| resizer.resize_typed(source, &mut target, options));
@@ -100,6 +122,40 @@ fn refused(error: impl std::fmt::Display) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Windows whose first or last pixel lies exactly on one of the source, where the cubic has zeros: read from before
+    /// the row in fast_image_resize 6.1.0, and a crash for some sizes.
+    #[test]
+    fn windows_are_pieces_of_the_whole_wherever_they_lie() {
+        for (w, h, width, height) in [
+            (40, 1, 280, 7),
+            (1, 40, 7, 280),
+            (9, 5, 27, 15),
+            (7, 9, 63, 27),
+            (30, 20, 10, 7),
+        ] {
+            let image = super::super::testing::noise(w, h);
+            for filter in [Filter::Bilinear, Filter::Bicubic] {
+                let whole = image.resized(width, height, filter).unwrap();
+                let side = width.min(height);
+                for left in 0..=width - side {
+                    let top = (left * 5) % (height - side + 1);
+                    let window = Rect {
+                        left,
+                        top,
+                        width: side,
+                        height: side,
+                    };
+                    let part = image.resized_window(width, height, window, filter).unwrap();
+                    for y in 0..side {
+                        let expected = &whole.row(top + y)[left * 3..(left + side) * 3];
+                        let far = part.row(y).iter().zip(expected).find(|(a, b)| a.abs_diff(**b) > 1);
+                        assert!(far.is_none(), "{w} x {h} at {width} x {height}, {window:?}: {far:?}");
+                    }
+                }
+            }
+        }
+    }
 
     #[test]
     fn resizing_is_antialiased_and_blind_to_what_lies_outside() {
