@@ -13,6 +13,9 @@ use crate::error::{Error, Result};
 /// `usize`.
 pub(crate) const MOST: usize = 1 << 20;
 
+/// What images must have the dtype of.
+pub(crate) const WEIGHTS: &str = "the model's weights";
+
 /// A rate in [0, 1): of masking, dropout or drop path, which leave something, or of an average that moves.
 pub(crate) fn rate(argument: &'static str, value: f64) -> Result<f64> {
     within(argument, value, (0.0..1.0).contains(&value), "at least 0 and below 1")

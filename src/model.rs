@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use candle_nn::ModuleT;
 
+use crate::error::{unsupported_bf16, Error};
 use crate::grid::Grid;
 use crate::mask::Mask;
 use crate::pass::Pass;
@@ -95,7 +96,23 @@ pub struct Plain<M>(pub M);
 
 impl<M: ModuleT> Forward for Plain<M> {
     fn forward_pass(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
-        self.0.forward_t(xs, pass.is_train())
+        let logits = self.0.forward_t(xs, pass.is_train());
+        logits.map_err(|error| match unsupported_bf16(&error) {
+            Some(op) if xs.dtype() == DType::BF16 && xs.device().is_cpu() => {
+                let expected = format!(
+                    "f32 on the CPU, where candle has no {op} of bf16, on which its convolutions and linear layers run \
+                     (masksub::ops and masksub::models compute bf16 there)"
+                );
+                let (argument, got) = ("xs", xs.dtype());
+                Error::DType {
+                    argument,
+                    got,
+                    expected,
+                }
+                .into()
+            }
+            _ => error,
+        })
     }
 }
 

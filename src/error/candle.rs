@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use candle_core::Error as CandleError;
+use candle_core::{DType, Error as CandleError};
 
 use super::Error;
 
@@ -17,6 +17,16 @@ pub(super) fn sentence(error: &CandleError) -> String {
             None => format!("{context}: {wrapped}"),
         },
         other => other.to_string(),
+    }
+}
+
+/// The operation that candle does not have in bf16, where that is the error.
+pub(crate) fn unsupported_bf16(error: &CandleError) -> Option<&'static str> {
+    match error {
+        CandleError::UnsupportedDTypeForOp(DType::BF16, op) => Some(op),
+        CandleError::WithBacktrace { inner, .. } | CandleError::Context { inner, .. } => unsupported_bf16(inner),
+        CandleError::WrappedContext { wrapped, .. } => wrapped.downcast_ref().and_then(unsupported_bf16),
+        _ => None,
     }
 }
 

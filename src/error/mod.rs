@@ -8,7 +8,9 @@ mod tests;
 
 use candle_core::Error as CandleError;
 
+pub(crate) use candle::unsupported_bf16;
 pub(crate) use fault::Fault;
+use names::plain;
 
 /// Everything that can go wrong, each case naming the argument or tensor concerned, what it was, and what it may be.
 ///
@@ -39,7 +41,7 @@ pub(crate) use fault::Fault;
 #[non_exhaustive]
 pub enum Error {
     /// An argument outside its allowed range.
-    #[error("{argument} is {value}, but must be {allowed}")]
+    #[error("{argument} is {}, but must be {}", plain(.value), plain(.allowed))]
     InvalidArgument {
         /// The argument's name, as in the function's signature or the configuration.
         argument: &'static str,
@@ -50,7 +52,7 @@ pub enum Error {
     },
 
     /// A tensor whose shape does not fit.
-    #[error("{argument} has shape {got:?}, but must be {expected}")]
+    #[error("{argument} has shape {got:?}, but must be {}", plain(.expected))]
     Shape {
         /// The argument's name.
         argument: &'static str,
@@ -61,7 +63,7 @@ pub enum Error {
     },
 
     /// A tensor whose dtype does not fit.
-    #[error("{argument} has dtype {got:?}, but must be {expected}")]
+    #[error("{argument} has dtype {got:?}, but must be {}", plain(.expected))]
     DType {
         /// The argument's name.
         argument: &'static str,
@@ -89,7 +91,7 @@ pub enum Error {
     },
 
     /// A gradient with an element that is infinite or NaN.
-    #[error("the gradient of {name} is not finite")]
+    #[error("the gradient of {} is not finite", plain(.name))]
     NonFiniteGradient {
         /// Name of the first such parameter, in the order in which parameters were given.
         name: String,
@@ -151,7 +153,7 @@ pub enum Error {
     },
 
     /// A weight that the file does not have.
-    #[error("weight {path} is missing from {file}")]
+    #[error("weight {} is missing from {}", plain(.path), plain(.file))]
     MissingWeight {
         /// The weight's path.
         path: String,
@@ -160,7 +162,7 @@ pub enum Error {
     },
 
     /// A weight whose shape in the file, or in the model that shares it, is another one.
-    #[error("weight {path} has shape {got:?} in {source_name}, but the model needs {expected:?}")]
+    #[error("weight {} has shape {got:?} in {}, but the model needs {expected:?}", plain(.path), plain(.source_name))]
     MisshapenWeight {
         /// The weight's path.
         path: String,
@@ -173,7 +175,7 @@ pub enum Error {
     },
 
     /// A model and a file that do not have the same weights.
-    #[error("the model and {file} do not have the same weights: {}", differences(.missing, .left_over))]
+    #[error("the model and {} do not have the same weights: {}", plain(.file), differences(.missing, .left_over))]
     WeightsDiffer {
         /// The file.
         file: String,
@@ -186,8 +188,9 @@ pub enum Error {
     /// A PyTorch file that holds code, or an object that code would make, where tensors should be. It is refused:
     /// nothing of it was imported or executed.
     #[error(
-        "{path} holds code where weights should be: {what}. Nothing of it was executed; in PyTorch, save the model's \
-         state_dict() instead"
+        "{} holds code where weights should be: {}. Nothing of it was executed; in PyTorch, save the model's state_dict() \
+         instead",
+        plain(.path), plain(.what)
     )]
     CodeInCheckpoint {
         /// The file.
@@ -197,7 +200,7 @@ pub enum Error {
     },
 
     /// A checkpoint of no format that is known here.
-    #[error("{path} is of no known format ({known}): its weights are called {}", listed(.names))]
+    #[error("{} is of no known format ({known}): its weights are called {}", plain(.path), listed(.names))]
     UnknownFormat {
         /// The file.
         path: String,
@@ -208,7 +211,10 @@ pub enum Error {
     },
 
     /// A checkpoint of another architecture than the model's.
-    #[error("{path} holds the weights of a {family} (format {format}), but the model asks for {weight}, a weight of a {other}")]
+    #[error(
+        "{} holds the weights of a {family} (format {format}), but the model asks for {}, a weight of a {other}",
+        plain(.path), plain(.weight)
+    )]
     OtherArchitecture {
         /// The file.
         path: String,
@@ -223,7 +229,7 @@ pub enum Error {
     },
 
     /// A file that could not be read or written.
-    #[error("{path}: {message}")]
+    #[error("{}: {}", plain(.path), plain(.message))]
     File {
         /// The file.
         path: String,
@@ -299,7 +305,7 @@ pub(crate) fn listed(names: &[impl AsRef<str>]) -> String {
     let first = names
         .iter()
         .take(MOST)
-        .map(AsRef::as_ref)
+        .map(|name| plain(name.as_ref()))
         .collect::<Vec<_>>()
         .join(", ");
     match names.len().saturating_sub(MOST) {

@@ -1,6 +1,31 @@
 //! Names of many parameters in a sentence.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+/// A name or a value in a sentence: in one line and not too long, wherever it comes from. A file may call its tensors as
+/// it likes, line breaks and a terminal's commands included.
+pub(crate) fn plain(text: &str) -> Cow<'_, str> {
+    const MOST_CHARS: usize = 1000;
+    let end = text.char_indices().nth(MOST_CHARS).map(|(end, _)| end);
+    if end.is_none() && !text.contains(char::is_control) {
+        return text.into();
+    }
+    let mut plain = String::new();
+    for char in text[..end.unwrap_or(text.len())].chars() {
+        if char.is_control() {
+            plain.extend(char.escape_default());
+        } else {
+            plain.push(char);
+        }
+    }
+    if let Some(end) = end {
+        // To a string there is always room.
+        let _ = write!(plain, "... and {} bytes more", text.len() - end);
+    }
+    plain.into()
+}
 
 /// Names that differ in numbers only as one, with how many they are: the first few such groups, in the order of names.
 pub(super) fn grouped(names: &[String]) -> String {
@@ -24,15 +49,13 @@ pub(super) fn grouped(names: &[String]) -> String {
     let listed: Vec<_> = groups
         .into_iter()
         .take(MOST)
-        .map(
-            |(name, count)| {
-                if count == 1 {
-                    name
-                } else {
-                    format!("{name} ({count})")
-                }
-            },
-        )
+        .map(|(name, count)| {
+            if count == 1 {
+                plain(&name).into_owned()
+            } else {
+                format!("{} ({count})", plain(&name))
+            }
+        })
         .collect();
     match others {
         0 => listed.join(", "),
@@ -58,6 +81,17 @@ mod tests {
 
     fn names(names: &[&str]) -> Vec<String> {
         names.iter().map(|name| name.to_string()).collect()
+    }
+
+    #[test]
+    fn whatever_a_name_is_a_sentence_is_one_line() {
+        assert_eq!(plain("blocks.0.Größe \"w\""), "blocks.0.Größe \"w\"");
+        assert_eq!(plain("a\nb\u{1b}[2J"), "a\\nb\\u{1b}[2J");
+        assert_eq!(plain(&"é".repeat(1000)), "é".repeat(1000));
+        assert_eq!(
+            plain(&"é".repeat(1003)),
+            format!("{}... and 6 bytes more", "é".repeat(1000))
+        );
     }
 
     #[test]

@@ -6,6 +6,7 @@ use candle_nn::{ModuleT, VarBuilder};
 use super::block::Block;
 use super::config::Config;
 use super::conv_batch_norm::{ConvBatchNorm, Geometry};
+use crate::check::{self, WEIGHTS};
 use crate::error::Error;
 use crate::model::Forward;
 use crate::models::init::pytorch_default;
@@ -114,6 +115,7 @@ impl Forward for ResNet {
                 return Err(Error::shape("images", xs.dims(), expected).into());
             }
         }
+        check::same_dtype("images", xs, WEIGHTS, &self.fc.weight)?;
         let ys = self.features(xs, pass)?;
         self.fc.forward(&pool::mean(&ys, (2, 3))?)
     }

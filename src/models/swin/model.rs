@@ -6,6 +6,7 @@ use candle_nn::{ModuleT, VarBuilder};
 use super::block::Block;
 use super::config::{Config, WeightNames};
 use super::stages::StageShape;
+use crate::check::{self, WEIGHTS};
 use crate::error::Error;
 use crate::grid::Grid;
 use crate::model::{Forward, MaskTokenModel};
@@ -43,6 +44,7 @@ impl Embedding {
 
     /// [B, C, H, W] to [B, L, D].
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        check::same_dtype("images", xs, WEIGHTS, &self.proj.weight)?;
         let patches = ops::patchify(xs, self.patch_size)?;
         self.norm.forward(&self.proj.forward(&patches)?)
     }

@@ -4,6 +4,7 @@ use candle_core::{Module, Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::config::{Config, WeightNames};
+use crate::check::{self, WEIGHTS};
 use crate::models::init::{pytorch_default, NORMAL, ZERO};
 use crate::nn::{layer_norm, LayerNorm};
 use crate::ops::{self, PatchEmbed};
@@ -52,6 +53,7 @@ impl Embedding {
 
     /// [B, C, H, W] to [B, 1 + L, D], or to [B, 1 + K, D] of the positions that `keep` lists, K for each sample.
     pub(super) fn forward(&self, xs: &Tensor, keep: Option<&[u32]>) -> Result<Tensor> {
+        check::same_dtype("images", xs, WEIGHTS, &self.patch_weight)?;
         let embed = PatchEmbed {
             weight: &self.patch_weight,
             bias: self.patch_bias.as_ref(),
