@@ -5,10 +5,13 @@ mod common;
 use candle_core::{DType, Tensor};
 use candle_nn::loss::cross_entropy;
 use candle_transformers::models::{resnet, vit as candle_vit};
-use common::{images, labels, tiny_forms, vit, CPU};
+use common::{images, labels, randn, small_resnet, small_swin, tiny_forms, vit, CPU};
+use masksub::models::resnet::{BlockKind, ResNet};
+use masksub::models::swin::SwinTransformer;
+use masksub::models::vit::VisionTransformer;
 use masksub::{
-    grad, DropToken, Error, Forward, MaskSub, Params, PatchDrop, Plain, RandomMasking, Seed, Step, StepKey, SubBranch,
-    Weights,
+    grad, DropToken, Error, Forward, MaskSub, MaskToken, Params, PatchDrop, Plain, RandomMasking, Seed, Step, StepKey,
+    SubBranch, Weights,
 };
 
 fn key() -> StepKey {
@@ -125,6 +128,53 @@ mod in_ours {
             let unexplained = |name: &&String| !name.ends_with("key.bias") && !name.ends_with("k_proj.bias");
             let all_zero: Vec<_> = audit.all_zero.iter().filter(unexplained).collect();
             assert!(all_zero.is_empty(), "{name} at batch {batch}: {all_zero:?}");
+        }
+    }
+
+    /// Every weight random, since many begin at 0 or 1.
+    fn randomised(weights: &Weights) {
+        for (name, var) in weights.varmap().data().lock().unwrap().iter() {
+            let noise = (randn(var.shape(), name) * 0.3).unwrap();
+            // Variances are positive.
+            let value = if name.ends_with("running_var") {
+                noise.abs().unwrap() + 0.5
+            } else {
+                Ok(noise)
+            };
+            var.set(&value.unwrap()).unwrap();
+        }
+    }
+
+    fn every_gradient_is_one<M: Forward, S: SubBranch<M>>(model: M, branch: S, weights: &Weights, xs: &Tensor) {
+        let params = Params::from_varmap(weights.varmap());
+        let model = MaskSub::new(model, branch, &params);
+        let step = step(&model, xs).unwrap();
+        let audit = grad::audit(&step.grads, &params).unwrap();
+        assert!(audit.is_ok() && audit.all_zero.is_empty(), "{audit}");
+        assert_eq!(audit.trained, params.len());
+    }
+
+    #[test]
+    fn nothing_is_in_a_swin_or_a_resnet_either() {
+        for kind in [BlockKind::Basic, BlockKind::Bottleneck] {
+            let weights = Weights::seeded(Seed::new(0));
+            let resnet = ResNet::new(&small_resnet(kind), weights.var_builder(DType::F32, &CPU)).unwrap();
+            randomised(&weights);
+            every_gradient_is_one(resnet, patch_drop(), &weights, &randn((4, 3, 48, 32), "resnet"));
+        }
+        let weights = Weights::seeded(Seed::new(0));
+        let swin = SwinTransformer::new(&small_swin(), weights.var_builder(DType::F32, &CPU)).unwrap();
+        randomised(&weights);
+        let mask_token = MaskToken::new(RandomMasking::new(0.5).unwrap(), 8).unwrap();
+        every_gradient_is_one(swin, mask_token, &weights, &randn((2, 3, 32, 64), "swin"));
+        for (_, cfg) in tiny_forms(5)
+            .into_iter()
+            .filter(|(name, _)| ["deit3", "mae, mean"].contains(name))
+        {
+            let weights = Weights::seeded(Seed::new(0));
+            let vit = VisionTransformer::new(&cfg, weights.var_builder(DType::F32, &CPU)).unwrap();
+            randomised(&weights);
+            every_gradient_is_one(vit, patch_drop(), &weights, &images(2, "vit"));
         }
     }
 
