@@ -174,6 +174,9 @@ pub(crate) fn check_finite<'a>(grads: impl IntoIterator<Item = (&'a str, &'a Ten
 
 /// All elements, as f64. First to the host, then wider: Metal has no f64.
 fn on_host(tensor: &Tensor) -> Result<Vec<f64>> {
+    if tensor.elem_count() == 0 {
+        return Ok(vec![]);
+    }
     let tensor = tensor.to_device(&Device::Cpu)?.to_dtype(DType::F64)?;
     Ok(tensor.flatten_all()?.to_vec1()?)
 }

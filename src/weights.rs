@@ -15,6 +15,7 @@ use crate::check;
 use crate::error::{Error, Fault, Result};
 use crate::file;
 use crate::key::Seed;
+use crate::ops;
 use crate::params;
 
 /// A source of weights for a `VarBuilder`: every tensor that a model asks for becomes a variable of a `VarMap`, drawn
@@ -399,17 +400,31 @@ fn elements(shape: &Shape) -> Option<usize> {
         .try_fold(1usize, |count, &dim| count.checked_mul(dim))
 }
 
+/// Refuses weights that are no numbers, or more than their dtype holds.
+fn check_init(init: Init, name: &str, drawn: &Tensor) -> Result<()> {
+    if !drawn.dtype().is_float() || ops::first_not_finite(&[drawn])?.is_none() {
+        return Ok(());
+    }
+    let allowed = format!("such that all numbers are finite in {:?}", drawn.dtype());
+    Err(Error::invalid("init", format!("{init:?} for weight {name}"), allowed))
+}
+
 /// Values as candle's `Init` says, from a generator of its own.
 fn draw(init: Init, shape: &Shape, seed: Seed, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
     check::fits_memory(
         "shape",
         format!("{:?} of weight {name}", shape.dims()),
         elements(shape),
-        size_of::<f64>(),
+        // As they are drawn, in their dtype, checked, and as a variable.
+        size_of::<f32>() + 3 * dtype.size_in_bytes(),
     )?;
     let mut rng = seed.rng_for(name);
     let (spread, uniform) = match init {
-        Init::Const(value) => return Ok(Tensor::full(value, shape, device)?.to_dtype(dtype)?),
+        Init::Const(value) => {
+            let tensor = Tensor::full(value, shape, device)?.to_dtype(dtype)?;
+            check_init(init, name, &tensor)?;
+            return Ok(tensor);
+        }
         Init::Randn { mean, stdev } => ((mean, stdev), false),
         Init::Uniform { lo, up } => ((lo, up), true),
         Init::Kaiming {
@@ -439,5 +454,7 @@ fn draw(init: Init, shape: &Shape, seed: Seed, name: &str, dtype: DType, device:
             .map(|value| value as f32)
             .collect()
     };
-    Ok(Tensor::from_vec(values, shape, device)?.to_dtype(dtype)?)
+    let tensor = Tensor::from_vec(values, shape, device)?.to_dtype(dtype)?;
+    check_init(init, name, &tensor)?;
+    Ok(tensor)
 }

@@ -58,6 +58,9 @@ pub struct Mask {
 }
 
 impl Mask {
+    /// Of each index while a mask is made: in the list, and as the mask's own.
+    const BYTES: usize = 2 * size_of::<u32>();
+
     /// A mask from the positions that each sample keeps, in the order in which a shortened sequence shall have them.
     ///
     /// # Errors
@@ -75,26 +78,24 @@ impl Mask {
         grid.check_numbered()?;
         let num_keep = rows.first().map_or(0, |row| row.as_ref().len());
         let mut keep = Vec::with_capacity(rows.len() * num_keep);
-        let mut seen = vec![false; grid.len()];
+        let mut sorted = Vec::new();
         for (sample, row) in rows.iter().enumerate() {
             let row = row.as_ref();
             if row.len() != num_keep {
                 let lengths = format!("{} positions in sample {sample}, {num_keep} in sample 0", row.len());
                 return Err(Error::invalid("keep_indices", lengths, "as many in every sample"));
             }
-            seen.fill(false);
-            for &index in row {
-                match seen.get_mut(index as usize) {
-                    Some(seen) if !*seen => *seen = true,
-                    Some(_) => {
-                        let twice = format!("{index} twice in sample {sample}");
-                        return Err(Error::invalid("keep_indices", twice, "distinct positions"));
-                    }
-                    None => {
-                        let value = format!("{index} in sample {sample}");
-                        return Err(Error::invalid("keep_indices", value, format!("below {}", grid.len())));
-                    }
-                }
+            if let Some(index) = row.iter().find(|index| **index as usize >= grid.len()) {
+                let value = format!("{index} in sample {sample}");
+                return Err(Error::invalid("keep_indices", value, format!("below {}", grid.len())));
+            }
+            // Not a list of all positions: a few may be of billions.
+            sorted.clear();
+            sorted.extend_from_slice(row);
+            sorted.sort_unstable();
+            if let Some(twice) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+                let twice = format!("{} twice in sample {sample}", twice[0]);
+                return Err(Error::invalid("keep_indices", twice, "distinct positions"));
             }
             keep.extend_from_slice(row);
         }
@@ -195,9 +196,9 @@ impl Mask {
     /// The positions that are not kept, [B, L-K] u32, ascending in every sample.
     ///
     /// # Errors
-    /// When the device cannot hold it.
+    /// When memory or the device cannot hold it.
     pub fn dropped_indices(&self, device: &Device) -> Result<Tensor> {
-        let dense = self.dense();
+        let dense = self.dense()?;
         let dropped: Vec<u32> = dense
             .chunks_exact(self.grid.len())
             .flat_map(|kept| (0u32..).zip(kept))
@@ -211,9 +212,9 @@ impl Mask {
     /// 1 where a position is kept and 0 elsewhere, [B, L] of `dtype`.
     ///
     /// # Errors
-    /// When the device or the dtype cannot hold it.
+    /// When memory, the device or the dtype cannot hold it.
     pub fn to_dense(&self, dtype: DType, device: &Device) -> Result<Tensor> {
-        let dense: Vec<u8> = self.dense().into_iter().map(u8::from).collect();
+        let dense: Vec<u8> = self.dense()?.into_iter().map(u8::from).collect();
         let dense = Tensor::from_vec(dense, (self.batch, self.grid.len()), device)?;
         Ok(dense.to_dtype(dtype)?)
     }
@@ -235,9 +236,9 @@ impl Mask {
             ));
         }
         let indices = self.batch.checked_mul(fine.len());
-        check::fits_memory("factor", factor, indices, size_of::<u32>())?;
+        check::fits_memory("factor", factor, indices, Self::BYTES)?;
         let mut keep = Vec::with_capacity(self.keep.len() * factor * factor);
-        for dense in self.dense().chunks_exact(self.grid.len()) {
+        for dense in self.dense()?.chunks_exact(self.grid.len()) {
             for position in 0..fine.len() {
                 let (row, column) = (position / fine.width, position % fine.width);
                 if dense[row / factor * self.grid.width + column / factor] {
@@ -267,7 +268,8 @@ impl Mask {
     /// in both; kept tokens stay as they are, bit for bit.
     ///
     /// # Errors
-    /// [`Error::Shape`] when `tokens` is not [B, L, D] with this mask's B and L, or `mask_token` has not D numbers.
+    /// [`Error::Shape`] when `tokens` is not [B, L, D] with this mask's B and L, or `mask_token` has not D numbers;
+    /// [`Error::DType`] when their dtypes differ.
     pub fn replace(&self, tokens: &Tensor, mask_token: &Tensor) -> Result<Tensor> {
         let (batch, positions) = (self.batch, self.grid.len());
         if tokens.rank() != 3 || tokens.dims()[..2] != [batch, positions] {
@@ -285,6 +287,7 @@ impl Mask {
                 format!("{width} numbers like a token"),
             ));
         }
+        check::same_dtype("mask_token", mask_token, "tokens", tokens)?;
         let kept = self.to_dense(DType::U8, tokens.device())?.unsqueeze(2)?;
         let token = mask_token.reshape((1, 1, width))?;
         Ok(kept
@@ -293,11 +296,15 @@ impl Mask {
     }
 
     /// Whether each position of each sample is kept, B * L of them.
-    fn dense(&self) -> Vec<bool> {
-        let mut dense = vec![false; self.batch * self.grid.len()];
+    fn dense(&self) -> Result<Vec<bool>> {
+        /// With what is made of each of them.
+        const BYTES: usize = size_of::<u64>() + size_of::<bool>();
+        let positions = self.batch.checked_mul(self.grid.len());
+        check::fits_memory("grid", self.grid, positions, BYTES)?;
+        let mut dense = vec![false; positions.unwrap_or_default()];
         for (dense, row) in dense.chunks_exact_mut(self.grid.len()).zip(self.rows()) {
             row.iter().for_each(|&index| dense[index as usize] = true);
         }
-        dense
+        Ok(dense)
     }
 }

@@ -99,7 +99,7 @@ impl MaskGenerator for RandomMasking {
             let allowed = format!("at most {} samples of {grid} positions", MOST_INDICES / len);
             return Err(Error::invalid("batch", batch, allowed).into());
         }
-        check::fits_memory("batch", batch, batch.checked_mul(len), size_of::<u32>())?;
+        check::fits_memory("batch", batch, batch.checked_mul(len), Mask::BYTES)?;
         let mask_ratio = self.mask_ratio.at(key)?;
         if len == 1 && mask_ratio > 0.0 {
             return Err(Error::invalid("grid", grid, format!("{HIDES}, for a mask ratio of {mask_ratio}")).into());

@@ -8,7 +8,8 @@ use super::route::on_cpu_f32;
 /// `start + (end - start) weight`, in the memory of `start` where that is f32 on the CPU: for a `start` that is nobody
 /// else's. `torch.lerp`. No gradient flows through it.
 pub(crate) fn lerp(start: Tensor, end: &Tensor, weight: f64) -> Result<Tensor> {
-    let whole = start.is_contiguous() && end.is_contiguous() && start.dims() == end.dims();
+    // candle writes to no empty tensor in place.
+    let whole = start.elem_count() > 0 && start.is_contiguous() && end.is_contiguous() && start.dims() == end.dims();
     if !whole || !on_cpu_f32(&[&start, end]) || kernel::shares_memory(&start, end)? {
         let (start, end) = (start.detach(), end.detach().to_dtype(start.dtype())?);
         return &start + ((end - &start)? * weight)?;
@@ -34,10 +35,10 @@ impl InplaceOp2 for Lerp {
 
     fn cpu_fwd(&self, s1: &mut CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<()> {
         let ends = kernel::elements(s2, l2)?;
-        let (CpuStorage::F32(data), Some((start, end))) = (s1, l1.contiguous_offsets()) else {
+        let (CpuStorage::F32(data), Some(range)) = (s1, kernel::contiguous_range(l1)) else {
             candle_core::bail!("lerp is done in place only where tensors are contiguous f32");
         };
-        kernel::for_rows(&mut data[start..end], 1, |first, starts| {
+        kernel::for_rows(&mut data[range], 1, |first, starts| {
             move_towards(starts, &ends[first..], self.0)
         });
         Ok(())

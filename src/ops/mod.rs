@@ -92,6 +92,7 @@ mod fused;
 
 // Tensors that have no gradients
 mod finite;
+mod fresh;
 mod lerp;
 mod sum_of_squares;
 
@@ -137,6 +138,7 @@ pub use fused::stem::{stem, Pooling};
 pub use fused::window_attention_branch::{window_attention_branch, Windows};
 
 pub(crate) use finite::first_not_finite;
+pub(crate) use fresh::fresh;
 pub(crate) use lerp::lerp;
 pub(crate) use sum_of_squares::{sum_of_squares, sums_of_squares};
 

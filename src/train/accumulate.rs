@@ -87,7 +87,7 @@ impl Accumulator {
             let mean = match (self.means.remove(id), grad) {
                 (Some(mean), Some(grad)) => ops::lerp(mean, &grad.contiguous()?, share)?,
                 (Some(mean), None) => (mean * (1.0 - share))?,
-                (None, Some(grad)) if self.samples == 0 => grad.contiguous()?.copy()?,
+                (None, Some(grad)) if self.samples == 0 => ops::fresh(&grad)?,
                 (None, Some(grad)) => (grad * share)?,
                 (None, None) => continue,
             };

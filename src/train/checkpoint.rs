@@ -13,6 +13,7 @@ use safetensors::SafeTensors;
 use crate::error::{Error, Fault, Result};
 use crate::file;
 use crate::key::Seed;
+use crate::ops;
 
 /// Everything that a run needs to go on: how far it is, its seed and settings, and named sections of tensors: the
 /// model's weights, the optimizer's state, averages. On the disk it is a safetensors file, which other programs read,
@@ -209,7 +210,11 @@ impl Checkpoint {
                 return Err(Error::invalid("section", section, "a name without a slash"));
             }
             for (name, tensor) in tensors {
-                let tensor = tensor.detach().to_device(&Device::Cpu)?.contiguous()?;
+                let tensor = tensor.detach().to_device(&Device::Cpu)?;
+                let tensor = match tensor.elem_count() {
+                    0 => ops::fresh(&tensor)?,
+                    _ => tensor.contiguous()?,
+                };
                 all.insert(format!("{section}/{name}"), tensor);
             }
         }

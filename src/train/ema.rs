@@ -71,7 +71,7 @@ impl Ema {
             let average = if ops::is_half(&var) {
                 var.as_detached_tensor().to_dtype(DType::F32)?
             } else {
-                var.as_detached_tensor().copy()?
+                ops::fresh(&var)?
             };
             Ok(Entry { name, var, average })
         };
@@ -142,7 +142,7 @@ impl Ema {
         }
         let mut restore = Restore(Vec::with_capacity(self.entries.len()));
         for entry in &self.entries {
-            let weights = entry.var.as_detached_tensor().copy()?;
+            let weights = ops::fresh(&entry.var)?;
             restore.0.push((entry.var.clone(), weights));
             entry.var.set(&entry.average.to_dtype(entry.var.dtype())?)?;
         }
@@ -167,7 +167,7 @@ impl Ema {
             // A copy: the next update writes into the original.
             state.insert(
                 format!("{AVERAGE}{}", entry.name),
-                entry.average.to_device(&Device::Cpu)?.copy()?,
+                ops::fresh(&entry.average.to_device(&Device::Cpu)?)?,
             );
         }
         Ok(state)
@@ -198,7 +198,7 @@ impl Ema {
         let average = |entry: &Entry| {
             let tensor = find(&format!("{AVERAGE}{}", entry.name), entry.average.dims())?;
             let tensor = tensor.to_dtype(entry.average.dtype())?;
-            Ok(tensor.to_device(entry.average.device())?.copy()?)
+            Ok(ops::fresh(&tensor.to_device(entry.average.device())?)?)
         };
         let averages: Vec<Tensor> = self.entries.iter().map(average).collect::<Result<_>>()?;
         let names: HashSet<&str> = self.entries.iter().map(|entry| entry.name.as_str()).collect();

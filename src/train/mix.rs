@@ -160,7 +160,9 @@ impl Mix {
         let (kind, lambda) = self.draw(&mut rng, height, width);
         let reversed = |tensor: &Tensor| -> Result<Tensor> {
             let order: Vec<u32> = (0..batch as u32).rev().collect();
-            Ok(tensor.index_select(&Tensor::new(order, tensor.device())?, 0)?)
+            Ok(tensor
+                .contiguous()?
+                .index_select(&Tensor::new(order, tensor.device())?, 0)?)
         };
         let blend =
             |tensor: &Tensor| -> Result<Tensor> { Ok(((tensor * lambda)? + (reversed(tensor)? * (1.0 - lambda))?)?) };
@@ -230,6 +232,8 @@ impl Mix {
                     let value = format!("class {class}");
                     return Err(Error::invalid("labels", value, format!("within 0..{classes}")));
                 }
+                let count = batch.checked_mul(classes);
+                check::fits_memory("num_classes", classes, count, size_of::<i64>())?;
                 let all = Tensor::arange(0i64, classes as i64, labels.device())?;
                 indices.unsqueeze(D::Minus1)?.broadcast_eq(&all)?.to_dtype(DType::F32)?
             }

@@ -173,7 +173,8 @@ impl Schedule for Cosine {
         let before = if self.after_warmup { self.warmup_steps } else { 0 };
         let total = self.total_steps.saturating_sub(before).max(1);
         let progress = ((step - before) as f64 / total as f64).min(1.0);
-        self.floor + (self.peak - self.floor) * (1.0 + (PI * progress).cos()) / 2.0
+        // Halved first: the largest peak times two would be infinite.
+        self.floor + (self.peak - self.floor) * ((1.0 + (PI * progress).cos()) / 2.0)
     }
 }
 
@@ -267,6 +268,13 @@ mod tests {
         for schedule in [short, short.after_warmup(), Cosine::new(1.0, 0).unwrap()] {
             assert!((0..9).all(|step| (0.0..=1.0).contains(&schedule.at(step))));
         }
+    }
+
+    #[test]
+    fn the_largest_peak_is_one() {
+        let schedule = Cosine::new(f64::MAX, 4).unwrap();
+        assert_eq!(schedule.at(0), f64::MAX);
+        assert!((0..9).all(|step| schedule.at(step).is_finite()));
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod dtypes;
+mod layouts;
 mod losses;
 mod masks;
 mod norms;

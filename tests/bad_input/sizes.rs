@@ -51,7 +51,54 @@ fn of_weights() {
 }
 
 #[test]
+fn of_windows() {
+    let grid = Grid::new(1 << 16, 1 << 15);
+    assert_invalid(ops::shift_mask(grid, 128, 1, &CPU), "window", "128", FITS);
+    let table = Tensor::zeros((1, 1), DType::F32, &CPU).unwrap();
+    let table = table.broadcast_as((255 * 255, 1 << 24)).unwrap();
+    assert_invalid(ops::relative_position_bias(&table, 128), "window", "128", FITS);
+}
+
+#[test]
+fn of_a_grid_of_which_little_is_kept() {
+    let grid = Grid::new(65535, 65535);
+    // Two indices, not four billion places for them.
+    let mask = Mask::from_keep_indices(grid, &vec![[7, 4_294_836_224]; 1 << 12]).unwrap();
+    assert_eq!(mask.num_keep(), 2);
+    assert_invalid(mask.to_dense(DType::U8, &CPU), "grid", "65535 x 65535", FITS);
+    assert_invalid(mask.dropped_indices(&CPU), "grid", "65535 x 65535", FITS);
+}
+
+#[test]
+fn of_initial_weights() {
+    let weights = Weights::seeded(Seed::new(0));
+    for (dtype, init) in [
+        (DType::F32, Init::Randn { mean: 0.0, stdev: 1e39 }),
+        (DType::F32, Init::Const(f64::NAN)),
+        (
+            DType::F32,
+            Init::Uniform {
+                lo: f64::NEG_INFINITY,
+                up: 0.0,
+            },
+        ),
+        (DType::F16, Init::Const(1e5)),
+    ] {
+        let vb = weights.var_builder(dtype, &CPU);
+        assert_invalid(vb.get_with_hints(3, "fc.weight", init), "init", "fc.weight", "finite");
+    }
+    assert!(weights
+        .var_builder(DType::BF16, &CPU)
+        .get_with_hints(3, "w", Init::Const(1e5))
+        .is_ok());
+}
+
+#[test]
 fn of_mixing() {
+    let labels = Tensor::new(&[0u32, 1], &CPU).unwrap();
+    let many = Mix::new(1 << 50, 1.0, 0.0).unwrap();
+    let mixed = many.apply(&randn((2, 3, 4, 4), "xs"), &labels, key());
+    assert_invalid(mixed, "num_classes", &(1usize << 50).to_string(), FITS);
     assert_invalid(Mix::new(3, 1e308, 0.0), "mixup_alpha", "1", "below a million");
     assert_invalid(Mix::new(3, 0.0, 1e6), "cutmix_alpha", "1000000", "below a million");
     // The largest one still mixes half and half, and not to NaN.

@@ -10,7 +10,7 @@ use crate::ops::route;
 
 /// `sum + more`, in the memory of `sum` where that is on the CPU: for a `sum` that is nobody else's.
 pub(crate) fn add_assign(sum: Tensor, more: &Tensor) -> Result<Tensor> {
-    if sum.dims() == more.dims() && route::is_f32_slice(&sum) && route::is_f32_slice(more) {
+    if sum.elem_count() > 0 && sum.dims() == more.dims() && route::is_f32_slice(&sum) && route::is_f32_slice(more) {
         sum.inplace_op2(more, &AddAssign)?;
         return Ok(sum);
     }
@@ -39,8 +39,8 @@ impl<F: FnOnce(&mut [f32])> InplaceOp1 for WriteInto<F> {
 }
 
 fn elements_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
-    match (storage, layout.contiguous_offsets()) {
-        (CpuStorage::F32(data), Some((start, end))) => Ok(&mut data[start..end]),
+    match (storage, kernel::contiguous_range(layout)) {
+        (CpuStorage::F32(data), Some(range)) => Ok(&mut data[range]),
         _ => candle_core::bail!("gradients are added up in place only where they are contiguous f32"),
     }
 }

@@ -69,7 +69,14 @@ pub(crate) fn check_table(table: &Tensor, window: usize) -> crate::error::Result
     check_window(window)?;
     let side = 2 * window - 1;
     match *table.dims() {
-        [rows, heads] if rows == side * side => Ok(heads),
+        [rows, heads] if rows == side * side => {
+            // Of all pairs of positions.
+            let numbers = [window; 4]
+                .iter()
+                .try_fold(heads, |count, &side| count.checked_mul(side));
+            check::fits_memory("window", window, numbers, size_of::<f32>())?;
+            Ok(heads)
+        }
         _ => {
             let expected = format!("[{}, num_heads] for a window of {window}", side * side);
             Err(Error::shape("table", table.dims(), expected))

@@ -2,8 +2,9 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::check_shift;
 use super::partition::{composition_partition, partition_order};
+use super::{check_shift, check_window};
+use crate::check;
 use crate::grid::Grid;
 
 /// The mask that is added to the attention scores of windows that were shifted: 0 between positions that are neighbours
@@ -18,7 +19,7 @@ use crate::grid::Grid;
 ///
 /// # Errors
 ///
-/// If a side of the grid is no multiple of `window`, or `shift` is not less.
+/// If a side of the grid is no multiple of `window`, `shift` is not less, or the mask does not fit in memory.
 ///
 /// ```
 /// use candle_core::Device;
@@ -31,9 +32,14 @@ use crate::grid::Grid;
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn shift_mask(grid: Grid, window: usize, shift: usize, device: &Device) -> Result<Tensor> {
+    check_window(window)?;
+    check_shift(window, shift)?;
+    let sides = [grid.height, grid.width, window, window];
+    let numbers = sides.iter().try_fold(1usize, |count, &side| count.checked_mul(side));
+    check::fits_memory("window", window, numbers, size_of::<f32>())?;
     // In the rolled grid.
     let order = partition_order(grid, window, 0)?;
-    check_shift(window, shift)?;
+    let positions = window * window;
     let region = |at: usize, side: usize| -> u32 {
         // Before the last window; its part that stays; its part that came round.
         if at < side - window {
@@ -51,7 +57,6 @@ pub fn shift_mask(grid: Grid, window: usize, shift: usize, device: &Device) -> R
             3 * region(row, grid.height) + region(column, grid.width)
         })
         .collect();
-    let positions = window * window;
     let mut mask = Vec::with_capacity(grid.len() * positions);
     for window in regions.chunks_exact(positions) {
         for from in window {

@@ -4,6 +4,8 @@ use std::cell::RefCell;
 
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
+use crate::ops::cpu::kernel::contiguous_range;
+
 type Slices<'a> = Vec<&'a mut [f32]>;
 
 /// Calls `f` with the elements of `tensors`, which are contiguous f32 on the CPU and share no memory.
@@ -38,13 +40,13 @@ impl InplaceOp1 for Open<'_, '_> {
     }
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        let (CpuStorage::F32(data), Some((start, end))) = (storage, layout.contiguous_offsets()) else {
+        let (CpuStorage::F32(data), Some(range)) = (storage, contiguous_range(layout)) else {
             candle_core::bail!("weights are updated in place only where they are contiguous f32");
         };
         let Some((mut opened, rest, f)) = self.0.take() else {
             candle_core::bail!("an operation in place was run twice");
         };
-        opened.push(&mut data[start..end]);
+        opened.push(&mut data[range]);
         open(rest, opened, f)
     }
 }

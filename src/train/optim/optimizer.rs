@@ -12,6 +12,7 @@ use super::update::update;
 use crate::check;
 use crate::error::{Error, Result};
 use crate::grad::{check_finite, global_norm};
+use crate::ops;
 
 /// An optimizer by rule `R`: [`AdamW`](super::AdamW), [`Lamb`](super::Lamb), [`Sgd`](super::Sgd).
 ///
@@ -124,7 +125,7 @@ impl<R: Rule> GroupOptimizer<R> {
                     let mut weights = weights.iter().flatten();
                     weights.any(|weights| weights.start < grad.end && grad.start < weights.end)
                 });
-                due.push((slot, if shared { grad.copy()? } else { grad }));
+                due.push((slot, if shared { ops::fresh(&grad)? } else { grad }));
             }
         }
         let named = due.iter().map(|(slot, grad)| (slot.name.as_str(), grad));
@@ -154,7 +155,7 @@ impl<R: Rule> GroupOptimizer<R> {
             put(STEP, Tensor::new(slot.steps as i64, &Device::Cpu)?);
             for (part, tensor) in slot.tensors(self.rule.buffers()) {
                 // A copy: the next step writes into the original.
-                put(part, tensor.to_device(&Device::Cpu)?.copy()?);
+                put(part, ops::fresh(&tensor.to_device(&Device::Cpu)?)?);
             }
         }
         Ok(state)
@@ -199,7 +200,7 @@ impl<R: Rule> GroupOptimizer<R> {
             let steps = find(slot, STEP, None)?.to_scalar::<i64>()?;
             let tensors: Vec<_> = slot
                 .tensors(self.rule.buffers())
-                .map(|(part, like)| Ok(find(slot, part, Some(like))?.to_device(like.device())?.copy()?))
+                .map(|(part, like)| Ok(ops::fresh(&find(slot, part, Some(like))?.to_device(like.device())?)?))
                 .collect::<Result<_>>()?;
             let steps = check::updates("state", steps)?;
             new.push((steps, tensors));

@@ -1,13 +1,22 @@
 //! The elements of tensors as slices, and back.
 
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 
 use candle_core::{CpuStorage, Layout, Result, Storage, StorageRef, Tensor};
 
+/// Where the elements of a contiguous tensor lie in its storage. (candle's own answer for an empty one may begin behind
+/// the storage's end.)
+pub(crate) fn contiguous_range(layout: &Layout) -> Option<Range<usize>> {
+    match layout.contiguous_offsets()? {
+        (start, end) if start == end => Some(0..0),
+        (start, end) => Some(start..end),
+    }
+}
+
 /// The elements of a contiguous `f32` argument of a custom op.
 pub(crate) fn elements<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
-    match (storage, layout.contiguous_offsets()) {
-        (CpuStorage::F32(data), Some((start, end))) => Ok(&data[start..end]),
+    match (storage, contiguous_range(layout)) {
+        (CpuStorage::F32(data), Some(range)) => Ok(&data[range]),
         _ => candle_core::bail!("a CPU kernel of masksub was called with a tensor that is not contiguous f32"),
     }
 }
