@@ -1,44 +1,70 @@
 //! Bicubic interpolation of tables of positions, as PyTorch does it.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Result, Storage, Tensor, WithDType};
 
 use crate::grid::Grid;
+use crate::ops::cpu::kernel::contiguous_range;
 
 /// Keys' cubic convolution at this parameter is PyTorch's `bicubic`.
 const A: f64 = -0.75;
 
-/// Resizes values [H, W, D] at the positions of a grid to [H', W', D], in f64:
-/// `interpolate(mode="bicubic", align_corners=False, antialias=False)`.
+/// Resizes the values at the positions of a grid, [P + H W, D] with H W of `from`, to [P + H' W', D] with H' W' of `to`:
+/// `interpolate(mode="bicubic", align_corners=False, antialias=False)`. The first P rows stay as they are.
 ///
 /// A position's value is the sum over the four nearest in each direction, weighted by the cubic convolution kernel
-/// (Keys, 1981); beyond the edge its position repeats.
-pub(super) fn bicubic(values: &Tensor, to: Grid) -> Result<Tensor> {
-    let (height, width, dim) = values.dims3()?;
-    let values = values.to_dtype(DType::F64)?.contiguous()?;
-    // One direction after the other, each as a product with the matrix of its weights.
-    let rows = weights(height, to.height)?.matmul(&values.reshape((height, width * dim))?)?;
-    let rows = rows.reshape((to.height, width, dim))?;
-    let columns = weights(width, to.width)?;
-    let columns = columns.broadcast_as((to.height, to.width, width))?.contiguous()?;
-    columns.matmul(&rows)
+/// (Keys, 1981); beyond the edge its position repeats. Computed in f64 and rounded once, to f32 unless `values` are f64.
+/// Beside `values` and the result it needs a row of the grid.
+pub(super) fn bicubic(values: &Tensor, from: Grid, to: Grid) -> Result<Tensor> {
+    match values.dtype() {
+        DType::F64 => resized::<f64>(values, from, to),
+        _ => resized::<f32>(&values.to_dtype(DType::F32)?, from, to),
+    }
 }
 
-/// [to, from]: what each position of the result takes of those there are.
-fn weights(from: usize, to: usize) -> Result<Tensor> {
-    let mut weights = vec![0.0; to * from];
-    let scale = from as f64 / to as f64;
-    for (index, row) in weights.chunks_exact_mut(from.max(1)).enumerate() {
-        let at = (index as f64 + 0.5) * scale - 0.5;
-        for tap in -1..=2 {
-            let position = at.floor() + f64::from(tap);
-            // Beyond the edge, the last position counts again.
-            let nearest = position.clamp(0.0, from as f64 - 1.0) as usize;
-            if let Some(weight) = row.get_mut(nearest) {
-                *weight += kernel(at - position);
-            }
+fn resized<T: WithDType>(values: &Tensor, from: Grid, to: Grid) -> Result<Tensor> {
+    let (rows, dim) = values.dims2()?;
+    let values = values.contiguous()?;
+    let (storage, layout) = values.storage_and_layout();
+    let (Storage::Cpu(storage), Some(range)) = (&*storage, contiguous_range(layout)) else {
+        candle_core::bail!("positions are resized on the CPU");
+    };
+    let (prefix, values) = T::cpu_storage_as_slice(storage)?[range].split_at((rows - from.len()) * dim);
+    let mut resized = Vec::with_capacity(prefix.len() + to.len() * dim);
+    resized.extend_from_slice(prefix);
+    let columns = taps(from.width, to.width);
+    // One direction after the other.
+    let mut blend = vec![0.0; from.width * dim];
+    for taps in taps(from.height, to.height) {
+        blend.fill(0.0);
+        for (row, weight) in taps {
+            let row = values.iter().skip(row * blend.len());
+            blend
+                .iter_mut()
+                .zip(row)
+                .for_each(|(sum, value)| *sum += weight * value.to_f64());
+        }
+        for taps in &columns {
+            let at = |column: usize, d: usize| blend.get(column * dim + d).copied().unwrap_or_default();
+            let value = |d| taps.iter().map(|&(column, weight)| weight * at(column, d)).sum();
+            resized.extend((0..dim).map(|d| T::from_f64(value(d))));
         }
     }
-    Tensor::from_vec(weights, (to, from), &Device::Cpu)
+    let rows = rows - from.len() + to.len();
+    Tensor::from_vec(resized, (rows, dim), &candle_core::Device::Cpu)
+}
+
+/// For each of `to` positions, what it takes of which of `from`.
+fn taps(from: usize, to: usize) -> Vec<[(usize, f64); 4]> {
+    let scale = from as f64 / to as f64;
+    let of = |index: usize| {
+        let at = (index as f64 + 0.5) * scale - 0.5;
+        [-1.0, 0.0, 1.0, 2.0].map(|tap| {
+            let position = at.floor() + tap;
+            // Beyond the edge, the last position counts again.
+            (position.clamp(0.0, from as f64 - 1.0) as usize, kernel(at - position))
+        })
+    };
+    (0..to).map(of).collect()
 }
 
 fn kernel(distance: f64) -> f64 {
@@ -54,6 +80,7 @@ fn kernel(distance: f64) -> f64 {
 mod tests {
     use super::*;
     use crate::key::Seed;
+    use candle_core::Device;
     use rand::Rng;
 
     fn noise(height: usize, width: usize, dim: usize) -> Vec<f64> {
@@ -62,9 +89,9 @@ mod tests {
     }
 
     fn resized(values: &[f64], from: Grid, dim: usize, to: Grid) -> Vec<f64> {
-        let values = Tensor::from_vec(values.to_vec(), (from.height, from.width, dim), &Device::Cpu).unwrap();
-        let resized = bicubic(&values, to).unwrap();
-        assert_eq!(resized.dims(), [to.height, to.width, dim]);
+        let values = Tensor::from_vec(values.to_vec(), (from.len(), dim), &Device::Cpu).unwrap();
+        let resized = bicubic(&values, from, to).unwrap();
+        assert_eq!(resized.dims(), [to.len(), dim]);
         resized.flatten_all().unwrap().to_vec1().unwrap()
     }
 
@@ -130,5 +157,24 @@ mod tests {
     fn what_is_even_stays_even() {
         let ours = resized(&[2.5; 12], Grid::new(4, 3), 1, Grid::new(9, 5));
         assert!(ours.iter().all(|value| (value - 2.5).abs() < 1e-12));
+    }
+
+    #[test]
+    fn what_stands_before_the_positions_stays_and_halves_are_rounded_once() {
+        let (from, to) = (Grid::new(3, 3), Grid::new(4, 2));
+        let values = Tensor::from_vec(noise(11, 1, 2), (11, 2), &Device::Cpu).unwrap();
+        for dtype in [DType::F32, DType::BF16] {
+            let values = values.to_dtype(dtype).unwrap();
+            let ours = bicubic(&values, from, to).unwrap();
+            assert_eq!((ours.dims(), ours.dtype()), (&[10, 2][..], DType::F32));
+            let wide = values.to_dtype(DType::F64).unwrap();
+            let exact = bicubic(&wide, from, to).unwrap().to_dtype(DType::F32).unwrap();
+            assert_eq!(ours.to_vec2::<f32>().unwrap(), exact.to_vec2::<f32>().unwrap());
+            let prefix = wide.narrow(0, 0, 2).unwrap().to_dtype(DType::F32).unwrap();
+            assert_eq!(
+                ours.narrow(0, 0, 2).unwrap().to_vec2::<f32>().unwrap(),
+                prefix.to_vec2::<f32>().unwrap()
+            );
+        }
     }
 }

@@ -186,7 +186,10 @@ impl PeerSource {
         };
         if key == POS_EMBED {
             if let Some((from, to)) = self.positions(&got, shape)? {
-                let resized = resize_positions(&found.read(&self.file)?, from, to)?.reshape(shape)?;
+                let dim = shape.last().copied().unwrap_or(1);
+                // What stands before them, of the class token, stays as it is.
+                let positions = found.read(&self.file)?.reshape(((), dim))?;
+                let resized = resize::bicubic(&positions, from, to)?.reshape(shape)?;
                 self.positions = Some((from, to));
                 return Ok(Some((resized, names)));
             }
@@ -201,8 +204,9 @@ impl PeerSource {
                 let (Some(side), Some(to_side)) = (square(*offsets), square(*to_offsets)) else {
                     return Err(misshapen());
                 };
-                let table = found.read(&self.file)?.reshape((side, side, *heads))?;
-                let resized = resize::bicubic(&table, Grid::new(to_side, to_side))?.reshape(shape)?;
+                let table = found.read(&self.file)?;
+                let [from, to] = [side, to_side].map(|side| Grid::new(side, side));
+                let resized = resize::bicubic(&table, from, to)?.reshape(shape)?;
                 *self.tables.entry((side, to_side)).or_default() += 1;
                 Ok(Some((resized, names)))
             }
@@ -214,19 +218,6 @@ impl PeerSource {
             _ => Err(misshapen()),
         }
     }
-}
-
-/// Positions [.., N, D] of one grid for another one; what stands before them, of the class token, stays as it is.
-fn resize_positions(values: &Tensor, from: Grid, to: Grid) -> Result<Tensor> {
-    let dim = values.dims().last().copied().unwrap_or(1);
-    let values = values.reshape(((), dim))?;
-    let prefix = values.dim(0)? - from.len();
-    let grid = values
-        .narrow(0, prefix, from.len())?
-        .reshape((from.height, from.width, dim))?;
-    let resized = resize::bicubic(&grid, to)?.reshape((to.len(), dim))?;
-    let prefix = values.narrow(0, 0, prefix)?.to_dtype(resized.dtype())?;
-    Ok(Tensor::cat(&[&prefix, &resized], 0)?)
 }
 
 impl Source for PeerSource {

@@ -170,6 +170,68 @@ fn files_without_weights_are_refused_by_path() {
     assert!(message.contains("its keys are [epoch, model]"), "{message}");
 }
 
+/// A pipe would be waited for, and a device has no end.
+#[cfg(unix)]
+#[test]
+fn what_is_no_file_is_not_opened() {
+    let directory = tempfile::tempdir().unwrap();
+    let pipe = directory.path().join("w.pth");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
+    assert!(made.success());
+    let link = directory.path().join("link.pth");
+    std::os::unix::fs::symlink(&pipe, &link).unwrap();
+    for path in [&pipe, &link, Path::new("/dev/zero")] {
+        assert!(refusal(path).contains("it is a pipe, a socket or a device"));
+        for error in [
+            Weights::from_safetensors(path).map(drop).unwrap_err(),
+            masksub::train::checkpoint::Checkpoint::load(path)
+                .map(drop)
+                .unwrap_err(),
+        ] {
+            assert!(
+                error.to_string().contains("it is a pipe, a socket or a device"),
+                "{error}"
+            );
+        }
+    }
+    // Large, and none: nothing of it is read but where a header would say how long it is.
+    let zeros = directory.path().join("zeros.safetensors");
+    fs::File::create(&zeros).unwrap().set_len(12 << 30).unwrap();
+    let error = Weights::from_safetensors(&zeros).map(drop).unwrap_err();
+    assert!(error.to_string().contains("its header is damaged"), "{error}");
+    assert!(refusal(&zeros).contains("neither"));
+}
+
+/// Names of a file are in messages, and end no line of them.
+#[test]
+fn names_may_be_anything_and_messages_are_one_line() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("w.safetensors");
+    let header = br#"{"a\nb\u001b[2J":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#;
+    fs::write(
+        &path,
+        [&(header.len() as u64).to_le_bytes()[..], header, &[0; 4]].concat(),
+    )
+    .unwrap();
+    let weights = Weights::from_safetensors(&path).unwrap();
+    for error in [
+        Pretrained::open(&path).map(drop).unwrap_err(),
+        weights.check_exact(|_| false).unwrap_err(),
+        Error::from(
+            weights
+                .var_builder(DType::F32, &Device::Cpu)
+                .get(2, "a\nb\u{1b}[2J")
+                .unwrap_err(),
+        ),
+    ] {
+        let text = error.to_string();
+        assert!(
+            text.contains(r"a\nb\u{1b}[2J") && !text.contains(['\n', '\u{1b}']),
+            "{text}"
+        );
+    }
+}
+
 #[test]
 fn files_that_are_cut_off_are_refused() {
     let directory = tempfile::tempdir().unwrap();

@@ -307,6 +307,23 @@ fn what_is_no_image_is_left_out_and_counted() {
     );
 }
 
+/// For a hint of its format a file is not read whole, nor a pipe waited for.
+#[cfg(unix)]
+#[test]
+fn what_is_no_file_of_weights_is_not_read() {
+    let root = tempfile::tempdir().unwrap();
+    let pipe = root.path().join("w.pth");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    for file in [&pipe, Path::new("/dev/zero")] {
+        let out = root.path().join("run");
+        let error = refused(&short(&["--init-from", path_str(file), "--out", path_str(&out)]));
+        assert!(
+            error.contains("it is a pipe, a socket or a device: give a file"),
+            "{error}"
+        );
+    }
+}
+
 #[test]
 fn a_run_that_ends_in_its_warm_up_says_so() {
     let root = tempfile::tempdir().unwrap();
