@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::ModuleT;
+use masksub::grad;
 use masksub::models::vit::{Config, VisionTransformer};
+use masksub::train::accumulate::Accumulator;
 use masksub::train::ema::Ema;
 use masksub::train::optim::{AdamW, AdamWConfig, Lamb, LambConfig};
 use masksub::{Criterion, DropToken, MaskSub, Params, RandomMasking, Seed, Weights};
@@ -57,7 +59,8 @@ impl Shared {
     }
 }
 
-/// Trains for as many steps, with averaged weights, while `predict` is called again and again on other threads.
+/// Trains for as many steps of two micro-batches each, with clipped gradients and averaged weights, which are evaluated
+/// now and then, while `predict` is called again and again on another thread.
 fn train_beside(steps: usize, predict: impl Fn(&VisionTransformer) + Send + Sync + 'static) {
     let shared = Shared::new();
     let model = shared.model();
@@ -78,18 +81,28 @@ fn train_beside(steps: usize, predict: impl Fn(&VisionTransformer) + Send + Sync
     let mut lamb = Lamb::new(&params, LambConfig::default()).unwrap();
     let vars = params.iter().map(|(name, var)| (name.to_string(), var.clone()));
     let mut ema = Ema::new(vars.collect::<Vec<_>>(), 0.9).unwrap();
-    let model = MaskSub::new(model, DropToken::new(RandomMasking::new(0.5).unwrap()), params);
+    let mut accumulator = Accumulator::new(&params);
+    let model = MaskSub::new(model, DropToken::new(RandomMasking::new(0.5).unwrap()), &params);
     let (xs, labels) = (images(4), Tensor::new(&[0u32, 1, 2, 3], &Device::Cpu).unwrap());
     for t in 0..steps {
         let criterion = Criterion::cross_entropy();
-        let step = model.backward(&xs, Seed::new(0).at(t), |logits| criterion.forward(logits, &labels));
-        let grads = step.unwrap().grads;
+        for first in [0, 2] {
+            let (xs, ys) = (xs.narrow(0, first, 2).unwrap(), labels.narrow(0, first, 2).unwrap());
+            let key = Seed::new(0).at(t).with_first_sample(first);
+            let step = model.backward(&xs, key, |logits| criterion.forward(logits, &ys));
+            accumulator.add(&step.unwrap().grads, 2).unwrap();
+        }
+        let mut grads = accumulator.take().unwrap();
+        grad::clip_grad_norm(&mut grads, &params, 0.1).unwrap();
         if t % 2 == 0 {
             adamw.step(&grads).unwrap();
         } else {
             lamb.step(&grads).unwrap();
         }
         ema.update().unwrap();
+        if t % 10 == 9 {
+            ema.averaged(|| model.forward_t(&xs, false).unwrap()).unwrap();
+        }
     }
     while predictions.load(Relaxed) == 0 {
         std::thread::yield_now();
