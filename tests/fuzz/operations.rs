@@ -1,0 +1,317 @@
+//! The operations and layers, of tensors that do not go together.
+
+use candle_core::{Device, Tensor, Var};
+use candle_nn::Module;
+use masksub::ops::{
+    self, Activation, Affine, AttentionBranch, ConvNorm, MlpBranch, PatchEmbed, Pooling, ResidualBlock,
+    RunningStatistics, Tokens, Windows,
+};
+use masksub::{nn, Grid, KeyedRng, Pass, Result, Seed, Weights};
+use rand::Rng as _;
+
+use crate::draw::{self, count, float, pick, small, tensor};
+use crate::settings::key;
+use crate::Scratch;
+
+/// Sides of a grid and what divides it, most often.
+fn windows(rng: &mut KeyedRng) -> (Grid, usize, usize) {
+    let window = rng.random_range(1..4);
+    let grid = Grid::new(window * rng.random_range(1..4), window * rng.random_range(1..4));
+    match rng.random_range(0..4) {
+        0 => (Grid::new(count(rng), count(rng)), count(rng), count(rng)),
+        1 => (grid, window, count(rng)),
+        _ => (grid, window, rng.random_range(0..window)),
+    }
+}
+
+/// A count as it is meant, most often.
+fn near(rng: &mut KeyedRng, meant: usize) -> usize {
+    if rng.random_bool(0.8) {
+        meant
+    } else {
+        count(rng)
+    }
+}
+
+fn factors(rng: &mut KeyedRng, batch: usize) -> Option<Vec<f32>> {
+    let len = near(rng, batch).min(32);
+    rng.random_bool(0.3)
+        .then(|| (0..len).map(|_| float(rng) as f32).collect())
+}
+
+/// Goes back from a result to what it came from.
+fn back(ys: &Tensor) -> Result<()> {
+    if ys.track_op() && ys.dtype().is_float() {
+        ys.sum_all()?.backward()?;
+    }
+    Ok(())
+}
+
+fn var(rng: &mut KeyedRng, shape: &[usize]) -> Result<Tensor> {
+    let tensor = tensor(rng, shape)?;
+    Ok(match tensor.dtype().is_float() {
+        // In the layout that was drawn.
+        true => (Var::from_tensor(&tensor.zeros_like()?)?.as_tensor() + &tensor)?,
+        false => tensor,
+    })
+}
+
+/// Operations on one tensor or two.
+pub fn plain(rng: &mut KeyedRng, _: &Scratch) -> Result<()> {
+    let [b, c, d, k] = [0; 4].map(|_| small(rng));
+    let rank = rng.random_range(0..5);
+    let any: Vec<usize> = (0..rank).map(|_| rng.random_range(0..6)).collect();
+    let ys = match rng.random_range(0..13) {
+        0 => ops::gelu(&var(rng, &any)?)?,
+        1 => ops::quick_gelu(&var(rng, &any)?)?,
+        2 => ops::softmax_last_dim(&var(rng, &any)?)?,
+        3 => ops::softmax(&var(rng, &any)?, near(rng, 0))?,
+        4 => ops::layer_norm(
+            &var(rng, &[b, d])?,
+            &var(rng, &[d])?,
+            &var(rng, &[d])?,
+            float(rng) as f32,
+        )?,
+        5 => ops::rms_norm(&var(rng, &[b, c, d])?, &var(rng, &[d])?, float(rng) as f32)?,
+        6 => ops::linear(&var(rng, &[b, c, d])?, &var(rng, &[k, d])?, Some(&var(rng, &[k])?))?,
+        7 => ops::add_relu(&var(rng, &any)?, &var(rng, &any)?)?,
+        8 => {
+            let keep: Vec<u32> = (0..b * k)
+                .map(|_| {
+                    let at = rng.random_range(0..c);
+                    near(rng, at) as u32
+                })
+                .collect();
+            ops::gather_rows(&var(rng, &[b, c, d])?, &keep, near(rng, 0))?
+        }
+        9 => ops::patchify(&var(rng, &[b, c, k * d, k])?, near(rng, k))?,
+        10 => {
+            let xs = var(rng, &[b, 2, c, 2 * d])?;
+            let [cos, sin] = [var(rng, &[c, d])?, var(rng, &[c, d])?];
+            match rng.random_range(0..3) {
+                0 => ops::rotary_emb::rope(&xs, &cos, &sin)?,
+                1 => ops::rotary_emb::rope_i(&xs, &cos, &sin)?,
+                _ => ops::rotary_emb::rope_thd(&xs, &cos, &sin)?,
+            }
+        }
+        11 => ops::attention(&var(rng, &[b, c, 3 * d * k])?, near(rng, k))?,
+        _ => {
+            ops::batch_norm(
+                &var(rng, &[b, c, d, k])?,
+                &var(rng, &[c])?,
+                &var(rng, &[c])?,
+                float(rng),
+            )?
+            .0
+        }
+    };
+    back(&ys)
+}
+
+/// Convolutions, poolings, windows.
+pub fn spatial(rng: &mut KeyedRng, _: &Scratch) -> Result<()> {
+    let [b, c, d, k] = [0; 4].map(|_| small(rng));
+    let (grid, window, shift) = windows(rng);
+    let positions = if grid.height.max(grid.width) < 100 {
+        grid.len()
+    } else {
+        4
+    };
+    let ys = match rng.random_range(0..9) {
+        0 => {
+            let (stride, padding) = (near(rng, 1), near(rng, 1));
+            ops::conv2d(&var(rng, &[b, c, d, k])?, &var(rng, &[c, c, 3, 3])?, stride, padding)?
+        }
+        1 => ops::max_pool2d(&var(rng, &[b, c, d, k])?, near(rng, 3), near(rng, 2), near(rng, 1))?,
+        2 => ops::window_partition(&var(rng, &[b, positions, d])?, grid, window, shift)?,
+        3 => ops::window_reverse(&var(rng, &[b, positions, d])?, grid, window, shift)?,
+        4 => ops::merge_neighbours(&var(rng, &[b, positions, d])?, grid)?,
+        5 => {
+            let offsets = (2 * window.min(9) - usize::from(window > 0)).pow(2);
+            ops::relative_position_bias(&var(rng, &[offsets, k])?, window)?
+        }
+        6 => ops::shift_mask(grid, window, shift, &Device::Cpu)?,
+        7 => {
+            let bias = var(rng, &[k, c, c])?;
+            let mask = if rng.random() {
+                Some(var(rng, &[2, c, c])?)
+            } else {
+                None
+            };
+            ops::window_attention(&var(rng, &[2 * b, c, 3 * d * k])?, near(rng, k), &bias, mask.as_ref())?
+        }
+        _ => {
+            let xs = var(rng, &[b, c, d, k])?;
+            let [mean, var_, weight, bias] = [(); 4].map(|()| var(rng, &[c]));
+            ops::batch_norm_eval(&xs, &mean?, &var_?, &weight?, &bias?, float(rng))?
+        }
+    };
+    back(&ys)
+}
+
+/// Whole branches in one operation.
+pub fn fused(rng: &mut KeyedRng, _: &Scratch) -> Result<()> {
+    let (b, heads) = (small(rng), rng.random_range(1..3));
+    let d = heads * small(rng);
+    let (grid, window, shift) = windows(rng);
+    let positions = if grid.height.max(grid.width) < 100 {
+        grid.len()
+    } else {
+        4
+    };
+    let xs = var(rng, &[b, positions, d])?;
+    let shapes: [&[usize]; 8] = [&[d], &[d], &[3 * d, d], &[3 * d], &[d, d], &[d], &[d], &[2 * d, d]];
+    let tensors = shapes.iter().map(|shape| var(rng, shape)).collect::<Result<Vec<_>>>()?;
+    let affine = |i: usize| Affine {
+        weight: &tensors[i],
+        bias: &tensors[i + 1],
+    };
+    let gamma = rng.random_bool(0.5).then(|| &tensors[6]);
+    let drop_path = factors(rng, b);
+    let branch = AttentionBranch {
+        norm: affine(0),
+        eps: float(rng),
+        qkv: affine(2),
+        num_heads: near(rng, heads),
+        proj: affine(4),
+        gamma,
+    };
+    let ys = match rng.random_range(0..4) {
+        0 => ops::attention_branch(
+            &xs,
+            &branch,
+            pick(rng, &[Tokens::All, Tokens::First]),
+            drop_path.as_deref(),
+        )?,
+        1 => {
+            let offsets = (2 * window.min(9) - usize::from(window > 0)).pow(2);
+            let table = var(rng, &[offsets, heads])?;
+            let mask = match shift {
+                0 => None,
+                _ => ops::shift_mask(grid, window, shift, &Device::Cpu).ok(),
+            };
+            let windows = Windows {
+                grid,
+                window,
+                shift,
+                table: &table,
+                mask: mask.as_ref(),
+            };
+            ops::window_attention_branch(&xs, &branch, &windows, drop_path.as_deref())?
+        }
+        2 => {
+            let (bias1, fc2) = (var(rng, &[2 * d])?, var(rng, &[d, 2 * d])?);
+            let branch = MlpBranch {
+                norm: affine(0),
+                eps: float(rng),
+                fc1: Affine {
+                    weight: &tensors[7],
+                    bias: &bias1,
+                },
+                activation: pick(rng, &[Activation::Gelu, Activation::QuickGelu]),
+                fc2: Affine {
+                    weight: &fc2,
+                    bias: &tensors[5],
+                },
+                gamma,
+            };
+            ops::mlp_branch(&xs, &branch, drop_path.as_deref())?
+        }
+        _ => {
+            let (p, k) = (small(rng), small(rng));
+            let images = var(rng, &[b, 2, p * heads, p * k])?;
+            let (weight, class_token) = (var(rng, &[d, 2, p, p])?, var(rng, &[1, 1, d])?);
+            let length = heads * k + rng.random_range(0..2);
+            let positions = var(rng, &[1, length, d])?;
+            let keep: Vec<u32> = (0..b).map(|_| near(rng, 0) as u32).collect();
+            let embed = PatchEmbed {
+                weight: &weight,
+                bias: rng.random_bool(0.5).then(|| &tensors[0]),
+                class_token: &class_token,
+                positions: &positions,
+            };
+            ops::patch_embed(&images, &embed, rng.random_bool(0.5).then_some(&keep[..]))?
+        }
+    };
+    back(&ys)
+}
+
+/// A ResNet's operations.
+pub fn residual(rng: &mut KeyedRng, _: &Scratch) -> Result<()> {
+    let [b, c, side] = [0; 3].map(|_| small(rng));
+    let xs = var(rng, &[b, c, side, side + 1])?;
+    let tensors = (0..4).map(|_| var(rng, &[c])).collect::<Result<Vec<_>>>()?;
+    let kernel = pick(rng, &[1, 3, 3, 7]);
+    let weight = var(rng, &[c, c, kernel, kernel])?;
+    let running = RunningStatistics {
+        mean: &tensors[2],
+        var: &tensors[3],
+    };
+    let conv = ConvNorm {
+        weight: &weight,
+        stride: near(rng, 1),
+        padding: near(rng, kernel / 2),
+        norm: Affine {
+            weight: &tensors[0],
+            bias: &tensors[1],
+        },
+        eps: float(rng),
+        running: rng.random_bool(0.4).then_some(running),
+    };
+    let ys = match rng.random() {
+        true => {
+            let block = ResidualBlock {
+                convs: vec![conv; rng.random_range(0..4)],
+                downsample: rng.random_bool(0.2).then_some(conv),
+                drop_path: factors(rng, b),
+            };
+            ops::residual_blocks(&xs, &vec![block; rng.random_range(0..3)])?.0
+        }
+        false => {
+            let pooling = Pooling {
+                kernel: near(rng, 3),
+                stride: near(rng, 2),
+                padding: near(rng, 1),
+            };
+            ops::stem(&xs, &conv, pooling)?.0
+        }
+    };
+    back(&ys)
+}
+
+/// Layers, and what a pass does for a model.
+pub fn layers(rng: &mut KeyedRng, _: &Scratch) -> Result<()> {
+    let weights = Weights::seeded(Seed::new(1));
+    let vb = weights.var_builder(draw::dtype(rng), &Device::Cpu);
+    let d = near(rng, 5);
+    let batch = small(rng);
+    let xs = var(rng, &[batch, 5, 3, 5])?;
+    let mut pass = match rng.random_range(0..3) {
+        0 => Pass::eval(),
+        1 => Pass::train(key(rng)),
+        _ => Pass::without_key(true),
+    };
+    if rng.random_bool(0.2) {
+        pass.impose_dropout(float(rng))?;
+        pass.impose_drop_path(float(rng))?;
+    }
+    let ys = match rng.random_range(0..6) {
+        0 => nn::layer_norm(d, float(rng), vb)?.forward(&xs)?,
+        1 => nn::layer_norm_no_bias(d, float(rng), vb)?.forward(&xs)?,
+        2 => nn::rms_norm(d, float(rng), vb)?.forward(&xs)?,
+        3 => {
+            let config = nn::BatchNormConfig {
+                eps: float(rng),
+                momentum: float(rng),
+                ..Default::default()
+            };
+            let norm = nn::batch_norm(d, config, vb)?;
+            let ys = masksub::Forward::forward_pass(&norm, &xs, &mut pass)?;
+            pass.commit()?;
+            return back(&ys);
+        }
+        4 => pass.dropout(&xs, float(rng))?,
+        _ => pass.drop_path(&xs, float(rng))?,
+    };
+    back(&ys)
+}
