@@ -1,12 +1,14 @@
 //! The flags that a recipe sets beside those of the input: optimizer, schedule, losses, mixing, averaging.
 
 use super::value::{at_least_1, fraction, not_negative, positive, share, weight};
+use crate::data::Batching;
 use crate::network::Network;
 use anyhow::{ensure, Result};
 use clap::{ArgAction, Args, ValueEnum};
 use masksub::train::ema::Ema;
 use masksub::train::mix::Mix;
 use masksub::train::optim::{AdamWConfig, GroupOptimizer, LambConfig, ParamGroups, Rule, SgdConfig};
+use masksub::train::replicas::{Combine, Replicas};
 use masksub::train::schedule::{Cosine, Schedule};
 use masksub::{Criterion, Params};
 
@@ -21,14 +23,33 @@ pub struct TrainingFlags {
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = at_least_1)]
     pub batch_size: usize,
 
-    /// Run each batch in N parts, one after the other, and add up their gradients: the same step (but for batch norm) in
-    /// a part of the memory
+    /// Leave out the images of an epoch that no longer fill a batch
+    #[arg(long, value_name = "BOOL", default_value_t = false, action = ArgAction::Set)]
+    pub drop_last: bool,
+
+    /// Train as N devices that share each batch: mixup, cutmix, masks and batch norms are each device's own, an image's
+    /// repeats go to different ones, and the gradients are averaged. N divides --batch-size. Default: 1; a recipe's devices
+    /// have as many images each as in its source
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_1)]
+    pub replicas: usize,
+
+    /// Whose running statistics of batch norms are kept of --replicas; timm's --dist-bn
+    #[arg(long, value_enum, default_value = "broadcast")]
+    pub dist_bn: DistBn,
+
+    /// Run each batch in N parts (with --replicas, at least as many), one after the other, and add up their gradients: the
+    /// same step (but for batch norm) in a part of the memory
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_1)]
     pub accumulate: usize,
 
     /// The optimizer. lamb brings its own clipping of gradients to a norm of 1; sgd has Nesterov's momentum of 0.9
     #[arg(long, value_enum, default_value = "adamw")]
     pub optimizer: OptimizerKind,
+
+    /// Leave parameters as they are: those of these names in the network, and those of modules of these names; without a
+    /// name, none
+    #[arg(long, value_name = "NAME", num_args = 0.., action = ArgAction::Set)]
+    pub freeze: Vec<String>,
 
     /// Highest learning rate; for --lr-per images where that is given, or the recipe's (MAE, Swin)
     #[arg(long, value_name = "RATE", default_value_t = 2e-3, value_parser = positive)]
@@ -82,6 +103,10 @@ pub struct TrainingFlags {
     #[arg(long, value_enum, default_value = "after-warmup")]
     pub cosine: CosineKind,
 
+    /// Learning rates come N steps late: epochs with --cosine per-epoch. The first one stays until then
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub lr_delay: usize,
+
     /// Loss of the main branch
     #[arg(long, value_enum, default_value = "ce")]
     pub loss: LossKind,
@@ -112,6 +137,15 @@ pub enum OptimizerKind {
     Adamw,
     Lamb,
     Sgd,
+}
+
+/// Whose running statistics are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DistBn {
+    /// The first one's: PyTorch's DistributedDataParallel sends them to all
+    Broadcast,
+    /// The same, and at the end of each epoch their mean
+    Reduce,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -156,6 +190,40 @@ impl TrainingFlags {
         (self.warmup_lr * scale, self.min_lr * scale)
     }
 
+    /// How an epoch is cut in batches.
+    pub fn batching(&self) -> Batching {
+        Batching {
+            size: self.batch_size,
+            drop_last: self.drop_last,
+        }
+    }
+
+    /// Steps of an epoch that shows so many images.
+    pub fn steps_per_epoch(&self, images: usize) -> Result<usize> {
+        let steps = self.batching().count(images);
+        ensure!(
+            steps > 0,
+            "--batch-size is {}, but must be at most {images}, the images of an epoch, with --drop-last true",
+            self.batch_size
+        );
+        Ok(steps)
+    }
+
+    /// The replicas that share a batch.
+    pub fn replicas(&self) -> Result<Replicas> {
+        let (count, batch) = (self.replicas, self.batch_size);
+        let replicas = Replicas::new(count)?;
+        ensure!(
+            batch.is_multiple_of(count),
+            "--replicas is {count}, but must divide {batch}, the --batch-size"
+        );
+        ensure!(
+            count == 1 || self.drop_last,
+            "--replicas is {count}, but must be 1 without --drop-last true: an incomplete batch cannot be shared evenly"
+        );
+        Ok(replicas)
+    }
+
     /// The learning rate of each step.
     pub fn schedule(&self, steps_per_epoch: usize) -> Result<Box<dyn Schedule>> {
         let (peak, (start, floor)) = (self.peak_lr(), self.end_lrs());
@@ -169,7 +237,7 @@ impl TrainingFlags {
             let steps = self.warmup_steps;
             let rise = move |step: usize| peak * (step + 1) as f64 / steps as f64;
             let fall = Cosine::new(peak, total.saturating_sub(steps))?.with_floor(floor)?;
-            return Ok(Box::new(rise.then(steps, fall)));
+            return Ok(Box::new(rise.then(steps, fall).delayed(self.lr_delay)));
         };
         let cosine = |total, warmup| -> Result<Cosine> {
             Ok(Cosine::new(peak, total)?
@@ -177,9 +245,15 @@ impl TrainingFlags {
                 .with_floor(floor)?)
         };
         Ok(match self.cosine {
-            CosineKind::PerEpoch => Box::new(cosine(self.epochs, warmup)?.per_epoch(steps_per_epoch)?),
-            CosineKind::PerStep => Box::new(cosine(total, warmup * steps_per_epoch)?),
-            CosineKind::AfterWarmup => Box::new(cosine(total, warmup * steps_per_epoch)?.after_warmup()),
+            CosineKind::PerEpoch => {
+                let by_epoch = cosine(self.epochs, warmup)?.delayed(self.lr_delay);
+                Box::new(by_epoch.per_epoch(steps_per_epoch)?)
+            }
+            CosineKind::PerStep => Box::new(cosine(total, warmup * steps_per_epoch)?.delayed(self.lr_delay)),
+            CosineKind::AfterWarmup => {
+                let cosine = cosine(total, warmup * steps_per_epoch)?.after_warmup();
+                Box::new(cosine.delayed(self.lr_delay))
+            }
         })
     }
 
@@ -189,7 +263,15 @@ impl TrainingFlags {
         let (warmup, flag, ends) = match self.warmup_epochs {
             // The last of the steps has the highest rate, the last of the epochs has not.
             None => (self.warmup_steps, "--warmup-steps", total < self.warmup_steps),
-            Some(epochs) => (epochs * steps_per_epoch, "--warmup-epochs", self.epochs <= epochs),
+            Some(epochs) => {
+                let late = if self.cosine == CosineKind::PerEpoch {
+                    self.lr_delay
+                } else {
+                    0
+                };
+                let steps = epochs * steps_per_epoch;
+                (steps, "--warmup-epochs", self.epochs <= epochs + late)
+            }
         };
         ends.then(|| {
             format!("the run ends in its warm-up and learns next to nothing: it has {total} steps, the warm-up {warmup} ({flag})")
@@ -235,6 +317,19 @@ impl TrainingFlags {
             }),
         };
         Ok(GroupOptimizer::new(groups, rule)?)
+    }
+
+    /// In how many parts a batch is run at least, one after the other.
+    pub fn parts(&self) -> usize {
+        self.accumulate.max(self.replicas)
+    }
+
+    /// What becomes of running statistics after a step, which may be the last of its epoch.
+    pub fn combine(&self, is_last: bool) -> Combine {
+        match self.dist_bn {
+            DistBn::Reduce if is_last => Combine::Mean,
+            _ => Combine::First,
+        }
     }
 
     /// The main branch's loss.
