@@ -84,9 +84,7 @@ fn run(given: Flags) -> Result<End> {
         Some(saved) => saved.flags(&given)?,
         None => given,
     };
-    if let Some(warning) = flags.recipe.warning(flags.model()) {
-        eprintln!("{warning}");
-    }
+    flags.warnings().iter().for_each(|warning| eprintln!("{warning}"));
     if let Some(what) = flags.print_config {
         print!("{}", config::print(&config::config(flags)?));
         if what == PrintConfig::Sources {

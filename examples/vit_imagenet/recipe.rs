@@ -15,7 +15,7 @@ mod swin;
 mod tests;
 
 use clap::ValueEnum;
-pub use source::{Place, Preset};
+pub use source::{Place, Preset, MASKSUB};
 
 /// Whose settings are the defaults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

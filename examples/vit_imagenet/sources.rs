@@ -1,7 +1,8 @@
 //! `--print-config=sources`: the recipe's and the network's values beside the place where each was read.
 
 use crate::flags::Flags;
-use crate::recipe::{Place, Preset};
+use crate::network::Network;
+use crate::recipe::{Place, Preset, MASKSUB};
 use anyhow::Result;
 use masksub::models::{resnet, swin, vit, Source};
 use std::fmt::Write;
@@ -14,6 +15,7 @@ const HF_VIT: Place = Place::of("transformers", "models/vit/image_processing_vit
 const RSB: Place = Place::of("ResNet strikes back", "arXiv 2110.00476, table 2, A2");
 const SWIN: Place = Place::of("microsoft/Swin-Transformer", "data/build.py");
 const TIMM: Place = Place::of("timm", "data/constants.py");
+const TRANSFORMS: Place = Place::of("timm", "data/transforms_factory.py");
 
 /// A line for each value with its source, and one for each difference that is left.
 pub fn print(flags: &Flags) -> Result<String> {
@@ -21,7 +23,12 @@ pub fn print(flags: &Flags) -> Result<String> {
     let networks = network_presets(flags.model(), network.input().image_size).into_iter();
     let networks = networks.filter(|preset| recipes.iter().all(|recipes| recipes.flag != preset.flag));
     let mut rows: Vec<[String; 3]> = vec![];
-    for preset in networks.chain(recipes.iter().copied()) {
+    let common = if recipes.is_empty() {
+        vec![]
+    } else {
+        common_presets(&network)
+    };
+    for preset in networks.chain(recipes.iter().copied()).chain(common) {
         let given = flags.given.iter().any(|flag| flag == preset.flag);
         let value = if preset.value.is_empty() { "none" } else { preset.value };
         rows.push([
@@ -68,6 +75,25 @@ fn architecture(model: &str) -> Option<Source> {
     all.into_iter()
         .find(|(name, _)| *name == model)
         .map(|(_, source)| source)
+}
+
+/// What all recipes have, of MaskSub and of whatever their images are cut by.
+fn common_presets(network: &Network) -> Vec<Preset> {
+    let mut presets = vec![
+        TRANSFORMS.says(
+            "augment",
+            "resized-crop",
+            "RandomResizedCropAndInterpolation(scale=(0.08, 1.0), ratio=(3/4, 4/3))",
+        ),
+        TRANSFORMS.says("flip", "0.5", "hflip=0.5"),
+        MASKSUB.says("branch", "masksub", "mask ratio 50%, half weight on each branch"),
+        MASKSUB.says("mask-ratio", "0.5", "mask ratio: 0.5"),
+        MASKSUB.says("sub-weight", "0.5", "half weight on each branch: 0.5"),
+    ];
+    if !matches!(network, Network::Vit(_)) {
+        presets.push(MASKSUB.says("mask-block", "32", "blocks of 32 x 32 pixels: 32"));
+    }
+    presets
 }
 
 /// What a network of that name asks of its input, in evaluation.

@@ -369,6 +369,8 @@ fn batches_that_cannot_be_shared_or_filled_are_refused() {
     let drop = ["--drop-last", "true", "--batch-size"];
     assert!(error(&[&drop[..], &["12", "--replicas", "5"]].concat()).contains("--replicas is 5, but must divide 12"));
     assert!(error(&["--replicas", "2"]).contains("must be 1 without --drop-last true"));
+    let alone = ["4", "--replicas", "4", "--mixup", "0.8"];
+    assert!(error(&[&drop[..], &alone].concat()).contains("must leave two of 4 images"));
     assert!(error(&[&drop[..], &["97"]].concat()).contains("--batch-size is 97, but must be at most 96"));
 }
 

@@ -209,6 +209,14 @@ fn a_model_that_nobody_trained_is_warned_of() {
             "{warning}"
         );
     }
+    let meet = |replicas| {
+        let arguments = ["--recipe", "deit3", "--batch-size", "64", "--replicas", replicas];
+        Flags::from_arguments(arguments.map(Into::into).to_vec())
+            .unwrap()
+            .warnings()
+    };
+    assert!(meet("2")[0].contains("--replicas is 2, --repeated-augment 3"));
+    assert!(meet("1").is_empty() && meet("4").is_empty());
     for published in [
         "deit3",
         "mae-finetune --model mae-huge",

@@ -1,5 +1,6 @@
 //! The flags of `vit_imagenet`, and what follows from them: the network's configuration and the data set.
 
+mod batches;
 mod device;
 mod input;
 pub mod training;
@@ -216,6 +217,17 @@ impl Flags {
             arguments,
             ..flags
         })
+    }
+
+    /// What somebody who typed these may not have meant.
+    pub fn warnings(&self) -> Vec<String> {
+        let (replicas, repeats) = (self.training.replicas, self.input.repeated_augment.unwrap_or(1));
+        let meet = (1 < replicas && replicas < repeats).then(|| {
+            format!(
+                "an image's copies meet in a replica's batch: --replicas is {replicas}, --repeated-augment {repeats}"
+            )
+        });
+        self.recipe.warning(self.model()).into_iter().chain(meet).collect()
     }
 
     /// The presets of the recipe with the network.

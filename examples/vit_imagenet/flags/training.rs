@@ -1,14 +1,13 @@
 //! The flags that a recipe sets beside those of the input: optimizer, schedule, losses, mixing, averaging.
 
+use super::batches::DistBn;
 use super::value::{at_least_1, fraction, not_negative, positive, share, weight};
-use crate::data::Batching;
 use crate::network::Network;
 use anyhow::{ensure, Result};
 use clap::{ArgAction, Args, ValueEnum};
 use masksub::train::ema::Ema;
 use masksub::train::mix::Mix;
 use masksub::train::optim::{AdamWConfig, GroupOptimizer, LambConfig, ParamGroups, Rule, SgdConfig};
-use masksub::train::replicas::{Combine, Replicas};
 use masksub::train::schedule::{Cosine, Schedule};
 use masksub::{Criterion, Params};
 
@@ -139,15 +138,6 @@ pub enum OptimizerKind {
     Sgd,
 }
 
-/// Whose running statistics are kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum DistBn {
-    /// The first one's: PyTorch's DistributedDataParallel sends them to all
-    Broadcast,
-    /// The same, and at the end of each epoch their mean
-    Reduce,
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum DecayOn {
     All,
@@ -188,40 +178,6 @@ impl TrainingFlags {
     pub fn end_lrs(&self) -> (f64, f64) {
         let scale = if self.scale_ends { self.scale() } else { 1.0 };
         (self.warmup_lr * scale, self.min_lr * scale)
-    }
-
-    /// How an epoch is cut in batches.
-    pub fn batching(&self) -> Batching {
-        Batching {
-            size: self.batch_size,
-            drop_last: self.drop_last,
-        }
-    }
-
-    /// Steps of an epoch that shows so many images.
-    pub fn steps_per_epoch(&self, images: usize) -> Result<usize> {
-        let steps = self.batching().count(images);
-        ensure!(
-            steps > 0,
-            "--batch-size is {}, but must be at most {images}, the images of an epoch, with --drop-last true",
-            self.batch_size
-        );
-        Ok(steps)
-    }
-
-    /// The replicas that share a batch.
-    pub fn replicas(&self) -> Result<Replicas> {
-        let (count, batch) = (self.replicas, self.batch_size);
-        let replicas = Replicas::new(count)?;
-        ensure!(
-            batch.is_multiple_of(count),
-            "--replicas is {count}, but must divide {batch}, the --batch-size"
-        );
-        ensure!(
-            count == 1 || self.drop_last,
-            "--replicas is {count}, but must be 1 without --drop-last true: an incomplete batch cannot be shared evenly"
-        );
-        Ok(replicas)
     }
 
     /// The learning rate of each step.
@@ -317,19 +273,6 @@ impl TrainingFlags {
             }),
         };
         Ok(GroupOptimizer::new(groups, rule)?)
-    }
-
-    /// In how many parts a batch is run at least, one after the other.
-    pub fn parts(&self) -> usize {
-        self.accumulate.max(self.replicas)
-    }
-
-    /// What becomes of running statistics after a step, which may be the last of its epoch.
-    pub fn combine(&self, is_last: bool) -> Combine {
-        match self.dist_bn {
-            DistBn::Reduce if is_last => Combine::Mean,
-            _ => Combine::First,
-        }
     }
 
     /// The main branch's loss.

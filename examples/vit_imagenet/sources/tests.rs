@@ -44,6 +44,33 @@ fn of_networks_say_what_is_set() {
 }
 
 #[test]
+fn of_all_recipes_say_what_is_set() {
+    for recipe in Recipe::value_variants()
+        .iter()
+        .filter(|recipe| **recipe != Recipe::Plain)
+    {
+        let name = recipe.to_possible_value().unwrap();
+        let flags = flags(&format!("--recipe {}", name.get_name()));
+        let config = crate::config::config(&flags).unwrap();
+        for preset in common_presets(&flags.network(10).unwrap()) {
+            let set = config.iter().find(|(name, _)| *name == preset.flag);
+            match (preset.flag, set) {
+                ("augment", Some((_, augment))) => {
+                    assert!(augment.starts_with("random resized crop 0.08-1, flip 0.5, "))
+                }
+                ("flip", None) => assert_eq!(reading(preset.option), "0.5"),
+                ("branch", Some((_, branch))) => assert_eq!(branch, preset.value),
+                (_, Some((_, value))) => assert_eq!(
+                    (value.as_str(), reading(preset.option).as_str()),
+                    (preset.value, preset.value)
+                ),
+                (name, None) => panic!("{name} is not set"),
+            }
+        }
+    }
+}
+
+#[test]
 fn every_network_of_a_recipe_has_one() {
     for recipe in Recipe::value_variants() {
         assert!(recipe.models().iter().all(|model| architecture(model).is_some()));
