@@ -112,3 +112,89 @@ impl<'a, M, S: SubBranch<M>> Stepper<'a, M, S> {
         Ok(self.model.backward(images, key, main_loss)?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flags::Flags;
+    use candle_core::{DType, Device};
+    use masksub::models::vit::{Config, VisionTransformer};
+    use masksub::{DropToken, RandomMasking, Seed};
+
+    type Model = MaskSub<VisionTransformer, DropToken<RandomMasking>>;
+
+    fn stepper<'a>(
+        model: &'a Model,
+        params: &'a Params,
+        weights: &Weights,
+        more: &str,
+    ) -> Stepper<'a, VisionTransformer, DropToken<RandomMasking>> {
+        let arguments = format!("--mixup 0.8 --cutmix 1 --drop-last true {more}");
+        let arguments = arguments.split_whitespace().map(Into::into).collect();
+        let settings = Flags::from_arguments(arguments).unwrap().training;
+        Stepper::new(model, params, weights, &settings, 5).unwrap()
+    }
+
+    /// Rows and draws of each replica are its own, and what is returned is of the batch in its order.
+    #[test]
+    fn replicas_and_their_parts_are_as_many_steps() {
+        let small = Config {
+            embed_dim: 16,
+            depth: 2,
+            num_heads: 2,
+            mlp_dim: 32,
+            drop_path: 0.2,
+            // Large enough that whatever is drawn shows.
+            layer_scale: Some(0.5),
+            head_init_std: 0.5,
+            ..Config::deit3_tiny(5)
+        };
+        let weights = Weights::seeded(Seed::new(0));
+        let vb = weights.var_builder(DType::F32, &Device::Cpu);
+        let vit = VisionTransformer::new(&small.with_input(8, 2, 1), vb).unwrap();
+        let params = Params::from_varmap(weights.varmap());
+        let model = MaskSub::new(vit, DropToken::new(RandomMasking::new(0.5).unwrap()), &params);
+        let pixels = Tensor::arange(0f32, 12.0 * 64.0, &Device::Cpu).unwrap();
+        let images = pixels.sin().unwrap().reshape((12, 1, 8, 8)).unwrap();
+        let labels = Tensor::new((0..12u32).map(|i| i % 5).collect::<Vec<_>>(), &Device::Cpu).unwrap();
+        let key = Seed::new(4).at(7);
+
+        let together = stepper(&model, &params, &weights, "--batch-size 12 --replicas 3 --accumulate 6");
+        let step = together.backward(&images, &labels, key, Combine::First).unwrap();
+        let alone: Vec<Step> = (0..3u32)
+            .map(|replica| {
+                let rows = Tensor::new([0, 3, 6, 9].map(|row: u32| row + replica).to_vec(), &Device::Cpu).unwrap();
+                let of = |tensor: &Tensor| tensor.index_select(&rows, 0).unwrap();
+                let alone = stepper(&model, &params, &weights, "--batch-size 4");
+                let key = key.with_replica(replica as usize);
+                alone.replica(of(&images), of(&labels), key).unwrap()
+            })
+            .collect();
+        let mean = alone.iter().map(|step| step.main_loss).sum::<f64>() / 3.0;
+        assert!((step.main_loss - mean).abs() < 1e-6);
+        let mean = alone.iter().filter_map(|step| step.sub_loss).sum::<f64>() / 3.0;
+        assert!((step.sub_loss.unwrap() - mean).abs() < 1e-6);
+        for (name, var) in params.iter() {
+            let theirs: Vec<&Tensor> = alone.iter().map(|step| step.grads.get(var).unwrap()).collect();
+            let theirs = Tensor::stack(&theirs, 0).unwrap().mean(0).unwrap();
+            let norm = |tensor: &Tensor| {
+                tensor
+                    .sqr()
+                    .unwrap()
+                    .sum_all()
+                    .unwrap()
+                    .to_scalar::<f32>()
+                    .unwrap()
+                    .sqrt()
+            };
+            let off = norm(&(step.grads.get(var).unwrap() - &theirs).unwrap()) / norm(&theirs).max(1e-3);
+            assert!(off < 1e-5, "{name}: {off:e}"); // in parts the sums are taken in another order
+        }
+        let ours = step.main_logits.to_vec2::<f32>().unwrap();
+        for (row, ours) in ours.iter().enumerate() {
+            let theirs = alone[row % 3].main_logits.to_vec2::<f32>().unwrap();
+            let off = ours.iter().zip(&theirs[row / 3]).map(|(a, b)| (a - b).abs());
+            assert!(off.fold(0.0, f32::max) < 1e-5, "{row}");
+        }
+    }
+}
