@@ -69,7 +69,8 @@ impl StepKey {
     /// The key of one of several [replicas](crate::train::replicas), or ranks, that draw by themselves: what its samples
     /// draw, and what they share, is drawn by no other. Its samples count from 0, and
     /// [`with_first_sample`](Self::with_first_sample) tells where a micro-batch stands in its own share. Replica 0 draws
-    /// as if there were no others.
+    /// as if there were no others. (Ranks that are to draw what the whole batch would, each for its part of it, take
+    /// [`with_first_sample`](Self::with_first_sample) alone.)
     pub const fn with_replica(self, replica: usize) -> Self {
         Self {
             replica: replica as u64,

@@ -1,8 +1,8 @@
 //! G replicas of a model that make one step together: what each takes of a batch, draws and keeps.
 //!
 //! This defines what G devices compute that train as PyTorch's `DistributedDataParallel` does, and the published recipes
-//! with it. One device computes the same by running the replicas one after the other ([`Replicas::run`]); G ranks compute
-//! it when each runs its own and then takes [`Replicas`]' means.
+//! with it. One device computes it by running the replicas one after the other ([`Replicas::run`]); G ranks compute it when
+//! each runs its own share with its own key, and they average the gradients and [combine](Combine::of) the statistics.
 //!
 //! - **Images.** Replica r takes positions r, r + G, r + 2G, ... of the epoch's order, as PyTorch's `DistributedSampler`,
 //!   DeiT's `RASampler` (`samplers.py`) and timm's `RepeatAugSampler` do. A batch of B positions in a row so gives each

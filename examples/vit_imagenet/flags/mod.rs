@@ -56,7 +56,7 @@ pub struct Flags {
     pub model: Option<String>,
 
     /// Height and width of the network's input in pixels; the images are resized to it, and the digits' pixels repeated.
-    /// Default: 8 for digits, 32 for digits-resnet and digits-swin, as in the paper for the others (160 to 224)
+    /// Default: 8 for digits, 32 for digits-resnet and digits-swin, as published for the others (160 to 384)
     #[arg(long, value_name = "PIXELS", value_parser = side, help_heading = "Model")]
     pub image_size: Option<usize>,
 
