@@ -35,13 +35,14 @@ impl Seed {
             seed: self.0,
             step: step as u64,
             first_sample: 0,
+            replica: 0,
         }
     }
 
     /// A generator for something that has a name instead of a step, such as the initial value of a weight.
     pub fn rng_for(self, name: &str) -> KeyedRng {
         let (low, high) = (fnv1a(name, 0xcbf2_9ce4_8422_2325), fnv1a(name, 0x6c62_272e_07bb_0142));
-        KeyedRng::new([self.0, low, high, Purpose::NAMED.0])
+        KeyedRng::new([self.0, low, high, Purpose::NAMED.0], 0)
     }
 }
 
@@ -52,6 +53,7 @@ pub struct StepKey {
     seed: u64,
     step: u64,
     first_sample: u64,
+    replica: u64,
 }
 
 impl StepKey {
@@ -64,6 +66,18 @@ impl StepKey {
         }
     }
 
+    /// The key of one of several [replicas](crate::train::replicas), or ranks, that draw by themselves: what its samples
+    /// draw, and what they share, is drawn by no other. Its samples count from 0, and
+    /// [`with_first_sample`](Self::with_first_sample) tells where a micro-batch stands in its own share. Replica 0 draws
+    /// as if there were no others. (Ranks that are to draw what the whole batch would, each for its part of it, take
+    /// [`with_first_sample`](Self::with_first_sample) alone.)
+    pub const fn with_replica(self, replica: usize) -> Self {
+        Self {
+            replica: replica as u64,
+            ..self
+        }
+    }
+
     /// The step this key belongs to.
     pub const fn step(self) -> usize {
         self.step as usize
@@ -72,12 +86,13 @@ impl StepKey {
     /// The generator for `purpose` in sample `sample` of this (micro-)batch.
     pub fn rng(self, sample: usize, purpose: Purpose) -> KeyedRng {
         let sample = self.first_sample.wrapping_add(sample as u64);
-        KeyedRng::new([self.seed, self.step, sample, purpose.0])
+        KeyedRng::new([self.seed, self.step, sample, purpose.0], self.replica)
     }
 
-    /// The generator for a draw that all samples of the step share, whichever micro-batch they are in.
+    /// The generator for a draw that all samples of the step share, whichever micro-batch they are in: all of the
+    /// replica, where there are several.
     pub fn step_rng(self, purpose: Purpose) -> KeyedRng {
-        KeyedRng::new([self.seed, self.step, u64::MAX, purpose.0])
+        KeyedRng::new([self.seed, self.step, u64::MAX, purpose.0], self.replica)
     }
 }
 
@@ -124,13 +139,16 @@ impl Purpose {
 pub struct KeyedRng(ChaCha8Rng);
 
 impl KeyedRng {
-    // The four numbers are ChaCha's 256-bit key as they are, so different keys are different streams for certain.
-    fn new(words: [u64; 4]) -> Self {
+    // The four numbers are ChaCha's 256-bit key as they are, and the fifth its nonce, so different keys are different
+    // streams for certain.
+    fn new(words: [u64; 4], replica: u64) -> Self {
         let mut seed = [0u8; 32];
         for (bytes, word) in seed.chunks_exact_mut(8).zip(words) {
             bytes.copy_from_slice(&word.to_le_bytes());
         }
-        Self(ChaCha8Rng::from_seed(seed))
+        let mut rng = ChaCha8Rng::from_seed(seed);
+        rng.set_stream(replica);
+        Self(rng)
     }
 }
 
@@ -172,6 +190,9 @@ mod tests {
             key.rng(0, Purpose::dropout(0, 1)),
             key.rng(0, Purpose::drop_path(0, 0)),
             key.step_rng(Purpose::MASK),
+            key.with_replica(1).step_rng(Purpose::MASK),
+            key.with_replica(1).rng(0, Purpose::MASK),
+            key.with_replica(usize::MAX).rng(0, Purpose::MASK),
             Seed::new(1).at(3).rng(0, Purpose::MASK),
             Seed::new(2).at(2).rng(0, Purpose::MASK),
             Seed::new(1).rng_for("a"),
@@ -187,6 +208,17 @@ mod tests {
         let key = Seed::new(5).at(9);
         let whole = key.rng(6, Purpose::MASK).next_u64();
         assert_eq!(key.with_first_sample(4).rng(2, Purpose::MASK).next_u64(), whole);
+    }
+
+    #[test]
+    fn replicas_count_their_own_samples_and_the_first_draws_as_if_alone() {
+        let (key, draw) = (Seed::new(5).at(9), |key: StepKey, sample| {
+            key.rng(sample, Purpose::MASK).next_u64()
+        });
+        assert_eq!(key.with_replica(0), key);
+        let third = key.with_replica(2);
+        assert_eq!(draw(third.with_first_sample(4), 2), draw(third, 6));
+        assert_ne!(draw(third, 6), draw(key, 6));
     }
 
     // Recorded on x86-64: any platform and release must give these.

@@ -96,6 +96,7 @@ mod masksub;
 mod model;
 #[cfg(feature = "models")]
 pub mod models;
+mod nearest;
 pub mod nn;
 pub mod ops;
 mod params;

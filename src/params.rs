@@ -7,6 +7,7 @@ use candle_core::Var;
 use candle_nn::VarMap;
 
 use crate::error::{Error, Result};
+use crate::nearest::nearest;
 
 /// The variables that are trained, by name and sorted by it, so that everything which walks over them gives the same
 /// result in every run (a `VarMap` walks a randomised hash map).
@@ -58,6 +59,39 @@ impl Params {
     pub fn filter(mut self, mut keep: impl FnMut(&str) -> bool) -> Self {
         self.vars.retain(|name, _| keep(name));
         self
+    }
+
+    /// Freezes parameters, those of these names and those below them (`head` freezes `head.weight`): they are no longer
+    /// among those that are trained, so that no optimizer and no check of gradients knows them. The running statistics
+    /// of a batch norm are no parameters and go on.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a name that no parameter has, or is below, with those most like it; and when none
+    /// would be left to train.
+    pub fn freeze<N: AsRef<str>>(mut self, names: impl IntoIterator<Item = N>) -> Result<Self> {
+        const MOST: usize = 5;
+        let names: Vec<N> = names.into_iter().collect();
+        for name in names.iter().map(N::as_ref) {
+            if !self.names().any(|param| is_at_or_below(param, name)) {
+                let wholes = self.names().flat_map(|param| {
+                    let modules = param.match_indices('.').filter_map(|(dot, _)| param.get(..dot));
+                    modules.chain([param])
+                });
+                let near = nearest(name, wholes, MOST).join(", ");
+                return Err(Error::invalid(
+                    "freeze",
+                    name,
+                    format!("a parameter or a module: {near}"),
+                ));
+            }
+        }
+        self.vars
+            .retain(|param, _| !names.iter().any(|name| is_at_or_below(param, name.as_ref())));
+        if self.is_empty() && !names.is_empty() {
+            let names: Vec<&str> = names.iter().map(N::as_ref).collect();
+            return Err(Error::invalid("freeze", names.join(", "), "less than all parameters"));
+        }
+        Ok(self)
     }
 
     /// Exempts parameters from the rule that each must have a gradient: those of this name, and those below it (`head`
@@ -117,12 +151,14 @@ impl Params {
     }
 
     pub(crate) fn must_have_gradient(&self, name: &str) -> bool {
-        let below = |prefix: &String| {
-            let rest = name.strip_prefix(prefix.as_str());
-            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-        };
-        !self.may_lack_gradient.iter().any(below)
+        !self.may_lack_gradient.iter().any(|whole| is_at_or_below(name, whole))
     }
+}
+
+/// Whether `name` is `whole` or stands below it.
+fn is_at_or_below(name: &str, whole: &str) -> bool {
+    let rest = name.strip_prefix(whole);
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
 /// Whether a variable of that name is a batch norm's running statistic, which no gradient trains.

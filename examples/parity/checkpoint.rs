@@ -90,6 +90,7 @@ fn vit_config(format: Format, file: &Recorded) -> Result<vit::Config> {
         Format::MaePretrained | Format::MaeFinetuned => vit::Config::mae_base(classes),
         Format::HfVit => vit::Config::hf_base(classes),
         Format::HfClip | Format::OpenClip => vit::Config::clip_base(classes),
+        Format::HfClipClassifier => vit::Config::hf_clip_base(classes),
         Format::TimmClip => vit::Config {
             weight_names: vit::WeightNames::Timm,
             ..vit::Config::clip_base(classes)

@@ -90,7 +90,7 @@ fn compare(path: &Path, device: &Device) -> Result<Report> {
     };
     let compared = match (file.text("kind")?, file.config["model"].as_str()) {
         ("losses", _) => losses::compare(&file, &mut report),
-        ("model", Some("deit3" | "mae_finetune" | "hf_vit" | "clip_vision" | "resnet" | "swin")) => {
+        ("model", Some("deit3" | "mae_finetune" | "hf_vit" | "clip_vision" | "ft_clip" | "resnet" | "swin")) => {
             model::compare(&file, &mut report)
         }
         ("checkpoint", _) => checkpoint::compare(path, &file, &mut report),

@@ -126,6 +126,7 @@ impl Recorded {
             "mae_finetune" => vit::Config::mae_base(classes),
             "hf_vit" => vit::Config::hf_base(classes),
             "clip_vision" => vit::Config::clip_base(classes),
+            "ft_clip" => vit::Config::ft_clip_base(classes),
             other => bail!("{other} is no ViT"),
         };
         let pool = match form.weight_names {

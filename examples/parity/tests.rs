@@ -3,8 +3,11 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
+use candle_nn::ModuleT;
+use masksub::models::vit::{self, Pool, VisionTransformer};
 
+use crate::recorded::Recorded;
 use crate::report::{Group, Report};
 use crate::{compare, compare_all};
 
@@ -43,6 +46,32 @@ fn hugging_face_vit() {
 #[test]
 fn clip_vision_tower() {
     check("clip_vision");
+}
+
+#[test]
+fn ft_clip() {
+    check("ft_clip");
+}
+
+/// The mean first and then the norm, as MAE does it, is another model.
+#[test]
+fn ft_clip_averages_after_its_norm() {
+    let file = Recorded::open(&fixture("ft_clip.safetensors"), &Device::Cpu).unwrap();
+    let error = |pool: Option<Pool>| {
+        let cfg = file.vit_config().unwrap();
+        let pool = pool.unwrap_or(cfg.pool);
+        let cfg = vit::Config { pool, ..cfg };
+        let weights = file.weights();
+        let model = VisionTransformer::new(&cfg, weights.var_builder(DType::F32, &Device::Cpu)).unwrap();
+        let logits = model.forward_t(file.get("input").unwrap(), false).unwrap();
+        let mut report = Report::default();
+        let theirs = file.get("logits_eval").unwrap();
+        report.compare(Group::Main, "logits_eval", &logits, theirs).unwrap();
+        (report.is_ok(), report.largest(Group::Main).unwrap())
+    };
+    assert!(error(None).0);
+    let (ok, off) = error(Some(Pool::Mean));
+    assert!(!ok && off > 1e-2, "{off:e}");
 }
 
 #[test]

@@ -22,6 +22,7 @@ pub fn config(flags: &Flags) -> Result<Config> {
     );
     // What does not go together is told now, not after the images were listed.
     training.schedule(1)?;
+    training.replicas()?;
     training.criterion()?;
     let input = flags.input.settings(&network);
     Transform::new(input.clone())?;
@@ -38,8 +39,21 @@ pub fn config(flags: &Flags) -> Result<Config> {
         Network::ResNet(..) => {}
     }
     put("batch-size", training.batch_size.to_string());
+    put("drop-last", training.drop_last.to_string());
+    put("replicas", training.replicas.to_string());
+    if training.replicas > 1 {
+        put("dist-bn", typed(&training.dist_bn));
+    }
     put("accumulate", training.accumulate.to_string());
     put("epochs", training.epochs.to_string());
+    put(
+        "freeze",
+        if training.freeze.is_empty() {
+            "none".into()
+        } else {
+            training.freeze.join(" ")
+        },
+    );
     put("optimizer", typed(&training.optimizer));
     put("lr", rate(training.peak_lr()));
     match training.warmup_epochs {
@@ -49,6 +63,7 @@ pub fn config(flags: &Flags) -> Result<Config> {
     put("warmup-lr", rate(warmup_lr));
     put("min-lr", rate(min_lr));
     put("cosine", typed(&training.cosine));
+    put("lr-delay", training.lr_delay.to_string());
     put("weight-decay", training.weight_decay.to_string());
     put("decay-on", typed(&training.decay_on));
     put("layer-decay", training.layer_decay.to_string());

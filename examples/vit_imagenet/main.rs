@@ -16,6 +16,8 @@ mod network;
 mod recipe;
 mod run;
 mod sentence;
+mod sources;
+mod step;
 #[cfg(test)]
 mod tests;
 
@@ -24,22 +26,22 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{anyhow, ensure, Result};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device};
 use candle_nn::ModuleT;
 use data::{Batch, Dataset};
 use evaluate::{evaluate, Scores};
-use flags::{Branch, Flags, SubLoss};
+use flags::{Branch, Flags, PrintConfig, SubLoss};
 use mask_only::MaskOnly;
 use masksub::models::{resnet::ResNet, swin::SwinTransformer, vit::VisionTransformer};
 use masksub::pretrained::Pretrained;
-use masksub::train::accumulate::Accumulator;
 use masksub::train::checkpoint::Checkpoint;
 use masksub::{
-    grad, Criterion, DropSub, DropToken, Forward, MaskSub, MaskToken, Params, PatchDrop, PathSub, RandomMasking, Seed,
-    Step, StepKey, SubBranch, SubModelLoss, Weights,
+    grad, DropSub, DropToken, Forward, MaskSub, MaskToken, Params, PatchDrop, PathSub, RandomMasking, Seed, SubBranch,
+    SubModelLoss, Weights,
 };
 use network::Network;
 use run::{Run, Saved, Trained};
+use step::Stepper;
 
 fn main() -> ExitCode {
     program(std::env::args_os().skip(1).collect()).into()
@@ -82,14 +84,13 @@ fn run(given: Flags) -> Result<End> {
         Some(saved) => saved.flags(&given)?,
         None => given,
     };
-    if flags.print_config {
+    flags.warnings().iter().for_each(|warning| eprintln!("{warning}"));
+    if let Some(what) = flags.print_config {
         print!("{}", config::print(&config::config(flags)?));
+        if what == PrintConfig::Sources {
+            print!("\n{}", sources::print(flags)?);
+        }
         return Ok(End::Done);
-    }
-    let models = flags.recipe.models();
-    if !models.is_empty() && !models.contains(&flags.model()) {
-        let (model, of) = (flags.model(), models[0]);
-        eprintln!("{model} is not trained by this recipe in the paper: it gets the settings of {of}");
     }
     let data = flags.dataset()?;
     let network = flags.network(data.num_classes())?;
@@ -161,20 +162,21 @@ impl Training<'_> {
         let (seed, settings) = (Seed::new(flags.seed), &flags.training);
 
         // MaskSub around it. With `params` each step checks that every parameter has a gradient.
+        let params = Params::from_varmap(weights.varmap()).freeze(&settings.freeze)?;
         let params = match flags.branch {
-            Branch::Masksub | Branch::MaskOnly => Params::from_varmap(weights.varmap()),
+            Branch::Masksub | Branch::MaskOnly => params,
             // Swin's mask token stands in for what a mask hides, so these do not use it.
-            _ => Params::from_varmap(weights.varmap()).allow_missing("mask_token"),
+            _ => params.allow_missing("mask_token"),
         };
         let model = MaskSub::new(model, branch(flags, masked)?, &params)
             .with_sub_loss(sub_loss(flags)?)
             .with_weight(flags.sub_weight())?;
 
         // Everything else is what it would be without MaskSub.
-        let (criterion, mix) = (settings.criterion()?, settings.mix(data.num_classes())?);
+        let stepper = Stepper::new(&model, &params, weights, settings, data.num_classes())?;
         let mut opt = settings.optimizer(&params, self.network)?;
         let mut ema = settings.ema(weights.varmap())?;
-        let steps_per_epoch = data.epoch_len().div_ceil(settings.batch_size);
+        let steps_per_epoch = settings.steps_per_epoch(data.epoch_len())?;
         let schedule = settings.schedule(steps_per_epoch)?;
 
         // The same weights, of which nothing is kept for a backward.
@@ -195,7 +197,7 @@ impl Training<'_> {
             let (epoch, done) = (run.record.current_epoch(), run.record.passed_of_epoch());
             for batch in run
                 .record
-                .timed(data.train_batches(flags.seed, epoch, settings.batch_size, done))
+                .timed(data.train_batches(flags.seed, epoch, settings.batching(), done))
             {
                 let Batch { images, labels, passed } = match batch {
                     Ok(batch) => batch,
@@ -204,16 +206,10 @@ impl Training<'_> {
                         return Err(error);
                     }
                 };
-                let t = epoch * steps_per_epoch + run.record.take_batch(passed);
-                let key = seed.at(t);
-                let (xs, targets) = match &mix {
-                    None => (images, labels.clone()),
-                    Some(mix) => {
-                        let mixed = mix.apply(&images, &labels, key)?;
-                        (mixed.images, mixed.targets)
-                    }
-                };
-                let mut step = backward(&model, &params, &criterion, (&xs, &targets), key, settings.accumulate)?;
+                let batch = run.record.take_batch(passed);
+                let t = epoch * steps_per_epoch + batch;
+                let combine = settings.combine(batch + 1 == steps_per_epoch);
+                let mut step = stepper.backward(&images, &labels, seed.at(t), combine)?;
                 if settings.clip_grad > 0.0 {
                     grad::clip_grad_norm(&mut step.grads, &params, settings.clip_grad)?;
                 }
@@ -235,7 +231,7 @@ impl Training<'_> {
             // An image that cannot be read or a full disk may end what follows: the epoch is safe from it.
             run.save(&trained)?;
             let scores = || {
-                let batches = data.test_batches(settings.batch_size.div_ceil(settings.accumulate));
+                let batches = data.test_batches(settings.batch_size.div_ceil(settings.parts()));
                 evaluate(Box::new(batches.take_while(|_| !interrupt::asked())), |images| {
                     Ok(evaluated.forward_t(images, false)?)
                 })
@@ -258,46 +254,6 @@ impl Training<'_> {
         println!("{}", run.record.finish(flags.branch)?);
         Ok(End::Done)
     }
-}
-
-/// The gradients of a batch, run in `parts` one after the other.
-fn backward<M, S: SubBranch<M>>(
-    model: &MaskSub<M, S>,
-    params: &Params,
-    criterion: &Criterion,
-    (images, targets): (&Tensor, &Tensor),
-    key: StepKey,
-    parts: usize,
-) -> Result<Step> {
-    let batch = images.dim(0)?;
-    // No part is a single image where it could be two: batch norm may have no variance to divide by.
-    let parts = parts.min((batch / 2).max(1));
-    if parts == 1 {
-        return Ok(model.backward(images, key, |logits| criterion.forward(logits, targets))?);
-    }
-    let mut accumulator = Accumulator::new(params);
-    let (mut main_loss, mut sub_loss, mut logits) = (0.0, None, vec![]);
-    for part in 0..parts {
-        let first = part * batch / parts;
-        let n = (part + 1) * batch / parts - first;
-        let (xs, targets) = (images.narrow(0, first, n)?, targets.narrow(0, first, n)?);
-        let key = key.with_first_sample(first);
-        let step = model.backward(&xs, key, |logits| criterion.forward(logits, &targets))?;
-        accumulator.add(&step.grads, n)?;
-        let share = n as f64 / batch as f64;
-        main_loss += share * step.main_loss;
-        if let Some(loss) = step.sub_loss {
-            *sub_loss.get_or_insert(0.0) += share * loss;
-        }
-        logits.push(step.main_logits);
-    }
-    Ok(Step {
-        grads: accumulator.take()?,
-        main_loss,
-        sub_loss,
-        main_logits: Tensor::cat(&logits, 0)?,
-        mask: None,
-    })
 }
 
 /// A checkpoint that is recognised, or a hint where it is one of a run.

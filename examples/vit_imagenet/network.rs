@@ -118,13 +118,20 @@ impl Network {
         }
     }
 
-    /// The share of an image's shorter side that evaluation looks at: DeiT-III whole images, RSB 95 %, the others
-    /// seven eighths.
+    /// The share of an image's shorter side that evaluation looks at: MAE and Swin seven eighths at their usual size and
+    /// MAE all of it above, RSB 95 %, everyone else whole images. Where that was read, [`sources`](crate::sources) tells.
     pub fn crop_pct(&self) -> f64 {
         match self {
-            Self::Vit(cfg) if cfg.weight_names != WeightNames::Clip && cfg.pool == Pool::ClassToken => 1.0,
+            Self::Vit(cfg) if cfg.weight_names == WeightNames::Timm && cfg.pool == Pool::Mean => {
+                if cfg.image_size.0 <= 224 {
+                    0.875
+                } else {
+                    1.0
+                }
+            }
+            Self::Vit(_) => 1.0,
             Self::ResNet(..) => 0.95,
-            _ => 0.875,
+            Self::Swin(_) => 0.875,
         }
     }
 

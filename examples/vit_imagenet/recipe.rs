@@ -1,11 +1,21 @@
-//! The training recipes of the paper, as flags: what each sets for a model.
+//! The training recipes of the paper, as flags: what each sets for a model, and where each value was read.
 //!
-//! MaskSub (arXiv 2306.11339) keeps each recipe as it is published and adds the sub-branch. The values are those of
-//! DeiT-III (arXiv 2204.07118), MAE (2111.06377), FT-CLIP (2212.06138, with what its scripts leave at their defaults),
-//! ResNet strikes back (A2 of 2110.00476) and Swin (2103.14030). What input each model takes, its normalisation and the
-//! share that evaluation crops are the model's, not the recipe's.
+//! MaskSub (arXiv 2306.11339) keeps each recipe as it is published and adds the sub-branch. The values are those of the
+//! published code of DeiT-III (arXiv 2204.07118), MAE (2111.06377), FT-CLIP (2212.06138), ResNet strikes back (A2 of
+//! 2110.00476) and Swin (2103.14030), file by file. What input each model takes, its normalisation and the share that
+//! evaluation crops are the model's, not the recipe's: see [`network`](crate::network).
+
+mod deit3;
+mod ft_clip;
+mod mae;
+mod rsb;
+mod source;
+mod swin;
+#[cfg(test)]
+mod tests;
 
 use clap::ValueEnum;
+pub use source::{Place, Preset, MASKSUB};
 
 /// Whose settings are the defaults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -26,108 +36,92 @@ pub enum Recipe {
     Swin,
 }
 
-/// The models of the paper, smallest first: where a value differs by model, values stand in this order.
+/// The models of the recipes, smallest first: where a value differs by model, values stand in this order.
 const DEIT3: [&str; 4] = ["deit3-small", "deit3-base", "deit3-large", "deit3-huge"];
 const MAE: [&str; 3] = ["mae-base", "mae-large", "mae-huge"];
-const CLIP: [&str; 2] = ["clip-base", "clip-large"];
+const FT_CLIP: [&str; 4] = ["ft-clip-base", "ft-clip-base-384", "ft-clip-large", "ft-clip-large-336"];
+const RESNET: [&str; 3] = ["resnet50", "resnet101", "resnet152"];
 const SWIN: [&str; 3] = ["swin-tiny", "swin-small", "swin-base"];
 
-/// What the recipes have in common, beside what a flag's default says.
-const COMMON: &str = "--decay-on matrices";
-/// timm's `rand-m9-mstd0.5-inc1`, and the targets that go with it.
-const RAND_AUGMENT: &str =
-    "--auto-augment rand-augment --magnitude 9 --loss ce --label-smoothing 0.1 --sub-loss soft-ce";
-const MIXED: &str = "--mixup 0.8 --cutmix 1";
+/// What is asked for beside the recipe, where its presets depend on it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Asked {
+    pub epochs: Option<usize>,
+    pub batch_size: Option<usize>,
+}
 
 impl Recipe {
-    /// The networks that the paper trains by it, the smallest first.
+    /// The networks that somebody has trained by it and published, the smallest first.
     pub fn models(self) -> &'static [&'static str] {
         match self {
             Self::Plain => &[],
-            Self::Deit3 | Self::Deit3Finetune => &DEIT3,
+            Self::Deit3 => &DEIT3,
+            // S is trained at 224 pixels from the start.
+            Self::Deit3Finetune => &DEIT3[1..],
             Self::MaeFinetune => &MAE,
-            Self::ClipFinetune => &CLIP,
-            Self::ResnetRsb => &["resnet50", "resnet101", "resnet152"],
+            Self::ClipFinetune => &FT_CLIP,
+            Self::ResnetRsb => &RESNET,
             Self::Swin => &SWIN,
         }
     }
 
-    /// The flags that the recipe stands for, with `model`; `epochs` are those asked for. A model that the paper does not
-    /// train by it has the values of the smallest that it does.
-    pub fn flags(self, model: &str, epochs: Option<usize>) -> String {
-        let place = |models: &[&str]| models.iter().position(|name| *name == model).unwrap_or(0);
+    /// A warning where nobody has published such a model trained by it.
+    pub fn warning(self, model: &str) -> Option<String> {
+        let first = self.models().first()?;
+        (!self.models().contains(&model))
+            .then(|| format!("nobody has published {model} trained by this recipe: it gets the settings of {first}"))
+    }
+
+    /// What the recipe sets, with `model`, for as many epochs as are asked for. A model that nobody trained by it has the
+    /// values of the smallest that somebody did.
+    pub fn presets(self, model: &str, epochs: Option<usize>) -> Vec<Preset> {
+        let known = self.models().iter().position(|name| *name == model);
+        let size = known.unwrap_or(0);
         match self {
-            Self::Plain => String::new(),
-            Self::Deit3 => deit3(place(&DEIT3), epochs.is_some_and(|epochs| epochs >= 800)),
-            Self::Deit3Finetune => deit3_finetune(place(&DEIT3), DEIT3.contains(&model)),
-            Self::MaeFinetune => mae_finetune(place(&MAE)),
-            Self::ClipFinetune => clip_finetune(place(&CLIP)),
-            Self::ResnetRsb => resnet_rsb(),
-            Self::Swin => swin(place(&SWIN)),
+            Self::Plain => vec![],
+            Self::Deit3 => deit3::training(size, epochs.is_some_and(|epochs| epochs >= 800)),
+            Self::Deit3Finetune => deit3::finetuning(size, DEIT3.contains(&model)),
+            Self::MaeFinetune => mae::finetuning(size),
+            Self::ClipFinetune => ft_clip::finetuning(known),
+            Self::ResnetRsb => rsb::A2.to_vec(),
+            Self::Swin => swin::training(size),
         }
+    }
+
+    /// In what a run by it still differs from its source, whatever the model.
+    pub fn differences(self) -> &'static [&'static str] {
+        match self {
+            Self::Plain => &[],
+            Self::Deit3 | Self::Deit3Finetune => &deit3::DIFFERENCES,
+            Self::MaeFinetune => &mae::DIFFERENCES,
+            Self::ClipFinetune => &ft_clip::DIFFERENCES,
+            Self::ResnetRsb => &rsb::DIFFERENCES,
+            Self::Swin => &swin::DIFFERENCES,
+        }
+    }
+
+    /// The flags that it stands for.
+    pub fn flags(self, model: &str, asked: Asked) -> Vec<String> {
+        let presets = self.presets(model, asked.epochs);
+        let flag = |preset: &Preset| [format!("--{}", preset.flag), preset.value.to_string()];
+        let mut flags: Vec<String> = presets.iter().flat_map(flag).filter(|word| !word.is_empty()).collect();
+        if let Some(replicas) = asked.batch_size.and_then(|batch| replicas_of(&presets, batch)) {
+            flags.extend(["--replicas".to_string(), replicas.to_string()]);
+        }
+        flags
     }
 }
 
-/// Binary cross-entropy in which every class that was mixed in is 1.
-const DEIT3_LOSS: &str = "--loss bce-hard --label-smoothing 0 --sub-loss bce";
-
-fn deit3(size: usize, long: bool) -> String {
-    let (epochs, decay, drop_path) = if long {
-        (800, 0.05, [0.05, 0.2, 0.45, 0.6])
-    } else {
-        (400, 0.03, [0.0, 0.1, 0.4, 0.5])
+/// With another batch than the recipe's, as many replicas as make each of them as large as there; one where that cannot be.
+fn replicas_of(presets: &[Preset], batch: usize) -> Option<usize> {
+    let value = |flag: &str| -> Option<usize> {
+        let preset = presets.iter().find(|preset| preset.flag == flag)?;
+        preset.value.parse().ok()
     };
-    let (lr, drop_path) = ([4e-3, 3e-3, 3e-3, 3e-3][size], drop_path[size]);
-    format!(
-        "{COMMON} --batch-size 2048 --epochs {epochs} --optimizer lamb --eps 1e-8 --lr {lr} --weight-decay {decay} \
-         --cosine per-epoch --warmup-epochs 5 --warmup-lr 1e-6 --min-lr 1e-5 {DEIT3_LOSS} --drop-path {drop_path} {MIXED} \
-         --auto-augment three-augment --color-jitter 0.3 --repeated-augment 3 --ema 0.99996"
-    )
-}
-
-fn deit3_finetune(size: usize, of_paper: bool) -> String {
-    // Not published for S, which is trained at 224 pixels from the start.
-    let drop_path = [0.0, 0.2, 0.45, 0.55][size];
-    let image_size = if of_paper { "--image-size 224" } else { "" };
-    format!(
-        "{COMMON} {image_size} --batch-size 512 --epochs 20 --optimizer adamw --eps 1e-8 --lr 1e-5 --weight-decay 0.1 \
-         --cosine per-epoch --warmup-epochs 5 --warmup-lr 1e-6 --min-lr 1e-5 {RAND_AUGMENT} --drop-path {drop_path} {MIXED} \
-         --ema 0.99996"
-    )
-}
-
-fn mae_finetune(size: usize) -> String {
-    let (epochs, lr) = ([100, 50, 50][size], [5e-4, 1e-3, 1e-3][size]);
-    let (layer_decay, drop_path) = ([0.65, 0.75, 0.75][size], [0.1, 0.2, 0.3][size]);
-    format!(
-        "{COMMON} --batch-size 1024 --epochs {epochs} --optimizer adamw --eps 1e-8 --lr {lr} --lr-per 256 \
-         --weight-decay 0.05 --layer-decay {layer_decay} --cosine after-warmup --warmup-epochs 5 --warmup-lr 0 --min-lr 1e-6 \
-         {RAND_AUGMENT} --drop-path {drop_path} {MIXED} --random-erasing 0.25"
-    )
-}
-
-fn clip_finetune(size: usize) -> String {
-    let (epochs, warmup, lr, layer_decay) = ([50, 30][size], [10, 5][size], [6e-4, 4e-4][size], [0.6, 0.65][size]);
-    format!(
-        "{COMMON} --batch-size 2048 --epochs {epochs} --optimizer adamw --eps 1e-8 --lr {lr} --weight-decay 0.05 \
-         --layer-decay {layer_decay} --cosine after-warmup --warmup-epochs {warmup} --warmup-lr 1e-6 --min-lr 1e-6 \
-         {RAND_AUGMENT} --drop-path 0 --mixup 0 --cutmix 0 --random-erasing 0.25 --ema 0.9998"
-    )
-}
-
-fn resnet_rsb() -> String {
-    format!(
-        "{COMMON} --batch-size 2048 --epochs 300 --optimizer lamb --eps 1e-6 --lr 5e-3 --weight-decay 0.02 --cosine per-epoch \
-         --warmup-epochs 5 --warmup-lr 1e-4 --min-lr 1e-6 --loss bce --label-smoothing 0 --sub-loss bce --drop-path 0.05 \
-         --mixup 0.1 --cutmix 1 --auto-augment rand-augment --magnitude 7 --interpolation random --repeated-augment 3"
-    )
-}
-
-fn swin(size: usize) -> String {
-    let drop_path = [0.2, 0.3, 0.5][size];
-    format!(
-        "{COMMON} --batch-size 1024 --epochs 300 --optimizer adamw --eps 1e-8 --lr 5e-4 --lr-per 512 --weight-decay 0.05 \
-         --clip-grad 5 --cosine per-step --warmup-epochs 20 --warmup-lr 5e-7 --min-lr 5e-6 --scale-ends true {RAND_AUGMENT} \
-         --drop-path {drop_path} {MIXED} --random-erasing 0.25 --color-jitter 0.4"
-    )
+    let each = value("batch-size")? / value("replicas")?;
+    Some(if batch.is_multiple_of(each) {
+        (batch / each).max(1)
+    } else {
+        1
+    })
 }

@@ -271,6 +271,109 @@ fn every_recipe_trains() {
     }
 }
 
+/// Weights of a run by name.
+fn weights(out: &Path) -> std::collections::HashMap<String, candle_core::Tensor> {
+    candle_core::safetensors::load(out.join("model.safetensors"), &candle_core::Device::Cpu).unwrap()
+}
+
+fn values(tensor: &candle_core::Tensor) -> Vec<f32> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+#[test]
+fn replicas_are_another_run_that_parts_and_interruptions_leave_as_it_is() {
+    let root = tempfile::tempdir().unwrap();
+    let arguments = |more: &[&'static str]| {
+        let recipe = "--batch-size 16 --drop-last true --mixup 0.8 --cutmix 1";
+        let recipe: Vec<&str> = recipe.split(' ').chain(more.iter().copied()).collect();
+        short(&recipe)
+    };
+    let run = |name: &str, more: &[&'static str]| {
+        let out = root.path().join(name);
+        let output = vit_imagenet(&[&arguments(more)[..], &["--out", path_str(&out)]].concat(), 2);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        out
+    };
+    let loss = |out: &Path| metrics(out)[0][3].parse::<f64>().unwrap();
+    let bytes = |out: &Path| fs::read(out.join("model.safetensors")).unwrap();
+    let (one, same) = (
+        run("1", &[]),
+        run("1 again", &["--replicas", "1", "--dist-bn", "reduce"]),
+    );
+    assert!(bytes(&one) == bytes(&same));
+    let four = run("4", &["--replicas", "4"]);
+    assert_ne!(loss(&one), loss(&four));
+    // Each replica's four images in two parts, not the batch's sixteen in eight.
+    let parts = run("parts", &["--replicas", "4", "--accumulate", "8"]);
+    assert!(
+        (loss(&four) - loss(&parts)).abs() < 1e-4,
+        "{} {}",
+        loss(&four),
+        loss(&parts)
+    );
+
+    // Batch norms that the replicas see apart, averaged at the end of each epoch, taken up where a kill left them.
+    let resnet = [
+        "--model",
+        "digits-resnet",
+        "--epochs",
+        "3",
+        "--checkpoint-every",
+        "1",
+        "--replicas",
+        "4",
+    ];
+    let reduce = [&resnet[..], &["--dist-bn", "reduce"]].concat();
+    let (first, reduced) = (run("first", &resnet), run("reduced", &reduce));
+    let others = weights(&first);
+    for (name, tensor) in weights(&reduced) {
+        assert_eq!(
+            values(&tensor) != values(&others[&name]),
+            name.contains("running_"),
+            "{name}"
+        );
+    }
+    let killed = root.path().join("killed");
+    killed_and_resumed(&arguments(&reduce), &killed);
+    assert!(bytes(&killed) == bytes(&reduced));
+}
+
+#[test]
+fn frozen_parameters_stay_as_they_were_and_the_others_do_not() {
+    let root = tempfile::tempdir().unwrap();
+    let (start, out) = (root.path().join("start"), root.path().join("out"));
+    assert!(vit_imagenet(&short(&["--out", path_str(&start)]), 1).status.success());
+    let file = start.join("model.safetensors");
+    let freeze = ["--freeze", "patch_embed", "blocks.0.mlp.fc1.bias"];
+    let from = ["--init-from", path_str(&file), "--ema", "0.5", "--out", path_str(&out)];
+    let run = vit_imagenet(&short(&[&from[..], &freeze].concat()), 1);
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    let after = weights(&out);
+    for (name, before) in weights(&start) {
+        let frozen = name.starts_with("patch_embed.") || name == freeze[2];
+        assert_eq!(values(&before) == values(&after[&name]), frozen, "{name}");
+    }
+    let again = vit_imagenet(&["--resume", "--out", path_str(&out)], 1);
+    assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
+    let error = refused(&["--resume", "--out", path_str(&out), "--freeze", "head"]);
+    let expected = "freeze is now head, in the run patch_embed blocks.0.mlp.fc1.bias";
+    assert!(error.contains(expected), "{error}");
+    let error = refused(&short(&["--freeze", "patch_embd"]));
+    let expected = "freeze is patch_embd, but must be a parameter or a module: patch_embed, ";
+    assert!(error.contains(expected), "{error}");
+}
+
+#[test]
+fn batches_that_cannot_be_shared_or_filled_are_refused() {
+    let error = |args: &[&'static str]| refused(&short(args));
+    let drop = ["--drop-last", "true", "--batch-size"];
+    assert!(error(&[&drop[..], &["12", "--replicas", "5"]].concat()).contains("--replicas is 5, but must divide 12"));
+    assert!(error(&["--replicas", "2"]).contains("must be 1 without --drop-last true"));
+    let alone = ["4", "--replicas", "4", "--mixup", "0.8"];
+    assert!(error(&[&drop[..], &alone].concat()).contains("must leave two of 4 images"));
+    assert!(error(&[&drop[..], &["97"]].concat()).contains("--batch-size is 97, but must be at most 96"));
+}
+
 #[test]
 fn a_finished_run_can_be_evaluated_and_gone_on_with() {
     let root = tempfile::tempdir().unwrap();

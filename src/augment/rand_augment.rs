@@ -1,4 +1,4 @@
-//! RandAugment as timm draws it (`rand-m9-mstd0.5-inc1` at its settings): a few operations of one strength.
+//! RandAugment as timm draws it (`rand-m9-mstd0.5-inc1` and `rand-m9-mstd0.5`): a few operations of one strength.
 
 use rand::Rng;
 use rand_distr::{Distribution, StandardNormal};
@@ -12,11 +12,17 @@ use crate::check;
 use crate::error::Result;
 
 /// Applies operations drawn with replacement from fifteen, each with probability 1/2 at a strength around one
-/// magnitude: timm's `rand-m{magnitude}-mstd0.5-inc1`.
+/// magnitude: timm's `rand-m{magnitude}-mstd0.5-inc1`, or without `inc1`.
 ///
 /// The fifteen are auto contrast, equalize, invert, posterize, solarize, solarize-add, saturation, contrast,
-/// brightness, sharpness, rotation, shears and translations. What a magnitude means to each is told by timm's
-/// `auto_augment.py`, in its "increasing" form.
+/// brightness, sharpness, rotation, shears and translations. What a magnitude m means to each is told by timm's
+/// `data/auto_augment.py`. Six of them have two forms ([`with_increasing`](Self::with_increasing)):
+///
+/// | | increasing (`inc1`) | not |
+/// |---|---|---|
+/// | saturation, contrast, brightness, sharpness | by max(.1, 1 ± .9 m/10) | by .1 + 1.8 m/10 |
+/// | posterize | to 4 - ⌊4 m/10⌋ bits | to ⌊4 m/10⌋ bits |
+/// | solarize | from 256 - ⌊25.6 m⌋ | from ⌊25.6 m⌋ |
 ///
 /// E. D. Cubuk et al., "RandAugment: Practical automated data augmentation with a reduced search space", 2019 (arXiv
 /// 1909.13719).
@@ -26,6 +32,7 @@ pub struct RandAugment {
     magnitude: f64,
     magnitude_std: f64,
     prob: f64,
+    increasing: bool,
     interpolation: Interpolation,
     fill: [u8; CHANNELS],
 }
@@ -45,6 +52,7 @@ impl RandAugment {
             magnitude: check::in_range("magnitude", magnitude, 0.0..=MOST, "")?,
             magnitude_std: Self::MAGNITUDE_STD,
             prob: 0.5,
+            increasing: true,
             interpolation: Interpolation::Bicubic,
             fill: Normalize::IMAGENET.mean_color(),
         })
@@ -77,6 +85,12 @@ impl RandAugment {
         Ok(Self { prob, ..self })
     }
 
+    /// Takes the forms that grow with the magnitude, timm's `inc1`, as is the default and as most recipes do; or those
+    /// without, of which a small magnitude posterizes, solarizes and darkens most. timm's `inc`.
+    pub fn with_increasing(self, increasing: bool) -> Self {
+        Self { increasing, ..self }
+    }
+
     /// Turns and moves images by this interpolation.
     pub fn with_interpolation(self, interpolation: Interpolation) -> Self {
         Self { interpolation, ..self }
@@ -107,6 +121,15 @@ impl RandAugment {
         ops
     }
 
+    /// A level, or what is left of the whole where operations grow with the magnitude.
+    fn reversed(&self, whole: u32, level: f64) -> u32 {
+        if self.increasing {
+            whole - level as u32
+        } else {
+            level as u32
+        }
+    }
+
     /// Operation number `kind` at `magnitude`.
     fn op(&self, kind: u32, magnitude: f64, rng: &mut impl Rng) -> Operation {
         let share = magnitude / MOST;
@@ -116,17 +139,21 @@ impl RandAugment {
             1 => Kind::Equalize,
             2 => Kind::Invert,
             3 => Kind::Posterize {
-                bits: 4 - (share * 4.0) as u32,
+                bits: self.reversed(4, share * 4.0),
             },
             4 => Kind::Solarize {
-                threshold: 256 - (share * 256.0) as u32,
+                threshold: self.reversed(256, share * 256.0),
             },
             5 => Kind::SolarizeAdd {
                 add: (share * 110.0).min(128.0) as u8,
                 threshold: 128,
             },
             6..10 => {
-                let factor = (1.0 + either_way(share * 0.9)).max(0.1);
+                let factor = if self.increasing {
+                    (1.0 + either_way(share * 0.9)).max(0.1)
+                } else {
+                    0.1 + share * 1.8
+                };
                 match kind {
                     6 => Kind::Saturation { factor },
                     7 => Kind::Contrast { factor },
@@ -250,6 +277,40 @@ mod tests {
         assert!(
             factors.contains(&Kind::Sharpness { factor: 0.1 }) && factors.contains(&Kind::Sharpness { factor: 1.9 })
         );
+    }
+
+    // timm's `rand-m7` without `inc1`, by hand: factors of 1.36, two bits, from 179.
+    #[test]
+    fn without_increasing_forms_a_magnitude_is_one_argument() {
+        let (mut rng, mut same) = (rng(0), [rng(1), rng(1)]);
+        let rand_augment = RandAugment::new(7.0).unwrap().with_increasing(false);
+        let near = |factor: f64, expected: f64| (factor - expected).abs() < 1e-12;
+        for _ in 0..20 {
+            assert_eq!(rand_augment.op(3, 7.0, &mut rng).0, Kind::Posterize { bits: 2 });
+            assert_eq!(rand_augment.op(4, 7.0, &mut rng).0, Kind::Solarize { threshold: 179 });
+            let add = Kind::SolarizeAdd {
+                add: 77,
+                threshold: 128,
+            };
+            assert_eq!(rand_augment.op(5, 7.0, &mut rng).0, add);
+            for kind in 6..10 {
+                let factor = |magnitude, rng: &mut _| match rand_augment.op(kind, magnitude, rng).0 {
+                    Kind::Saturation { factor } | Kind::Contrast { factor } => factor,
+                    Kind::Brightness { factor } | Kind::Sharpness { factor } => factor,
+                    other => panic!("{other:?}"),
+                };
+                assert!(near(factor(7.0, &mut rng), 1.36) && near(factor(0.0, &mut rng), 0.1));
+                assert!(near(factor(10.0, &mut rng), 1.9));
+            }
+        }
+        // A turn is the same in both.
+        let turns = [true, false].map(|increasing| rand_augment.with_increasing(increasing));
+        let turns: Vec<_> = turns
+            .iter()
+            .zip(&mut same)
+            .map(|(rand, rng)| rand.op(10, 7.0, rng))
+            .collect();
+        assert_eq!(turns[0], turns[1]);
     }
 
     // The magnitude shows in a rotation: mean 9, standard deviation a half, never above 10.

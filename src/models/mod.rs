@@ -10,5 +10,22 @@ mod rules;
 pub mod swin;
 pub mod vit;
 
+/// Where the values of a published size were read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// The project, or paper.
+    pub project: &'static str,
+    /// The file of it, or table.
+    pub file: &'static str,
+    /// The values as they stand there.
+    pub option: &'static str,
+}
+
+impl Source {
+    const fn new(project: &'static str, file: &'static str, option: &'static str) -> Self {
+        Self { project, file, option }
+    }
+}
+
 /// Makes the configuration of one size for a number of classes.
 pub type Constructor<C> = fn(usize) -> C;

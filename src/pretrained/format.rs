@@ -30,6 +30,10 @@ pub enum Format {
     HfVit,
     /// Hugging Face's CLIP (`hf-clip`), all of it or the vision tower, and candle-transformers'.
     HfClip,
+    /// Hugging Face's `CLIPForImageClassification` (`hf-clip-classifier`): its `classifier` reads the mean of the patch
+    /// tokens without a norm ([`Pool::MeanOnly`](crate::models::vit::Pool::MeanOnly)), though the file has
+    /// `post_layernorm`.
+    HfClipClassifier,
     /// OpenCLIP's and OpenAI's CLIP (`open-clip`). Names do not tell OpenAI's quick GELU: say it in the configuration.
     OpenClip,
     /// Microsoft's Swin (`microsoft-swin`), and timm's before 0.9.
@@ -59,7 +63,7 @@ impl Family {
 }
 
 impl Format {
-    pub(super) const ALL: [Self; 12] = [
+    pub(super) const ALL: [Self; 13] = [
         Self::TimmVit,
         Self::TimmDeit3,
         Self::TimmClip,
@@ -69,6 +73,7 @@ impl Format {
         Self::MaeFinetuned,
         Self::HfVit,
         Self::HfClip,
+        Self::HfClipClassifier,
         Self::OpenClip,
         Self::MicrosoftSwin,
         Self::ResNet,
@@ -86,6 +91,7 @@ impl Format {
             Self::MaeFinetuned => "mae-finetuned",
             Self::HfVit => "hf-vit",
             Self::HfClip => "hf-clip",
+            Self::HfClipClassifier => "hf-clip-classifier",
             Self::OpenClip => "open-clip",
             Self::MicrosoftSwin => "microsoft-swin",
             Self::ResNet => "resnet",
@@ -112,7 +118,12 @@ impl Format {
             .iter()
             .any(|prefix| has(&format!("{prefix}vision_model.pre_layrnorm.weight")))
         {
-            return Some(Self::HfClip);
+            let classifies = has("classifier.weight");
+            return Some(if classifies {
+                Self::HfClipClassifier
+            } else {
+                Self::HfClip
+            });
         }
         if ["", "vit."]
             .iter()

@@ -63,14 +63,17 @@
 //!
 //! [`check_exact`](Weights::check_exact) ignores, with a line in [`Weights::notes`] for each:
 //! - what belongs to a format and not to a classifier: the decoder and the final norm of MAE's pre-training, CLIP's text
-//!   tower and projections, a pooler, buffers;
-//! - what a format never has: a head after MAE's pre-training and in Hugging Face's and OpenCLIP's towers, MAE's
-//!   `fc_norm`, our Swin's `mask_token`;
+//!   tower and projections, its norm of the class token where a model averages the patch tokens, a pooler, buffers;
+//! - what a format never has: a head after MAE's pre-training and in Hugging Face's and OpenCLIP's towers, MAE's and
+//!   FT-CLIP's `fc_norm`, our Swin's `mask_token`;
 //! - a head that was drawn for another number of classes.
 //!
 //! A head that is missing elsewhere is an error, for it would give random logits. Where it may be, as in a timm feature
 //! extractor saved with `num_classes=0` or Hugging Face's `ViTModel`, call
 //! `check_exact(|name| name.starts_with("head."))`, with the model's name of it.
+//!
+//! A head fits what it was trained on: that of Hugging Face's `CLIPForImageClassification`, which reads the mean of the
+//! patch tokens and no norm, is an [`Error::InvalidArgument`] in a model that pools otherwise and has as many classes.
 //!
 //! The configuration says what a file cannot tell: the number of heads, the activation (OpenAI's CLIP has the quick
 //! GELU), what norms add to the variance.

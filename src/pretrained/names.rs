@@ -37,6 +37,8 @@ pub(super) const POS_EMBED: &str = "pos_embed";
 pub(super) const POSITION_TABLE: &str = ".relative_position_bias_table";
 /// Start of the head's keys.
 pub(super) const HEAD: &str = "head.";
+/// Key of the final norm's weight.
+pub(super) const NORM: &str = "norm.weight";
 /// Query, key and value, packed and apart, in their order.
 pub(super) const QKV: &str = ".attn.qkv.";
 pub(super) const APART: [&str; 3] = [".attn.q.", ".attn.k.", ".attn.v."];
@@ -142,6 +144,9 @@ fn timm_name(form: &Names, name: &str) -> Option<String> {
     find(&modules, module).map(|timm| format!("{timm}.{leaf}"))
 }
 
+/// CLIP's final norm, to a model that averages the patch tokens.
+const CLASS_NORM: &str = "the norm of the class token, which the head does not read";
+
 /// Group of a tensor that belongs to the format and not to a classifier, for a line that says so. `None` for a tensor
 /// that nobody knows.
 pub(super) fn known_leftover(format: Format, name: &str) -> Option<&'static str> {
@@ -156,6 +161,9 @@ pub(super) fn known_leftover(format: Format, name: &str) -> Option<&'static str>
         Format::HfVit if name == "vit.embeddings.mask_token" || name == "embeddings.mask_token" => {
             Some("the mask token of pre-training")
         }
+        Format::HfClip | Format::HfClipClassifier if name.contains("vision_model.post_layernorm.") => Some(CLASS_NORM),
+        Format::OpenClip if starts(&["visual.ln_post."]) => Some(CLASS_NORM),
+        Format::TimmClip if starts(&["norm."]) => Some(CLASS_NORM),
         Format::HfClip if starts(&["text_model.", "text_projection."]) => Some("the text tower"),
         Format::HfClip if starts(&["visual_projection.", "logit_scale"]) => Some("the projection to the text tower"),
         Format::OpenClip if starts(&["visual.proj", "logit_scale", "logit_bias"]) => {
@@ -186,7 +194,9 @@ pub(super) fn known_leftover(format: Format, name: &str) -> Option<&'static str>
 pub(super) fn known_missing(format: Format, key: &str) -> bool {
     match format {
         Format::MaePretrained => key.starts_with(HEAD) || key.starts_with("fc_norm."),
-        Format::HfClip | Format::OpenClip => key.starts_with(HEAD),
+        // FT-CLIP's `fc_norm` is new, too.
+        Format::HfClip | Format::OpenClip => key.starts_with(HEAD) || key.starts_with("fc_norm."),
+        Format::TimmClip => key.starts_with("fc_norm."),
         Format::TimmSwin | Format::MicrosoftSwin => key == "mask_token",
         _ => false,
     }

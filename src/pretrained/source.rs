@@ -6,7 +6,7 @@ use candle_core::{Shape, Tensor};
 
 use super::file::TensorFile;
 use super::format::Format;
-use super::names::{known_leftover, known_missing, APART, HEAD, POSITION_TABLE, POS_EMBED, QKV};
+use super::names::{known_leftover, known_missing, APART, HEAD, NORM, POSITION_TABLE, POS_EMBED, QKV};
 use super::stored::Stored;
 use super::{resize, square};
 use crate::error::{listed, Error, Result};
@@ -172,6 +172,20 @@ impl PeerSource {
         Ok((from != to).then_some((from, to)))
     }
 
+    /// Refuses the head of a classifier that reads no norm for a model that has taken the file's: its logits would be
+    /// others, and no weight missing or left over.
+    fn check_pooling(&self, key: &str) -> Result<()> {
+        let norm = self.names.get(NORM).is_some_and(|name| self.taken.contains(name));
+        if self.format != Format::HfClipClassifier || !key.starts_with(HEAD) || !norm {
+            return Ok(());
+        }
+        let allowed = format!(
+            "vit::Pool::MeanOnly: the classifier of {} ({}) reads the mean of the patch tokens, and no norm",
+            self.file.path, self.format
+        );
+        Err(Error::invalid("pool", "one with a final norm", allowed))
+    }
+
     /// The weight in the shape asked for, or `None` where the head is to be drawn anew.
     fn fitted(&mut self, name: &str, key: &str, shape: &[usize]) -> Result<Option<(Tensor, Vec<String>)>> {
         let Some((found, names)) = self.found(key) else {
@@ -197,6 +211,7 @@ impl PeerSource {
         // [1, 1, D] and `[D]` are the same to those who write them.
         let filled = |shape: &[usize]| shape.iter().copied().skip_while(|n| *n == 1).collect::<Vec<_>>();
         if filled(&got) == filled(shape) {
+            self.check_pooling(key)?;
             return Ok(Some((found.read(&self.file)?.reshape(shape)?, names)));
         }
         match (&got[..], shape) {

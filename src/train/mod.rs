@@ -1,5 +1,5 @@
-//! Pieces of a training recipe: optimizers, schedules, averaged weights, mixing, accumulation, checkpoints. There is no
-//! loop: a trainer owns its own and takes what it needs.
+//! Pieces of a training recipe: optimizers, schedules, averaged weights, mixing, accumulation, replicas, checkpoints. There
+//! is no loop: a trainer owns its own and takes what it needs.
 //!
 //! ```
 //! use candle_core::{DType, Device, Tensor};
@@ -39,4 +39,5 @@ pub mod checkpoint;
 pub mod ema;
 pub mod mix;
 pub mod optim;
+pub mod replicas;
 pub mod schedule;

@@ -41,6 +41,16 @@ pub trait Schedule {
         })
     }
 
+    /// This schedule `steps` steps late, its first learning rate until then: of a trainer that steps its scheduler after
+    /// the optimizer, and by the number of what is done. DeiT's `main.py` does so for epochs (`lr_scheduler.step(epoch)`:
+    /// epochs 0 and 1 both have the first rate of the warm-up), Swin's for steps (`step_update(epoch * num_steps + idx)`).
+    fn delayed(self, steps: usize) -> Delayed<Self>
+    where
+        Self: Sized,
+    {
+        Delayed { schedule: self, steps }
+    }
+
     /// This schedule for `steps` steps, and from then on `next`, whose steps count from there.
     fn then<S: Schedule>(self, steps: usize, next: S) -> Then<Self, S>
     where
@@ -191,6 +201,19 @@ impl<S: Schedule> Schedule for PerEpoch<S> {
     }
 }
 
+/// See [`Schedule::delayed`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Delayed<S> {
+    schedule: S,
+    steps: usize,
+}
+
+impl<S: Schedule> Schedule for Delayed<S> {
+    fn at(&self, step: usize) -> f64 {
+        self.schedule.at(step.saturating_sub(self.steps))
+    }
+}
+
 /// See [`Schedule::then`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Then<A, B> {
@@ -292,6 +315,19 @@ mod tests {
         );
         let boxed: Box<dyn Schedule> = Box::new(composed);
         assert_eq!(boxed.at(5), 4.0);
+    }
+
+    // lr_scheduler.step(epoch) after epoch `epoch`, of timm's scheduler, which starts at its first rate.
+    #[test]
+    fn a_late_schedule_repeats_its_first_rate() {
+        let warmup = Cosine::new(4e-3, 10).unwrap().with_warmup(3, 1e-6).unwrap();
+        let late = warmup.delayed(1).per_epoch(2).unwrap();
+        let mut lr = warmup.at(0);
+        for epoch in 0..12 {
+            assert_eq!([late.at(2 * epoch), late.at(2 * epoch + 1)], [lr; 2], "{epoch}");
+            lr = warmup.at(epoch);
+        }
+        assert_eq!(warmup.delayed(0).at(5), warmup.at(5));
     }
 
     #[test]

@@ -91,6 +91,8 @@ pub fn tiny_forms(classes: usize) -> Vec<(&'static str, Config)> {
         ("mae, class token", tiny(class_token(Config::mae_base(classes)))),
         ("hugging face", tiny(Config::hf_base(classes))),
         ("clip", tiny(Config::clip_base(classes))),
+        ("ft-clip", tiny(Config::ft_clip_base(classes))),
+        ("clip, mean only", tiny(Config::hf_clip_base(classes))),
     ]
 }
 

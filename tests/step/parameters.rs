@@ -95,3 +95,30 @@ fn of_a_varmap_are_without_running_statistics() {
     );
     assert_eq!((params.len(), params.num_elements()), (6, 3 * 5 + 9));
 }
+
+#[test]
+fn can_be_frozen_by_name_and_by_module() {
+    let (vit, params) = vit(&tiny(Config::ft_clip_base(5)), 9);
+    let patches = "clip.vision_model.embeddings.patch_embedding";
+    let frozen = params.clone().freeze([patches, "head.bias"]).unwrap();
+    let gone: Vec<_> = params.names().filter(|name| frozen.get(name).is_none()).collect();
+    assert_eq!(gone, [&format!("{patches}.weight"), "head.bias"]);
+    let step = step(frozen.clone(), &vit).unwrap();
+    assert_eq!(step.grads.get_ids().count(), params.len() - 2);
+    assert_eq!(params.clone().freeze([""; 0]).unwrap().len(), params.len());
+
+    let refused = |name: &str| params.clone().freeze([name]).unwrap_err().to_string();
+    // A module is a whole element of the path.
+    let message = refused("clip.vision_model.embeddings.patch");
+    assert!(message.starts_with("freeze is clip.vision_model.embeddings.patch, but must be a parameter or a module: "));
+    assert!(message.contains(patches), "{message}");
+    assert!(refused("haed.weight").contains(": head.weight, "));
+    assert_eq!(
+        params
+            .clone()
+            .freeze(["clip", "fc_norm", "head"])
+            .unwrap_err()
+            .to_string(),
+        "freeze is clip, fc_norm, head, but must be less than all parameters"
+    );
+}

@@ -38,7 +38,11 @@ pub enum Crop {
 pub enum AutoAugment {
     None,
     Three,
-    Rand { magnitude: f64 },
+    Rand {
+        magnitude: f64,
+        /// timm's `inc1`: forms that grow with the magnitude.
+        increasing: bool,
+    },
 }
 
 /// How resized, turned and moved images get their pixels.
@@ -92,8 +96,9 @@ impl fmt::Display for Augment {
         match self.auto {
             AutoAugment::None => {}
             AutoAugment::Three => parts.push("3-Augment".into()),
-            AutoAugment::Rand { magnitude } => {
-                parts.push(format!("RandAugment {magnitude}/{}", RandAugment::MAGNITUDE_STD));
+            AutoAugment::Rand { magnitude, increasing } => {
+                let form = if increasing { " increasing" } else { "" };
+                parts.push(format!("RandAugment {magnitude}/{}{form}", RandAugment::MAGNITUDE_STD));
             }
         }
         if self.jitters() {
@@ -128,10 +133,19 @@ mod tests {
             "random resized crop 0.08-1, flip 0.5, 3-Augment, colour jitter 0.3, random erasing 0.25, repeated augmentation 3"
         );
         let swin = Augment {
-            auto: AutoAugment::Rand { magnitude: 9.0 },
+            auto: AutoAugment::Rand {
+                magnitude: 9.0,
+                increasing: true,
+            },
             color_jitter: 0.4,
             ..Augment::NONE
         };
-        assert_eq!(swin.to_string(), "centre crop, RandAugment 9/0.5");
+        assert_eq!(swin.to_string(), "centre crop, RandAugment 9/0.5 increasing");
+        let auto = AutoAugment::Rand {
+            magnitude: 7.0,
+            increasing: false,
+        };
+        let rsb = Augment { auto, ..Augment::NONE };
+        assert_eq!(rsb.to_string(), "centre crop, RandAugment 7/0.5");
     }
 }

@@ -5,7 +5,7 @@
 
 use super::draws::{rng, Purpose};
 use super::order::{permutation, subset, training_batches};
-use super::{Batch, Batches, Dataset};
+use super::{Batch, Batches, Batching, Dataset};
 use anyhow::{ensure, Context, Result};
 use candle_core::{Device, Tensor};
 use safetensors::SafeTensors;
@@ -84,10 +84,10 @@ impl Dataset for Digits {
         self.test.len()
     }
 
-    fn train_batches(&self, seed: u64, epoch: usize, batch_size: usize, skip: usize) -> Batches<'_> {
+    fn train_batches(&self, seed: u64, epoch: usize, batching: Batching, skip: usize) -> Batches<'_> {
         let order = permutation(self.train.len(), &mut rng(seed, epoch, 0, Purpose::Order));
         let order: Vec<usize> = order.into_iter().skip(skip).map(|i| self.train[i]).collect();
-        let batches = training_batches(&order, batch_size).into_iter();
+        let batches = training_batches(&order, batching).into_iter();
         Box::new(batches.map(|indices| self.batch(&indices)))
     }
 
@@ -178,18 +178,23 @@ mod tests {
     #[test]
     fn an_epoch_shows_every_image_once_in_an_order_of_its_own() {
         let digits = load(300, 5);
-        let batches: Vec<Batch> = digits.train_batches(5, 0, 64, 0).map(|b| b.unwrap()).collect();
+        let batches: Vec<Batch> = digits
+            .train_batches(5, 0, Batching::all(64), 0)
+            .map(|b| b.unwrap())
+            .collect();
         let sizes: Vec<usize> = batches.iter().map(|b| b.labels.dims()[0]).collect();
         assert_eq!(sizes, [64, 64, 64, 64, 44]);
         assert_eq!(batches[0].images.dims(), [64, 1, 8, 8]);
         let one_more = load(65, 5);
-        let sizes = one_more.train_batches(5, 0, 64, 0).map(|b| b.unwrap().labels.dims()[0]);
+        let sizes = one_more
+            .train_batches(5, 0, Batching::all(64), 0)
+            .map(|b| b.unwrap().labels.dims()[0]);
         assert_eq!(sizes.collect::<Vec<_>>(), [63, 2]);
         let (first, second) = (
-            labels(digits.train_batches(5, 0, 64, 0)),
-            labels(digits.train_batches(5, 1, 64, 0)),
+            labels(digits.train_batches(5, 0, Batching::all(64), 0)),
+            labels(digits.train_batches(5, 1, Batching::all(64), 0)),
         );
-        assert_eq!(first, labels(digits.train_batches(5, 0, 64, 0)));
+        assert_eq!(first, labels(digits.train_batches(5, 0, Batching::all(64), 0)));
         assert_ne!(first, second);
         let sorted = |mut labels: Vec<u32>| {
             labels.sort_unstable();

@@ -6,7 +6,7 @@ use super::loader::{Decoded, Loader, Readable};
 use super::order::{permutation, repeated, repeated_len, subset, training_batches};
 use super::prefetch::Prefetch;
 use super::transform::{Draw, Settings, Transform};
-use super::{Batch, Batches, Dataset};
+use super::{Batch, Batches, Batching, Dataset};
 use crate::run::images;
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
@@ -202,7 +202,7 @@ impl Dataset for ImageTree {
         self.test.len()
     }
 
-    fn train_batches(&self, seed: u64, epoch: usize, batch_size: usize, skip: usize) -> Batches<'_> {
+    fn train_batches(&self, seed: u64, epoch: usize, batching: Batching, skip: usize) -> Batches<'_> {
         let order = permutation(self.train_len(), &mut rng(seed, epoch, 0, Purpose::Order));
         let shown = repeated(&order, self.loader.transform().settings().augment.repeats);
         let drawn = |(index, repeat)| {
@@ -218,10 +218,10 @@ impl Dataset for ImageTree {
         let (loader, split) = (self.loader.clone(), self.train.clone());
         match self.loader.unreadable {
             Unreadable::Error => {
-                let batches = training_batches(&shown, batch_size).into_iter();
+                let batches = training_batches(&shown, batching).into_iter();
                 self.batches(batches.map(move |images| loader.load(&split, &images)))
             }
-            Unreadable::Skip => self.batches(Readable::new(loader, split, shown, batch_size, skip == 0)),
+            Unreadable::Skip => self.batches(Readable::new(loader, split, shown, batching, skip == 0)),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use super::image_tree::{Split, TreeError, Unreadable};
 use super::transform::{Draw, Transform};
+use super::Batching;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -105,7 +106,7 @@ pub struct Readable {
     loader: Arc<Loader>,
     split: Arc<Split>,
     order: Vec<(usize, Draw)>,
-    batch_size: usize,
+    batching: Batching,
     /// None of the epoch's images was shown before.
     whole: bool,
     /// How far in `order` images were loaded, and how far they were handed over.
@@ -123,14 +124,14 @@ impl Readable {
         loader: Arc<Loader>,
         split: Arc<Split>,
         order: Vec<(usize, Draw)>,
-        batch_size: usize,
+        batching: Batching,
         whole: bool,
     ) -> Self {
         Self {
             loader,
             split,
             order,
-            batch_size,
+            batching,
             whole,
             loaded: 0,
             passed: 0,
@@ -142,8 +143,8 @@ impl Readable {
 
     /// Loads a batch and, if there are so many, two images more: with them it is known whether one would be left alone.
     fn look_ahead(&mut self) -> Result<(), TreeError> {
-        while self.labels.len() < self.batch_size + 2 && self.loaded < self.order.len() {
-            let wanted = self.batch_size + 2 - self.labels.len();
+        while self.labels.len() < self.batching.size + 2 && self.loaded < self.order.len() {
+            let wanted = self.batching.size + 2 - self.labels.len();
             let end = self.order.len().min(self.loaded + wanted);
             let next = &self.order[self.loaded..end];
             let (read, places) = self.loader.load_placed(&self.split, next)?;
@@ -157,8 +158,14 @@ impl Readable {
 
     /// How many of the images at hand are the next batch.
     fn next_len(&self) -> usize {
-        let (held, full) = (self.labels.len(), self.batch_size);
-        if held == full + 1 && full > 2 {
+        let (held, full) = (self.labels.len(), self.batching.size);
+        if self.batching.drop_last {
+            if held < full {
+                0
+            } else {
+                full
+            }
+        } else if held == full + 1 && full > 2 {
             full - 1
         } else {
             held.min(full)
@@ -185,7 +192,7 @@ impl Iterator for Readable {
         }
         let n = self.next_len();
         if n == 0 {
-            let nothing = self.whole && self.passed == 0 && !self.order.is_empty();
+            let nothing = self.whole && self.passed == 0 && self.labels.is_empty() && !self.order.is_empty();
             self.passed = self.order.len();
             return if nothing { self.nothing().map(Err) } else { None };
         }

@@ -13,6 +13,7 @@ pub mod transform;
 
 use anyhow::Result;
 use candle_core::Tensor;
+pub use order::Batching;
 
 /// Images `[B, C, H, W]` f32, normalised, and their class indices `[B]` u32.
 pub struct Batch {
@@ -39,8 +40,8 @@ pub trait Dataset {
 
     /// Every training image once (see [`epoch_len`](Self::epoch_len)), in an order that `(seed, epoch)` decides, without
     /// the first `skip` images of that order: the sum of `passed` of the batches before. None is empty. The last may be
-    /// smaller, and the one before it by one: see [`training_batches`](order::training_batches).
-    fn train_batches(&self, seed: u64, epoch: usize, batch_size: usize, skip: usize) -> Batches<'_>;
+    /// smaller, and the one before it by one, unless it is dropped: see [`training_batches`](order::training_batches).
+    fn train_batches(&self, seed: u64, epoch: usize, batching: Batching, skip: usize) -> Batches<'_>;
 
     /// Every test image once, in a fixed order. The last batch may be smaller, and one is empty where none of its images
     /// could be read.

@@ -13,10 +13,32 @@ pub fn permutation(n: usize, rng: &mut impl Rng) -> Vec<usize> {
     order
 }
 
-/// `order` in batches for training. The last may be smaller, but is not a single image where another could spare one:
-/// batch norm of one image whose map is a single pixel has no variance to divide by.
-pub fn training_batches<T: Copy>(order: &[T], batch_size: usize) -> Vec<Vec<T>> {
-    let mut batches: Vec<Vec<T>> = order.chunks(batch_size).map(<[T]>::to_vec).collect();
+/// How an order is cut in batches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Batching {
+    pub size: usize,
+    /// Leaves out the images that no longer fill a batch, as PyTorch's `DataLoader` does with `drop_last`.
+    pub drop_last: bool,
+}
+
+impl Batching {
+    /// How many batches so many images make.
+    pub fn count(self, images: usize) -> usize {
+        if self.drop_last {
+            images / self.size
+        } else {
+            images.div_ceil(self.size)
+        }
+    }
+}
+
+/// `order` in batches for training. The last may be smaller, unless it is dropped, but is not a single image where another
+/// could spare one: batch norm of one image whose map is a single pixel has no variance to divide by.
+pub fn training_batches<T: Copy>(order: &[T], batching: Batching) -> Vec<Vec<T>> {
+    if batching.drop_last {
+        return order.chunks_exact(batching.size).map(<[T]>::to_vec).collect();
+    }
+    let mut batches: Vec<Vec<T>> = order.chunks(batching.size).map(<[T]>::to_vec).collect();
     if let [.., before, last] = &mut batches[..] {
         if last.len() == 1 && before.len() > 2 {
             last.splice(0..0, before.pop());
@@ -58,8 +80,19 @@ pub fn subset(pool: usize, n: usize, seed: u64) -> Result<Vec<usize>> {
 }
 
 #[cfg(test)]
+impl Batching {
+    /// Batches, the last of which may be smaller.
+    pub fn all(size: usize) -> Self {
+        Self { size, drop_last: false }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
+    use masksub::train::replicas::Replicas;
+    use proptest::prelude::*;
+    use std::collections::HashSet;
 
     #[test]
     fn permutation_holds_every_number_once() {
@@ -104,10 +137,11 @@ mod tests {
     fn a_single_image_gets_company_from_the_batch_before() {
         let sizes = |images: usize, batch_size| {
             let order: Vec<usize> = (0..images).rev().collect();
-            let batches = training_batches(&order, batch_size);
+            let batching = Batching::all(batch_size);
+            let batches = training_batches(&order, batching);
             assert_eq!(batches.concat(), order);
             // As many steps as the schedule counts.
-            assert_eq!(batches.len(), images.div_ceil(batch_size));
+            assert_eq!(batches.len(), batching.count(images));
             batches.iter().map(Vec::len).collect::<Vec<_>>()
         };
         assert_eq!(sizes(65, 64), [63, 2]);
@@ -120,6 +154,53 @@ mod tests {
         assert_eq!(sizes(5, 2), [2, 2, 1]);
         assert_eq!(sizes(3, 1), [1, 1, 1]);
         assert!(sizes(0, 64).is_empty());
+    }
+
+    #[test]
+    fn an_incomplete_batch_can_be_dropped() {
+        let order: Vec<usize> = (0..10).collect();
+        for (size, whole) in [(3, 9), (4, 8), (5, 10), (10, 10), (11, 0)] {
+            let batching = Batching { size, drop_last: true };
+            let batches = training_batches(&order, batching);
+            assert_eq!(batches.concat(), order[..whole]);
+            assert!(batches.iter().all(|batch| batch.len() == size));
+            assert_eq!(batches.len(), batching.count(10));
+        }
+    }
+
+    proptest! {
+        // DeiT's RASampler: copies stand side by side, and go to replicas side by side.
+        #[test]
+        fn copies_of_an_image_never_meet_in_one_replicas_batch(
+            images in 1usize..700,
+            repeats in 1usize..5,
+            more in 0usize..4,
+            share in 1usize..6,
+            seed in 0u64..1000,
+        ) {
+            let replicas = Replicas::new(repeats + more).unwrap();
+            let size = share * replicas.count();
+            let order = permutation(images, &mut rng(seed, 0, 0, Purpose::Order));
+            let shown = repeated(&order, repeats);
+            for batch in training_batches(&shown, Batching { size, drop_last: true }) {
+                for replica in 0..replicas.count() {
+                    let of_replica = replicas.positions(replica, size).unwrap();
+                    let indices: Vec<usize> = of_replica.map(|place| batch[place].0).collect();
+                    let different: HashSet<&usize> = indices.iter().collect();
+                    prop_assert_eq!(different.len(), share);
+                    prop_assert_eq!(indices.len(), share);
+                }
+            }
+        }
+    }
+
+    // With fewer replicas than copies they do, as in the sources.
+    #[test]
+    fn copies_meet_where_replicas_are_fewer() {
+        let shown = repeated(&[7, 3, 9, 4, 5, 6], 3);
+        let of_first = Replicas::new(2).unwrap().positions(0, 6).unwrap();
+        let indices: Vec<usize> = of_first.map(|place| shown[place].0).collect();
+        assert_eq!(indices, [7, 7, 3]);
     }
 
     #[test]

@@ -85,8 +85,9 @@ impl Transform {
             auto: match augment.auto {
                 AutoAugment::None => None,
                 AutoAugment::Three => Some(Auto::Three),
-                AutoAugment::Rand { magnitude } => Some(Auto::Rand(
+                AutoAugment::Rand { magnitude, increasing } => Some(Auto::Rand(
                     RandAugment::new(magnitude)?
+                        .with_increasing(increasing)
                         .with_interpolation(interpolation)
                         .with_fill(settings.normalize.mean_color()),
                 )),

@@ -4,7 +4,7 @@ use super::value::{at_least_1, fraction, number, weight};
 use crate::data::augment::{Augment, AutoAugment, Crop, Interpolation};
 use crate::data::transform::Settings;
 use crate::network::Network;
-use clap::{Args, ValueEnum};
+use clap::{ArgAction, Args, ValueEnum};
 
 /// What is not given is left to a recipe, or to what the images' size suggests. The digits are not varied.
 #[derive(Args, Clone, Debug)]
@@ -27,6 +27,11 @@ pub struct InputFlags {
     /// Default: 9
     #[arg(long, value_name = "M", value_parser = magnitude)]
     pub magnitude: Option<f64>,
+
+    /// Whether all of rand-augment's operations grow with --magnitude: true is timm's `inc1`, as in most scripts of every recipe;
+    /// false is without, as in the ResNet script of MaskSub's authors. Default: true
+    #[arg(long, value_name = "BOOL", action = ArgAction::Set)]
+    pub increasing: Option<bool>,
 
     /// Vary brightness, contrast and saturation by factors of 1 - F to 1 + F, 0 to 1. Beside rand-augment it has no
     /// effect, as in timm. Default: 0
@@ -73,6 +78,7 @@ impl InputFlags {
             flip,
             auto_augment,
             magnitude,
+            increasing,
             color_jitter,
             random_erasing,
             repeated_augment,
@@ -85,6 +91,7 @@ impl InputFlags {
             ("--flip", flip.is_some()),
             ("--auto-augment", auto_augment.is_some()),
             ("--magnitude", magnitude.is_some()),
+            ("--increasing", increasing.is_some()),
             ("--color-jitter", color_jitter.is_some()),
             ("--random-erasing", random_erasing.is_some()),
             ("--repeated-augment", repeated_augment.is_some()),
@@ -114,12 +121,13 @@ impl InputFlags {
             Some(crop) => (crop, flip_with(crop)),
             None => (base.crop, base.flip),
         };
-        let recipes = match base.auto {
-            AutoAugment::Rand { magnitude } => magnitude,
-            _ => 9.0,
+        let (magnitude, increasing) = match base.auto {
+            AutoAugment::Rand { magnitude, increasing } => (magnitude, increasing),
+            _ => (9.0, true),
         };
         let rand = AutoAugment::Rand {
-            magnitude: self.magnitude.unwrap_or(recipes),
+            magnitude: self.magnitude.unwrap_or(magnitude),
+            increasing: self.increasing.unwrap_or(increasing),
         };
         let auto = match (self.auto_augment, base.auto) {
             (None, AutoAugment::Rand { .. }) | (Some(AutoKind::RandAugment), _) => rand,
@@ -203,7 +211,7 @@ mod tests {
         let other = "--augment simple-crop --flip 0.25 --auto-augment rand-augment --magnitude 7 --random-erasing 0.25";
         assert_eq!(
             augment(other, 224).to_string(),
-            "simple random crop, padded by 4, flip 0.25, RandAugment 7/0.5, random erasing 0.25"
+            "simple random crop, padded by 4, flip 0.25, RandAugment 7/0.5 increasing, random erasing 0.25"
         );
     }
 
@@ -213,7 +221,10 @@ mod tests {
         let recipe = Augment {
             crop: Crop::Simple,
             flip: 0.1,
-            auto: AutoAugment::Rand { magnitude: 7.0 },
+            auto: AutoAugment::Rand {
+                magnitude: 7.0,
+                increasing: false,
+            },
             color_jitter: 0.4,
             erasing: 0.25,
             repeats: 3,
@@ -224,8 +235,16 @@ mod tests {
         };
         assert_eq!(over(""), recipe);
         assert_eq!(over("--auto-augment rand-augment"), recipe);
-        let auto = AutoAugment::Rand { magnitude: 5.0 };
+        let auto = AutoAugment::Rand {
+            magnitude: 5.0,
+            increasing: false,
+        };
         assert_eq!(over("--magnitude 5"), Augment { auto, ..recipe });
+        let auto = AutoAugment::Rand {
+            magnitude: 7.0,
+            increasing: true,
+        };
+        assert_eq!(over("--increasing true"), Augment { auto, ..recipe });
         let auto = AutoAugment::None;
         assert_eq!(over("--auto-augment none"), Augment { auto, ..recipe });
         let off = over("--augment none --color-jitter 0 --random-erasing 0 --repeated-augment 1 --auto-augment none");

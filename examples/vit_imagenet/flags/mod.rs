@@ -1,5 +1,6 @@
 //! The flags of `vit_imagenet`, and what follows from them: the network's configuration and the data set.
 
+mod batches;
 mod device;
 mod input;
 pub mod training;
@@ -10,7 +11,7 @@ use crate::data::image_tree::{ImageTree, Unreadable};
 use crate::data::transform::Transform;
 use crate::data::Dataset;
 use crate::network::{self, Input, Network};
-use crate::recipe::Recipe;
+use crate::recipe::{Asked, Preset, Recipe};
 use anyhow::{bail, ensure, Result};
 use candle_core::Device;
 use clap::parser::ValueSource;
@@ -55,7 +56,7 @@ pub struct Flags {
     pub model: Option<String>,
 
     /// Height and width of the network's input in pixels; the images are resized to it, and the digits' pixels repeated.
-    /// Default: 8 for digits, 32 for digits-resnet and digits-swin, as in the paper for the others (160 to 224)
+    /// Default: 8 for digits, 32 for digits-resnet and digits-swin, as published for the others (160 to 384)
     #[arg(long, value_name = "PIXELS", value_parser = side, help_heading = "Model")]
     pub image_size: Option<usize>,
 
@@ -134,9 +135,10 @@ pub struct Flags {
     #[arg(long, help_heading = "Output")]
     pub eval_only: bool,
 
-    /// Print all settings and end
-    #[arg(long, help_heading = "Output")]
-    pub print_config: bool,
+    /// Print all settings and end; with =sources where each of the recipe's and the network's was read, too, and what
+    /// still differs from there
+    #[arg(long, value_enum, value_name = "WHAT", num_args = 0..=1, require_equals = true, default_missing_value = "values", help_heading = "Output")]
+    pub print_config: Option<PrintConfig>,
 
     #[command(flatten)]
     pub training: TrainingFlags,
@@ -147,6 +149,18 @@ pub struct Flags {
     /// As they were typed.
     #[arg(skip)]
     pub arguments: Vec<OsString>,
+
+    /// The flags that were typed, without their dashes.
+    #[arg(skip)]
+    pub given: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PrintConfig {
+    /// Names and values
+    Values,
+    /// And where each was read
+    Sources,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -177,8 +191,8 @@ impl Flags {
     /// From `arguments`, the program's name not among them. Those of the recipe come before them, so that each can be
     /// overridden.
     pub fn from_arguments(arguments: Vec<OsString>) -> Result<Self, clap::Error> {
-        let parse = |recipe: &str| -> Result<_, clap::Error> {
-            let recipe = std::iter::once("vit_imagenet").chain(recipe.split_whitespace());
+        let parse = |recipe: Vec<String>| -> Result<_, clap::Error> {
+            let recipe = std::iter::once("vit_imagenet".to_string()).chain(recipe);
             let all = recipe.map(OsString::from).chain(arguments.iter().cloned());
             let command = Self::command();
             let brief = arguments.iter().any(|argument| argument == "-h");
@@ -186,11 +200,44 @@ impl Flags {
             let matches = command.try_get_matches_from(all)?;
             Ok((Self::from_arg_matches(&matches)?, matches))
         };
-        let (asked, matches) = parse("")?;
-        let epochs = matches.value_source("epochs") == Some(ValueSource::CommandLine);
-        let epochs = epochs.then_some(asked.training.epochs);
-        let (flags, _) = parse(&asked.recipe.flags(asked.model(), epochs))?;
-        Ok(Self { arguments, ..flags })
+        let (given, matches) = parse(vec![])?;
+        let is_given = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
+        let asked = Asked {
+            epochs: is_given("epochs").then_some(given.training.epochs),
+            batch_size: is_given("batch_size").then_some(given.training.batch_size),
+        };
+        let (flags, _) = parse(given.recipe.flags(given.model(), asked))?;
+        let ids = Self::command();
+        let ids = ids
+            .get_arguments()
+            .map(|arg| arg.get_id().as_str())
+            .filter(|id| is_given(id));
+        Ok(Self {
+            given: ids.map(|id| id.replace('_', "-")).collect(),
+            arguments,
+            ..flags
+        })
+    }
+
+    /// What somebody who typed these may not have meant.
+    pub fn warnings(&self) -> Vec<String> {
+        let (replicas, repeats) = (self.training.replicas, self.input.repeated_augment.unwrap_or(1));
+        let meet = (1 < replicas && replicas < repeats).then(|| {
+            format!(
+                "an image's copies meet in a replica's batch: --replicas is {replicas}, --repeated-augment {repeats}"
+            )
+        });
+        self.recipe.warning(self.model()).into_iter().chain(meet).collect()
+    }
+
+    /// The presets of the recipe with the network.
+    pub fn presets(&self) -> Vec<Preset> {
+        let epochs = self
+            .given
+            .iter()
+            .any(|flag| flag == "epochs")
+            .then_some(self.training.epochs);
+        self.recipe.presets(self.model(), epochs)
     }
 
     /// The network's name.

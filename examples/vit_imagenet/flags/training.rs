@@ -1,5 +1,6 @@
 //! The flags that a recipe sets beside those of the input: optimizer, schedule, losses, mixing, averaging.
 
+use super::batches::DistBn;
 use super::value::{at_least_1, fraction, not_negative, positive, share, weight};
 use crate::network::Network;
 use anyhow::{ensure, Result};
@@ -21,14 +22,33 @@ pub struct TrainingFlags {
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = at_least_1)]
     pub batch_size: usize,
 
-    /// Run each batch in N parts, one after the other, and add up their gradients: the same step (but for batch norm) in
-    /// a part of the memory
+    /// Leave out the images of an epoch that no longer fill a batch
+    #[arg(long, value_name = "BOOL", default_value_t = false, action = ArgAction::Set)]
+    pub drop_last: bool,
+
+    /// Train as N devices that share each batch: mixup, cutmix, masks and batch norms are each device's own, an image's
+    /// repeats go to different ones, and the gradients are averaged. N divides --batch-size. Default: 1; a recipe's devices
+    /// have as many images each as in its source
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_1)]
+    pub replicas: usize,
+
+    /// Whose running statistics of batch norms are kept of --replicas; timm's --dist-bn
+    #[arg(long, value_enum, default_value = "broadcast")]
+    pub dist_bn: DistBn,
+
+    /// Run each batch in N parts (with --replicas, at least as many), one after the other, and add up their gradients: the
+    /// same step (but for batch norm) in a part of the memory
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_1)]
     pub accumulate: usize,
 
     /// The optimizer. lamb brings its own clipping of gradients to a norm of 1; sgd has Nesterov's momentum of 0.9
     #[arg(long, value_enum, default_value = "adamw")]
     pub optimizer: OptimizerKind,
+
+    /// Leave parameters as they are: those of these names in the network, and those of modules of these names; without a
+    /// name, none
+    #[arg(long, value_name = "NAME", num_args = 0.., action = ArgAction::Set)]
+    pub freeze: Vec<String>,
 
     /// Highest learning rate; for --lr-per images where that is given, or the recipe's (MAE, Swin)
     #[arg(long, value_name = "RATE", default_value_t = 2e-3, value_parser = positive)]
@@ -81,6 +101,10 @@ pub struct TrainingFlags {
     /// Where the learning rate's half cosine is evaluated, and where it begins
     #[arg(long, value_enum, default_value = "after-warmup")]
     pub cosine: CosineKind,
+
+    /// Learning rates come N steps late: epochs with --cosine per-epoch. The first one stays until then
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub lr_delay: usize,
 
     /// Loss of the main branch
     #[arg(long, value_enum, default_value = "ce")]
@@ -169,7 +193,7 @@ impl TrainingFlags {
             let steps = self.warmup_steps;
             let rise = move |step: usize| peak * (step + 1) as f64 / steps as f64;
             let fall = Cosine::new(peak, total.saturating_sub(steps))?.with_floor(floor)?;
-            return Ok(Box::new(rise.then(steps, fall)));
+            return Ok(Box::new(rise.then(steps, fall).delayed(self.lr_delay)));
         };
         let cosine = |total, warmup| -> Result<Cosine> {
             Ok(Cosine::new(peak, total)?
@@ -177,9 +201,15 @@ impl TrainingFlags {
                 .with_floor(floor)?)
         };
         Ok(match self.cosine {
-            CosineKind::PerEpoch => Box::new(cosine(self.epochs, warmup)?.per_epoch(steps_per_epoch)?),
-            CosineKind::PerStep => Box::new(cosine(total, warmup * steps_per_epoch)?),
-            CosineKind::AfterWarmup => Box::new(cosine(total, warmup * steps_per_epoch)?.after_warmup()),
+            CosineKind::PerEpoch => {
+                let by_epoch = cosine(self.epochs, warmup)?.delayed(self.lr_delay);
+                Box::new(by_epoch.per_epoch(steps_per_epoch)?)
+            }
+            CosineKind::PerStep => Box::new(cosine(total, warmup * steps_per_epoch)?.delayed(self.lr_delay)),
+            CosineKind::AfterWarmup => {
+                let cosine = cosine(total, warmup * steps_per_epoch)?.after_warmup();
+                Box::new(cosine.delayed(self.lr_delay))
+            }
         })
     }
 
@@ -189,7 +219,15 @@ impl TrainingFlags {
         let (warmup, flag, ends) = match self.warmup_epochs {
             // The last of the steps has the highest rate, the last of the epochs has not.
             None => (self.warmup_steps, "--warmup-steps", total < self.warmup_steps),
-            Some(epochs) => (epochs * steps_per_epoch, "--warmup-epochs", self.epochs <= epochs),
+            Some(epochs) => {
+                let late = if self.cosine == CosineKind::PerEpoch {
+                    self.lr_delay
+                } else {
+                    0
+                };
+                let steps = epochs * steps_per_epoch;
+                (steps, "--warmup-epochs", self.epochs <= epochs + late)
+            }
         };
         ends.then(|| {
             format!("the run ends in its warm-up and learns next to nothing: it has {total} steps, the warm-up {warmup} ({flag})")

@@ -47,7 +47,7 @@ impl Saved {
             flags.init_from.is_none(),
             "--init-from is for a new run: one that is resumed has its weights"
         );
-        let out = if flags.eval_only || flags.print_config {
+        let out = if flags.eval_only || flags.print_config.is_some() {
             RunDir::reading(out)?
         } else {
             RunDir::existing(out)?

@@ -2,7 +2,11 @@
 
 use crate::check;
 use crate::error::Result;
-use crate::models::Constructor;
+use crate::models::{Constructor, Source};
+
+const fn source(option: &'static str) -> Source {
+    Source::new("huggingface/pytorch-image-models", "timm/models/resnet.py", option)
+}
 
 /// Block that stages are made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,6 +102,15 @@ impl Config {
         ("resnet50", Self::resnet50),
         ("resnet101", Self::resnet101),
         ("resnet152", Self::resnet152),
+    ];
+
+    /// Where each of [`SIZES`](Self::SIZES) was read, in their order.
+    pub const SOURCES: [(&'static str, Source); 5] = [
+        ("resnet18", source("resnet18: block=BasicBlock layers=2,2,2,2")),
+        ("resnet34", source("resnet34: block=BasicBlock layers=3,4,6,3")),
+        ("resnet50", source("resnet50: block=Bottleneck layers=3,4,6,3")),
+        ("resnet101", source("resnet101: block=Bottleneck layers=3,4,23,3")),
+        ("resnet152", source("resnet152: block=Bottleneck layers=3,8,36,3")),
     ];
 
     /// Refuses a configuration that does not hold together.

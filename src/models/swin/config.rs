@@ -2,7 +2,11 @@
 
 use crate::check;
 use crate::error::{Error, Result};
-use crate::models::{path, rules, Constructor};
+use crate::models::{path, rules, Constructor, Source};
+
+const fn source(option: &'static str) -> Source {
+    Source::new("microsoft/Swin-Transformer", "config.py, configs/swin", option)
+}
 
 /// Most stages: of more, the first would need images of 2^16 tokens a side.
 const MOST_STAGES: usize = 16;
@@ -92,6 +96,13 @@ impl Config {
         ("swin-tiny", Self::tiny),
         ("swin-small", Self::small),
         ("swin-base", Self::base),
+    ];
+
+    /// Where each of [`SIZES`](Self::SIZES) was read, in their order.
+    pub const SOURCES: [(&'static str, Source); 3] = [
+        ("swin-tiny", source("swin_tiny_patch4_window7_224.yaml: PATCH_SIZE=4 EMBED_DIM=96 DEPTHS=2,2,6,2 NUM_HEADS=3,6,12,24 WINDOW_SIZE=7 MLP_RATIO=4")),
+        ("swin-small", source("swin_small_patch4_window7_224.yaml: PATCH_SIZE=4 EMBED_DIM=96 DEPTHS=2,2,18,2 NUM_HEADS=3,6,12,24 WINDOW_SIZE=7 MLP_RATIO=4")),
+        ("swin-base", source("swin_base_patch4_window7_224.yaml: PATCH_SIZE=4 EMBED_DIM=128 DEPTHS=2,2,18,2 NUM_HEADS=4,8,16,32 WINDOW_SIZE=7 MLP_RATIO=4")),
     ];
 
     /// n, the number of blocks in all stages.

@@ -34,6 +34,11 @@ pub enum Pool {
     ClassToken,
     /// The mean of the patch tokens without the class token, then `fc_norm` and no final norm (MAE fine-tuning).
     Mean,
+    /// `fc_norm` on every patch token, then their mean without the class token, and no final norm (FT-CLIP).
+    NormThenMean,
+    /// The mean of the patch tokens without the class token and without any norm (Hugging Face's
+    /// `CLIPForImageClassification`).
+    MeanOnly,
 }
 
 /// Everything that makes one ViT differ from another.
@@ -85,6 +90,8 @@ pub struct Config {
     pub pool: Pool,
     /// Standard deviation of the head's initial weights.
     pub head_init_std: f64,
+    /// Bound of the head's initial biases, which are uniform within ± it; 0 where they are 0.
+    pub head_bias_bound: f64,
     /// Dropout on the attention's output and twice in the MLP, in training; within [0, 1).
     pub dropout: f64,
     /// Stochastic depth of the residual branches, in training; within [0, 1).
@@ -159,6 +166,7 @@ impl Config {
         check::rate("dropout", self.dropout)?;
         check::rate("drop_path", self.drop_path)?;
         check::non_negative("norm_eps", self.norm_eps)?;
+        check::non_negative("head_bias_bound", self.head_bias_bound)?;
         if !self.fits(height) || !self.fits(width) {
             let value = format!("{height} x {width}");
             return Err(Error::invalid("image_size", value, self.sides()));

@@ -6,6 +6,7 @@ mod embedding;
 mod model;
 pub(crate) mod names;
 mod sizes;
+mod sources;
 
 pub use crate::ops::Activation;
 pub use config::{Config, DropPathSchedule, Pool, WeightNames};

@@ -1,7 +1,7 @@
 //! The Vision Transformer: images to tokens, tokens through the blocks, and a head on what is pooled of them.
 
 use candle_core::{Module, Result, Tensor};
-use candle_nn::{ModuleT, VarBuilder};
+use candle_nn::{Init, ModuleT, VarBuilder};
 
 use super::block::Block;
 use super::config::{Config, Pool};
@@ -45,8 +45,8 @@ pub struct VisionTransformer {
     cfg: Config,
     embedding: Embedding,
     blocks: Vec<Block>,
-    /// The final norm, or `fc_norm` where tokens are averaged.
-    norm: LayerNorm,
+    /// The final norm, or `fc_norm` where tokens are averaged; none where the head reads their bare mean.
+    norm: Option<LayerNorm>,
     head: Linear,
 }
 
@@ -62,21 +62,42 @@ impl VisionTransformer {
         let blocks = vb.pp(names.blocks);
         let blocks = (0..cfg.depth).map(|index| Block::new(cfg, index, blocks.pp(index)));
         let norm = match cfg.pool {
-            Pool::ClassToken => names.norm,
-            Pool::Mean => names.fc_norm,
+            Pool::ClassToken => Some(names.norm),
+            Pool::Mean | Pool::NormThenMean => Some(names.fc_norm),
+            Pool::MeanOnly => None,
+        };
+        let norm = norm.map(|name| layer_norm(d, cfg.norm_eps, vb.pp(name)));
+        let bias = match cfg.head_bias_bound {
+            0.0 => ZERO,
+            bound => Init::Uniform { lo: -bound, up: bound },
         };
         Ok(Self {
             cfg: cfg.clone(),
             embedding: Embedding::new(cfg, vb.clone())?,
             blocks: blocks.collect::<Result<_>>()?,
-            norm: layer_norm(d, cfg.norm_eps, vb.pp(norm))?,
-            head: Linear::new(d, cfg.num_classes, normal(cfg.head_init_std), ZERO, vb.pp(names.head))?,
+            // Before the head: a checkpoint's head is for what its norm is read by.
+            norm: norm.transpose()?,
+            head: Linear::new(d, cfg.num_classes, normal(cfg.head_init_std), bias, vb.pp(names.head))?,
         })
     }
 
     /// The configuration the model was made from.
     pub fn config(&self) -> &Config {
         &self.cfg
+    }
+
+    /// What the head reads of tokens [B, 1 + K, D]: [B, D]. Those behind the first are none where it is the only one read.
+    fn pool(&self, tokens: &Tensor) -> Result<Tensor> {
+        let norm = |xs: Tensor| match &self.norm {
+            Some(norm) => norm.forward(&xs.contiguous()?),
+            None => Ok(xs),
+        };
+        let patches = || tokens.narrow(1, 1, tokens.dim(1)? - 1);
+        match self.cfg.pool {
+            Pool::ClassToken => norm(tokens.narrow(1, 0, 1)?.squeeze(1)?),
+            Pool::Mean | Pool::MeanOnly => norm(pool::mean(&patches()?, 1)?),
+            Pool::NormThenMean => pool::mean(&norm(patches()?)?, 1),
+        }
     }
 }
 
@@ -112,11 +133,7 @@ impl TokenModel for VisionTransformer {
             };
             tokens = block.forward(&tokens, read, pass)?;
         }
-        let pooled = match self.cfg.pool {
-            Pool::ClassToken => tokens.narrow(1, 0, 1)?.squeeze(1)?,
-            Pool::Mean => pool::mean(&tokens.narrow(1, 1, tokens.dim(1)? - 1)?, 1)?,
-        };
-        self.head.forward(&self.norm.forward(&pooled.contiguous()?)?)
+        self.head.forward(&self.pool(&tokens)?)
     }
 }
 

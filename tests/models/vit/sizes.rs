@@ -12,7 +12,7 @@ fn count(cfg: &Config) -> usize {
 }
 
 /// As published (timm, MAE, CLIP's vision tower without its projection, `google/vit-base-patch16-224`), each with
-/// a head of 1000 classes at 224 pixels, in millions.
+/// a head of 1000 classes at its own size, in millions.
 #[test]
 fn are_the_published_ones() {
     let published: BTreeMap<&str, f64> = [
@@ -26,6 +26,12 @@ fn are_the_published_ones() {
         ("mae-huge", 632.0),
         ("clip-base", 86.6),
         ("clip-large", 304.2),
+        ("ft-clip-base", 86.6),
+        ("ft-clip-base-384", 86.9),
+        ("ft-clip-large", 304.2),
+        ("ft-clip-large-336", 304.5),
+        ("hf-clip-base", 86.6),
+        ("hf-clip-large", 304.2),
         ("hf-base", 86.6),
     ]
     .into();
@@ -73,6 +79,12 @@ fn have_the_names_of_their_checkpoints() {
             ),
         ],
     );
+    let ft_clip = tiny(Config::ft_clip_base(5));
+    has(ft_clip.clone(), &[("fc_norm.weight", &[24]), ("head.weight", &[5, 24])]);
+    for cfg in [ft_clip, tiny(Config::hf_clip_base(5))] {
+        assert!(!shapes(&cfg).keys().any(|name| name.contains("post_layernorm")));
+    }
+    assert!(!shapes(&tiny(Config::hf_clip_base(5))).contains_key("fc_norm.weight"));
     let mean = shapes(&tiny(Config::mae_base(5)));
     assert!(!mean.contains_key("norm.weight") && !mean.contains_key("blocks.0.gamma_1"));
     assert!(!shapes(&tiny(Config::clip_base(5)))

@@ -84,10 +84,10 @@ fn reads_every_format_size_and_number_of_channels() {
     let tree = open(root.path(), Unreadable::Error, 0).unwrap();
     assert_eq!(tree.classes, ["cat", "dog"]);
     assert_eq!((tree.num_classes(), tree.train_len(), tree.test_len()), (2, 6, 2));
-    let train = contents(tree.train_batches(0, 0, 4, 0));
+    let train = contents(tree.train_batches(0, 0, Batching::all(4), 0));
     assert_eq!(train.iter().map(|b| b.0[0]).collect::<Vec<_>>(), [4, 2]);
     assert_eq!(train[0].0[1..], [3, 16, 16]);
-    let five = contents(tree.train_batches(0, 0, 5, 0));
+    let five = contents(tree.train_batches(0, 0, Batching::all(5), 0));
     assert_eq!(five.iter().map(|b| b.0[0]).collect::<Vec<_>>(), [4, 2]);
     let mut labels: Vec<u32> = train.iter().flat_map(|b| b.2.clone()).collect();
     labels.sort_unstable();
@@ -116,7 +116,13 @@ fn threads_change_nothing_and_the_key_does() {
     for i in 0..40 {
         save(noise(500, 400, i), root.path().join(format!("train/cat/more{i}.jpg")));
     }
-    for auto in [AutoAugment::Three, AutoAugment::Rand { magnitude: 9.0 }] {
+    for auto in [
+        AutoAugment::Three,
+        AutoAugment::Rand {
+            magnitude: 9.0,
+            increasing: true,
+        },
+    ] {
         let mut settings = settings(16, 3);
         settings.augment = Augment {
             auto,
@@ -136,7 +142,7 @@ fn threads_change_nothing_and_the_key_does() {
                 threads,
                 &Device::Cpu,
             );
-            contents(open.unwrap().train_batches(seed, epoch, 20, 0))
+            contents(open.unwrap().train_batches(seed, epoch, Batching::all(20), 0))
         };
         let first = batches(1, 4, 5);
         assert_eq!(first, batches(2, 4, 5));
@@ -154,7 +160,7 @@ fn repeats_of_an_image_differ_and_share_its_label() {
     let transform = Transform::new(settings).unwrap();
     let tree = ImageTree::open(root.path(), transform, Unreadable::Error, None, 0, 0, &Device::Cpu).unwrap();
     assert_eq!((tree.train_len(), tree.epoch_len()), (6, 6));
-    let batches = contents(tree.train_batches(0, 0, 3, 0));
+    let batches = contents(tree.train_batches(0, 0, Batching::all(3), 0));
     assert_eq!(batches.len(), 2);
     let mut seen = 0;
     for (dims, values, labels) in batches {
@@ -261,7 +267,10 @@ fn an_unreadable_image_ends_the_run_by_name() {
             }
         }
         let tree = open(root.path(), Unreadable::Error, 0).unwrap();
-        let error = tree.train_batches(0, 0, 4, 0).find_map(|batch| batch.err()).unwrap();
+        let error = tree
+            .train_batches(0, 0, Batching::all(4), 0)
+            .find_map(|batch| batch.err())
+            .unwrap();
         assert!(
             matches!(error.downcast_ref(), Some(TreeError::Unreadable { path, .. }) if *path == bad[which]),
             "{error}"
@@ -277,7 +286,7 @@ fn an_unreadable_image_is_skipped_and_counted_once() {
     assert_eq!((tree.train_len(), tree.skipped()), (11, 0));
     for epoch in 0..2 {
         // In batches of one there are as many as images.
-        let train = contents(tree.train_batches(0, epoch, 1, 0));
+        let train = contents(tree.train_batches(0, epoch, Batching::all(1), 0));
         assert!(train.len() == 6 && train.iter().all(|batch| batch.2.len() == 1));
         assert_eq!(tree.skipped(), 5);
     }
@@ -292,7 +301,7 @@ fn batches_are_cut_when_unreadable_images_are_left_out() {
     let tree = open(root.path(), Unreadable::Skip, 0).unwrap();
     for epoch in 0..10 {
         let sizes = |batch_size| -> Vec<usize> {
-            let batches = contents(tree.train_batches(0, epoch, batch_size, 0));
+            let batches = contents(tree.train_batches(0, epoch, Batching::all(batch_size), 0));
             batches.iter().map(|batch| batch.2.len()).collect()
         };
         assert_eq!(sizes(4), [3, 2]);
@@ -300,6 +309,23 @@ fn batches_are_cut_when_unreadable_images_are_left_out() {
         assert_eq!(sizes(2), [2, 2, 1]);
         assert_eq!(sizes(5), [5]);
         assert_eq!(sizes(64), [5]);
+    }
+}
+
+#[test]
+fn an_incomplete_batch_is_dropped_where_that_is_asked_for() {
+    let root = tree();
+    for unreadable in [Unreadable::Error, Unreadable::Skip] {
+        let tree = open(root.path(), unreadable, 0).unwrap();
+        for (size, batches) in [(1, 6), (2, 3), (4, 1), (5, 1), (6, 1), (7, 0)] {
+            let batching = Batching { size, drop_last: true };
+            let all = contents(tree.train_batches(0, 0, Batching::all(size), 0));
+            let full = contents(tree.train_batches(0, 0, batching, 0));
+            assert_eq!(full.len(), batches);
+            // The batches that there are otherwise, unless the last full one gave an image away.
+            assert!(size == 5 || full == all[..batches]);
+            assert_eq!(contents(tree.train_batches(0, 0, batching, size * batches)).len(), 0);
+        }
     }
 }
 
@@ -313,16 +339,22 @@ fn batches_go_on_where_they_were_left_off() {
         }
         let tree = open(root.path(), Unreadable::Skip, 0).unwrap();
         for (epoch, batch_size) in (0..6).flat_map(|epoch| (1..5).map(move |size| (epoch, size))) {
-            let whole = contents(tree.train_batches(0, epoch, batch_size, 0));
+            let whole = contents(tree.train_batches(0, epoch, Batching::all(batch_size), 0));
             let (mut skip, mut n) = (0, 0);
-            for batch in tree.train_batches(0, epoch, batch_size, 0) {
+            for batch in tree.train_batches(0, epoch, Batching::all(batch_size), 0) {
                 (skip, n) = (skip + batch.unwrap().passed, n + 1);
-                assert_eq!(contents(tree.train_batches(0, epoch, batch_size, skip)), whole[n..]);
+                assert_eq!(
+                    contents(tree.train_batches(0, epoch, Batching::all(batch_size), skip)),
+                    whole[n..]
+                );
             }
             assert_eq!((skip, n), (tree.train_len(), whole.len()));
             if !broken {
                 let strict = open(root.path(), Unreadable::Error, 0).unwrap();
-                assert_eq!(contents(strict.train_batches(0, epoch, batch_size, 0)), whole);
+                assert_eq!(
+                    contents(strict.train_batches(0, epoch, Batching::all(batch_size), 0)),
+                    whole
+                );
             }
         }
     }
@@ -342,14 +374,14 @@ fn nothing_that_can_be_read_is_an_error() {
         fs::write(root.path().join("train").join(image), "").unwrap();
     }
     let tree = open(root.path(), Unreadable::Skip, 0).unwrap();
-    let batches: Vec<_> = tree.train_batches(0, 0, 4, 0).collect();
+    let batches: Vec<_> = tree.train_batches(0, 0, Batching::all(4), 0).collect();
     let [Err(error)] = &batches[..] else {
         panic!("{} batches", batches.len());
     };
     let says = "none of the 6 training images can be read, such as ";
     assert!(error.to_string().starts_with(says), "{error}");
     // Behind the images that an epoch began with there may be nothing any more.
-    assert_eq!(tree.train_batches(0, 0, 4, 6).count(), 0);
+    assert_eq!(tree.train_batches(0, 0, Batching::all(4), 6).count(), 0);
 }
 
 #[test]

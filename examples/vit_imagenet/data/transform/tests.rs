@@ -165,7 +165,13 @@ fn colours_are_jittered_except_beside_rand_augment() {
     for (auto, changes) in [
         (AutoAugment::None, true),
         (AutoAugment::Three, true),
-        (AutoAugment::Rand { magnitude: 9.0 }, false),
+        (
+            AutoAugment::Rand {
+                magnitude: 9.0,
+                increasing: true,
+            },
+            false,
+        ),
     ] {
         let with = |color_jitter| {
             let augment = Augment {
@@ -199,7 +205,10 @@ fn the_same_seed_gives_the_same_pictures_in_every_release() {
         flip: 0.5,
         ..Augment::NONE
     };
-    let rand = |magnitude| AutoAugment::Rand { magnitude };
+    let rand = |magnitude| AutoAugment::Rand {
+        magnitude,
+        increasing: true,
+    };
     let simple = Augment {
         crop: Crop::Simple,
         flip: 0.25,

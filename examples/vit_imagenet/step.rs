@@ -1,0 +1,200 @@
+//! The gradients of a batch: its replicas one after the other, and each of them in parts.
+
+use crate::flags::training::TrainingFlags;
+use anyhow::Result;
+use candle_core::Tensor;
+use masksub::train::accumulate::Accumulator;
+use masksub::train::mix::Mix;
+use masksub::train::replicas::{Combine, Replicas, RunningStatistics};
+use masksub::{Criterion, MaskSub, Params, Step, StepKey, SubBranch, Weights};
+
+/// Runs a model on batches as the recipe says.
+pub struct Stepper<'a, M, S> {
+    model: &'a MaskSub<M, S>,
+    params: &'a Params,
+    criterion: Criterion,
+    mix: Option<Mix>,
+    replicas: Replicas,
+    statistics: RunningStatistics,
+    /// In how many parts a batch is run at least.
+    accumulate: usize,
+}
+
+impl<'a, M, S: SubBranch<M>> Stepper<'a, M, S> {
+    pub fn new(
+        model: &'a MaskSub<M, S>,
+        params: &'a Params,
+        weights: &Weights,
+        settings: &TrainingFlags,
+        num_classes: usize,
+    ) -> Result<Self> {
+        Ok(Self {
+            model,
+            params,
+            criterion: settings.criterion()?,
+            mix: settings.mix(num_classes)?,
+            replicas: settings.replicas()?,
+            statistics: RunningStatistics::of(weights.varmap()),
+            accumulate: settings.accumulate,
+        })
+    }
+
+    /// The gradients of `images` [B, C, H, W] and their class indices [B]; `combine` says whose running statistics there
+    /// are afterwards.
+    pub fn backward(&self, images: &Tensor, labels: &Tensor, key: StepKey, combine: Combine) -> Result<Step> {
+        let (grads, steps) = self.replicas.run(self.params, &self.statistics, combine, |replica| {
+            let (xs, ys) = (
+                self.replicas.share(images, replica)?,
+                self.replicas.share(labels, replica)?,
+            );
+            let Step {
+                grads,
+                main_loss,
+                sub_loss,
+                main_logits,
+                ..
+            } = self.replica(xs, ys, key.with_replica(replica))?;
+            anyhow::Ok((grads, (main_loss, sub_loss, main_logits)))
+        })?;
+        let share = 1.0 / steps.len() as f64;
+        let sub_losses: Option<f64> = steps.iter().map(|(_, sub, _)| *sub).sum();
+        let logits: Vec<Tensor> = steps.iter().map(|(_, _, logits)| logits.clone()).collect();
+        Ok(Step {
+            grads,
+            main_loss: steps.iter().map(|(main, _, _)| main).sum::<f64>() * share,
+            sub_loss: sub_losses.map(|sum| sum * share),
+            main_logits: self.replicas.interleave(&logits)?,
+            mask: None,
+        })
+    }
+
+    /// One replica's, of its share.
+    fn replica(&self, images: Tensor, labels: Tensor, key: StepKey) -> Result<Step> {
+        let (images, targets) = match &self.mix {
+            None => (images, labels),
+            Some(mix) => {
+                let mixed = mix.apply(&images, &labels, key)?;
+                (mixed.images, mixed.targets)
+            }
+        };
+        let batch = images.dim(0)?;
+        // No part is a single image where it could be two: batch norm may have no variance to divide by.
+        let parts = self.accumulate.div_ceil(self.replicas.count()).min((batch / 2).max(1));
+        if parts == 1 {
+            return self.part(&images, &targets, key);
+        }
+        let mut accumulator = Accumulator::new(self.params);
+        let (mut main_loss, mut sub_loss, mut logits) = (0.0, None, vec![]);
+        for part in 0..parts {
+            let first = part * batch / parts;
+            let n = (part + 1) * batch / parts - first;
+            let (xs, targets) = (images.narrow(0, first, n)?, targets.narrow(0, first, n)?);
+            let step = self.part(&xs, &targets, key.with_first_sample(first))?;
+            accumulator.add(&step.grads, n)?;
+            let share = n as f64 / batch as f64;
+            main_loss += share * step.main_loss;
+            if let Some(loss) = step.sub_loss {
+                *sub_loss.get_or_insert(0.0) += share * loss;
+            }
+            logits.push(step.main_logits);
+        }
+        Ok(Step {
+            grads: accumulator.take()?,
+            main_loss,
+            sub_loss,
+            main_logits: Tensor::cat(&logits, 0)?,
+            mask: None,
+        })
+    }
+
+    fn part(&self, images: &Tensor, targets: &Tensor, key: StepKey) -> Result<Step> {
+        let main_loss = |logits: &Tensor| self.criterion.forward(logits, targets);
+        Ok(self.model.backward(images, key, main_loss)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flags::Flags;
+    use candle_core::{DType, Device};
+    use masksub::models::vit::{Config, VisionTransformer};
+    use masksub::{DropToken, RandomMasking, Seed};
+
+    type Model = MaskSub<VisionTransformer, DropToken<RandomMasking>>;
+
+    fn stepper<'a>(
+        model: &'a Model,
+        params: &'a Params,
+        weights: &Weights,
+        more: &str,
+    ) -> Stepper<'a, VisionTransformer, DropToken<RandomMasking>> {
+        let arguments = format!("--mixup 0.8 --cutmix 1 --drop-last true {more}");
+        let arguments = arguments.split_whitespace().map(Into::into).collect();
+        let settings = Flags::from_arguments(arguments).unwrap().training;
+        Stepper::new(model, params, weights, &settings, 5).unwrap()
+    }
+
+    /// Rows and draws of each replica are its own, and what is returned is of the batch in its order.
+    #[test]
+    fn replicas_and_their_parts_are_as_many_steps() {
+        let small = Config {
+            embed_dim: 16,
+            depth: 2,
+            num_heads: 2,
+            mlp_dim: 32,
+            drop_path: 0.2,
+            // Large enough that whatever is drawn shows.
+            layer_scale: Some(0.5),
+            head_init_std: 0.5,
+            ..Config::deit3_tiny(5)
+        };
+        let weights = Weights::seeded(Seed::new(0));
+        let vb = weights.var_builder(DType::F32, &Device::Cpu);
+        let vit = VisionTransformer::new(&small.with_input(8, 2, 1), vb).unwrap();
+        let params = Params::from_varmap(weights.varmap());
+        let model = MaskSub::new(vit, DropToken::new(RandomMasking::new(0.5).unwrap()), &params);
+        let pixels = Tensor::arange(0f32, 12.0 * 64.0, &Device::Cpu).unwrap();
+        let images = pixels.sin().unwrap().reshape((12, 1, 8, 8)).unwrap();
+        let labels = Tensor::new((0..12u32).map(|i| i % 5).collect::<Vec<_>>(), &Device::Cpu).unwrap();
+        let key = Seed::new(4).at(7);
+
+        let together = stepper(&model, &params, &weights, "--batch-size 12 --replicas 3 --accumulate 6");
+        let step = together.backward(&images, &labels, key, Combine::First).unwrap();
+        let alone: Vec<Step> = (0..3u32)
+            .map(|replica| {
+                let rows = Tensor::new([0, 3, 6, 9].map(|row: u32| row + replica).to_vec(), &Device::Cpu).unwrap();
+                let of = |tensor: &Tensor| tensor.index_select(&rows, 0).unwrap();
+                let alone = stepper(&model, &params, &weights, "--batch-size 4");
+                let key = key.with_replica(replica as usize);
+                alone.replica(of(&images), of(&labels), key).unwrap()
+            })
+            .collect();
+        let mean = alone.iter().map(|step| step.main_loss).sum::<f64>() / 3.0;
+        assert!((step.main_loss - mean).abs() < 1e-6);
+        let mean = alone.iter().filter_map(|step| step.sub_loss).sum::<f64>() / 3.0;
+        assert!((step.sub_loss.unwrap() - mean).abs() < 1e-6);
+        for (name, var) in params.iter() {
+            let theirs: Vec<&Tensor> = alone.iter().map(|step| step.grads.get(var).unwrap()).collect();
+            let theirs = Tensor::stack(&theirs, 0).unwrap().mean(0).unwrap();
+            let norm = |tensor: &Tensor| {
+                tensor
+                    .sqr()
+                    .unwrap()
+                    .sum_all()
+                    .unwrap()
+                    .to_scalar::<f32>()
+                    .unwrap()
+                    .sqrt()
+            };
+            let off = norm(&(step.grads.get(var).unwrap() - &theirs).unwrap()) / norm(&theirs).max(1e-3);
+            assert!(off < 1e-5, "{name}: {off:e}"); // in parts the sums are taken in another order
+        }
+        let ours = step.main_logits.to_vec2::<f32>().unwrap();
+        for (row, ours) in ours.iter().enumerate() {
+            let theirs = alone[row % 3].main_logits.to_vec2::<f32>().unwrap();
+            let off = ours.iter().zip(&theirs[row / 3]).map(|(a, b)| (a - b).abs());
+            assert!(off.fold(0.0, f32::max) < 1e-5, "{row}");
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! Where the published sizes were read.
+
+use super::config::Config;
+use crate::models::Source;
+
+const fn deit3(option: &'static str) -> Source {
+    Source::new("facebookresearch/deit", "models_v2.py", option)
+}
+
+const fn mae(option: &'static str) -> Source {
+    Source::new("facebookresearch/mae", "models_vit.py, main_finetune.py", option)
+}
+
+const fn clip(option: &'static str) -> Source {
+    Source::new("openai/CLIP", "clip/model.py; arXiv 2103.00020, table 20", option)
+}
+
+const fn ft_clip(option: &'static str) -> Source {
+    Source::new("LightDXY/FT-CLIP", "models/finetune_clip.py", option)
+}
+
+const fn transformers(option: &'static str) -> Source {
+    Source::new(
+        "huggingface/transformers",
+        "the configuration's defaults, or of the published model",
+        option,
+    )
+}
+
+impl Config {
+    /// Where each of [`SIZES`](Self::SIZES) was read, in their order.
+    pub const SOURCES: [(&'static str, Source); 17] = [
+        ("deit3-tiny", deit3("deit_tiny_patch16_LS: patch_size=16 embed_dim=192 depth=12 num_heads=3 mlp_ratio=4 eps=1e-6 init_values=1e-4")),
+        ("deit3-small", deit3("deit_small_patch16_LS: patch_size=16 embed_dim=384 depth=12 num_heads=6 mlp_ratio=4 eps=1e-6 init_values=1e-4")),
+        ("deit3-base", deit3("deit_base_patch16_LS: patch_size=16 embed_dim=768 depth=12 num_heads=12 mlp_ratio=4 eps=1e-6 init_values=1e-4")),
+        ("deit3-large", deit3("deit_large_patch16_LS: patch_size=16 embed_dim=1024 depth=24 num_heads=16 mlp_ratio=4 eps=1e-6 init_values=1e-4")),
+        ("deit3-huge", deit3("deit_huge_patch14_LS: patch_size=14 embed_dim=1280 depth=32 num_heads=16 mlp_ratio=4 eps=1e-6 init_values=1e-4")),
+        ("mae-base", mae("vit_base_patch16: patch_size=16 embed_dim=768 depth=12 num_heads=12 mlp_ratio=4 eps=1e-6 head_std=2e-5")),
+        ("mae-large", mae("vit_large_patch16: patch_size=16 embed_dim=1024 depth=24 num_heads=16 mlp_ratio=4 eps=1e-6 head_std=2e-5")),
+        ("mae-huge", mae("vit_huge_patch14: patch_size=14 embed_dim=1280 depth=32 num_heads=16 mlp_ratio=4 eps=1e-6 head_std=2e-5")),
+        ("clip-base", clip("ViT-B/16: image_size=224 patch_size=16 width=768 layers=12 heads=12 mlp_ratio=4 eps=1e-5")),
+        ("clip-large", clip("ViT-L/14: image_size=224 patch_size=14 width=1024 layers=24 heads=16 mlp_ratio=4 eps=1e-5")),
+        ("ft-clip-base", ft_clip("CLIP_B16: input_resolution=224 patch_size=16 width=768 layers=12 heads=12 head_std=2e-5")),
+        ("ft-clip-base-384", ft_clip("CLIP_B16_384: input_resolution=384 patch_size=16 width=768 layers=12 heads=12 head_std=2e-5")),
+        ("ft-clip-large", ft_clip("CLIP_L14: input_resolution=224 patch_size=14 width=1024 layers=24 heads=16 head_std=2e-5")),
+        ("ft-clip-large-336", ft_clip("CLIP_L14_336: input_resolution=336 patch_size=14 width=1024 layers=24 heads=16 head_std=2e-5")),
+        ("hf-clip-base", transformers("openai/clip-vit-base-patch16: image_size=224 patch_size=16 hidden_size=768 num_hidden_layers=12 num_attention_heads=12 intermediate_size=3072 layer_norm_eps=1e-5")),
+        ("hf-clip-large", transformers("openai/clip-vit-large-patch14: image_size=224 patch_size=14 hidden_size=1024 num_hidden_layers=24 num_attention_heads=16 intermediate_size=4096 layer_norm_eps=1e-5")),
+        ("hf-base", transformers("ViTConfig: image_size=224 patch_size=16 hidden_size=768 num_hidden_layers=12 num_attention_heads=12 intermediate_size=3072 layer_norm_eps=1e-12")),
+    ];
+}
