@@ -98,10 +98,12 @@ mod model;
 pub mod models;
 pub mod nn;
 pub mod ops;
+mod outputs;
 mod params;
 mod pass;
 #[cfg(feature = "pretrained")]
 pub mod pretrained;
+mod target;
 #[cfg(feature = "train")]
 pub mod train;
 mod weights;
@@ -110,12 +112,14 @@ pub use branch::{DropSub, DropToken, MaskToken, PatchDrop, PathSub, SubBranch};
 pub use error::{Error, Result};
 pub use grid::Grid;
 pub use key::{KeyedRng, Purpose, Seed, StepKey};
-pub use loss::{Criterion, SubModelLoss};
+pub use loss::{Criterion, SubLoss, SubModelLoss};
 pub use mask::{num_keep, BlockMasking, Fill, Mask, MaskGenerator, MaskRatio, RandomMasking};
 pub use masksub::{Branches, MaskSub, Step};
 pub use model::{Forward, MaskTokenModel, Plain, TokenModel};
+pub use outputs::Outputs;
 pub use params::Params;
 pub use pass::Pass;
+pub use target::{MainBranch, MaskedTeacher, Mutual, SubTarget, Teacher};
 pub use weights::Weights;
 
 // README's code compiles and runs with the documentation tests.

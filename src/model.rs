@@ -9,7 +9,8 @@ use crate::grid::Grid;
 use crate::mask::Mask;
 use crate::pass::Pass;
 
-/// A model that is run as a whole: images (or whatever it takes) in, logits out.
+/// A model that is run as a whole: images (or whatever it takes) in, logits out. Several heads are
+/// [`Outputs`](crate::Outputs), which the trait then names.
 ///
 /// [`Plain`] makes one of any candle module. A model with dropout, drop path or batch norm of its own implements it to
 /// take part in them through the [`Pass`].
@@ -19,12 +20,12 @@ use crate::pass::Pass;
     note = "for a candle `Module`, `ModuleT` or closure, call `MaskSub::wrap(module, ..)` instead of `MaskSub::new(module, ..)`, \
             or put it into `Plain(module)`"
 )]
-pub trait Forward {
-    /// The logits [B, classes] of `xs` [B, ...].
+pub trait Forward<O = Tensor> {
+    /// The logits of `xs` [B, ...]: [B, classes], or whatever the model has.
     ///
     /// # Errors
     /// The model's own.
-    fn forward_pass(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor>;
+    fn forward_pass(&self, xs: &Tensor, pass: &mut Pass) -> Result<O>;
 }
 
 /// A model whose token sequence can be cut short: a ViT, anyone's.
@@ -37,7 +38,7 @@ pub trait Forward {
     note = "`DropToken` needs a transformer that implements `TokenModel` (as `models::vit` does); for a ResNet or any other \
             module take `PatchDrop`, for a Swin `MaskToken`"
 )]
-pub trait TokenModel {
+pub trait TokenModel<O = Tensor> {
     /// The positions of `xs` [B, ...].
     ///
     /// # Errors
@@ -54,11 +55,12 @@ pub trait TokenModel {
     /// The model's own.
     fn embed(&self, xs: &Tensor, keep: Option<&Mask>, pass: &mut Pass) -> Result<Tensor>;
 
-    /// The logits [B, classes] of a token sequence.
+    /// The logits of a token sequence: [B, classes], or whatever the model has; [B, K, classes] where each token has
+    /// its own.
     ///
     /// # Errors
     /// The model's own.
-    fn classify(&self, tokens: &Tensor, pass: &mut Pass) -> Result<Tensor>;
+    fn classify(&self, tokens: &Tensor, pass: &mut Pass) -> Result<O>;
 }
 
 /// A model that needs every position (windows, a pyramid), so that hidden ones become a learned token.
@@ -68,7 +70,7 @@ pub trait TokenModel {
     note = "`MaskToken` needs a model that implements `MaskTokenModel` (as `models::swin` does); for any other module take \
             `PatchDrop`, for a ViT `DropToken`"
 )]
-pub trait MaskTokenModel {
+pub trait MaskTokenModel<O = Tensor> {
     /// The learned token, D numbers in any shape.
     fn mask_token(&self) -> &Tensor;
 
@@ -78,11 +80,11 @@ pub trait MaskTokenModel {
     /// When `xs` does not fit the model, and the model's own.
     fn embed(&self, xs: &Tensor, pass: &mut Pass) -> Result<(Tensor, Grid)>;
 
-    /// The logits [B, classes] of a token sequence [B, L, D].
+    /// The logits of a token sequence [B, L, D]: [B, classes], or whatever the model has.
     ///
     /// # Errors
     /// The model's own.
-    fn classify(&self, tokens: &Tensor, grid: Grid, pass: &mut Pass) -> Result<Tensor>;
+    fn classify(&self, tokens: &Tensor, grid: Grid, pass: &mut Pass) -> Result<O>;
 }
 
 /// Any candle module as a [`Forward`] model: a `Module`, a `ModuleT`, a closure `|xs: &Tensor| ...` (or one in
@@ -101,13 +103,13 @@ impl<M: ModuleT> Forward for Plain<M> {
 
 macro_rules! through_pointers {
     ($($pointer:ty),*) => {$(
-        impl<M: Forward + ?Sized> Forward for $pointer {
-            fn forward_pass(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+        impl<O, M: Forward<O> + ?Sized> Forward<O> for $pointer {
+            fn forward_pass(&self, xs: &Tensor, pass: &mut Pass) -> Result<O> {
                 (**self).forward_pass(xs, pass)
             }
         }
 
-        impl<M: TokenModel + ?Sized> TokenModel for $pointer {
+        impl<O, M: TokenModel<O> + ?Sized> TokenModel<O> for $pointer {
             fn grid(&self, xs: &Tensor) -> Result<Grid> {
                 (**self).grid(xs)
             }
@@ -117,19 +119,19 @@ macro_rules! through_pointers {
             fn embed(&self, xs: &Tensor, keep: Option<&Mask>, pass: &mut Pass) -> Result<Tensor> {
                 (**self).embed(xs, keep, pass)
             }
-            fn classify(&self, tokens: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+            fn classify(&self, tokens: &Tensor, pass: &mut Pass) -> Result<O> {
                 (**self).classify(tokens, pass)
             }
         }
 
-        impl<M: MaskTokenModel + ?Sized> MaskTokenModel for $pointer {
+        impl<O, M: MaskTokenModel<O> + ?Sized> MaskTokenModel<O> for $pointer {
             fn mask_token(&self) -> &Tensor {
                 (**self).mask_token()
             }
             fn embed(&self, xs: &Tensor, pass: &mut Pass) -> Result<(Tensor, Grid)> {
                 (**self).embed(xs, pass)
             }
-            fn classify(&self, tokens: &Tensor, grid: Grid, pass: &mut Pass) -> Result<Tensor> {
+            fn classify(&self, tokens: &Tensor, grid: Grid, pass: &mut Pass) -> Result<O> {
                 (**self).classify(tokens, grid, pass)
             }
         }

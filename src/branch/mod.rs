@@ -34,26 +34,26 @@ use crate::pass::Pass;
     note = "`DropToken` is for a `TokenModel` (a ViT), `MaskToken` for a `MaskTokenModel` (a Swin), `PatchDrop`, `DropSub` and \
             `PathSub` for any `Forward`; a candle `Module` becomes one by `MaskSub::wrap(module, PatchDrop::new(..)?)`"
 )]
-pub trait SubBranch<M: ?Sized> {
-    /// The main branch: the untouched model. Logits [B, classes] of `xs` [B, ...].
+pub trait SubBranch<M: ?Sized, O = Tensor> {
+    /// The main branch: the untouched model. Its logits of `xs` [B, ...].
     ///
     /// # Errors
     /// The model's own.
-    fn main(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<Tensor>;
+    fn main(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<O>;
 
-    /// The sub-branch: logits [B, classes], and the mask where there is one. `pass` is a training pass with a key,
+    /// The sub-branch: logits, and the mask where there is one. `pass` is a training pass with a key,
     /// made for this branch.
     ///
     /// # Errors
     /// The model's own, and those of the branch: what it cannot hide, or a model it has no effect on.
-    fn sub(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<(Tensor, Option<Mask>)>;
+    fn sub(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<(O, Option<Mask>)>;
 }
 
-impl<M: ?Sized, S: SubBranch<M> + ?Sized> SubBranch<M> for Box<S> {
-    fn main(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+impl<M: ?Sized, O, S: SubBranch<M, O> + ?Sized> SubBranch<M, O> for Box<S> {
+    fn main(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<O> {
         (**self).main(model, xs, pass)
     }
-    fn sub(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<(Tensor, Option<Mask>)> {
+    fn sub(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<(O, Option<Mask>)> {
         (**self).sub(model, xs, pass)
     }
 }
