@@ -108,14 +108,14 @@ mod target;
 pub mod train;
 mod weights;
 
-pub use branch::{DropSub, DropToken, MaskToken, PatchDrop, PathSub, SubBranch};
+pub use branch::{DropSub, DropToken, MaskToken, PatchDrop, PathSub, SequenceDrop, SubBranch};
 pub use error::{Error, Result};
 pub use grid::Grid;
 pub use key::{KeyedRng, Purpose, Seed, StepKey};
 pub use loss::{Criterion, SubLoss, SubModelLoss};
-pub use mask::{num_keep, BlockMasking, Fill, Mask, MaskGenerator, MaskRatio, RandomMasking};
+pub use mask::{num_keep, BlockMasking, Fill, Mask, MaskGenerator, MaskRatio, RandomMasking, Sequences};
 pub use masksub::{Branches, MaskSub, Step};
-pub use model::{Forward, MaskTokenModel, Plain, TokenModel};
+pub use model::{Forward, MaskTokenModel, Plain, SequenceModel, TokenModel};
 pub use outputs::Outputs;
 pub use params::Params;
 pub use pass::Pass;

@@ -6,7 +6,7 @@ use candle_core::{Result, Tensor};
 use candle_nn::ModuleT;
 
 use crate::grid::Grid;
-use crate::mask::Mask;
+use crate::mask::{Mask, Sequences};
 use crate::pass::Pass;
 
 /// A model that is run as a whole: images (or whatever it takes) in, logits out. Several heads are
@@ -61,6 +61,57 @@ pub trait TokenModel<O = Tensor> {
     /// # Errors
     /// The model's own.
     fn classify(&self, tokens: &Tensor, pass: &mut Pass) -> Result<O>;
+}
+
+/// A model of sequences in one dimension, whose samples may differ in length: text, audio, series.
+///
+/// Both branches run the same function, on all tokens and on those that are kept. A model of words:
+///
+/// ```
+/// use candle_core::{DType, Result, Tensor};
+/// use candle_nn::{Embedding, Linear, Module};
+/// use masksub::{Mask, Pass, SequenceModel, Sequences};
+///
+/// struct BagOfWords {
+///     words: Embedding,
+///     head: Linear,
+/// }
+///
+/// impl SequenceModel for BagOfWords {
+///     // `ids` [B, L], in which 0 is padding.
+///     fn sequences(&self, ids: &Tensor) -> Result<Sequences> {
+///         Ok(Sequences::new(&ids.ne(0u32)?)?)
+///     }
+///
+///     fn forward_kept(&self, ids: &Tensor, keep: &Mask, _: &mut Pass) -> Result<Tensor> {
+///         // Positions would be added before tokens are dropped.
+///         let tokens = keep.gather(&self.words.forward(ids)?, 0)?;
+///         // What fills shorter samples up counts for nothing: here in a mean, elsewhere by `Mask::attention_bias`.
+///         let is_token = keep.attention_mask(DType::F32, ids.device())?.unsqueeze(2)?;
+///         let sum = tokens.broadcast_mul(&is_token)?.sum(1)?;
+///         self.head.forward(&sum.broadcast_div(&is_token.sum(1)?)?)
+///     }
+/// }
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no model of sequences",
+    label = "does not implement `SequenceModel`",
+    note = "`SequenceDrop` needs an encoder that implements `SequenceModel`; for a ViT take `DropToken`, for any other module \
+            `PatchDrop`"
+)]
+pub trait SequenceModel<O = Tensor> {
+    /// What the positions of `xs` are: tokens, those that must stay, padding.
+    ///
+    /// # Errors
+    /// When `xs` does not fit the model.
+    fn sequences(&self, xs: &Tensor) -> Result<Sequences>;
+
+    /// The logits of the tokens of `xs` that `keep` keeps. They have the positions they have in `xs`; where samples keep
+    /// fewer than K tokens, nothing may be read of what fills them up ([`Mask::attention_mask`]).
+    ///
+    /// # Errors
+    /// The model's own.
+    fn forward_kept(&self, xs: &Tensor, keep: &Mask, pass: &mut Pass) -> Result<O>;
 }
 
 /// A model that needs every position (windows, a pyramid), so that hidden ones become a learned token.
@@ -121,6 +172,15 @@ macro_rules! through_pointers {
             }
             fn classify(&self, tokens: &Tensor, pass: &mut Pass) -> Result<O> {
                 (**self).classify(tokens, pass)
+            }
+        }
+
+        impl<O, M: SequenceModel<O> + ?Sized> SequenceModel<O> for $pointer {
+            fn sequences(&self, xs: &Tensor) -> Result<Sequences> {
+                (**self).sequences(xs)
+            }
+            fn forward_kept(&self, xs: &Tensor, keep: &Mask, pass: &mut Pass) -> Result<O> {
+                (**self).forward_kept(xs, keep, pass)
             }
         }
 

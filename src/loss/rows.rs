@@ -12,6 +12,8 @@ pub(super) struct Rows {
     pub(super) logits: Tensor,
     /// B, which divides R.
     pub(super) batch: usize,
+    /// [R, 1], 1 for those that are predictions and 0 for what fills a batch up; none where all are.
+    pub(super) are_there: Option<Tensor>,
 }
 
 /// The logits [B, .., C], or with the classes in dimension `class_dim`; [B] is one logit for each sample. With a mask,
@@ -50,7 +52,18 @@ pub(super) fn rows(
         2 => positions,
         _ => positions.reshape(((), classes))?,
     };
-    Ok(Rows { logits, batch })
+    let are_there = match kept_by {
+        Some(mask) if mask.is_ragged() => {
+            let there = mask.attention_mask(logits.dtype(), logits.device())?;
+            Some(there.reshape(((), 1))?)
+        }
+        _ => None,
+    };
+    Ok(Rows {
+        logits,
+        batch,
+        are_there,
+    })
 }
 
 /// Of logits [B, .., C] for each of L positions, [B, K, C] of those that `mask` keeps; as they are, where there are K

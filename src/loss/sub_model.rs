@@ -206,24 +206,30 @@ impl SubModelLoss {
             }
             return Err(Error::shape("sub_logits", sub_logits.dims(), expected).into());
         }
-        let sub = sub.logits;
+        let (batch, there, sub) = (sub.batch, sub.are_there, sub.logits);
         let main = main.logits.to_dtype(sub.dtype())?;
-        let classes = sub.dims()[1];
+        let (count, classes) = sub.dims2()?;
         if self.kind != Kind::Bce {
             check_classes("main_logits", main_logits.dims(), classes, "SubModelLoss::bce()")?;
         }
-        let weights = sample_weights.map(|weights| row_weights(weights, main_logits.dims()[0], &sub));
-        Ok(self.of_rows(&sub, &main, weights.transpose()?)?)
+        let weights = sample_weights.map(|weights| row_weights(weights, batch, &sub));
+        let (weights, count) = match (weights.transpose()?, there, kept_by) {
+            (weights, Some(there), Some(mask)) => {
+                let weights = weights.map_or_else(|| Ok(there.clone()), |weights| weights * &there)?;
+                (Some(weights), mask.rows().map(<[u32]>::len).sum())
+            }
+            (weights, ..) => (weights, count),
+        };
+        Ok(self.of_rows(&sub, &main, weights, count as f64)?)
     }
 
-    /// The loss of rows [R, C], each with a weight where there are `weights` [R, 1].
-    fn of_rows(&self, sub: &Tensor, main: &Tensor, weights: Option<Tensor>) -> Result<Tensor> {
-        let (count, classes) = sub.dims2()?;
-        let (count, temperature) = (count as f64, self.temperature);
+    /// The loss of rows [R, C], of which `count` are there, each with a weight where there are `weights` [R, 1].
+    fn of_rows(&self, sub: &Tensor, main: &Tensor, weights: Option<Tensor>, count: f64) -> Result<Tensor> {
+        let temperature = self.temperature;
         if self.kind == Kind::Bce {
             let target = sigmoid(&scale(main, temperature.recip())?)?;
             let weights = self.confident(&target, weights)?;
-            let count = count * classes as f64;
+            let count = count * sub.dims()[1] as f64;
             return binary_cross_entropy(sub, &target, weights.as_ref(), temperature, count);
         }
         let log_target = log_softmax(main, temperature)?;

@@ -4,12 +4,14 @@ mod block;
 mod fill;
 mod random;
 mod ratio;
+mod sequences;
 
 pub use block::BlockMasking;
 pub use fill::Fill;
 pub(crate) use random::name_block;
 pub use random::RandomMasking;
 pub use ratio::{num_keep, MaskRatio};
+pub use sequences::Sequences;
 
 use std::sync::Arc;
 
@@ -47,7 +49,8 @@ impl<G: MaskGenerator + ?Sized> MaskGenerator for Box<G> {
 
 /// Positions that each sample keeps: K of the L positions of a [`Grid`], for B samples. The indices live on the host.
 ///
-/// Cloning is cheap. Every sample keeps the same number, so that a batch of shortened sequences is a tensor.
+/// Cloning is cheap. Every sample keeps the same number, so that a batch of shortened sequences is a tensor; samples of
+/// different lengths ([`Sequences`]) may keep different ones, of which K is the largest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mask {
     grid: Grid,
@@ -55,6 +58,8 @@ pub struct Mask {
     num_keep: usize,
     /// [B, K], row by row.
     keep: Arc<[u32]>,
+    /// How many of each row are kept, where it is not all: what follows fills the row up.
+    lengths: Option<Arc<[usize]>>,
 }
 
 impl Mask {
@@ -152,7 +157,18 @@ impl Mask {
             batch,
             num_keep: keep.len() / batch,
             keep,
+            lengths: None,
         }
+    }
+
+    /// For samples that keep different numbers of positions: rows of K, of which `lengths` are kept.
+    fn of_lengths(grid: Grid, keep: Vec<u32>, lengths: Vec<usize>) -> Self {
+        let mask = Self::trusted(grid, lengths.len(), keep);
+        let lengths = lengths
+            .iter()
+            .any(|&length| length < mask.num_keep)
+            .then(|| lengths.into());
+        Self { lengths, ..mask }
     }
 
     /// The grid on which the L positions lie.
@@ -165,14 +181,34 @@ impl Mask {
         self.batch
     }
 
-    /// K, the number of positions that each sample keeps.
+    /// K, the number of positions that each sample keeps, or the largest where samples keep different ones.
     pub fn num_keep(&self) -> usize {
         self.num_keep
     }
 
-    /// The K positions that each sample keeps, sample by sample.
+    /// The positions that each sample keeps, sample by sample.
     pub fn rows(&self) -> impl ExactSizeIterator<Item = &[u32]> {
-        self.keep.chunks_exact(self.num_keep)
+        let rows = self.keep.chunks_exact(self.num_keep).enumerate();
+        rows.map(|(sample, row)| &row[..self.length(sample)])
+    }
+
+    /// How many positions a sample keeps.
+    fn length(&self, sample: usize) -> usize {
+        self.lengths.as_ref().map_or(self.num_keep, |lengths| lengths[sample])
+    }
+
+    /// True where samples keep different numbers of positions: rows are filled up to K.
+    pub fn is_ragged(&self) -> bool {
+        self.lengths.is_some()
+    }
+
+    /// An error unless every sample keeps K positions.
+    fn check_not_ragged(&self) -> Result<()> {
+        if self.is_ragged() {
+            let value = "with different numbers of kept positions";
+            return Err(Error::invalid("mask", value, "one that keeps as many in every sample"));
+        }
+        Ok(())
     }
 
     /// What [`rows`](Self::rows) gives, all at once, if this is a mask for `batch` samples on `grid`.
@@ -181,10 +217,11 @@ impl Mask {
             let given = format!("for {} samples on {}", self.batch, self.grid);
             return Err(Error::invalid("mask", given, format!("for {batch} samples on {grid}")));
         }
+        self.check_not_ragged()?;
         Ok(&self.keep)
     }
 
-    /// The kept positions, [B, K] u32.
+    /// The kept positions, [B, K] u32. Where samples keep fewer, any position fills the row up.
     ///
     /// # Errors
     /// When the device cannot hold it.
@@ -195,8 +232,9 @@ impl Mask {
     /// The positions that are not kept, [B, L-K] u32, ascending in every sample.
     ///
     /// # Errors
-    /// When the device cannot hold it.
+    /// [`Error::InvalidArgument`] when samples keep different numbers; when the device cannot hold it.
     pub fn dropped_indices(&self, device: &Device) -> Result<Tensor> {
+        self.check_not_ragged()?;
         let dense = self.dense();
         let dropped: Vec<u32> = dense
             .chunks_exact(self.grid.len())
@@ -218,13 +256,44 @@ impl Mask {
         Ok(dense.to_dtype(dtype)?)
     }
 
+    /// 1 where a place of a shortened sequence holds a token that is kept and 0 where it is filled up, [B, K] of `dtype`:
+    /// Hugging Face's `attention_mask`.
+    ///
+    /// # Errors
+    /// When the device or the dtype cannot hold it.
+    pub fn attention_mask(&self, dtype: DType, device: &Device) -> Result<Tensor> {
+        let places = (0..self.batch).flat_map(|sample| {
+            let length = self.length(sample);
+            (0..self.num_keep).map(move |place| u8::from(place < length))
+        });
+        let mask = Tensor::from_iter(places, device)?.reshape((self.batch, self.num_keep))?;
+        Ok(mask.to_dtype(dtype)?)
+    }
+
+    /// What is added to the scores of a shortened sequence, so that no token attends to what fills it up: 0, and minus
+    /// infinity for the latter, [B, K, K] with queries in rows. [`ops::window_attention`](crate::ops::window_attention())
+    /// takes it as its mask, each sample a window.
+    ///
+    /// # Errors
+    /// [`Error::DType`] when `dtype` is no float; when the device cannot hold it.
+    pub fn attention_bias(&self, dtype: DType, device: &Device) -> Result<Tensor> {
+        let (batch, keep) = (self.batch, self.num_keep);
+        let tokens = self.attention_mask(DType::U8, device)?;
+        let nothing = Tensor::zeros((batch, keep), dtype, device)?;
+        check::float("dtype", &nothing)?;
+        let never = Tensor::full(f32::NEG_INFINITY, (batch, keep), device)?.to_dtype(dtype)?;
+        let bias = tokens.where_cond(&nothing, &never)?.unsqueeze(1)?;
+        Ok(bias.broadcast_as((batch, keep, keep))?.contiguous()?)
+    }
+
     /// The same mask on a grid `factor` times finer: every position becomes `factor` x `factor` positions, kept or not
     /// as it was. Kept positions are ascending.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] when `factor` is 0, or so large that positions no longer fit in 32 bits or the mask in
-    /// memory.
+    /// memory, and when samples keep different numbers.
     pub fn upsample(&self, factor: usize) -> Result<Self> {
+        self.check_not_ragged()?;
         let [height, width] = [self.grid.height, self.grid.width].map(|side| side.saturating_mul(factor));
         let fine = Grid::new(height, width);
         if fine.check_numbered().is_err() {
@@ -249,7 +318,8 @@ impl Mask {
     }
 
     /// Shortens a token sequence to its `num_prefix_tokens` P first tokens, which are never dropped, and the kept ones:
-    /// `tokens` [B, P+L, D] to [B, P+K, D]. Differentiable: rows are copied once, the backward puts them back.
+    /// `tokens` [B, P+L, D] to [B, P+K, D]. Differentiable: rows are copied once, the backward puts them back. Where a sample
+    /// keeps fewer than K, some token fills the sequence up; [`attention_mask`](Self::attention_mask) tells.
     ///
     /// # Errors
     /// [`Error::Shape`] when `tokens` is not [B, P+L, D] with this mask's B and L.

@@ -11,6 +11,7 @@ mod optimizers;
 mod other_branches;
 mod parameters;
 mod probe;
+mod sequences;
 mod targets;
 mod tasks;
 mod token_models;
