@@ -16,6 +16,7 @@ mod network;
 mod recipe;
 mod run;
 mod sentence;
+mod target;
 #[cfg(test)]
 mod tests;
 
@@ -35,11 +36,12 @@ use masksub::pretrained::Pretrained;
 use masksub::train::accumulate::Accumulator;
 use masksub::train::checkpoint::Checkpoint;
 use masksub::{
-    grad, Criterion, DropSub, DropToken, Forward, MaskSub, MaskToken, Params, PatchDrop, PathSub, RandomMasking, Seed,
-    Step, StepKey, SubBranch, SubModelLoss, Weights,
+    grad, Criterion, DropSub, DropToken, Forward, MaskSub, MaskToken, Params, PatchDrop, PathSub, Seed, Step, StepKey,
+    SubBranch, SubModelLoss, Weights,
 };
 use network::Network;
 use run::{Run, Saved, Trained};
+use target::Targeted;
 
 fn main() -> ExitCode {
     program(std::env::args_os().skip(1).collect()).into()
@@ -122,7 +124,7 @@ fn run(given: Flags) -> Result<End> {
 
     // Each family of models has its own way of hiding things.
     let vb = weights.var_builder(DType::F32, &flags.device);
-    let masking = RandomMasking::new(flags.mask_ratio)?;
+    let masking = flags.masking(data.epoch_len())?;
     let block = flags.mask_block.unwrap_or(network.mask_block());
     let training = Training {
         flags,
@@ -174,6 +176,7 @@ impl Training<'_> {
         let (criterion, mix) = (settings.criterion()?, settings.mix(data.num_classes())?);
         let mut opt = settings.optimizer(&params, self.network)?;
         let mut ema = settings.ema(weights.varmap())?;
+        let model = model.with_target(target::target(flags, self.network, ema.as_ref())?);
         let steps_per_epoch = data.epoch_len().div_ceil(settings.batch_size);
         let schedule = settings.schedule(steps_per_epoch)?;
 
@@ -262,7 +265,7 @@ impl Training<'_> {
 
 /// The gradients of a batch, run in `parts` one after the other.
 fn backward<M, S: SubBranch<M>>(
-    model: &MaskSub<M, S>,
+    model: &Targeted<M, S>,
     params: &Params,
     criterion: &Criterion,
     (images, targets): (&Tensor, &Tensor),

@@ -2,6 +2,7 @@
 
 mod block;
 mod fill;
+mod ragged;
 mod random;
 mod ratio;
 mod sequences;
@@ -161,16 +162,6 @@ impl Mask {
         }
     }
 
-    /// For samples that keep different numbers of positions: rows of K, of which `lengths` are kept.
-    fn of_lengths(grid: Grid, keep: Vec<u32>, lengths: Vec<usize>) -> Self {
-        let mask = Self::trusted(grid, lengths.len(), keep);
-        let lengths = lengths
-            .iter()
-            .any(|&length| length < mask.num_keep)
-            .then(|| lengths.into());
-        Self { lengths, ..mask }
-    }
-
     /// The grid on which the L positions lie.
     pub fn grid(&self) -> Grid {
         self.grid
@@ -190,25 +181,6 @@ impl Mask {
     pub fn rows(&self) -> impl ExactSizeIterator<Item = &[u32]> {
         let rows = self.keep.chunks_exact(self.num_keep).enumerate();
         rows.map(|(sample, row)| &row[..self.length(sample)])
-    }
-
-    /// How many positions a sample keeps.
-    fn length(&self, sample: usize) -> usize {
-        self.lengths.as_ref().map_or(self.num_keep, |lengths| lengths[sample])
-    }
-
-    /// True where samples keep different numbers of positions: rows are filled up to K.
-    pub fn is_ragged(&self) -> bool {
-        self.lengths.is_some()
-    }
-
-    /// An error unless every sample keeps K positions.
-    fn check_not_ragged(&self) -> Result<()> {
-        if self.is_ragged() {
-            let value = "with different numbers of kept positions";
-            return Err(Error::invalid("mask", value, "one that keeps as many in every sample"));
-        }
-        Ok(())
     }
 
     /// What [`rows`](Self::rows) gives, all at once, if this is a mask for `batch` samples on `grid`.
@@ -254,36 +226,6 @@ impl Mask {
         let dense: Vec<u8> = self.dense().into_iter().map(u8::from).collect();
         let dense = Tensor::from_vec(dense, (self.batch, self.grid.len()), device)?;
         Ok(dense.to_dtype(dtype)?)
-    }
-
-    /// 1 where a place of a shortened sequence holds a token that is kept and 0 where it is filled up, [B, K] of `dtype`:
-    /// Hugging Face's `attention_mask`.
-    ///
-    /// # Errors
-    /// When the device or the dtype cannot hold it.
-    pub fn attention_mask(&self, dtype: DType, device: &Device) -> Result<Tensor> {
-        let places = (0..self.batch).flat_map(|sample| {
-            let length = self.length(sample);
-            (0..self.num_keep).map(move |place| u8::from(place < length))
-        });
-        let mask = Tensor::from_iter(places, device)?.reshape((self.batch, self.num_keep))?;
-        Ok(mask.to_dtype(dtype)?)
-    }
-
-    /// What is added to the scores of a shortened sequence, so that no token attends to what fills it up: 0, and minus
-    /// infinity for the latter, [B, K, K] with queries in rows. [`ops::window_attention`](crate::ops::window_attention())
-    /// takes it as its mask, each sample a window.
-    ///
-    /// # Errors
-    /// [`Error::DType`] when `dtype` is no float; when the device cannot hold it.
-    pub fn attention_bias(&self, dtype: DType, device: &Device) -> Result<Tensor> {
-        let (batch, keep) = (self.batch, self.num_keep);
-        let tokens = self.attention_mask(DType::U8, device)?;
-        let nothing = Tensor::zeros((batch, keep), dtype, device)?;
-        check::float("dtype", &nothing)?;
-        let never = Tensor::full(f32::NEG_INFINITY, (batch, keep), device)?.to_dtype(dtype)?;
-        let bias = tokens.where_cond(&nothing, &never)?.unsqueeze(1)?;
-        Ok(bias.broadcast_as((batch, keep, keep))?.contiguous()?)
     }
 
     /// The same mask on a grid `factor` times finer: every position becomes `factor` x `factor` positions, kept or not

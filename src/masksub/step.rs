@@ -40,8 +40,7 @@ impl<M, S: SubBranch<M, O>, O: Outputs, L: SubLoss<O>, T: SubTarget<O>> MaskSub<
     ///
     /// `xs` [B, ...] is the batch, `key` what masks, dropout and drop path are drawn from; `main_loss` is any scalar
     /// loss of the main logits [B, classes]: mixup targets, distillation, whatever a trainer has. It is called once, but
-    /// for [`Mutual`](crate::Mutual) targets, under which both branches learn from the labels. Nothing is updated
-    /// but batch statistics: of models that stage them in their [`Pass`] only when both losses are finite and every
+    /// for [`Mutual`](crate::Mutual) targets, under which both branches learn from the labels. Nothing is updated but batch statistics: of models that stage them in their [`Pass`] only when both losses are finite and every
     /// gradient is there, of candle's batch norms in each forward pass. Any optimizer steps on `grads`.
     ///
     /// # Errors
@@ -90,36 +89,22 @@ impl<M, S: SubBranch<M, O>, O: Outputs, L: SubLoss<O>, T: SubTarget<O>> MaskSub<
         &self,
         xs: &Tensor,
         key: StepKey,
-        mut main_loss: impl FnMut(&O) -> candle_core::Result<Tensor>,
+        main_loss: impl FnMut(&O) -> candle_core::Result<Tensor>,
         sub_loss: &(impl SubLoss<O> + ?Sized),
     ) -> Result<Step<O>> {
         check_batch(xs)?;
         let params = self.params.as_ref();
         params.map_or(Ok(()), Params::check_not_empty)?;
-        let share = self.target.mutual_share();
-        let mutual = share > 0.0 && self.weight > 0.0;
-        let mixed = |labels: Tensor, distance: Tensor| -> Result<Tensor> {
-            let [labels, distance] = [labels.reshape(())?, distance.reshape(())?];
-            Ok(((labels * (1.0 - share))? + (distance * share)?)?)
+        let mut losses = Losses {
+            labels: main_loss,
+            distance: sub_loss,
+            share: self.target.mutual_share(),
         };
 
-        // What the main branch learns from, before anything of it is there.
-        let ahead = match self.weight {
-            w if mutual && w < 1.0 => {
-                let (sub, mask) = self.branch.sub(&self.model, xs, &mut Pass::train_sub(key))?;
-                Some((sub.detach(), mask))
-            }
-            _ => None,
-        };
+        let ahead = self.sub_ahead(xs, key, losses.share)?;
         let mut main_pass = Pass::train(key);
         let logits = self.branch.main(&self.model, xs, &mut main_pass)?;
-        let mut loss = main_loss(&logits)?;
-        let main_value = grad::check_loss(&loss, "main")?;
-        if let Some((sub, mask)) = &ahead {
-            let distance = sub_loss.compare(&logits, sub, mask.as_ref())?;
-            grad::check_loss(&distance, "main")?;
-            loss = mixed(loss, distance)?;
-        }
+        let (loss, main_value) = losses.of_main(&logits, ahead.as_ref())?;
         let mut gradients = match self.weight {
             // All weight on the sub-branch: the main branch is only its target.
             1.0 => Gradients::new(),
@@ -141,13 +126,8 @@ impl<M, S: SubBranch<M, O>, O: Outputs, L: SubLoss<O>, T: SubTarget<O>> MaskSub<
             let mut sub_pass = Pass::train_sub(key);
             let (sub_logits, mask) = self.branch.sub(&self.model, xs, &mut sub_pass)?;
             let target = self.target.target(xs, &step.main_logits, mask.as_ref())?.detach();
-            let mut loss = sub_loss.compare(&sub_logits, &target, mask.as_ref())?;
-            step.sub_loss = Some(grad::check_loss(&loss, "sub")?);
-            if mutual {
-                let labels = main_loss(&sub_logits)?;
-                grad::check_loss(&labels, "sub")?;
-                loss = mixed(labels, loss)?;
-            }
+            let (loss, sub_value) = losses.of_sub(&sub_logits, &target, mask.as_ref())?;
+            step.sub_loss = Some(sub_value);
             step.mask = mask;
             gradients = grad::raw_backward(&(loss * self.weight)?, "sub", params, gradients)?;
             passes.push(sub_pass);
@@ -159,5 +139,63 @@ impl<M, S: SubBranch<M, O>, O: Outputs, L: SubLoss<O>, T: SubTarget<O>> MaskSub<
         Pass::commit_all(passes)?;
         step.grads = grads;
         Ok(step)
+    }
+
+    /// What the main branch learns from the sub-branch, if it does, before anything of itself is there. The pass is
+    /// forgotten: the sub half draws the same once more.
+    fn sub_ahead(&self, xs: &Tensor, key: StepKey, share: f64) -> Result<Option<(O, Option<Mask>)>> {
+        if share == 0.0 || self.weight == 0.0 || self.weight == 1.0 {
+            return Ok(None);
+        }
+        let (logits, mask) = self.branch.sub(&self.model, xs, &mut Pass::train_sub(key))?;
+        Ok(Some((logits.detach(), mask)))
+    }
+}
+
+/// What the two branches are trained by.
+struct Losses<'a, F, L: ?Sized> {
+    labels: F,
+    distance: &'a L,
+    /// Of the distance in each branch's loss, where both learn from each other.
+    share: f64,
+}
+
+impl<F, L: ?Sized> Losses<'_, F, L> {
+    /// The loss of the main branch, and its value on the labels alone. `sub` is what it learns from the sub-branch.
+    fn of_main<O>(&mut self, main: &O, sub: Option<&(O, Option<Mask>)>) -> Result<(Tensor, f64)>
+    where
+        F: FnMut(&O) -> candle_core::Result<Tensor>,
+        L: SubLoss<O>,
+    {
+        let labels = (self.labels)(main)?;
+        let value = grad::check_loss(&labels, "main")?;
+        let Some((sub, mask)) = sub else {
+            return Ok((labels, value));
+        };
+        let distance = self.distance.compare(main, sub, mask.as_ref())?;
+        grad::check_loss(&distance, "main")?;
+        Ok((self.mix(labels, distance)?, value))
+    }
+
+    /// The loss of the sub-branch, and its distance from its target alone.
+    fn of_sub<O>(&mut self, sub: &O, target: &O, mask: Option<&Mask>) -> Result<(Tensor, f64)>
+    where
+        F: FnMut(&O) -> candle_core::Result<Tensor>,
+        L: SubLoss<O>,
+    {
+        let distance = self.distance.compare(sub, target, mask)?;
+        let value = grad::check_loss(&distance, "sub")?;
+        if self.share == 0.0 {
+            return Ok((distance, value));
+        }
+        let labels = (self.labels)(sub)?;
+        grad::check_loss(&labels, "sub")?;
+        Ok((self.mix(labels, distance)?, value))
+    }
+
+    fn mix(&self, labels: Tensor, distance: Tensor) -> Result<Tensor> {
+        // Scalars may have shape [1].
+        let [labels, distance] = [labels.reshape(())?, distance.reshape(())?];
+        Ok(((labels * (1.0 - self.share))? + (distance * self.share)?)?)
     }
 }
