@@ -34,8 +34,9 @@ use crate::pass::Pass;
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot make a sub-model of `{M}`",
     label = "does not implement `SubBranch<{M}>`",
-    note = "`DropToken` is for a `TokenModel` (a ViT), `SequenceDrop` for a `SequenceModel` (text), `MaskToken` for a `MaskTokenModel` (a Swin), `PatchDrop`, `DropSub` and \
-            `PathSub` for any `Forward`; a candle `Module` becomes one by `MaskSub::wrap(module, PatchDrop::new(..)?)`"
+    note = "`DropToken` is for a `TokenModel` (a ViT), `SequenceDrop` for a `SequenceModel` (text), `MaskToken` for a \
+            `MaskTokenModel` (a Swin), `PatchDrop`, `DropSub` and `PathSub` for any `Forward`; a candle `Module` becomes one by \
+            `MaskSub::wrap(module, PatchDrop::new(..)?)`"
 )]
 pub trait SubBranch<M: ?Sized, O = Tensor> {
     /// The main branch: the untouched model. Its logits of `xs` [B, ...].
