@@ -162,7 +162,7 @@ impl SubModelLoss {
         self.forward_with(sub_logits, main_logits, None, None)
     }
 
-    /// [`forward`](Self::forward) with the mask of the sub-branch and a weight for each sample, [B]: their predictions'
+    /// [`forward`](Self::forward) with the mask of the sub-branch and a weight for each sample, `[B]`: their predictions'
     /// losses are multiplied by it, and the mean is still over all. For
     /// [`MaskSub::backward_with`](crate::MaskSub::backward_with).
     ///
