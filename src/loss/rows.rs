@@ -16,7 +16,7 @@ pub(super) struct Rows {
     pub(super) are_there: Option<Tensor>,
 }
 
-/// The logits [B, .., C], or with the classes in dimension `class_dim`; [B] is one logit for each sample. With a mask,
+/// The logits [B, .., C], or with the classes in dimension `class_dim`; `[B]` is one logit for each sample. With a mask,
 /// of the positions that it keeps alone.
 pub(super) fn rows(
     argument: &'static str,
