@@ -16,8 +16,8 @@ use masksub::models::resnet::{self, ResNet};
 use masksub::models::swin::{self, SwinTransformer};
 use masksub::models::vit::{self, VisionTransformer};
 use masksub::{
-    Criterion, DropToken, Forward, Grid, Mask, MaskSub, MaskToken, Params, Pass, PatchDrop, RandomMasking, Seed,
-    SubBranch, TokenModel, Weights,
+    Criterion, DropToken, Forward, Grid, MainBranch, Mask, MaskSub, MaskToken, MaskedTeacher, Mutual, Params, Pass,
+    PatchDrop, RandomMasking, Seed, SubBranch, SubTarget, Teacher, TokenModel, Weights,
 };
 use serde_json::json;
 
@@ -38,6 +38,9 @@ struct Flags {
     /// Rate of stochastic depth, of a ViT and, growing to it, of a Swin
     #[arg(long, default_value_t = 0.0)]
     drop_path: f64,
+    /// What the sub-branch of a MaskSub step learns from; teachers are of the model's own size, an averaged copy one of them
+    #[arg(long, value_enum, default_value = "main")]
+    target: Target,
     /// Measured repetitions, after one that is not
     #[arg(long, default_value_t = 5, value_parser = value_parser!(u32).range(1..))]
     iters: u32,
@@ -66,6 +69,28 @@ enum What {
     /// What of a MaskSub step is not the model: masks, losses, gathering of gradients, checks. Of a ViT only, and only on
     /// request.
     Rest,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Target {
+    Main,
+    Teacher,
+    /// Of a ViT only.
+    MaskedTeacher,
+    Mutual,
+}
+
+/// A target in the place of a type.
+fn target<M: Forward + 'static>(
+    flags: &Flags,
+    teacher: impl FnOnce() -> candle_core::Result<M>,
+) -> Result<Box<dyn SubTarget>> {
+    Ok(match flags.target {
+        Target::Main => Box::new(MainBranch),
+        Target::Teacher => Box::new(Teacher(teacher()?)),
+        Target::Mutual => Box::new(Mutual::new(0.5)?),
+        Target::MaskedTeacher => bail!("--target masked-teacher is for a ViT"),
+    })
 }
 
 fn main() -> Result<()> {
@@ -107,6 +132,8 @@ fn measure(what: What, flags: &Flags) -> Result<()> {
         What::Evaluate => weights.no_grad_builder(DType::F32, &device),
         _ => weights.var_builder(DType::F32, &device),
     };
+    let teaching = Weights::seeded(Seed::new(1));
+    let teaching = teaching.no_grad_builder(DType::F32, &device);
     let image_size = (flags.image_size, flags.image_size);
     let masking = RandomMasking::new(flags.ratio)?;
     let (classes, block) = (1000, 32);
@@ -121,15 +148,30 @@ fn measure(what: What, flags: &Flags) -> Result<()> {
             // For its parameters, which are looked for among the gradients.
             VisionTransformer::new(&cfg, vb)?;
             let rest = Rest::new(&cfg, flags.batch, &device)?;
-            return time(what, flags, &device, &weights, rest, DropToken::new(masking));
+            let target = Box::new(MainBranch);
+            return time(what, flags, &device, &weights, rest, DropToken::new(masking), target);
         }
         let vit = VisionTransformer::new(&cfg, vb)?;
-        return time(what, flags, &device, &weights, vit, DropToken::new(masking));
+        let teacher = || VisionTransformer::new(&cfg, teaching);
+        let target = match flags.target {
+            Target::MaskedTeacher => Box::new(MaskedTeacher(teacher()?)),
+            _ => target(flags, teacher)?,
+        };
+        return time(what, flags, &device, &weights, vit, DropToken::new(masking), target);
     }
     if let Some(size) = find(&resnet::Config::SIZES, &flags.model) {
         ensure!(flags.drop_path == 0.0, "--drop-path is for a ViT or a Swin");
         let resnet = ResNet::new(&size(classes), vb)?;
-        return time(what, flags, &device, &weights, resnet, PatchDrop::new(masking, block)?);
+        let target = target(flags, || ResNet::new(&size(classes), teaching))?;
+        return time(
+            what,
+            flags,
+            &device,
+            &weights,
+            resnet,
+            PatchDrop::new(masking, block)?,
+            target,
+        );
     }
     if let Some(size) = find(&swin::Config::SIZES, &flags.model) {
         let cfg = swin::Config {
@@ -138,7 +180,16 @@ fn measure(what: What, flags: &Flags) -> Result<()> {
             ..size(classes)
         };
         let swin = SwinTransformer::new(&cfg, vb)?;
-        return time(what, flags, &device, &weights, swin, MaskToken::new(masking, block)?);
+        let target = target(flags, || SwinTransformer::new(&cfg, teaching))?;
+        return time(
+            what,
+            flags,
+            &device,
+            &weights,
+            swin,
+            MaskToken::new(masking, block)?,
+            target,
+        );
     }
     bail!(
         "--model is {}, but must be the name of a published size of ViT, ResNet or Swin",
@@ -205,6 +256,7 @@ fn time<M: Forward, S: SubBranch<M>>(
     weights: &Weights,
     model: M,
     branch: S,
+    target: Box<dyn SubTarget>,
 ) -> Result<()> {
     let seed = Seed::new(0);
     let side = flags.image_size;
@@ -221,7 +273,9 @@ fn time<M: Forward, S: SubBranch<M>>(
         }
         _ => (0.0, Params::from_varmap(weights.varmap()).allow_missing("mask_token")),
     };
-    let model = MaskSub::new(model, branch, params).with_weight(weight)?;
+    let model = MaskSub::new(model, branch, params)
+        .with_weight(weight)?
+        .with_target(target);
 
     let mut seconds = Vec::with_capacity(flags.iters as usize);
     for step in 0..=flags.iters as usize {
@@ -239,10 +293,16 @@ fn time<M: Forward, S: SubBranch<M>>(
     seconds.sort_by(f64::total_cmp);
     let (median, min) = (seconds[seconds.len() / 2], seconds[0]);
     let peak = peak_rss_mib();
+    let target = match what {
+        What::Masksub => flags.target.to_possible_value(),
+        _ => None,
+    };
+    let target = target.map(|target| target.get_name().to_string());
     let what = format!("{what:?}").to_lowercase();
     if flags.json {
         let line = json!({
             "what": what, "model": flags.model, "batch": flags.batch, "ratio": flags.ratio, "drop_path": flags.drop_path,
+            "target": target,
             "median_s": median, "min_s": min, "peak_rss_mib": peak,
         });
         println!("{line}");

@@ -78,6 +78,14 @@ impl StepKey {
         }
     }
 
+    /// The key of one sample of this (micro-)batch by itself.
+    pub(crate) const fn of_sample(self, sample: usize) -> Self {
+        Self {
+            first_sample: self.first_sample.wrapping_add(sample as u64),
+            ..self
+        }
+    }
+
     /// The step this key belongs to.
     pub const fn step(self) -> usize {
         self.step as usize

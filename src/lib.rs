@@ -43,14 +43,22 @@
 //! | model | branch | what is hidden |
 //! |---|---|---|
 //! | a ViT: [`models::vit`], or any that implements [`TokenModel`] | [`DropToken`] | tokens, after the position embedding: the sequence gets shorter |
+//! | text, audio, series: any that implements [`SequenceModel`] | [`SequenceDrop`] | tokens, of each sample a share of its own length |
 //! | Swin: [`models::swin`], or any that implements [`MaskTokenModel`] | [`MaskToken`] | blocks of positions, behind a learned token |
 //! | ResNet: [`models::resnet`], and any candle `Module`, `ModuleT` or closure, through [`MaskSub::wrap`] | [`PatchDrop`] | blocks of the image |
 //! | one that asks its [`Pass`] for dropout or drop path, as the ViT does | [`DropSub`], [`PathSub`] | activations, residual branches |
 //!
+//! # Other tasks, losses and targets
+//!
+//! Logits may have any shape, and be several tensors ([`Outputs`]); the sub-branch's loss may be a closure or a type of your
+//! own ([`SubLoss`]). Its target is the main branch's prediction, another model's or an averaged copy's ([`Teacher`],
+//! [`MaskedTeacher`]), or both branches learn from each other ([`Mutual`], with which this is CoSub or R-Drop). The mask
+//! ratio may change from step to step ([`MaskRatio`]).
+//!
 //! # What is where
 //!
 //! * **Plug-in**: [`MaskSub`], the branches above, the masks they draw ([`RandomMasking`], [`BlockMasking`], [`Mask`]),
-//!   the losses ([`Criterion`], [`SubModelLoss`]), [`Params`] and [`grad`].
+//!   the losses ([`Criterion`], [`SubModelLoss`]), the targets ([`SubTarget`]), [`Params`] and [`grad`].
 //! * **Models and layers that can be trained**: [`models`], [`nn`], [`ops`]. candle's fused layer norm, RMS norm, softmax
 //!   and rotary embeddings cut gradients without a word; those in [`nn`] and [`ops`] have the same names and shapes.
 //! * **Weights**: [`Weights`], a `VarBuilder` source of trainable variables, from a seed or a file, and of models on the same
@@ -99,24 +107,28 @@ pub mod models;
 mod nearest;
 pub mod nn;
 pub mod ops;
+mod outputs;
 mod params;
 mod pass;
 #[cfg(feature = "pretrained")]
 pub mod pretrained;
+mod target;
 #[cfg(feature = "train")]
 pub mod train;
 mod weights;
 
-pub use branch::{DropSub, DropToken, MaskToken, PatchDrop, PathSub, SubBranch};
+pub use branch::{DropSub, DropToken, MaskToken, PatchDrop, PathSub, SequenceDrop, SubBranch};
 pub use error::{Error, Result};
 pub use grid::Grid;
 pub use key::{KeyedRng, Purpose, Seed, StepKey};
-pub use loss::{Criterion, SubModelLoss};
-pub use mask::{num_keep, BlockMasking, Fill, Mask, MaskGenerator, MaskRatio, RandomMasking};
+pub use loss::{Criterion, SubLoss, SubModelLoss};
+pub use mask::{num_keep, BlockMasking, Fill, Mask, MaskGenerator, MaskRatio, RandomMasking, Sequences};
 pub use masksub::{Branches, MaskSub, Step};
-pub use model::{Forward, MaskTokenModel, Plain, TokenModel};
+pub use model::{Forward, MaskTokenModel, Plain, SequenceModel, TokenModel};
+pub use outputs::Outputs;
 pub use params::Params;
 pub use pass::Pass;
+pub use target::{MainBranch, MaskedTeacher, Mutual, SubTarget, Teacher};
 pub use weights::Weights;
 
 // README's code compiles and runs with the documentation tests.

@@ -7,10 +7,11 @@ use candle_nn::ModuleT;
 
 use crate::error::{unsupported_bf16, Error};
 use crate::grid::Grid;
-use crate::mask::Mask;
+use crate::mask::{Mask, Sequences};
 use crate::pass::Pass;
 
-/// A model that is run as a whole: images (or whatever it takes) in, logits out.
+/// A model that is run as a whole: images (or whatever it takes) in, logits out. Several heads are
+/// [`Outputs`](crate::Outputs), which the trait then names.
 ///
 /// [`Plain`] makes one of any candle module. A model with dropout, drop path or batch norm of its own implements it to
 /// take part in them through the [`Pass`].
@@ -20,12 +21,12 @@ use crate::pass::Pass;
     note = "for a candle `Module`, `ModuleT` or closure, call `MaskSub::wrap(module, ..)` instead of `MaskSub::new(module, ..)`, \
             or put it into `Plain(module)`"
 )]
-pub trait Forward {
-    /// The logits [B, classes] of `xs` [B, ...].
+pub trait Forward<O = Tensor> {
+    /// The logits of `xs` [B, ...]: [B, classes], or whatever the model has.
     ///
     /// # Errors
     /// The model's own.
-    fn forward_pass(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor>;
+    fn forward_pass(&self, xs: &Tensor, pass: &mut Pass) -> Result<O>;
 }
 
 /// A model whose token sequence can be cut short: a ViT, anyone's.
@@ -38,7 +39,7 @@ pub trait Forward {
     note = "`DropToken` needs a transformer that implements `TokenModel` (as `models::vit` does); for a ResNet or any other \
             module take `PatchDrop`, for a Swin `MaskToken`"
 )]
-pub trait TokenModel {
+pub trait TokenModel<O = Tensor> {
     /// The positions of `xs` [B, ...].
     ///
     /// # Errors
@@ -55,11 +56,63 @@ pub trait TokenModel {
     /// The model's own.
     fn embed(&self, xs: &Tensor, keep: Option<&Mask>, pass: &mut Pass) -> Result<Tensor>;
 
-    /// The logits [B, classes] of a token sequence.
+    /// The logits of a token sequence: [B, classes], or whatever the model has; [B, K, classes] where each token has
+    /// its own.
     ///
     /// # Errors
     /// The model's own.
-    fn classify(&self, tokens: &Tensor, pass: &mut Pass) -> Result<Tensor>;
+    fn classify(&self, tokens: &Tensor, pass: &mut Pass) -> Result<O>;
+}
+
+/// A model of sequences in one dimension, whose samples may differ in length: text, audio, series.
+///
+/// Both branches run the same function, on all tokens and on those that are kept. A model of words:
+///
+/// ```
+/// use candle_core::{DType, Result, Tensor};
+/// use candle_nn::{Embedding, Linear, Module};
+/// use masksub::{Mask, Pass, SequenceModel, Sequences};
+///
+/// struct BagOfWords {
+///     words: Embedding,
+///     head: Linear,
+/// }
+///
+/// impl SequenceModel for BagOfWords {
+///     // `ids` [B, L], in which 0 is padding.
+///     fn sequences(&self, ids: &Tensor) -> Result<Sequences> {
+///         Ok(Sequences::new(&ids.ne(0u32)?)?)
+///     }
+///
+///     fn forward_kept(&self, ids: &Tensor, keep: &Mask, _: &mut Pass) -> Result<Tensor> {
+///         // Positions would be added before tokens are dropped.
+///         let tokens = keep.gather(&self.words.forward(ids)?, 0)?;
+///         // What fills shorter samples up counts for nothing: here in a mean, elsewhere by `Mask::attention_bias`.
+///         let is_token = keep.attention_mask(DType::F32, ids.device())?.unsqueeze(2)?;
+///         let sum = tokens.broadcast_mul(&is_token)?.sum(1)?;
+///         self.head.forward(&sum.broadcast_div(&is_token.sum(1)?)?)
+///     }
+/// }
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no model of sequences",
+    label = "does not implement `SequenceModel`",
+    note = "`SequenceDrop` needs an encoder that implements `SequenceModel`; for a ViT take `DropToken`, for any other module \
+            `PatchDrop`"
+)]
+pub trait SequenceModel<O = Tensor> {
+    /// What the positions of `xs` are: tokens, those that must stay, padding.
+    ///
+    /// # Errors
+    /// When `xs` does not fit the model.
+    fn sequences(&self, xs: &Tensor) -> Result<Sequences>;
+
+    /// The logits of the tokens of `xs` that `keep` keeps. They have the positions they have in `xs`; where samples keep
+    /// fewer than K tokens, nothing may be read of what fills them up ([`Mask::attention_mask`]).
+    ///
+    /// # Errors
+    /// The model's own.
+    fn forward_kept(&self, xs: &Tensor, keep: &Mask, pass: &mut Pass) -> Result<O>;
 }
 
 /// A model that needs every position (windows, a pyramid), so that hidden ones become a learned token.
@@ -69,7 +122,7 @@ pub trait TokenModel {
     note = "`MaskToken` needs a model that implements `MaskTokenModel` (as `models::swin` does); for any other module take \
             `PatchDrop`, for a ViT `DropToken`"
 )]
-pub trait MaskTokenModel {
+pub trait MaskTokenModel<O = Tensor> {
     /// The learned token, D numbers in any shape.
     fn mask_token(&self) -> &Tensor;
 
@@ -79,11 +132,11 @@ pub trait MaskTokenModel {
     /// When `xs` does not fit the model, and the model's own.
     fn embed(&self, xs: &Tensor, pass: &mut Pass) -> Result<(Tensor, Grid)>;
 
-    /// The logits [B, classes] of a token sequence [B, L, D].
+    /// The logits of a token sequence [B, L, D]: [B, classes], or whatever the model has.
     ///
     /// # Errors
     /// The model's own.
-    fn classify(&self, tokens: &Tensor, grid: Grid, pass: &mut Pass) -> Result<Tensor>;
+    fn classify(&self, tokens: &Tensor, grid: Grid, pass: &mut Pass) -> Result<O>;
 }
 
 /// Any candle module as a [`Forward`] model: a `Module`, a `ModuleT`, a closure `|xs: &Tensor| ...` (or one in
@@ -118,13 +171,13 @@ impl<M: ModuleT> Forward for Plain<M> {
 
 macro_rules! through_pointers {
     ($($pointer:ty),*) => {$(
-        impl<M: Forward + ?Sized> Forward for $pointer {
-            fn forward_pass(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+        impl<O, M: Forward<O> + ?Sized> Forward<O> for $pointer {
+            fn forward_pass(&self, xs: &Tensor, pass: &mut Pass) -> Result<O> {
                 (**self).forward_pass(xs, pass)
             }
         }
 
-        impl<M: TokenModel + ?Sized> TokenModel for $pointer {
+        impl<O, M: TokenModel<O> + ?Sized> TokenModel<O> for $pointer {
             fn grid(&self, xs: &Tensor) -> Result<Grid> {
                 (**self).grid(xs)
             }
@@ -134,19 +187,28 @@ macro_rules! through_pointers {
             fn embed(&self, xs: &Tensor, keep: Option<&Mask>, pass: &mut Pass) -> Result<Tensor> {
                 (**self).embed(xs, keep, pass)
             }
-            fn classify(&self, tokens: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+            fn classify(&self, tokens: &Tensor, pass: &mut Pass) -> Result<O> {
                 (**self).classify(tokens, pass)
             }
         }
 
-        impl<M: MaskTokenModel + ?Sized> MaskTokenModel for $pointer {
+        impl<O, M: SequenceModel<O> + ?Sized> SequenceModel<O> for $pointer {
+            fn sequences(&self, xs: &Tensor) -> Result<Sequences> {
+                (**self).sequences(xs)
+            }
+            fn forward_kept(&self, xs: &Tensor, keep: &Mask, pass: &mut Pass) -> Result<O> {
+                (**self).forward_kept(xs, keep, pass)
+            }
+        }
+
+        impl<O, M: MaskTokenModel<O> + ?Sized> MaskTokenModel<O> for $pointer {
             fn mask_token(&self) -> &Tensor {
                 (**self).mask_token()
             }
             fn embed(&self, xs: &Tensor, pass: &mut Pass) -> Result<(Tensor, Grid)> {
                 (**self).embed(xs, pass)
             }
-            fn classify(&self, tokens: &Tensor, grid: Grid, pass: &mut Pass) -> Result<Tensor> {
+            fn classify(&self, tokens: &Tensor, grid: Grid, pass: &mut Pass) -> Result<O> {
                 (**self).classify(tokens, grid, pass)
             }
         }

@@ -138,6 +138,13 @@ impl Weights {
         Self::build(Some(file), source, Some(seed))
     }
 
+    /// These variables, and no others.
+    pub(crate) fn of_vars(vars: impl IntoIterator<Item = (String, Var)>) -> Self {
+        let weights = Self::from_tensors([]);
+        params::lock(weights.varmap()).extend(vars);
+        weights
+    }
+
     fn open(path: &Path, seed: Option<Seed>) -> Result<Self> {
         let name = path.display().to_string();
         let bytes = file::read_safetensors(path).map_err(|fault| fault.of_file(path))?;

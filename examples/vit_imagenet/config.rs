@@ -2,7 +2,7 @@
 
 use crate::data::transform::Transform;
 use crate::flags::training::OptimizerKind;
-use crate::flags::{Branch, Flags};
+use crate::flags::{Branch, Flags, Target};
 use crate::network::Network;
 use anyhow::{ensure, Result};
 use clap::ValueEnum;
@@ -96,6 +96,9 @@ pub fn config(flags: &Flags) -> Result<Config> {
         Branch::Dropsub | Branch::Pathsub => put("sub-drop-rate", flags.sub_drop_rate.to_string()),
         Branch::Masksub | Branch::MaskOnly => {
             put("mask-ratio", flags.mask_ratio.to_string());
+            if let Some(end) = flags.mask_ratio_end {
+                put("mask-ratio-end", end.to_string());
+            }
             if !matches!(network, Network::Vit(_)) {
                 let block = flags.mask_block.unwrap_or(network.mask_block());
                 put("mask-block", block.to_string());
@@ -103,6 +106,12 @@ pub fn config(flags: &Flags) -> Result<Config> {
         }
     }
     if flags.sub_weight() > 0.0 {
+        if flags.target != Target::Main {
+            put("target", typed(&flags.target));
+        }
+        if let Some(teacher) = &flags.teacher {
+            put("teacher", teacher.display().to_string());
+        }
         put("sub-loss", typed(&flags.sub_loss));
         put("temperature", flags.temperature.to_string());
         put("sub-weight", flags.sub_weight.to_string());

@@ -18,6 +18,7 @@ mod run;
 mod sentence;
 mod sources;
 mod step;
+mod target;
 #[cfg(test)]
 mod tests;
 
@@ -36,8 +37,8 @@ use masksub::models::{resnet::ResNet, swin::SwinTransformer, vit::VisionTransfor
 use masksub::pretrained::Pretrained;
 use masksub::train::checkpoint::Checkpoint;
 use masksub::{
-    grad, DropSub, DropToken, Forward, MaskSub, MaskToken, Params, PatchDrop, PathSub, RandomMasking, Seed, SubBranch,
-    SubModelLoss, Weights,
+    grad, DropSub, DropToken, Forward, MaskSub, MaskToken, Params, PatchDrop, PathSub, Seed, SubBranch, SubModelLoss,
+    Weights,
 };
 use network::Network;
 use run::{Run, Saved, Trained};
@@ -123,7 +124,7 @@ fn run(given: Flags) -> Result<End> {
 
     // Each family of models has its own way of hiding things.
     let vb = weights.var_builder(DType::F32, &flags.device);
-    let masking = RandomMasking::new(flags.mask_ratio)?;
+    let masking = flags.masking(data.epoch_len())?;
     let block = flags.mask_block.unwrap_or(network.mask_block());
     let training = Training {
         flags,
@@ -173,9 +174,10 @@ impl Training<'_> {
             .with_weight(flags.sub_weight())?;
 
         // Everything else is what it would be without MaskSub.
-        let stepper = Stepper::new(&model, &params, weights, settings, data.num_classes())?;
         let mut opt = settings.optimizer(&params, self.network)?;
         let mut ema = settings.ema(weights.varmap())?;
+        let model = model.with_target(target::target(flags, self.network, ema.as_ref())?);
+        let stepper = Stepper::new(&model, &params, weights, settings, data.num_classes())?;
         let steps_per_epoch = settings.steps_per_epoch(data.epoch_len())?;
         let schedule = settings.schedule(steps_per_epoch)?;
 

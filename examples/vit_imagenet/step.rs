@@ -1,16 +1,17 @@
 //! The gradients of a batch: its replicas one after the other, and each of them in parts.
 
 use crate::flags::training::TrainingFlags;
+use crate::target::Targeted;
 use anyhow::Result;
 use candle_core::Tensor;
 use masksub::train::accumulate::Accumulator;
 use masksub::train::mix::Mix;
 use masksub::train::replicas::{Combine, Replicas, RunningStatistics};
-use masksub::{Criterion, MaskSub, Params, Step, StepKey, SubBranch, Weights};
+use masksub::{Criterion, Params, Step, StepKey, SubBranch, Weights};
 
 /// Runs a model on batches as the recipe says.
 pub struct Stepper<'a, M, S> {
-    model: &'a MaskSub<M, S>,
+    model: &'a Targeted<M, S>,
     params: &'a Params,
     criterion: Criterion,
     mix: Option<Mix>,
@@ -22,7 +23,7 @@ pub struct Stepper<'a, M, S> {
 
 impl<'a, M, S: SubBranch<M>> Stepper<'a, M, S> {
     pub fn new(
-        model: &'a MaskSub<M, S>,
+        model: &'a Targeted<M, S>,
         params: &'a Params,
         weights: &Weights,
         settings: &TrainingFlags,
@@ -119,9 +120,9 @@ mod tests {
     use crate::flags::Flags;
     use candle_core::{DType, Device};
     use masksub::models::vit::{Config, VisionTransformer};
-    use masksub::{DropToken, RandomMasking, Seed};
+    use masksub::{DropToken, MainBranch, MaskSub, RandomMasking, Seed, SubTarget};
 
-    type Model = MaskSub<VisionTransformer, DropToken<RandomMasking>>;
+    type Model = Targeted<VisionTransformer, DropToken<RandomMasking>>;
 
     fn stepper<'a>(
         model: &'a Model,
@@ -154,6 +155,7 @@ mod tests {
         let vit = VisionTransformer::new(&small.with_input(8, 2, 1), vb).unwrap();
         let params = Params::from_varmap(weights.varmap());
         let model = MaskSub::new(vit, DropToken::new(RandomMasking::new(0.5).unwrap()), &params);
+        let model = model.with_target(Box::new(MainBranch) as Box<dyn SubTarget>);
         let pixels = Tensor::arange(0f32, 12.0 * 64.0, &Device::Cpu).unwrap();
         let images = pixels.sin().unwrap().reshape((12, 1, 8, 8)).unwrap();
         let labels = Tensor::new((0..12u32).map(|i| i % 5).collect::<Vec<_>>(), &Device::Cpu).unwrap();

@@ -26,12 +26,12 @@ impl DropSub {
     }
 }
 
-impl<M: Forward + ?Sized> SubBranch<M> for DropSub {
-    fn main(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+impl<M: Forward<O> + ?Sized, O> SubBranch<M, O> for DropSub {
+    fn main(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<O> {
         model.forward_pass(xs, pass)
     }
 
-    fn sub(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<(Tensor, Option<Mask>)> {
+    fn sub(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<(O, Option<Mask>)> {
         pass.impose_dropout(self.rate)?;
         let logits = model.forward_pass(xs, pass)?;
         if pass.dropout_sites() == 0 {

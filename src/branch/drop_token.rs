@@ -28,13 +28,13 @@ impl<G: MaskGenerator> DropToken<G> {
     }
 }
 
-impl<G: MaskGenerator, M: TokenModel + ?Sized> SubBranch<M> for DropToken<G> {
-    fn main(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+impl<G: MaskGenerator, M: TokenModel<O> + ?Sized, O> SubBranch<M, O> for DropToken<G> {
+    fn main(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<O> {
         let tokens = model.embed(xs, None, pass)?;
         model.classify(&tokens, pass)
     }
 
-    fn sub(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<(Tensor, Option<Mask>)> {
+    fn sub(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<(O, Option<Mask>)> {
         let key = pass.require_key("the mask")?;
         let mask = self.masking.generate(xs.dim(0)?, model.grid(xs)?, key)?;
         let tokens = model.embed(xs, Some(&mask), pass)?;

@@ -36,13 +36,13 @@ impl<G: MaskGenerator> MaskToken<G> {
     }
 }
 
-impl<G: MaskGenerator, M: MaskTokenModel + ?Sized> SubBranch<M> for MaskToken<G> {
-    fn main(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+impl<G: MaskGenerator, M: MaskTokenModel<O> + ?Sized, O> SubBranch<M, O> for MaskToken<G> {
+    fn main(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<O> {
         let (tokens, grid) = model.embed(xs, pass)?;
         model.classify(&tokens, grid, pass)
     }
 
-    fn sub(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<(Tensor, Option<Mask>)> {
+    fn sub(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<(O, Option<Mask>)> {
         let key = pass.require_key("the mask")?;
         let block = self.block;
         let (batch, blocks) = super::blocks_of(xs, block)?;

@@ -5,12 +5,14 @@ mod drop_token;
 mod mask_token;
 mod patch_drop;
 mod path_sub;
+mod sequence_drop;
 
 pub use drop_sub::DropSub;
 pub use drop_token::DropToken;
 pub use mask_token::MaskToken;
 pub use patch_drop::PatchDrop;
 pub use path_sub::PathSub;
+pub use sequence_drop::SequenceDrop;
 
 use candle_core::{Result, Tensor};
 
@@ -24,6 +26,7 @@ use crate::pass::Pass;
 /// | branch | for | hides |
 /// |---|---|---|
 /// | [`DropToken`] | a [`TokenModel`](crate::TokenModel) | tokens: the sequence gets shorter |
+/// | [`SequenceDrop`] | a [`SequenceModel`](crate::SequenceModel) | tokens of samples that differ in length |
 /// | [`MaskToken`] | a [`MaskTokenModel`](crate::MaskTokenModel) | blocks of positions, behind a learned token |
 /// | [`PatchDrop`] | any [`Forward`](crate::Forward) model, so any candle module through [`Plain`](crate::Plain) | blocks of the image |
 /// | [`DropSub`] | a [`Forward`](crate::Forward) model that asks its [`Pass`] for dropout | activations |
@@ -31,29 +34,30 @@ use crate::pass::Pass;
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot make a sub-model of `{M}`",
     label = "does not implement `SubBranch<{M}>`",
-    note = "`DropToken` is for a `TokenModel` (a ViT), `MaskToken` for a `MaskTokenModel` (a Swin), `PatchDrop`, `DropSub` and \
-            `PathSub` for any `Forward`; a candle `Module` becomes one by `MaskSub::wrap(module, PatchDrop::new(..)?)`"
+    note = "`DropToken` is for a `TokenModel` (a ViT), `SequenceDrop` for a `SequenceModel` (text), `MaskToken` for a \
+            `MaskTokenModel` (a Swin), `PatchDrop`, `DropSub` and `PathSub` for any `Forward`; a candle `Module` becomes one by \
+            `MaskSub::wrap(module, PatchDrop::new(..)?)`"
 )]
-pub trait SubBranch<M: ?Sized> {
-    /// The main branch: the untouched model. Logits [B, classes] of `xs` [B, ...].
+pub trait SubBranch<M: ?Sized, O = Tensor> {
+    /// The main branch: the untouched model. Its logits of `xs` [B, ...].
     ///
     /// # Errors
     /// The model's own.
-    fn main(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<Tensor>;
+    fn main(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<O>;
 
-    /// The sub-branch: logits [B, classes], and the mask where there is one. `pass` is a training pass with a key,
+    /// The sub-branch: logits, and the mask where there is one. `pass` is a training pass with a key,
     /// made for this branch.
     ///
     /// # Errors
     /// The model's own, and those of the branch: what it cannot hide, or a model it has no effect on.
-    fn sub(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<(Tensor, Option<Mask>)>;
+    fn sub(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<(O, Option<Mask>)>;
 }
 
-impl<M: ?Sized, S: SubBranch<M> + ?Sized> SubBranch<M> for Box<S> {
-    fn main(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+impl<M: ?Sized, O, S: SubBranch<M, O> + ?Sized> SubBranch<M, O> for Box<S> {
+    fn main(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<O> {
         (**self).main(model, xs, pass)
     }
-    fn sub(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<(Tensor, Option<Mask>)> {
+    fn sub(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<(O, Option<Mask>)> {
         (**self).sub(model, xs, pass)
     }
 }

@@ -56,12 +56,12 @@ impl<G: MaskGenerator> PatchDrop<G> {
     }
 }
 
-impl<G: MaskGenerator, M: Forward + ?Sized> SubBranch<M> for PatchDrop<G> {
-    fn main(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+impl<G: MaskGenerator, M: Forward<O> + ?Sized, O> SubBranch<M, O> for PatchDrop<G> {
+    fn main(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<O> {
         model.forward_pass(xs, pass)
     }
 
-    fn sub(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<(Tensor, Option<Mask>)> {
+    fn sub(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<(O, Option<Mask>)> {
         let key = pass.require_key("the mask")?;
         let (batch, blocks) = super::blocks_of(xs, self.block)?;
         let mask = self.masking.generate(batch, blocks, key);

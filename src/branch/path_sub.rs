@@ -26,12 +26,12 @@ impl PathSub {
     }
 }
 
-impl<M: Forward + ?Sized> SubBranch<M> for PathSub {
-    fn main(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+impl<M: Forward<O> + ?Sized, O> SubBranch<M, O> for PathSub {
+    fn main(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<O> {
         model.forward_pass(xs, pass)
     }
 
-    fn sub(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<(Tensor, Option<Mask>)> {
+    fn sub(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<(O, Option<Mask>)> {
         pass.impose_drop_path(self.rate)?;
         let logits = model.forward_pass(xs, pass)?;
         if pass.drop_path_sites() == 0 {

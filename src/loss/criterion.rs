@@ -96,14 +96,19 @@ impl Criterion {
     /// is constant) or targets do not agree with them; [`Error::InvalidArgument`] when a class index is not below C;
     /// [`Error::DType`] for logits that are no floats.
     pub fn forward(&self, logits: &Tensor, targets: &Tensor) -> candle_core::Result<Tensor> {
+        if logits.rank() != 2 || logits.elem_count() == 0 {
+            let expected = "[B, C] with B > 0 and C > 0";
+            return Err(Error::shape("logits", logits.dims(), expected).into());
+        }
         let logits = upcast("logits", logits)?;
+        let (batch, classes) = logits.dims2()?;
         if self.kind == Kind::CrossEntropy {
-            check_classes("logits", &logits, "Criterion::bce_with_logits()")?;
+            check_classes("logits", logits.dims(), classes, "Criterion::bce_with_logits()")?;
         }
         let targets = self.targets(&logits, targets)?;
         Ok(match self.kind {
-            Kind::CrossEntropy => soft_cross_entropy(&logits, &targets, None, 1.0)?,
-            Kind::BceWithLogits => binary_cross_entropy(&logits, &targets, 1.0)?,
+            Kind::CrossEntropy => soft_cross_entropy(&logits, &targets, None, 1.0, batch as f64)?,
+            Kind::BceWithLogits => binary_cross_entropy(&logits, &targets, None, 1.0, (batch * classes) as f64)?,
         })
     }
 

@@ -1,9 +1,12 @@
 //! The losses of the two branches.
 
 mod criterion;
+mod rows;
+mod sub_loss;
 mod sub_model;
 
 pub use criterion::Criterion;
+pub use sub_loss::SubLoss;
 pub use sub_model::SubModelLoss;
 
 use candle_core::{DType, Tensor, D};
@@ -46,11 +49,8 @@ fn scaled_sum(xs: &Tensor, factor: f64) -> Result<Tensor> {
     Ok(scale(xs, factor)?.sum_all()?.clamp(-largest, largest)?)
 }
 
-/// Logits [B, C] in the dtype that losses are computed in: f32 for the half-width floats.
+/// Logits in the dtype that losses are computed in: f32 for the half-width floats.
 fn upcast(argument: &'static str, logits: &Tensor) -> Result<Tensor> {
-    if logits.rank() != 2 || logits.elem_count() == 0 {
-        return Err(Error::shape(argument, logits.dims(), "[B, C] with B > 0 and C > 0"));
-    }
     check::float(argument, logits)?;
     if ops::is_half(logits) {
         return Ok(logits.to_dtype(DType::F32)?);
@@ -58,11 +58,11 @@ fn upcast(argument: &'static str, logits: &Tensor) -> Result<Tensor> {
     Ok(logits.clone())
 }
 
-/// Refuses logits [B, 1]: a softmax over one class is 1, whatever the logit, and so trains nothing.
-fn check_classes(argument: &'static str, logits: &Tensor, instead: &str) -> Result<()> {
-    if logits.dims()[1] == 1 {
-        let expected = format!("[B, C] with C > 1 for a softmax: for a single logit, take {instead}");
-        return Err(Error::shape(argument, logits.dims(), expected));
+/// Refuses `dims` with a single class: a softmax over one is 1, whatever the logit, and so trains nothing.
+fn check_classes(argument: &'static str, dims: &[usize], classes: usize, instead: &str) -> Result<()> {
+    if classes == 1 {
+        let expected = format!("[B, .., C] with C > 1 for a softmax: for a single logit, take {instead}");
+        return Err(Error::shape(argument, dims, expected));
     }
     Ok(())
 }
@@ -78,30 +78,72 @@ fn log_softmax(logits: &Tensor, temperature: f64) -> Result<Tensor> {
     Ok(scaled.broadcast_sub(&log_sum)?)
 }
 
-/// T² times the mean over the batch of sum(target * (offset - log(softmax(logits / T)))), with `target` and `offset`
-/// [B, C]: the cross-entropy where there is no offset, the KL divergence where it is log(target).
-fn soft_cross_entropy(logits: &Tensor, target: &Tensor, offset: Option<&Tensor>, temperature: f64) -> Result<Tensor> {
-    let batch = logits.dims()[0] as f64;
+/// T² / `count` times the sum of target * (offset - log(softmax(logits / T))), with `logits`, `target` and `offset`
+/// [R, C]: the cross-entropy where there is no offset, the KL divergence where it is log(target). A row of `target` may
+/// sum to a weight instead of 1.
+fn soft_cross_entropy(
+    logits: &Tensor,
+    target: &Tensor,
+    offset: Option<&Tensor>,
+    temperature: f64,
+    count: f64,
+) -> Result<Tensor> {
     let log_probs = log_softmax(&logits.detach(), temperature)?;
     let surprise = match offset {
         Some(offset) => (offset - &log_probs)?,
         None => log_probs.neg()?,
     };
-    let value = scaled_sum(&(target * surprise)?, temperature * temperature / batch)?;
+    let value = scaled_sum(&(target * surprise)?, temperature * temperature / count)?;
     let mass = target.sum_keepdim(D::Minus1)?;
-    let gradient = scale(&(log_probs.exp()?.broadcast_mul(&mass)? - target)?, temperature / batch)?;
+    let gradient = scale(&(log_probs.exp()?.broadcast_mul(&mass)? - target)?, temperature / count)?;
     with_gradient(value, logits, &gradient)
 }
 
-/// Mean over batch and classes of the binary cross-entropy between `target` [B, C] and sigmoid(logits / T), times T².
-fn binary_cross_entropy(logits: &Tensor, target: &Tensor, temperature: f64) -> Result<Tensor> {
-    let count = logits.elem_count() as f64;
+/// T² / `count` times the sum of the binary cross-entropies between `target` [R, C] and sigmoid(logits / T), each row
+/// weighted where there are `weights` [R, 1].
+fn binary_cross_entropy(
+    logits: &Tensor,
+    target: &Tensor,
+    weights: Option<&Tensor>,
+    temperature: f64,
+    count: f64,
+) -> Result<Tensor> {
+    let weighted = |xs: Tensor| match weights {
+        Some(weights) => xs.broadcast_mul(weights),
+        None => Ok(xs),
+    };
     let scaled = scale(&logits.detach(), temperature.recip())?;
     // max(x, 0) - x t + log(1 + exp(-|x|)): no exponential of a positive number.
     let tail = (scaled.abs()?.neg()?.exp()? + 1.0)?.log()?;
-    let value = ((scaled.relu()? - (&scaled * target)?)? + tail)?;
+    let value = weighted(((scaled.relu()? - (&scaled * target)?)? + tail)?)?;
     let value = scaled_sum(&value, temperature * temperature / count)?;
-    let gradient = scale(&(sigmoid(&scaled)? - target)?, temperature / count)?;
+    let gradient = scale(&weighted((sigmoid(&scaled)? - target)?)?, temperature / count)?;
+    with_gradient(value, logits, &gradient)
+}
+
+/// T² / `count` times the sum of the weighted rows of (KL(target || p) + KL(p || target)) / 2 with p = softmax(logits / T)
+/// and `log_target` [R, C], the gradient through both terms.
+fn symmetric_kl(
+    logits: &Tensor,
+    log_target: &Tensor,
+    weights: Option<&Tensor>,
+    temperature: f64,
+    count: f64,
+) -> Result<Tensor> {
+    let weighted = |xs: Tensor| match weights {
+        Some(weights) => xs.broadcast_mul(weights),
+        None => Ok(xs),
+    };
+    let log_probs = log_softmax(&logits.detach(), temperature)?;
+    let (target, probs) = (log_target.exp()?, log_probs.exp()?);
+    // Of like sign where probabilities differ, so no term of the sum is below 0.
+    let surprise = (&log_probs - log_target)?;
+    let half = 0.5 * temperature;
+    let value = weighted(((&probs - &target)? * &surprise)?)?;
+    let value = scaled_sum(&value, half * temperature / count)?;
+    let reverse = (&probs * &surprise)?.sum_keepdim(D::Minus1)?;
+    let through_probs = (&probs * surprise.broadcast_sub(&reverse)?)?;
+    let gradient = scale(&weighted(((&probs - &target)? + through_probs)?)?, half / count)?;
     with_gradient(value, logits, &gradient)
 }
 

@@ -1,10 +1,15 @@
 //! The loss of the sub-branch: agree with the main branch.
 
-use candle_core::Tensor;
+use candle_core::{DType, Device, Tensor, D};
 
-use super::{binary_cross_entropy, check_classes, log_softmax, scale, sigmoid, soft_cross_entropy, upcast};
+use super::rows::rows;
+use super::{
+    binary_cross_entropy, check_classes, log_softmax, scale, sigmoid, soft_cross_entropy, symmetric_kl, SubLoss,
+};
 use crate::check;
 use crate::error::{Error, Result};
+use crate::mask::Mask;
+use crate::outputs::Outputs;
 
 /// Distance of the sub-branch's prediction from the main branch's own, which is detached here: nothing flows into it
 /// (MaskSub, arXiv 2306.11339, equation 3).
@@ -25,16 +30,39 @@ use crate::error::{Error, Result};
 /// assert!(loss.to_scalar::<f32>()? > 0.);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+///
+/// Logits are [B, C], or have one prediction for each position, [B, N, C] or (with
+/// [`with_class_dim(1)`](Self::with_class_dim)) [B, C, H, W]; the loss is the mean over all predictions, or over those
+/// [where the mask keeps](Self::where_kept) a position. Of a model with several heads it is the sum over them.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use masksub::{Grid, Mask, SubLoss, SubModelLoss};
+/// # let device = Device::Cpu;
+/// // Token classification under `DropToken`: 4 positions in the main branch, the 2 that are kept in the sub-branch.
+/// let (main, sub) = (Tensor::zeros((1, 4, 5), DType::F32, &device)?, Tensor::ones((1, 2, 5), DType::F32, &device)?);
+/// let mask = Mask::from_keep_indices(Grid::new(1, 4), &[[1, 3]])?;
+/// let loss = SubModelLoss::kl().where_kept().compare(&sub, &main, Some(&mask))?;
+/// // Segmentation.
+/// let pixels = Tensor::zeros((1, 5, 8, 8), DType::F32, &device)?;
+/// let loss = SubModelLoss::kl().with_class_dim(1)?.forward(&pixels, &pixels)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SubModelLoss {
     kind: Kind,
     temperature: f64,
+    /// The last one, unless told otherwise.
+    class_dim: Option<usize>,
+    kept_only: bool,
+    confidence: Option<f64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Kind {
     SoftCrossEntropy,
     Kl,
+    SymmetricKl,
     Bce,
 }
 
@@ -50,6 +78,9 @@ impl SubModelLoss {
         Self {
             kind: Kind::SoftCrossEntropy,
             temperature: 1.0,
+            class_dim: None,
+            kept_only: false,
+            confidence: None,
         }
     }
 
@@ -58,6 +89,16 @@ impl SubModelLoss {
     pub fn kl() -> Self {
         Self {
             kind: Kind::Kl,
+            ..Self::soft_cross_entropy()
+        }
+    }
+
+    /// Half the sum of KL(softmax(main) || softmax(sub)) and KL(softmax(sub) || softmax(main)), the mean over the batch:
+    /// R-Drop's distance (Wu et al., arXiv 2106.14448, equation 2). The gradient flows into the sub logits through both
+    /// terms; with [`Mutual`](crate::Mutual) it flows into the main logits as well, as R-Drop's does.
+    pub fn symmetric_kl() -> Self {
+        Self {
+            kind: Kind::SymmetricKl,
             ..Self::soft_cross_entropy()
         }
     }
@@ -80,36 +121,178 @@ impl SubModelLoss {
         Ok(Self { temperature, ..self })
     }
 
-    /// The loss of `sub_logits` [B, C] against `main_logits` [B, C], a scalar. The gradient flows into `sub_logits`
-    /// only.
+    /// Has the classes in another dimension than the last: 1 for [B, C, H, W].
     ///
     /// # Errors
-    /// [`Error::Shape`] when the logits are not [B, C] with B, C > 0 or differ in shape, and for a single class, over
-    /// which a softmax is constant, unless the loss is [`bce`](Self::bce); [`Error::DType`] when they are no floats.
-    pub fn forward(&self, sub_logits: &Tensor, main_logits: &Tensor) -> candle_core::Result<Tensor> {
-        let sub = upcast("sub_logits", sub_logits)?;
-        let main = upcast("main_logits", &main_logits.detach())?.to_dtype(sub.dtype())?;
-        if sub.dims() != main.dims() {
-            let expected = format!("{:?} like the main logits", main.dims());
-            return Err(Error::shape("sub_logits", sub.dims(), expected).into());
-        }
-        if self.kind != Kind::Bce {
-            check_classes("main_logits", &main, "SubModelLoss::bce()")?;
-        }
-        let temperature = self.temperature;
-        Ok(match self.kind {
-            Kind::SoftCrossEntropy => {
-                let target = log_softmax(&main, temperature)?.exp()?;
-                soft_cross_entropy(&sub, &target, None, temperature)?
-            }
-            Kind::Kl => {
-                let log_target = log_softmax(&main, temperature)?;
-                soft_cross_entropy(&sub, &log_target.exp()?, Some(&log_target), temperature)?
-            }
-            Kind::Bce => {
-                let target = sigmoid(&scale(&main, temperature.recip())?)?;
-                binary_cross_entropy(&sub, &target, temperature)?
-            }
-        })
+    /// [`Error::InvalidArgument`] when `class_dim` is 0, which is the batch.
+    pub fn with_class_dim(self, class_dim: usize) -> Result<Self> {
+        let class_dim = Some(check::at_least_one("class_dim", class_dim)?);
+        Ok(Self { class_dim, ..self })
     }
+
+    /// Compares predictions of kept positions only, for models that have one for each. Sub logits are of all positions or
+    /// of the kept ones alone, as a [`DropToken`](crate::DropToken) sub-branch predicts them: the target's are gathered.
+    /// Of an image [B, C, H, W] each pixel belongs to the position in which it lies.
+    pub fn where_kept(self) -> Self {
+        Self {
+            kept_only: true,
+            ..self
+        }
+    }
+
+    /// Leaves out predictions whose target is not sure: those whose largest probability, at the temperature, is below
+    /// `confidence`. The mean still counts them (FixMatch, arXiv 2001.07685, equation 4).
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] when `confidence` is NaN or outside [0, 1].
+    pub fn with_confidence(self, confidence: f64) -> Result<Self> {
+        let confidence = Some(check::share("confidence", confidence)?);
+        Ok(Self { confidence, ..self })
+    }
+
+    /// The loss of `sub_logits` against `main_logits`, [B, C] or [B, .., C], a scalar. The gradient flows into
+    /// `sub_logits` only.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when logits are empty or differ in shape, and for a single class, over which a softmax is
+    /// constant, unless the loss is [`bce`](Self::bce); [`Error::DType`] when they are no floats;
+    /// [`Error::InvalidArgument`] when they are to be compared [where a mask keeps](Self::where_kept) them:
+    /// [`compare`](SubLoss::compare) takes the mask.
+    pub fn forward(&self, sub_logits: &Tensor, main_logits: &Tensor) -> candle_core::Result<Tensor> {
+        self.forward_with(sub_logits, main_logits, None, None)
+    }
+
+    /// [`forward`](Self::forward) with the mask of the sub-branch and a weight for each sample, `[B]`: their predictions'
+    /// losses are multiplied by it, and the mean is still over all. For
+    /// [`MaskSub::backward_with`](crate::MaskSub::backward_with).
+    ///
+    /// ```
+    /// use candle_core::{Device, Tensor};
+    /// use masksub::SubModelLoss;
+    /// let (sub, main) = (Tensor::new(&[[2f32, 0.], [0., 1.]], &Device::Cpu)?, Tensor::new(&[[1f32, 0.], [5., 1.]], &Device::Cpu)?);
+    /// let weights = Tensor::new(&[1f32, 0.], &Device::Cpu)?;
+    /// let loss = SubModelLoss::kl().forward_with(&sub, &main, None, Some(&weights))?;
+    /// let first = SubModelLoss::kl().forward(&sub.narrow(0, 0, 1)?, &main.narrow(0, 0, 1)?)?;
+    /// assert!((loss.to_scalar::<f32>()? - first.to_scalar::<f32>()? / 2.).abs() < 1e-6);
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward); [`Error::Shape`] when there are not B weights, [`Error::InvalidArgument`] when one is
+    /// below 0 or not finite.
+    pub fn forward_with(
+        &self,
+        sub_logits: &Tensor,
+        main_logits: &Tensor,
+        mask: Option<&Mask>,
+        sample_weights: Option<&Tensor>,
+    ) -> candle_core::Result<Tensor> {
+        let kept_by = match (self.kept_only, mask) {
+            (false, _) => None,
+            (true, Some(mask)) => Some(mask),
+            (true, None) => {
+                let value = "none, for a loss of kept positions";
+                return Err(Error::invalid("mask", value, "that of a sub-branch that masks").into());
+            }
+        };
+        let sub = rows("sub_logits", sub_logits, self.class_dim, kept_by)?;
+        let main = rows("main_logits", &main_logits.detach(), self.class_dim, kept_by)?;
+        if (sub.batch, sub.logits.dims()) != (main.batch, main.logits.dims())
+            || (kept_by.is_none() && sub_logits.dims() != main_logits.dims())
+        {
+            let mut expected = format!("{:?} like the main logits", main_logits.dims());
+            if mask.is_some_and(|mask| sub_logits.dims().get(1) == Some(&mask.num_keep())) {
+                expected += "; logits of kept positions are compared by SubModelLoss::where_kept()";
+            }
+            return Err(Error::shape("sub_logits", sub_logits.dims(), expected).into());
+        }
+        let (batch, there, sub) = (sub.batch, sub.are_there, sub.logits);
+        let main = main.logits.to_dtype(sub.dtype())?;
+        let (count, classes) = sub.dims2()?;
+        if self.kind != Kind::Bce {
+            check_classes("main_logits", main_logits.dims(), classes, "SubModelLoss::bce()")?;
+        }
+        let weights = sample_weights.map(|weights| row_weights(weights, batch, &sub));
+        let (weights, count) = match (weights.transpose()?, there, kept_by) {
+            (weights, Some(there), Some(mask)) => {
+                let weights = weights.map_or_else(|| Ok(there.clone()), |weights| weights * &there)?;
+                (Some(weights), mask.rows().map(<[u32]>::len).sum())
+            }
+            (weights, ..) => (weights, count),
+        };
+        Ok(self.of_rows(&sub, &main, weights, count as f64)?)
+    }
+
+    /// The loss of rows [R, C], of which `count` are there, each with a weight where there are `weights` [R, 1].
+    fn of_rows(&self, sub: &Tensor, main: &Tensor, weights: Option<Tensor>, count: f64) -> Result<Tensor> {
+        let temperature = self.temperature;
+        if self.kind == Kind::Bce {
+            let target = sigmoid(&scale(main, temperature.recip())?)?;
+            let weights = self.confident(&target, weights)?;
+            let count = count * sub.dims()[1] as f64;
+            return binary_cross_entropy(sub, &target, weights.as_ref(), temperature, count);
+        }
+        let log_target = log_softmax(main, temperature)?;
+        let target = log_target.exp()?;
+        let weights = self.confident(&target, weights)?;
+        if self.kind == Kind::SymmetricKl {
+            return symmetric_kl(sub, &log_target, weights.as_ref(), temperature, count);
+        }
+        let target = match &weights {
+            Some(weights) => target.broadcast_mul(weights)?,
+            None => target,
+        };
+        let offset = (self.kind == Kind::Kl).then_some(&log_target);
+        soft_cross_entropy(sub, &target, offset, temperature, count)
+    }
+
+    /// The weights, 0 where the target's largest probability is too small.
+    fn confident(&self, target: &Tensor, weights: Option<Tensor>) -> Result<Option<Tensor>> {
+        let Some(confidence) = self.confidence else {
+            return Ok(weights);
+        };
+        let sure = target
+            .max_keepdim(D::Minus1)?
+            .ge(confidence)?
+            .to_dtype(target.dtype())?;
+        Ok(Some(match weights {
+            Some(weights) => (weights * sure)?,
+            None => sure,
+        }))
+    }
+}
+
+/// Of several tensors the sum of their losses.
+impl<O: Outputs> SubLoss<O> for SubModelLoss {
+    fn compare(&self, sub: &O, target: &O, mask: Option<&Mask>) -> candle_core::Result<Tensor> {
+        let (sub, target) = (sub.tensors(), target.tensors());
+        if sub.len() != target.len() || sub.is_empty() {
+            let value = format!("{} tensors", sub.len());
+            let allowed = format!("as many as the target has, {}, and at least 1", target.len());
+            return Err(Error::invalid("sub", value, allowed).into());
+        }
+        let loss = |at: usize| self.forward_with(sub[at], target[at], mask, None);
+        (1..sub.len()).try_fold(loss(0)?, |sum, at| sum + loss(at)?)
+    }
+}
+
+/// A weight for each of the `rows`, [R, 1], from one for each of `batch` samples.
+fn row_weights(weights: &Tensor, batch: usize, rows: &Tensor) -> Result<Tensor> {
+    const ARGUMENT: &str = "sample_weights";
+    check::vector(ARGUMENT, weights, batch)?;
+    check::float(ARGUMENT, weights)?;
+    let weights = weights.detach().to_dtype(rows.dtype())?;
+    // First to the host, then wider: Metal has no f64.
+    let on_host = weights
+        .to_device(&Device::Cpu)?
+        .to_dtype(DType::F64)?
+        .to_vec1::<f64>()?;
+    on_host
+        .iter()
+        .try_for_each(|&weight| check::non_negative(ARGUMENT, weight).map(drop))?;
+    let count = rows.dims()[0];
+    Ok(weights
+        .unsqueeze(1)?
+        .broadcast_as((batch, count / batch))?
+        .reshape((count, 1))?)
 }

@@ -2,14 +2,17 @@
 
 mod block;
 mod fill;
+mod ragged;
 mod random;
 mod ratio;
+mod sequences;
 
 pub use block::BlockMasking;
 pub use fill::Fill;
 pub(crate) use random::name_block;
 pub use random::RandomMasking;
 pub use ratio::{num_keep, MaskRatio};
+pub use sequences::Sequences;
 
 use std::sync::Arc;
 
@@ -47,7 +50,8 @@ impl<G: MaskGenerator + ?Sized> MaskGenerator for Box<G> {
 
 /// Positions that each sample keeps: K of the L positions of a [`Grid`], for B samples. The indices live on the host.
 ///
-/// Cloning is cheap. Every sample keeps the same number, so that a batch of shortened sequences is a tensor.
+/// Cloning is cheap. Every sample keeps the same number, so that a batch of shortened sequences is a tensor; samples of
+/// different lengths ([`Sequences`]) may keep different ones, of which K is the largest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mask {
     grid: Grid,
@@ -55,6 +59,8 @@ pub struct Mask {
     num_keep: usize,
     /// [B, K], row by row.
     keep: Arc<[u32]>,
+    /// How many of each row are kept, where it is not all: what follows fills the row up.
+    lengths: Option<Arc<[usize]>>,
 }
 
 impl Mask {
@@ -153,6 +159,7 @@ impl Mask {
             batch,
             num_keep: keep.len() / batch,
             keep,
+            lengths: None,
         }
     }
 
@@ -166,14 +173,15 @@ impl Mask {
         self.batch
     }
 
-    /// K, the number of positions that each sample keeps.
+    /// K, the number of positions that each sample keeps, or the largest where samples keep different ones.
     pub fn num_keep(&self) -> usize {
         self.num_keep
     }
 
-    /// The K positions that each sample keeps, sample by sample.
+    /// The positions that each sample keeps, sample by sample.
     pub fn rows(&self) -> impl ExactSizeIterator<Item = &[u32]> {
-        self.keep.chunks_exact(self.num_keep)
+        let rows = self.keep.chunks_exact(self.num_keep).enumerate();
+        rows.map(|(sample, row)| &row[..self.length(sample)])
     }
 
     /// What [`rows`](Self::rows) gives, all at once, if this is a mask for `batch` samples on `grid`.
@@ -182,10 +190,11 @@ impl Mask {
             let given = format!("for {} samples on {}", self.batch, self.grid);
             return Err(Error::invalid("mask", given, format!("for {batch} samples on {grid}")));
         }
+        self.check_not_ragged()?;
         Ok(&self.keep)
     }
 
-    /// The kept positions, [B, K] u32.
+    /// The kept positions, [B, K] u32. Where samples keep fewer, any position fills the row up.
     ///
     /// # Errors
     /// When the device cannot hold it.
@@ -196,8 +205,9 @@ impl Mask {
     /// The positions that are not kept, [B, L-K] u32, ascending in every sample.
     ///
     /// # Errors
-    /// When memory or the device cannot hold it.
+    /// [`Error::InvalidArgument`] when samples keep different numbers; when memory or the device cannot hold it.
     pub fn dropped_indices(&self, device: &Device) -> Result<Tensor> {
+        self.check_not_ragged()?;
         let dense = self.dense()?;
         let dropped: Vec<u32> = dense
             .chunks_exact(self.grid.len())
@@ -224,8 +234,9 @@ impl Mask {
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] when `factor` is 0, or so large that positions no longer fit in 32 bits or the mask in
-    /// memory.
+    /// memory, and when samples keep different numbers.
     pub fn upsample(&self, factor: usize) -> Result<Self> {
+        self.check_not_ragged()?;
         let [height, width] = [self.grid.height, self.grid.width].map(|side| side.saturating_mul(factor));
         let fine = Grid::new(height, width);
         if fine.check_numbered().is_err() {
@@ -250,7 +261,8 @@ impl Mask {
     }
 
     /// Shortens a token sequence to its `num_prefix_tokens` P first tokens, which are never dropped, and the kept ones:
-    /// `tokens` [B, P+L, D] to [B, P+K, D]. Differentiable: rows are copied once, the backward puts them back.
+    /// `tokens` [B, P+L, D] to [B, P+K, D]. Differentiable: rows are copied once, the backward puts them back. Where a sample
+    /// keeps fewer than K, some token fills the sequence up; [`attention_mask`](Self::attention_mask) tells.
     ///
     /// # Errors
     /// [`Error::Shape`] when `tokens` is not [B, P+L, D] with this mask's B and L.

@@ -9,6 +9,7 @@ use crate::check;
 use crate::error::{Error, Result};
 use crate::ops;
 use crate::params;
+use crate::weights::Weights;
 
 /// An exponential moving average of a model's weights, to be evaluated in their place: a = decay a + (1 - decay) w
 /// after each step, starting from the weights at hand. timm's `ModelEma`.
@@ -42,8 +43,8 @@ pub struct Ema {
 struct Entry {
     name: String,
     var: Var,
-    /// In f32 where the weights are of half precision: at .9998 their own would not move.
-    average: Tensor,
+    /// In f32 where the weights are of half precision: at .9998 their own would not move. Models may see it.
+    average: Var,
 }
 
 /// Names in the state: of the number of updates, and what those of the averages begin with.
@@ -73,6 +74,8 @@ impl Ema {
             } else {
                 ops::fresh(&var)?
             };
+            // A copy.
+            let average = Var::from_tensor(&average)?;
             Ok(Entry { name, var, average })
         };
         let entries = floats.map(entry).collect::<Result<Vec<_>>>()?;
@@ -118,8 +121,12 @@ impl Ema {
     pub fn update(&mut self) -> Result<()> {
         let share = 1.0 - self.decay();
         for entry in &mut self.entries {
-            let weights = entry.var.as_detached_tensor().to_dtype(entry.average.dtype())?;
-            entry.average = ops::lerp(entry.average.clone(), &weights, share)?;
+            let average = entry.average.as_detached_tensor();
+            let weights = entry.var.as_detached_tensor().to_dtype(average.dtype())?;
+            let moved = ops::lerp(average.clone(), &weights, share)?;
+            if moved.id() != average.id() {
+                entry.average.set(&moved)?;
+            }
         }
         self.updates += 1;
         Ok(())
@@ -147,6 +154,14 @@ impl Ema {
             entry.var.set(&entry.average.to_dtype(entry.var.dtype())?)?;
         }
         Ok(f())
+    }
+
+    /// The averages as weights that a model is made from, on their memory: it sees every update. The target of a
+    /// sub-branch, say, by [`Weights::no_grad_builder`](crate::Weights::no_grad_builder) (see
+    /// [`Teacher`](crate::Teacher)). Of half-precision weights the averages are f32.
+    pub fn weights(&self) -> Weights {
+        let averages = self.entries.iter();
+        Weights::of_vars(averages.map(|entry| (entry.name.clone(), entry.average.clone())))
     }
 
     /// The averages out of what [`state`](Self::state) gave, under the model's names, for a model to be made from
@@ -213,7 +228,7 @@ impl Ema {
         }
         self.updates = updates;
         for (entry, average) in self.entries.iter_mut().zip(averages) {
-            entry.average = average;
+            entry.average.set(&average)?;
         }
         Ok(())
     }

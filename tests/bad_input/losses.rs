@@ -1,13 +1,22 @@
 //! Targets and logits that do not fit.
 
 use candle_core::{DType, Tensor};
-use masksub::{Criterion, Error, SubModelLoss};
+use masksub::{Criterion, Error, Grid, Mask, SubLoss, SubModelLoss};
 
 use super::{assert_invalid, assert_misshapen, error_of};
 use crate::common::{labels, randn, CPU};
 
 fn criteria() -> [Criterion; 2] {
     [Criterion::cross_entropy(), Criterion::bce_with_logits()]
+}
+
+fn sub_losses() -> [SubModelLoss; 4] {
+    [
+        SubModelLoss::soft_cross_entropy(),
+        SubModelLoss::kl(),
+        SubModelLoss::symmetric_kl(),
+        SubModelLoss::bce(),
+    ]
 }
 
 #[test]
@@ -80,34 +89,108 @@ fn on_logits_that_are_none() {
             let targets = Tensor::zeros(2, DType::U32, &CPU).unwrap();
             assert_misshapen(criterion.forward(&logits, &targets), "logits", &shape, "[B, C]");
         }
-        for loss in [
-            SubModelLoss::soft_cross_entropy(),
-            SubModelLoss::kl(),
-            SubModelLoss::bce(),
-        ] {
+        for loss in sub_losses() {
+            let empty = logits.rank() == 0 || logits.elem_count() == 0;
+            let like_main = if empty { "[B, .., C]" } else { "[2, 3] like" };
             assert_misshapen(
                 loss.forward(&logits, &randn((2, 3), "main")),
                 "sub_logits",
                 &shape,
-                "[B, C]",
+                like_main,
             );
-            assert_misshapen(
-                loss.forward(&randn((2, 3), "sub"), &logits),
-                "main_logits",
-                &shape,
-                "[B, C]",
-            );
+            let result = loss.forward(&randn((2, 3), "sub"), &logits);
+            if empty {
+                assert_misshapen(result, "main_logits", &shape, "[B, .., C]");
+            } else {
+                assert_misshapen(result, "sub_logits", &[2, 3], &format!("{shape:?} like"));
+            }
         }
     }
 }
 
 #[test]
+fn on_classes_where_there_are_none() {
+    assert_invalid(SubModelLoss::kl().with_class_dim(0), "class_dim", "0", "at least 1");
+    let loss = SubModelLoss::kl().with_class_dim(3).unwrap();
+    let logits = randn((2, 3, 4), "logits");
+    assert_misshapen(loss.forward(&logits, &logits), "sub_logits", &[2, 3, 4], "dimension 3");
+    // Of equal size, but not the same thing.
+    let (sub, main) = (randn((2, 3, 4), "sub"), randn((2, 2, 6), "main"));
+    assert_misshapen(
+        SubModelLoss::kl().forward(&sub, &main),
+        "sub_logits",
+        &[2, 3, 4],
+        "[2, 2, 6]",
+    );
+    let (sub, main) = (randn((2, 3, 4), "sub"), randn((3, 2, 4), "main"));
+    assert_misshapen(
+        SubModelLoss::kl().forward(&sub, &main),
+        "sub_logits",
+        &[2, 3, 4],
+        "[3, 2, 4]",
+    );
+}
+
+#[test]
+fn on_masks_that_do_not_fit() {
+    let mask = Mask::from_keep_indices(Grid::new(2, 2), &[[0, 3], [1, 2]]).unwrap();
+    let kept = SubModelLoss::kl().where_kept();
+    let (whole, part) = (randn((2, 4, 3), "whole"), randn((2, 2, 3), "part"));
+    assert!(kept.compare(&part, &whole, Some(&mask)).is_ok());
+    assert_invalid(kept.forward(&whole, &whole), "mask", "none", "masks");
+    for wrong in [vec![2, 3, 3], vec![1, 4, 3], vec![2, 3], vec![2]] {
+        let result = kept.compare(&randn(wrong.clone(), "wrong"), &whole, Some(&mask));
+        assert_misshapen(result, "sub_logits", &wrong, "[2, .., C] for 2 x 2 positions");
+    }
+    let pixels = randn((2, 3, 4, 5), "pixels");
+    let kept = kept.with_class_dim(1).unwrap();
+    let result = kept.compare(&pixels, &pixels, Some(&mask));
+    assert_misshapen(result, "sub_logits", &[2, 3, 4, 5], "2 x 2 positions");
+    // Whoever has not asked for kept positions is told.
+    let result = SubModelLoss::kl().compare(&part, &whole, Some(&mask));
+    assert_misshapen(result, "sub_logits", &[2, 2, 3], "where_kept");
+}
+
+#[test]
+fn on_weights_of_samples() {
+    let (sub, main) = (randn((2, 3), "sub"), randn((2, 3), "main"));
+    let with = |weights: &Tensor| SubModelLoss::kl().forward_with(&sub, &main, None, Some(weights));
+    let weights = |values: &[f32]| Tensor::new(values, &CPU).unwrap();
+    assert!(with(&weights(&[0.0, 2.0])).is_ok());
+    assert_misshapen(with(&weights(&[1.0; 3])), "sample_weights", &[3], "[2]");
+    assert_misshapen(with(&randn((2, 1), "w")), "sample_weights", &[2, 1], "[2]");
+    assert_invalid(with(&weights(&[1.0, -1.0])), "sample_weights", "-1", "at least 0");
+    assert_invalid(with(&weights(&[f32::NAN, 1.0])), "sample_weights", "NaN", "finite");
+    let error = error_of(with(&Tensor::new(&[1u32, 2], &CPU).unwrap()));
+    assert!(error.to_string().contains("sample_weights has dtype U32"), "{error}");
+    for confidence in [-0.1, 1.1, f64::NAN] {
+        assert_invalid(
+            SubModelLoss::kl().with_confidence(confidence),
+            "confidence",
+            &confidence.to_string(),
+            "[0, 1]",
+        );
+    }
+}
+
+#[test]
+fn on_heads_that_disagree() {
+    let head = |shape: (usize, usize)| randn(shape, "head");
+    let (two, one) = (vec![head((2, 3)), head((2, 5))], vec![head((2, 3))]);
+    let loss = SubModelLoss::kl();
+    assert!(loss.compare(&two, &two, None).is_ok());
+    assert_invalid(loss.compare(&one, &two, None), "sub", "1 tensors", "2");
+    assert_invalid(
+        loss.compare(&Vec::<Tensor>::new(), &vec![], None),
+        "sub",
+        "0 tensors",
+        "at least 1",
+    );
+}
+
+#[test]
 fn on_branches_that_disagree() {
-    for loss in [
-        SubModelLoss::soft_cross_entropy(),
-        SubModelLoss::kl(),
-        SubModelLoss::bce(),
-    ] {
+    for loss in sub_losses() {
         for shape in [(2, 4), (3, 3), (1, 3)] {
             let result = loss.forward(&randn((2, 3), "sub"), &randn(shape, "main"));
             assert_misshapen(result, "sub_logits", &[2, 3], &format!("[{}, {}]", shape.0, shape.1));
@@ -154,7 +237,7 @@ fn on_integers() {
 #[test]
 fn on_a_single_class() {
     let (logits, targets) = (randn((3, 1), "logits"), Tensor::new(&[0u32, 0, 0], &CPU).unwrap());
-    for loss in [SubModelLoss::soft_cross_entropy(), SubModelLoss::kl()] {
+    for loss in &sub_losses()[..3] {
         let error = error_of(loss.forward(&logits, &logits)).to_string();
         assert!(
             error.contains("main_logits has shape [3, 1]") && error.contains("SubModelLoss::bce()"),

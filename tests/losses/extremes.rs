@@ -74,6 +74,7 @@ fn check(rows: &[Tensor]) {
         for loss in [
             SubModelLoss::soft_cross_entropy(),
             SubModelLoss::kl(),
+            SubModelLoss::symmetric_kl(),
             SubModelLoss::bce(),
         ] {
             for t in TEMPERATURES {
@@ -141,6 +142,7 @@ fn are_finite_in_bf16_and_f16() {
             for loss in [
                 SubModelLoss::soft_cross_entropy(),
                 SubModelLoss::kl(),
+                SubModelLoss::symmetric_kl(),
                 SubModelLoss::bce(),
             ] {
                 let what = format!("{loss:?} {dtype:?}");
@@ -167,6 +169,7 @@ fn undefined_logits_give_an_undefined_loss() {
             for loss in [
                 SubModelLoss::soft_cross_entropy(),
                 SubModelLoss::kl(),
+                SubModelLoss::symmetric_kl(),
                 SubModelLoss::bce(),
             ] {
                 for t in [0.5, 1.0, 2.0] {
@@ -180,6 +183,7 @@ fn undefined_logits_give_an_undefined_loss() {
                 for loss in [
                     SubModelLoss::soft_cross_entropy(),
                     SubModelLoss::kl(),
+                    SubModelLoss::symmetric_kl(),
                     SubModelLoss::bce(),
                 ] {
                     let value = numbers(&loss.forward(&fine, &broken).unwrap())[0];

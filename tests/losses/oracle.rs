@@ -42,6 +42,12 @@ pub fn entropy(targets: &Rows) -> f64 {
     targets.iter().map(of_row).sum::<f64>() / targets.len() as f64
 }
 
+/// KL(p || q), the mean over rows.
+pub fn kl(p: &Rows, q: &Rows) -> f64 {
+    let of_row = |(p, q): (&Vec<f64>, &Vec<f64>)| p.iter().zip(q).map(|(p, q)| p * (p.ln() - q.ln())).sum::<f64>();
+    p.iter().zip(q).map(of_row).sum::<f64>() / p.len() as f64
+}
+
 pub fn map(rows: &Rows, f: impl Fn(f64) -> f64) -> Rows {
     rows.iter().map(|row| row.iter().map(|&x| f(x)).collect()).collect()
 }

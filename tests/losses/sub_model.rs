@@ -57,6 +57,23 @@ fn kl() {
 }
 
 #[test]
+fn symmetric_kl() {
+    for (sub, main) in pairs() {
+        for t in TEMPERATURES {
+            let loss = SubModelLoss::symmetric_kl().with_temperature(t).unwrap();
+            let target = softened(&main, t);
+            let formula = |x: &Rows| {
+                let probs = softened(x, t);
+                let both = oracle::kl(&target, &probs) + oracle::kl(&probs, &target);
+                t * t * both / 2.0
+            };
+            let ours = |x: &Tensor| loss.forward(x, &tensor(&main, DType::F64));
+            compare(&format!("T = {t}"), &sub, ours, formula);
+        }
+    }
+}
+
+#[test]
 fn bce() {
     for (sub, main) in pairs() {
         for t in TEMPERATURES {

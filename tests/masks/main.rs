@@ -11,6 +11,7 @@ mod gather;
 mod generators;
 mod micro_batches;
 mod ratio;
+mod sequences;
 mod views;
 
 use masksub::{Grid, Mask, MaskGenerator, RandomMasking, Seed, StepKey};

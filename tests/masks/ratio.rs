@@ -1,8 +1,8 @@
-//! Ratios that are drawn for each step.
+//! Ratios that are drawn for each step, or go by a schedule.
 
 use std::collections::BTreeSet;
 
-use masksub::{Error, MaskGenerator, MaskRatio, RandomMasking};
+use masksub::{Error, MaskGenerator, MaskRatio, RandomMasking, Seed};
 use rand_distr::{Distribution, Uniform};
 
 use super::{key, row_of};
@@ -64,4 +64,75 @@ fn outside_its_range_is_an_error_of_that_step() {
     let sometimes = drawn(0.5, 1.5);
     let fine = (0..100).filter(|&step| sometimes.at(key(step)).is_ok()).count();
     assert!((20..80).contains(&fine), "{fine}");
+}
+
+fn at(ratio: &MaskRatio, step: usize) -> f64 {
+    ratio.at(key(step)).unwrap()
+}
+
+#[test]
+fn goes_from_one_to_another() {
+    let linear = MaskRatio::linear(0.8, 0.2, 100).unwrap();
+    let cosine = MaskRatio::cosine(0.8, 0.2, 100).unwrap();
+    for step in 0..=100 {
+        let passed = step as f64 / 100.0;
+        assert!((at(&linear, step) - (0.8 - 0.6 * passed)).abs() < 1e-12);
+        let expected = 0.5 + 0.3 * (std::f64::consts::PI * passed).cos();
+        assert!((at(&cosine, step) - expected).abs() < 1e-12, "{step}");
+    }
+    let up = MaskRatio::linear(0.0, 0.9, 3).unwrap();
+    for ratio in [&linear, &cosine, &up] {
+        let [first, last] = [at(ratio, 0), at(ratio, usize::MAX)];
+        assert_eq!([first, last, last], [first, at(ratio, 100), at(ratio, 101)]);
+        // The step decides, and nothing else.
+        let other = Seed::new(77).at(2).with_first_sample(5);
+        assert_eq!(ratio.at(other).unwrap(), at(ratio, 2));
+    }
+    assert_eq!([at(&linear, 0), at(&linear, 100)], [0.8, 0.2]);
+    assert_eq!([at(&up, 0), at(&up, 3)], [0.0, 0.9]);
+}
+
+#[test]
+fn warms_down_to_nothing() {
+    let fixed = MaskRatio::fixed(0.6).unwrap().with_warm_down(10, 4);
+    let ratios: Vec<_> = [0, 10, 11, 12, 13, 14, 1000].map(|step| at(&fixed, step)).into();
+    for (ratio, expected) in ratios.iter().zip([0.6, 0.6, 0.45, 0.3, 0.15, 0.0, 0.0]) {
+        assert!((ratio - expected).abs() < 1e-12, "{ratios:?}");
+    }
+    let at_once = MaskRatio::linear(0.6, 0.3, 20).unwrap().with_warm_down(10, 0);
+    assert!((at(&at_once, 9) - 0.465).abs() < 1e-12);
+    assert_eq!(at(&at_once, 10), 0.0);
+    // What is drawn is what would be drawn without.
+    let (plain, warm) = (drawn(0.2, 0.8), drawn(0.2, 0.8).with_warm_down(50, 100));
+    assert_eq!(at(&plain, 49), at(&warm, 49));
+    assert!((at(&plain, 100) * 0.5 - at(&warm, 100)).abs() < 1e-12);
+    // A mask that hides nothing keeps all, on any grid.
+    let masking = RandomMasking::with_ratio(fixed.clone());
+    for positions in [1, 2, 5] {
+        let mask = masking.generate(3, row_of(positions), key(14)).unwrap();
+        let all: Vec<u32> = (0..positions as u32).collect();
+        assert!(mask.rows().all(|row| row == all));
+    }
+    assert_eq!(
+        format!("{fixed:?}"),
+        "MaskRatio(0.6, WarmDown { first_step: 10, steps: 4 })"
+    );
+}
+
+#[test]
+fn schedules_refuse_what_is_no_ratio() {
+    for bad in [-0.1, 1.0, f64::NAN] {
+        for (argument, result) in [
+            ("from", MaskRatio::linear(bad, 0.5, 3)),
+            ("to", MaskRatio::cosine(0.5, bad, 3)),
+        ] {
+            let error = result.unwrap_err().to_string();
+            assert!(
+                error.starts_with(&format!("{argument} is {bad}, but must be")),
+                "{error}"
+            );
+        }
+    }
+    let error = MaskRatio::linear(0.1, 0.2, 0).unwrap_err().to_string();
+    assert_eq!(error, "steps is 0, but must be at least 1");
 }

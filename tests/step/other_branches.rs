@@ -137,3 +137,50 @@ fn train() {
         assert!(losses[19] < 0.3 * losses[0], "{losses:?}");
     }
 }
+
+/// The unmasked end of a run: every branch then is the main branch, and every parameter still has a gradient.
+#[test]
+fn at_a_ratio_of_0_are_the_main_branch() {
+    use crate::common::{bits, small_resnet, small_swin};
+    use masksub::models::{resnet, swin};
+    use masksub::{BlockMasking, MaskRatio, MaskToken, Params, Weights};
+    let ratio = || MaskRatio::fixed(0.5).unwrap().with_warm_down(3, 2);
+    let masking = || RandomMasking::with_ratio(ratio());
+    fn check<M, S: SubBranch<M>>(weights: &Weights, model: M, branch: S, xs: &Tensor) {
+        let params = Params::from_varmap(weights.varmap());
+        let model = MaskSub::new(model, branch, &params);
+        let loss = |logits: &Tensor| cross_entropy(logits, &labels(2, 5));
+        for (step, kept) in [(3, 0.5), (4, 0.75), (5, 1.0), (900, 1.0)] {
+            let key = Seed::new(1).at(step);
+            let mask = model.backward(xs, key, loss).unwrap().mask.unwrap();
+            let share = mask.num_keep() as f64 / mask.grid().len() as f64;
+            assert!((share - kept).abs() < 0.13, "{share} at step {step}");
+            let pair = model.forward_pair(xs, key).unwrap();
+            assert_eq!(bits(&pair.main) == bits(&pair.sub), kept == 1.0);
+        }
+    }
+    let new = || Weights::seeded(Seed::new(3));
+    let builder = |weights: &Weights| weights.var_builder(candle_core::DType::F32, &crate::common::CPU);
+    for mean in [false, true] {
+        let form = if mean {
+            Config::mae_base(5)
+        } else {
+            Config::deit3_tiny(5)
+        };
+        let weights = new();
+        let vit = VisionTransformer::new(&tiny(form), builder(&weights)).unwrap();
+        check(&weights, vit, DropToken::new(masking()), &images(2, "ratio 0"));
+    }
+    let weights = new();
+    let vit = VisionTransformer::new(&tiny(Config::deit3_tiny(5)), builder(&weights)).unwrap();
+    let blocks = BlockMasking::with_ratio(ratio(), 1).unwrap();
+    check(&weights, vit, DropToken::new(blocks), &images(2, "ratio 0"));
+    let weights = new();
+    let swin = swin::SwinTransformer::new(&small_swin(), builder(&weights)).unwrap();
+    let xs = randn((2, 3, 32, 64), "ratio 0");
+    check(&weights, swin, MaskToken::new(masking(), 8).unwrap(), &xs);
+    let weights = new();
+    let resnet = resnet::ResNet::new(&small_resnet(resnet::BlockKind::Basic), builder(&weights)).unwrap();
+    let xs = randn((2, 3, 32, 32), "ratio 0");
+    check(&weights, resnet, PatchDrop::new(masking(), 8).unwrap(), &xs);
+}

@@ -17,6 +17,7 @@ use candle_core::Device;
 use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
 use input::InputFlags;
+use masksub::{MaskRatio, RandomMasking};
 use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
@@ -95,6 +96,21 @@ pub struct Flags {
     #[arg(long, value_name = "SHARE", default_value_t = 0.5, value_parser = share, help_heading = "MaskSub")]
     pub mask_ratio: f64,
 
+    /// The share at the end of training, which it goes to from --mask-ratio step by step; 0 to end on whole images. Default:
+    /// it stays
+    #[arg(long, value_name = "SHARE", value_parser = share, help_heading = "MaskSub")]
+    pub mask_ratio_end: Option<f64>,
+
+    /// What the sub-branch learns from: main, the main branch's prediction; ema, that of the average (--ema); teacher, that
+    /// of the same network with other weights (--teacher); mutual, the main branch, which learns from the sub-branch as
+    /// well, half and half with the labels in both (CoSub)
+    #[arg(long, value_enum, default_value = "main", help_heading = "MaskSub")]
+    pub target: Target,
+
+    /// Weights of the teacher, as for --init-from
+    #[arg(long, value_name = "FILE", help_heading = "MaskSub")]
+    pub teacher: Option<PathBuf>,
+
     /// Loss between sub-branch and main branch. soft-ce and kl have the same gradient; bce treats classes as independent
     #[arg(long, value_enum, default_value = "soft-ce", help_heading = "MaskSub")]
     pub sub_loss: SubLoss,
@@ -170,6 +186,14 @@ pub enum Branch {
     MaskOnly,
     Dropsub,
     Pathsub,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Target {
+    Main,
+    Ema,
+    Teacher,
+    Mutual,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -269,6 +293,17 @@ impl Flags {
             Branch::None | Branch::MaskOnly => 0.0,
             _ => self.sub_weight,
         }
+    }
+
+    /// What masks hide, in a run over epochs of so many images.
+    pub fn masking(&self, epoch_len: usize) -> Result<RandomMasking> {
+        Ok(match self.mask_ratio_end {
+            None => RandomMasking::new(self.mask_ratio)?,
+            Some(end) => {
+                let steps = self.training.epochs * self.training.steps_per_epoch(epoch_len)?;
+                RandomMasking::with_ratio(MaskRatio::linear(self.mask_ratio, end, steps)?)
+            }
+        })
     }
 
     /// The digits, or the images in `--data`.

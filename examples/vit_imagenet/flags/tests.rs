@@ -232,3 +232,18 @@ fn brief_help_has_a_line_for_each_flag_under_its_heading() {
     assert!(all.lines().count() > 250);
     assert!(all.contains("[default: 60]") && all.contains("Possible values"));
 }
+
+#[test]
+fn the_mask_ratio_may_end_elsewhere() {
+    use masksub::{Grid, MaskGenerator, Seed};
+    let kept = |args: &str, step| {
+        let masking = parse(args).unwrap().masking(1200).unwrap();
+        let mask = masking.generate(1, Grid::new(1, 100), Seed::new(0).at(step)).unwrap();
+        mask.num_keep()
+    };
+    let last = 60 * 19;
+    assert_eq!([kept("", 0), kept("", last)], [50, 50]);
+    let to_nothing = "--mask-ratio 0.8 --mask-ratio-end 0";
+    assert_eq!([0, last / 2, last].map(|step| kept(to_nothing, step)), [20, 60, 100]);
+    assert!(parse("--mask-ratio-end 1").is_err());
+}

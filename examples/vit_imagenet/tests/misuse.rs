@@ -339,3 +339,36 @@ fn a_run_that_ends_in_its_warm_up_says_so() {
     assert_eq!(said("b", epochs), format!("{warning} 2 (--warmup-epochs)\n"));
     assert_eq!(said("c", "--warmup-steps 2"), "");
 }
+
+/// The sub-branch learns from whom it is told.
+#[test]
+fn every_target_trains() {
+    let root = tempfile::tempdir().unwrap();
+    let out = |name: &str| root.path().join(name);
+    let run = |name: &str, flags: &str| {
+        let out = out(name);
+        let flags = format!("--train-size 64 --batch-size 16 --ema 0.9 {flags} --out");
+        let args: Vec<&str> = flags.split(' ').chain([path_str(&out)]).collect();
+        succeeds(&args);
+        left(&out)
+    };
+    let main = run("main", "--epochs 2");
+    assert!(run("spelt", "--epochs 2 --target main") == main);
+    let teacher = out("main").join("model.safetensors");
+    let teacher = format!("--epochs 2 --target teacher --teacher {}", path_str(&teacher));
+    let others = [
+        run("ema", "--epochs 2 --target ema"),
+        run("mutual", "--epochs 2 --target mutual"),
+        run("teacher", &teacher),
+        run("unmasked", "--epochs 2 --mask-ratio-end 0"),
+    ];
+    for (i, other) in others.iter().enumerate() {
+        assert!(*other != main && !others[..i].contains(other), "{i}");
+    }
+    let text = refused(&["--target", "ema", "--out", path_str(&out("none"))]);
+    assert!(text.contains("--ema DECAY"), "{text}");
+    let text = refused(&["--target", "teacher", "--out", path_str(&out("none"))]);
+    assert!(text.contains("--teacher FILE"), "{text}");
+    let text = refused(&["--teacher", "file", "--out", path_str(&out("none"))]);
+    assert!(text.contains("--target teacher"), "{text}");
+}

@@ -1,20 +1,25 @@
-//! MaskSub: a model, its sub-branch, and the step that trains both.
+//! MaskSub: a model and its sub-branch.
 
-use candle_core::backprop::GradStore;
+mod step;
+
+pub use step::Step;
+
+use std::marker::PhantomData;
+
 use candle_core::Tensor;
 use candle_nn::ModuleT;
 
 use crate::branch::SubBranch;
 use crate::check;
 use crate::error::{Error, Result};
-use crate::grad;
 use crate::key::StepKey;
-use crate::loss::SubModelLoss;
+use crate::loss::{SubLoss, SubModelLoss};
 use crate::mask::Mask;
 use crate::model::Plain;
-use crate::ops::Gradients;
+use crate::outputs::Outputs;
 use crate::params::Params;
 use crate::pass::Pass;
+use crate::target::{MainBranch, SubTarget};
 
 /// A model `M` trained with a sub-branch `S` of itself (MaskSub, Heo et al., CVPR 2025, arXiv 2306.11339).
 ///
@@ -50,13 +55,18 @@ use crate::pass::Pass;
 /// }
 /// # Ok(()) }
 /// ```
+///
+/// `O` is what the model returns, where that is not one tensor ([`Outputs`]); `L` the sub-branch's loss ([`SubLoss`]) and
+/// `T` its target ([`SubTarget`]).
 #[derive(Clone, Debug)]
-pub struct MaskSub<M, S> {
+pub struct MaskSub<M, S, O = Tensor, L = SubModelLoss, T = MainBranch> {
     model: M,
     branch: S,
-    sub_loss: SubModelLoss,
+    sub_loss: L,
+    target: T,
     weight: f64,
     params: Option<Params>,
+    outputs: PhantomData<fn() -> O>,
 }
 
 impl<M: ModuleT, S: SubBranch<Plain<M>>> MaskSub<Plain<M>, S> {
@@ -72,7 +82,7 @@ impl<M: ModuleT, S: SubBranch<Plain<M>>> MaskSub<Plain<M>, S> {
     }
 }
 
-impl<M, S: SubBranch<M>> MaskSub<M, S> {
+impl<M, S: SubBranch<M, O>, O: Outputs> MaskSub<M, S, O> {
     /// A model, the way it runs as sub-model, and the variables that are trained, as [`Params`] or `&Params`. The model
     /// may be borrowed: `&M` is one, too.
     ///
@@ -93,14 +103,41 @@ impl<M, S: SubBranch<M>> MaskSub<M, S> {
             model,
             branch,
             sub_loss: SubModelLoss::default(),
+            target: MainBranch,
             weight: 0.5,
             params: None,
+            outputs: PhantomData,
+        }
+    }
+}
+
+impl<M, S: SubBranch<M, O>, O: Outputs, L, T> MaskSub<M, S, O, L, T> {
+    /// Another loss for the sub-branch than the soft cross-entropy: another [`SubModelLoss`], a closure over (sub,
+    /// target, mask), or a type of your own ([`SubLoss`]).
+    pub fn with_sub_loss<N: SubLoss<O>>(self, sub_loss: N) -> MaskSub<M, S, O, N, T> {
+        MaskSub {
+            model: self.model,
+            branch: self.branch,
+            sub_loss,
+            target: self.target,
+            weight: self.weight,
+            params: self.params,
+            outputs: PhantomData,
         }
     }
 
-    /// Another loss for the sub-branch than the soft cross-entropy.
-    pub fn with_sub_loss(self, sub_loss: SubModelLoss) -> Self {
-        Self { sub_loss, ..self }
+    /// Another target for the sub-branch than the main branch's prediction: a [`Teacher`](crate::Teacher)'s, say, or
+    /// [`Mutual`](crate::Mutual), by which the main branch learns from the sub-branch, too.
+    pub fn with_target<N: SubTarget<O>>(self, target: N) -> MaskSub<M, S, O, L, N> {
+        MaskSub {
+            model: self.model,
+            branch: self.branch,
+            sub_loss: self.sub_loss,
+            target,
+            weight: self.weight,
+            params: self.params,
+            outputs: PhantomData,
+        }
     }
 
     /// Gives the sub-branch the weight w, and the main branch 1 - w; 1/2 each is the default and the paper's choice. At
@@ -135,7 +172,7 @@ impl<M, S: SubBranch<M>> MaskSub<M, S> {
     ///
     /// # Errors
     /// [`Error::Shape`] for an empty batch, and those of model and branch.
-    pub fn forward_pair(&self, xs: &Tensor, key: StepKey) -> Result<Branches> {
+    pub fn forward_pair(&self, xs: &Tensor, key: StepKey) -> Result<Branches<O>> {
         check_batch(xs)?;
         let mut main_pass = Pass::train(key);
         let main = self.branch.main(&self.model, xs, &mut main_pass)?;
@@ -149,78 +186,11 @@ impl<M, S: SubBranch<M>> MaskSub<M, S> {
             passes,
         })
     }
-
-    /// One training step's gradients: the main branch forward and backward, *then* the sub-branch, and the sum of both.
-    ///
-    /// The two halves never hold their activations at the same time, which keeps the memory of plain training. The
-    /// result is that of a backward through `(1 - w) * main_loss(main) + w * sub_loss(sub, detached main)`.
-    ///
-    /// `xs` [B, ...] is the batch, `key` what masks, dropout and drop path are drawn from; `main_loss` is any scalar
-    /// loss of the main logits [B, classes]: mixup targets, distillation, whatever a trainer has. Nothing is updated
-    /// but batch statistics: of models that stage them in their [`Pass`] only when both losses are finite and every
-    /// gradient is there, of candle's batch norms in each forward pass. Any optimizer steps on `grads`.
-    ///
-    /// # Errors
-    /// * [`Error::Shape`] for an empty batch;
-    /// * [`Error::LossNotScalar`], [`Error::LossDetached`], [`Error::NonFiniteLoss`], naming the branch;
-    /// * [`Error::MissingGradients`] when trained parameters have none, unless the model is
-    ///   [`unchecked`](Self::unchecked);
-    /// * [`Error::BackwardUnsupported`] when candle cannot differentiate an operation;
-    /// * [`Error::InvalidArgument`] when it was made with no variable;
-    /// * those of model, branch and `main_loss`.
-    pub fn backward(
-        &self,
-        xs: &Tensor,
-        key: StepKey,
-        main_loss: impl FnOnce(&Tensor) -> candle_core::Result<Tensor>,
-    ) -> Result<Step> {
-        check_batch(xs)?;
-        let params = self.params.as_ref();
-        params.map_or(Ok(()), Params::check_not_empty)?;
-
-        let mut main_pass = Pass::train(key);
-        let logits = self.branch.main(&self.model, xs, &mut main_pass)?;
-        let loss = main_loss(&logits)?;
-        let main_value = grad::check_loss(&loss, "main")?;
-        let mut gradients = match self.weight {
-            // All weight on the sub-branch: the main branch is only its target.
-            1.0 => Gradients::new(),
-            w => grad::raw_backward(&(&loss * (1.0 - w))?, "main", params, Gradients::new())?,
-        };
-        let main_logits = logits.detach();
-        // The graph of the main half, and with it its activations, ends here.
-        drop((loss, logits));
-
-        let mut step = Step {
-            grads: GradStore::default(),
-            main_loss: main_value,
-            sub_loss: None,
-            main_logits,
-            mask: None,
-        };
-        let mut passes = vec![main_pass];
-        if self.weight > 0.0 {
-            let mut sub_pass = Pass::train_sub(key);
-            let (sub_logits, mask) = self.branch.sub(&self.model, xs, &mut sub_pass)?;
-            let loss = self.sub_loss.forward(&sub_logits, &step.main_logits)?;
-            step.sub_loss = Some(grad::check_loss(&loss, "sub")?);
-            step.mask = mask;
-            gradients = grad::raw_backward(&(loss * self.weight)?, "sub", params, gradients)?;
-            passes.push(sub_pass);
-        }
-        let grads = grad::into_store(gradients);
-        if let Some(params) = params {
-            grad::check_missing(&grads, params)?;
-        }
-        Pass::commit_all(passes)?;
-        step.grads = grads;
-        Ok(step)
-    }
 }
 
 /// The main branch. In training mode a model that needs random draws is refused with [`Error::DrawsWithoutKey`]: there
 /// is no key in this signature.
-impl<M, S: SubBranch<M>> ModuleT for MaskSub<M, S> {
+impl<M, S: SubBranch<M>, L, T> ModuleT for MaskSub<M, S, Tensor, L, T> {
     fn forward_t(&self, xs: &Tensor, train: bool) -> candle_core::Result<Tensor> {
         let mut pass = Pass::without_key(train);
         let logits = self.branch.main(&self.model, xs, &mut pass)?;
@@ -231,17 +201,17 @@ impl<M, S: SubBranch<M>> ModuleT for MaskSub<M, S> {
 
 /// The logits of both branches, attached to the model, and the mask.
 #[derive(Debug)]
-pub struct Branches {
-    /// Main logits [B, classes].
-    pub main: Tensor,
-    /// Sub logits [B, classes].
-    pub sub: Tensor,
+pub struct Branches<O = Tensor> {
+    /// Main logits.
+    pub main: O,
+    /// Sub logits.
+    pub sub: O,
     /// Positions that the sub-branch kept, where it masks.
     pub mask: Option<Mask>,
     passes: [Pass; 2],
 }
 
-impl Branches {
+impl<O> Branches<O> {
     /// Accepts the step: the batch statistics that both passes have seen are committed. Dropping `Branches` instead
     /// discards them.
     ///
@@ -250,21 +220,6 @@ impl Branches {
     pub fn accept(self) -> Result<()> {
         Pass::commit_all(self.passes)
     }
-}
-
-/// Result of a training step. Everything is detached.
-#[derive(Debug)]
-pub struct Step {
-    /// The gradients of `(1 - w) * main + w * sub` with respect to the trained variables.
-    pub grads: GradStore,
-    /// The main loss, unweighted.
-    pub main_loss: f64,
-    /// The sub-branch's loss, unweighted; none where its weight is 0.
-    pub sub_loss: Option<f64>,
-    /// The main logits [B, classes].
-    pub main_logits: Tensor,
-    /// Positions that the sub-branch kept, where it masks.
-    pub mask: Option<Mask>,
 }
 
 fn check_batch(xs: &Tensor) -> Result<()> {
