@@ -75,10 +75,10 @@ pub enum Error {
     /// Trained parameters that the backward pass did not reach. The loss may still fall: what is cut off simply never
     /// learns.
     #[error(
-        "no gradient reached {} of {trained} trained parameters: a layer between them and the loss has no backward. candle's \
-         fused layer_norm, rms_norm, softmax_last_dim and rotary embeddings cut gradients silently; use those of \
-         masksub::nn and masksub::ops{}. Parameters that really are unused can be exempted with Params::allow_missing. \
-         Without a gradient: {}",
+        "no gradient reached {} of {trained} trained parameters: a layer between them and the loss has no backward. candle_nn's \
+         fused layer_norm, rms_norm, softmax_last_dim, rotary embeddings and attention cut gradients silently: compile the \
+         model's source with `use masksub::nn as candle_nn;` at its top{}. Parameters that really are unused can be exempted \
+         with Params::allow_missing. Without a gradient: {}",
         .names.len(), names::instead(.names), names::grouped(.names)
     )]
     MissingGradients {
