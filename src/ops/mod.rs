@@ -30,7 +30,8 @@
 //! # Convolution and pooling
 //!
 //! - [`add_relu`](add_relu()): the end of a residual block
-//! - [`conv2d`](conv2d())
+//! - [`conv1d`](conv1d()), [`conv2d`](conv2d()), with a bias, groups and dilation
+//! - [`conv_transpose1d`], [`conv_transpose2d`]
 //! - [`max_pool2d`](max_pool2d())
 //!
 //! # Tokens and patches
@@ -72,6 +73,7 @@ mod window_attention;
 
 // Convolution and pooling
 mod add_relu;
+mod conv1d;
 mod conv2d;
 mod max_pool2d;
 
@@ -112,7 +114,8 @@ pub use window::{merge_neighbours, relative_position_bias, shift_mask, window_pa
 pub use window_attention::window_attention;
 
 pub use add_relu::add_relu;
-pub use conv2d::conv2d;
+pub use conv1d::conv1d;
+pub use conv2d::{conv2d, conv_transpose1d, conv_transpose2d};
 pub use max_pool2d::max_pool2d;
 
 pub(crate) use gather_rows::gather;
@@ -150,7 +153,11 @@ pub mod reference {
     pub use super::add_relu::composition as add_relu;
     pub use super::attention::composition as attention;
     pub use super::batch_norm::{composition as batch_norm, composition_eval as batch_norm_eval};
-    pub use super::conv2d::composition as conv2d;
+    pub use super::conv1d::composition as conv1d;
+    pub use super::conv2d::{
+        composition as conv2d, composition_transposed as conv_transpose2d,
+        composition_transposed_1d as conv_transpose1d,
+    };
     pub use super::fused::attention_branch::composition as attention_branch;
     pub use super::fused::mlp_branch::composition as mlp_branch;
     pub use super::fused::patch_embed::composition as patch_embed;
