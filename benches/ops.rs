@@ -146,6 +146,41 @@ bench!(
 );
 
 bench!(
+    gelu_tanh,
+    |s: Size| vec![tokens(s, 4 * s.width)],
+    |_| |x: &[Var]| ops::gelu_tanh(&x[0]),
+    |_| |x: &[Var]| x[0].gelu()
+);
+
+bench!(
+    relu,
+    |s: Size| vec![tokens(s, 4 * s.width)],
+    |_| |x: &[Var]| ops::relu(&x[0]),
+    |_| |x: &[Var]| x[0].relu()
+);
+
+bench!(
+    silu,
+    |s: Size| vec![tokens(s, 4 * s.width)],
+    |_| |x: &[Var]| ops::silu(&x[0]),
+    |_| |x: &[Var]| x[0].silu()
+);
+
+bench!(
+    sigmoid,
+    |s: Size| vec![tokens(s, 4 * s.width)],
+    |_| |x: &[Var]| ops::sigmoid(&x[0]),
+    |_| |x: &[Var]| candle_nn::ops::sigmoid(&x[0])
+);
+
+bench!(
+    mish,
+    |s: Size| vec![tokens(s, 4 * s.width)],
+    |_| |x: &[Var]| ops::mish(&x[0]),
+    |_| |x: &[Var]| reference::mish(&x[0])
+);
+
+bench!(
     quick_gelu,
     |s: Size| vec![tokens(s, 4 * s.width)],
     |_| |x: &[Var]| ops::quick_gelu(&x[0]),

@@ -43,7 +43,8 @@
 //! # Activations
 //!
 //! - [`Activation`]: the choice of one
-//! - [`gelu`](gelu()), [`quick_gelu`](quick_gelu())
+//! - [`gelu`](gelu()), [`gelu_tanh`](gelu_tanh()), [`quick_gelu`](quick_gelu())
+//! - [`mish`](mish()), [`relu`](relu()), [`sigmoid`](sigmoid()), [`silu`]
 //! - [`softmax`](softmax()), [`softmax_last_dim`]
 //!
 //! # Whole branches in one operation
@@ -85,8 +86,12 @@ mod patchify;
 // Activations
 mod activation;
 mod gelu;
+mod gelu_tanh;
+mod mish;
 mod pointwise;
 mod quick_gelu;
+mod relu;
+mod sigmoid;
 mod softmax;
 
 // Whole branches in one operation
@@ -125,7 +130,11 @@ pub use patchify::patchify;
 
 pub use activation::Activation;
 pub use gelu::gelu;
+pub use gelu_tanh::gelu_tanh;
+pub use mish::mish;
 pub use quick_gelu::quick_gelu;
+pub use relu::relu;
+pub use sigmoid::{sigmoid, silu};
 pub use softmax::{softmax, softmax_last_dim};
 
 pub use fused::affine::Affine;
@@ -165,12 +174,16 @@ pub mod reference {
     pub use super::fused::stem::composition as stem;
     pub use super::fused::window_attention_branch::composition as window_attention_branch;
     pub use super::gelu::composition as gelu;
+    pub use super::gelu_tanh::composition as gelu_tanh;
     pub use super::layer_norm::composition as layer_norm;
     pub use super::linear::composition as linear;
     pub use super::max_pool2d::composition as max_pool2d;
+    pub use super::mish::composition as mish;
     pub use super::patchify::composition as patchify;
     pub use super::quick_gelu::composition as quick_gelu;
+    pub use super::relu::composition as relu;
     pub use super::rms_norm::composition as rms_norm;
+    pub use super::sigmoid::{composition as sigmoid, composition_silu as silu};
     pub use super::softmax::composition as softmax;
     pub use super::window::bias::composition as relative_position_bias;
     pub use super::window::mask::composition as shift_mask;
