@@ -448,6 +448,14 @@ bench!(
 // ConvNeXt-T's first map and a deep one, in eight groups.
 const GROUPED: [Map; 2] = [map(96, 56), map(384, 14)];
 
+bench!(
+    group_norm,
+    GROUPED: Map,
+    |m: Map| vec![m.var(), var(&[m.channels]), var(&[m.channels])],
+    |_| |x: &[Var]| ops::group_norm(&x[0], 8, &x[1], &x[2], 1e-5),
+    |_| |x: &[Var]| reference::group_norm(&x[0], 8, &x[1], &x[2], 1e-5)
+);
+
 // The first convolutions of Whisper's encoder, of the smallest model.
 const SEQUENCES: [Sequence; 2] = [sequence(80, 3000, 1), sequence(384, 3000, 2)];
 

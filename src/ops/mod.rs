@@ -15,6 +15,7 @@
 //!
 //! - [`batch_norm`](batch_norm()) by the statistics of the batch, which it returns as [`BatchStatistics`]
 //! - [`batch_norm_eval`] by statistics that are given
+//! - [`group_norm`](group_norm())
 //! - [`layer_norm`](layer_norm())
 //! - [`rms_norm`](rms_norm())
 //!
@@ -63,6 +64,7 @@
 
 // Normalisation
 mod batch_norm;
+mod group_norm;
 mod layer_norm;
 mod rms_norm;
 
@@ -109,6 +111,7 @@ mod route;
 pub(crate) mod testing;
 
 pub use batch_norm::{batch_norm, batch_norm_eval, BatchStatistics};
+pub use group_norm::group_norm;
 pub use layer_norm::layer_norm;
 pub(crate) use layer_norm::layer_norm_with;
 pub use rms_norm::rms_norm;
@@ -175,6 +178,7 @@ pub mod reference {
     pub use super::fused::window_attention_branch::composition as window_attention_branch;
     pub use super::gelu::composition as gelu;
     pub use super::gelu_tanh::composition as gelu_tanh;
+    pub use super::group_norm::composition as group_norm;
     pub use super::layer_norm::composition as layer_norm;
     pub use super::linear::composition as linear;
     pub use super::max_pool2d::composition as max_pool2d;
