@@ -456,6 +456,22 @@ bench!(
     |_| |x: &[Var]| reference::group_norm(&x[0], 8, &x[1], &x[2], 1e-5)
 );
 
+bench!(
+    avg_pool2d,
+    GROUPED: Map,
+    |m: Map| vec![m.var()],
+    |_| |x: &[Var]| ops::avg_pool2d(&x[0], 2, 2),
+    |_| |x: &[Var]| x[0].avg_pool2d(2)
+);
+
+bench!(
+    upsample_bilinear2d,
+    GROUPED: Map,
+    |m: Map| vec![m.var()],
+    |m: Map| move |x: &[Var]| ops::upsample_bilinear2d(&x[0], 2 * m.side, 2 * m.side, false),
+    |m: Map| move |x: &[Var]| reference::upsample_bilinear2d(&x[0], 2 * m.side, 2 * m.side, false)
+);
+
 // The first convolutions of Whisper's encoder, of the smallest model.
 const SEQUENCES: [Sequence; 2] = [sequence(80, 3000, 1), sequence(384, 3000, 2)];
 

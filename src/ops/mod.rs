@@ -31,9 +31,11 @@
 //! # Convolution and pooling
 //!
 //! - [`add_relu`](add_relu()): the end of a residual block
+//! - [`avg_pool2d`]
 //! - [`conv1d`](conv1d()), [`conv2d`](conv2d()), with a bias, groups and dilation
 //! - [`conv_transpose1d`], [`conv_transpose2d`]
 //! - [`max_pool2d`](max_pool2d())
+//! - [`upsample_bilinear2d`], [`upsample_bilinear2d_with_scale`], [`upsample_nearest1d`], [`upsample_nearest2d`]
 //!
 //! # Tokens and patches
 //!
@@ -79,6 +81,7 @@ mod add_relu;
 mod conv1d;
 mod conv2d;
 mod max_pool2d;
+mod resample;
 
 // Tokens and patches
 mod gather_rows;
@@ -125,6 +128,9 @@ pub use add_relu::add_relu;
 pub use conv1d::conv1d;
 pub use conv2d::{conv2d, conv_transpose1d, conv_transpose2d};
 pub use max_pool2d::max_pool2d;
+pub use resample::{
+    avg_pool2d, upsample_bilinear2d, upsample_bilinear2d_with_scale, upsample_nearest1d, upsample_nearest2d,
+};
 
 pub(crate) use gather_rows::gather;
 pub use gather_rows::gather_rows;
@@ -186,6 +192,10 @@ pub mod reference {
     pub use super::patchify::composition as patchify;
     pub use super::quick_gelu::composition as quick_gelu;
     pub use super::relu::composition as relu;
+    pub use super::resample::{
+        composition_avg_pool2d as avg_pool2d, composition_bilinear2d as upsample_bilinear2d,
+        composition_nearest2d as upsample_nearest2d,
+    };
     pub use super::rms_norm::composition as rms_norm;
     pub use super::sigmoid::{composition as sigmoid, composition_silu as silu};
     pub use super::softmax::composition as softmax;
