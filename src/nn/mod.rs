@@ -22,12 +22,28 @@
 //! # Ok::<(), candle_core::Error>(())
 //! ```
 
+pub mod activation;
 mod batch_norm;
+pub mod conv;
+mod dropout;
+pub mod group_norm;
 mod layer_norm;
+pub mod linear;
 mod rms_norm;
+#[cfg(test)]
+mod testing;
 
+pub use activation::{prelu, Activation, PReLU};
 pub(crate) use batch_norm::batch_norm_from;
 pub use batch_norm::{batch_norm, BatchNorm};
 pub use candle_nn::{BatchNormConfig, LayerNormConfig};
+pub use conv::{
+    conv1d, conv1d_no_bias, conv2d, conv2d_no_bias, conv_transpose1d, conv_transpose1d_no_bias, conv_transpose2d,
+    conv_transpose2d_no_bias, Conv1d, Conv1dConfig, Conv2d, Conv2dConfig, ConvTranspose1d, ConvTranspose1dConfig,
+    ConvTranspose2d, ConvTranspose2dConfig,
+};
+pub use dropout::{dropout, Dropout};
+pub use group_norm::{group_norm, GroupNorm};
 pub use layer_norm::{layer_norm, layer_norm_no_bias, LayerNorm};
+pub use linear::{linear, linear_b, linear_no_bias, Linear};
 pub use rms_norm::{rms_norm, RmsNorm};
