@@ -11,6 +11,24 @@
 //!
 //! The same input gives the same bits, whatever the number of threads.
 //!
+//! # Methods of `Tensor` that do not train
+//!
+//! What candle 0.11.1 computes no gradient for, which [`MaskSub::backward`](crate::MaskSub::backward) reports with what
+//! to call instead, and where it computes a wrong one, which nothing reports:
+//!
+//! | of candle | its backward | instead |
+//! |---|---|---|
+//! | `max_pool2d` | none for windows that overlap; of others, gradients divided by the window's size | [`max_pool2d`](max_pool2d()) |
+//! | `avg_pool2d` | none for windows that overlap; wrong where they do not fill the image | [`avg_pool2d`] |
+//! | `upsample_nearest2d`, `interpolate2d`, `..1d` | for the same whole scale of both sides only; forgets what their input gets from elsewhere | [`upsample_nearest2d`], [`upsample_nearest1d`] |
+//! | `upsample_bilinear2d`, `.._with_scale` | none | [`upsample_bilinear2d`], [`upsample_bilinear2d_with_scale`] |
+//! | `conv1d` | on the CPU, a wrong one by the weight, of more than one sample | [`conv1d`](conv1d()), [`nn::Conv1d`](crate::nn::Conv1d) |
+//! | `conv2d` | an error, a panic or wrong, for some paddings and where a stride leaves unlike remainders of the sides | [`conv2d`](conv2d()), [`nn::Conv2d`](crate::nn::Conv2d) |
+//! | `conv_transpose1d` | none; on the CPU, also the result may be wrong | [`conv_transpose1d`], [`nn::ConvTranspose1d`](crate::nn::ConvTranspose1d) |
+//! | `relu`, `gelu`, `gelu_erf` | 1 at 0; constants of six digits | [`relu`](relu()), [`gelu_tanh`](gelu_tanh()), [`gelu`](gelu()) |
+//! | `matmul`, `broadcast_matmul` | on the CPU, the result is wrong for a transposed batch and a factor without one | `contiguous()` before it, [`linear`](linear()) |
+//! | `scatter`, `scatter_add` | that of what is written over or added to is the other one's | `xs.add(&zeros.scatter_add(..)?)` |
+//!
 //! # Normalisation
 //!
 //! - [`batch_norm`](batch_norm()) by the statistics of the batch, which it returns as [`BatchStatistics`]
