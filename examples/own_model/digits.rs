@@ -44,7 +44,10 @@ impl Digits {
 
     pub fn batch(&self, indices: &[u32]) -> Result<(Tensor, Tensor)> {
         let indices = Tensor::new(indices, &Device::Cpu)?;
-        Ok((self.images.index_select(&indices, 0)?, self.labels.index_select(&indices, 0)?))
+        Ok((
+            self.images.index_select(&indices, 0)?,
+            self.labels.index_select(&indices, 0)?,
+        ))
     }
 
     pub fn test(&self) -> Result<(Tensor, Tensor)> {

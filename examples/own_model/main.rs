@@ -83,25 +83,47 @@ fn main() -> Result<()> {
     println!("1. As found, with candle_nn");
     let weights = Weights::seeded(SEED);
     let net = as_found::VisionTransformer::new(&config!(as_found), builder(&weights))?;
-    refused(MaskSub::wrap(net, patch_drop()?, Params::from_varmap(weights.varmap())), &digits)?;
+    refused(
+        MaskSub::wrap(net, patch_drop()?, Params::from_varmap(weights.varmap())),
+        &digits,
+    )?;
 
     println!("2. With `use masksub::nn as candle_nn;`, and blocks of the images hidden");
     let weights = Weights::seeded(SEED);
     let net = with_one_line::VisionTransformer::new(&config!(with_one_line), builder(&weights))?;
-    train(&MaskSub::wrap(net, patch_drop()?, Params::from_varmap(weights.varmap())), &digits)?;
+    train(
+        &MaskSub::wrap(net, patch_drop()?, Params::from_varmap(weights.varmap())),
+        &digits,
+    )?;
 
     println!("3. With the line, and tokens dropped");
     let weights = Weights::seeded(SEED);
     let net = with_one_line::VisionTransformer::new(&config!(with_one_line), builder(&weights))?;
     let drop_token = || RandomMasking::new(0.5).map(DropToken::new);
-    let yours = train(&MaskSub::new(net, drop_token()?, Params::from_varmap(weights.varmap())), &digits)?;
+    let yours = train(
+        &MaskSub::new(net, drop_token()?, Params::from_varmap(weights.varmap())),
+        &digits,
+    )?;
 
     println!("4. This crate's own ViT of that size, tokens dropped");
     let weights = Weights::seeded(SEED);
-    let cfg = vit::Config { embed_dim: 64, depth: 6, num_heads: 4, mlp_dim: 256, layer_scale: Some(0.1), ..vit::Config::deit3_tiny(10) };
+    let cfg = vit::Config {
+        embed_dim: 64,
+        depth: 6,
+        num_heads: 4,
+        mlp_dim: 256,
+        layer_scale: Some(0.1),
+        ..vit::Config::deit3_tiny(10)
+    };
     let net = vit::VisionTransformer::new(&cfg.with_input(digits::SIDE, PATCH, 1), builder(&weights))?;
-    let ours = train(&MaskSub::new(net, drop_token()?, Params::from_varmap(weights.varmap())), &digits)?;
-    ensure!(yours > ours - CHANCE, "{yours:.1} % is more than {CHANCE} below {ours:.1} %");
+    let ours = train(
+        &MaskSub::new(net, drop_token()?, Params::from_varmap(weights.varmap())),
+        &digits,
+    )?;
+    ensure!(
+        yours > ours - CHANCE,
+        "{yours:.1} % is more than {CHANCE} below {ours:.1} %"
+    );
     Ok(())
 }
 
@@ -128,7 +150,9 @@ fn refused<M, S: SubBranch<M>>(model: MaskSub<M, S>, digits: &Digits) -> Result<
 
 /// A trainer's loop; the accuracy at its end, in per cent.
 fn train<M, S: SubBranch<M>>(model: &MaskSub<M, S>, digits: &Digits) -> Result<f64> {
-    let params = model.params().context("each of the models here has told its parameters")?;
+    let params = model
+        .params()
+        .context("each of the models here has told its parameters")?;
     let config = AdamWConfig {
         weight_decay: 0.05,
         ..Default::default()
@@ -148,8 +172,15 @@ fn train<M, S: SubBranch<M>>(model: &MaskSub<M, S>, digits: &Digits) -> Result<f
     }
     let (images, labels) = digits.test()?;
     let predicted = model.forward_t(&images, false)?.argmax(1)?;
-    let right = predicted.eq(&labels)?.to_dtype(DType::F32)?.mean_all()?.to_scalar::<f32>()?;
+    let right = predicted
+        .eq(&labels)?
+        .to_dtype(DType::F32)?
+        .mean_all()?
+        .to_scalar::<f32>()?;
     let accuracy = 100.0 * f64::from(right);
-    println!("   {} parameters, {accuracy:.1} % of the test images after {EPOCHS} epochs", params.len());
+    println!(
+        "   {} parameters, {accuracy:.1} % of the test images after {EPOCHS} epochs",
+        params.len()
+    );
     Ok(accuracy)
 }

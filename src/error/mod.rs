@@ -139,7 +139,7 @@ pub enum Error {
     /// A training pass that needs random draws was started without a key to draw from.
     #[error(
         "{what} needs random draws in training, and forward_t has no key to draw from: \
-         call MaskSub::backward, forward_pair or Forward::forward_pass with Pass::train(key)"
+         call MaskSub::backward, forward_pair or Forward::forward_pass with Pass::train(key), or run it in Pass::scope"
     )]
     DrawsWithoutKey {
         /// The draw that was asked for.

@@ -7,7 +7,7 @@ use crate::check;
 use crate::error::Error;
 use crate::model::Forward;
 use crate::ops::{self, BatchStatistics, RunningStatistics};
-use crate::pass::Pass;
+use crate::pass::{with_current, Pass};
 
 pub use candle_nn::BatchNormConfig;
 
@@ -18,10 +18,10 @@ pub use candle_nn::BatchNormConfig;
 /// up the mean and the *unbiased* variance with weight `momentum`; in evaluation the running ones normalise. A source
 /// that always calls `forward_t(xs, false)` holds it frozen: scale and shift are trained, the statistics stay as they are.
 ///
-/// Where [`candle_nn::BatchNorm`] writes the running statistics in the forward pass, this one leaves them to the step:
-/// within [`MaskSub`](crate::MaskSub), on the thread that it runs on, they change when the step is accepted, and a step
-/// that is rejected leaves them as they were. As a [`Forward`] model it hands them to its [`Pass`]. Anywhere else it
-/// updates them at once.
+/// Where [`candle_nn::BatchNorm`] writes the running statistics in the forward pass, this one hands them to the [`Pass`]
+/// that runs the model on this thread: that of [`MaskSub::wrap`](crate::MaskSub::wrap) or [`Plain`](crate::Plain), or of
+/// [`Pass::scope`] elsewhere. They change when the step is accepted, and one that is rejected leaves them as they were.
+/// Outside of a pass it updates them at once.
 #[derive(Clone, Debug)]
 pub struct BatchNorm {
     running_mean: Var,
@@ -153,14 +153,19 @@ impl BatchNorm {
         self.momentum
     }
 
-    /// Normalises `xs` [B, C, ..] by the statistics of the batch, which the running ones take up: at once, or when the
-    /// step is accepted, within [`MaskSub`](crate::MaskSub).
+    /// Normalises `xs` [B, C, ..] by the statistics of the batch, which the running ones take up: when the pass that it
+    /// runs in is accepted, or at once outside of one.
     ///
     /// # Errors
     /// As [`ops::batch_norm`](crate::ops::batch_norm()).
     pub fn forward_train(&self, xs: &Tensor) -> Result<Tensor> {
+        let (ys, statistics) = self.by_the_batch(xs)?;
+        if let Some(noted) = with_current(|pass| self.note(&statistics, pass)) {
+            noted?;
+            return Ok(ys);
+        }
         let mut pass = Pass::without_key(true);
-        let ys = self.forward_pass(xs, &mut pass)?;
+        self.note(&statistics, &mut pass)?;
         pass.commit()?;
         Ok(ys)
     }

@@ -24,7 +24,9 @@
 //! | [`kv_cache`] | keys and values are detached |
 //! | [`moe`] | gradients stop: here an error says so |
 //! | [`loss::binary_cross_entropy_with_logit`] | infinite or undefined from logits of 17 up and -90 down |
+//! | [`Linear`], [`conv`], [`GroupNorm`], [`Activation`], [`ops::silu`] and its like | slow; some of [`conv`] is wrong for batches |
 //! | [`BatchNorm`] | slow; statistics are written even when the step is rejected |
+//! | [`Dropout`], [`ops::dropout`] | its draws on the CPU cannot be repeated |
 //!
 //! Methods of `Tensor` are no matter of this module: [`crate::ops`] has those that candle cannot differentiate.
 //!
@@ -45,26 +47,30 @@
 //! # Ok::<(), candle_core::Error>(())
 //! ```
 
+pub mod activation;
 pub mod attention;
 pub mod batch_norm;
+pub mod conv;
 pub mod cpu_flash_attention;
+mod dropout;
+pub mod group_norm;
 pub mod kv_cache;
 pub mod layer_norm;
+pub mod linear;
 pub mod loss;
 pub mod moe;
 pub mod ops;
 mod rms_norm;
 pub mod rotary_emb;
+#[cfg(test)]
+mod testing;
 /// [`attention::varlen`] under its older name.
 pub mod varlen_attention {
     pub use super::attention::varlen::*;
 }
 
-// Modules, and where a function or type is called as its module, that, too.
-pub use candle_nn::{
-    activation, conv, embedding, encoding, func, group_norm, init, linear, optim, rnn, sampling, sequential,
-    var_builder, var_map,
-};
+// Modules, and where a function is called as its module, that, too.
+pub use candle_nn::{embedding, encoding, func, init, optim, rnn, sampling, sequential, var_builder, var_map};
 
 pub use activation::{prelu, Activation, PReLU};
 pub(crate) use batch_norm::batch_norm_from;
@@ -77,10 +83,10 @@ pub use conv::{
 };
 pub use embedding::Embedding;
 pub use func::{func_t, Func, FuncT};
-pub use group_norm::GroupNorm;
+pub use group_norm::{group_norm, GroupNorm};
 pub use init::Init;
 pub use layer_norm::{layer_norm, layer_norm_no_bias, rms_norm, LayerNorm, LayerNormConfig, RmsNorm};
-pub use linear::{linear_b, linear_no_bias, Linear};
+pub use linear::{linear, linear_b, linear_no_bias, Linear};
 pub use ops::Dropout;
 pub use optim::{AdamW, Optimizer, ParamsAdamW, SGD};
 pub use rnn::{gru, lstm, GRUConfig, LSTMConfig, GRU, LSTM, RNN};

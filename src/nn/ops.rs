@@ -6,10 +6,11 @@ use super::attention::scores::{self, Scores};
 use super::attention::tracked;
 use crate::check;
 
-pub use crate::ops::{layer_norm, rms_norm, softmax, softmax_last_dim};
+pub use super::dropout::{dropout, Dropout};
+pub use crate::ops::{layer_norm, mish, rms_norm, sigmoid, silu, softmax, softmax_last_dim};
 pub use candle_nn::ops::{
-    dropout, hard_sigmoid, layer_norm_slow, leaky_relu, log_softmax, mish, pixel_shuffle, pixel_unshuffle,
-    replication_pad2d, rms_norm_slow, selu, sigmoid, silu, swiglu, Dropout, Identity,
+    hard_sigmoid, layer_norm_slow, leaky_relu, log_softmax, pixel_shuffle, pixel_unshuffle, replication_pad2d,
+    rms_norm_slow, selu, swiglu, Identity,
 };
 
 /// Attention, softmax(cap(`scale` q kᵀ) + `mask`) v: [`candle_nn::ops::sdpa`] with a backward, on any device.

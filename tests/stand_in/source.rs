@@ -33,29 +33,20 @@ impl Crate {
         read
     }
 
-    /// `path`'s own origin, or that of the module that it is in.
+    /// The origin of `path`: its own, or that of the module of another crate that it is in.
     pub fn origin(&self, path: &str) -> Origin<'_> {
-        let mut end = path.len();
-        while end > 0 {
-            if let Some(Some(from)) = self.items.get(&path[..end]) {
-                let rest = &path[end..];
-                return match from.strip_prefix("::") {
-                    // Of another path in here.
-                    Some(_) => self.origin_of_alias(&format!("{from}{rest}"), path),
-                    None => Origin::Of(from.split("::").next().unwrap_or_default()),
-                };
+        if let Some(Some(from)) = self.items.get(path) {
+            if from.starts_with("::") {
+                return self.origin(from);
             }
-            end = path[..end].rfind("::").unwrap_or(0);
         }
-        Origin::Here
-    }
-
-    fn origin_of_alias(&self, target: &str, path: &str) -> Origin<'_> {
-        if target == path {
-            Origin::Here
-        } else {
-            self.origin(target)
-        }
+        let ends = path.match_indices("::").map(|(end, _)| end).chain([path.len()]);
+        let crates = ends.filter_map(|end| self.items.get(&path[..end])?.as_deref()?.split("::").next());
+        crates
+            .filter(|name| !name.is_empty())
+            .map(Origin::Of)
+            .next()
+            .unwrap_or(Origin::Here)
     }
 
     /// Reads the module `path` from `file`, whose own modules are in `directory`.
@@ -67,7 +58,11 @@ impl Crate {
             match (&inline, line) {
                 (_, "}") => (inline, owner) = (None, None),
                 (_, line) if line.starts_with("impl") => owner = impl_of(line, &mut self.derefs),
-                (_, line) if line.starts_with("through_deref!(") => self.derefs.extend(names(line)),
+                (_, line) if line.starts_with("through_deref!(") => {
+                    let list = std::iter::once(line).chain(lines.by_ref().take_while(|line| *line != ");"));
+                    self.derefs.extend(list.flat_map(names));
+                    continue;
+                }
                 _ => {}
             }
             if let (Some(owner), Some(member)) = (&owner, line.strip_prefix("    pub ")) {
@@ -123,7 +118,9 @@ impl Crate {
                     segments.remove(0);
                     parent = parent.rsplit_once("::").map_or("", |(parent, _)| parent);
                 }
-                segments.iter().fold(parent.to_string(), |path, segment| format!("{path}::{segment}"))
+                segments
+                    .iter()
+                    .fold(parent.to_string(), |path, segment| format!("{path}::{segment}"))
             }
             _ => format!("{within}::{}", segments.join("::")),
         };
@@ -137,7 +134,12 @@ impl Crate {
 
     /// Puts what they stand for in the place of `path::*`.
     fn expand_globs(&mut self) {
-        let globs: Vec<_> = self.items.keys().filter(|path| path.ends_with("::*")).cloned().collect();
+        let globs: Vec<_> = self
+            .items
+            .keys()
+            .filter(|path| path.ends_with("::*"))
+            .cloned()
+            .collect();
         for glob in globs {
             let from = self.items.remove(&glob).flatten().expect("a glob is of something");
             let (to, from) = (glob.trim_end_matches('*'), from.trim_end_matches('*').to_string());
@@ -159,7 +161,10 @@ fn named(item: &str, words: &[&str]) -> Option<String> {
 /// Every word of a line.
 fn names(line: &str) -> Vec<String> {
     let word = |c: char| c.is_alphanumeric() || c == '_';
-    line.split(|c| !word(c)).filter(|name| !name.is_empty()).map(str::to_string).collect()
+    line.split(|c| !word(c))
+        .filter(|name| !name.is_empty())
+        .map(str::to_string)
+        .collect()
 }
 
 /// The type that a block `impl` adds methods to; one that implements `Deref` goes to `derefs`.
