@@ -183,7 +183,7 @@ pub fn train_one(name: &str, how: &str) -> Result<bool> {
     let params = Params::new(weights.params(""));
     let branch = PatchDrop::new(RandomMasking::new(0.5)?, 16)?;
     let share = if how == "plain" { 0.0 } else { 0.5 };
-    let model = MaskSub::wrap(candle_nn::func(move |xs| model(xs)), branch, &params).with_weight(share)?;
+    let model = MaskSub::wrap(move |xs: &Tensor| model(xs), branch, &params).with_weight(share)?;
     let mut optimizer = AdamW::new(params.vars(), ParamsAdamW { lr: 1e-3, ..Default::default() })?;
     let (mut first, mut last) = (None, 0.0);
     for t in 0..STEPS {
