@@ -9,8 +9,8 @@
 mod digits;
 
 use anyhow::{bail, ensure, Context, Result};
-use candle_core::{DType, Device, Module, Tensor};
-use candle_nn::{loss::cross_entropy, ModuleT, Optimizer, VarBuilder};
+use candle_core::{DType, Device, Tensor};
+use candle_nn::{loss::cross_entropy, ModuleT, VarBuilder};
 use digits::Digits;
 use masksub::models::vit;
 use masksub::train::optim::{AdamW, AdamWConfig};

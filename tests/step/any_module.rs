@@ -144,7 +144,9 @@ fn the_stand_ins_batch_norm_waits_for_the_step() {
     );
     let xs = separable(4, "waits").0;
     // Candle's own would have written them in the forward pass.
-    assert!(model.backward(&xs, key(), |logits| (logits * f64::NAN)?.mean_all()).is_err());
+    assert!(model
+        .backward(&xs, key(), |logits| (logits * f64::NAN)?.mean_all())
+        .is_err());
     assert_eq!(statistics(), before);
     model.backward(&xs, key(), |logits| logits.sqr()?.mean_all()).unwrap();
     assert_ne!(statistics(), before);
