@@ -35,6 +35,9 @@ struct Flags {
     /// Share of tokens or blocks that the sub-branch hides
     #[arg(long, default_value_t = 0.5)]
     ratio: f64,
+    /// Rate of stochastic depth, of a ViT and, growing to it, of a Swin
+    #[arg(long, default_value_t = 0.0)]
+    drop_path: f64,
     /// Measured repetitions, after one that is not
     #[arg(long, default_value_t = 5, value_parser = value_parser!(u32).range(1..))]
     iters: u32,
@@ -110,6 +113,7 @@ fn measure(what: What, flags: &Flags) -> Result<()> {
     if let Some(size) = find(&vit::Config::SIZES, &flags.model) {
         let cfg = vit::Config {
             image_size,
+            drop_path: flags.drop_path,
             crop_remainder: true,
             ..size(classes)
         };
@@ -123,12 +127,14 @@ fn measure(what: What, flags: &Flags) -> Result<()> {
         return time(what, flags, &device, &weights, vit, DropToken::new(masking));
     }
     if let Some(size) = find(&resnet::Config::SIZES, &flags.model) {
+        ensure!(flags.drop_path == 0.0, "--drop-path is for a ViT or a Swin");
         let resnet = ResNet::new(&size(classes), vb)?;
         return time(what, flags, &device, &weights, resnet, PatchDrop::new(masking, block)?);
     }
     if let Some(size) = find(&swin::Config::SIZES, &flags.model) {
         let cfg = swin::Config {
             image_size,
+            drop_path: flags.drop_path,
             ..size(classes)
         };
         let swin = SwinTransformer::new(&cfg, vb)?;
@@ -236,7 +242,7 @@ fn time<M: Forward, S: SubBranch<M>>(
     let what = format!("{what:?}").to_lowercase();
     if flags.json {
         let line = json!({
-            "what": what, "model": flags.model, "batch": flags.batch, "ratio": flags.ratio,
+            "what": what, "model": flags.model, "batch": flags.batch, "ratio": flags.ratio, "drop_path": flags.drop_path,
             "median_s": median, "min_s": min, "peak_rss_mib": peak,
         });
         println!("{line}");

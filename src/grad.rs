@@ -147,17 +147,24 @@ pub fn clip_grad_norm(grads: &mut GradStore, params: &Params, max_norm: f64) -> 
 /// The 2-norm of all gradients together.
 ///
 /// # Errors
-/// [`Error::NonFiniteGradient`] when a gradient is infinite or NaN.
+/// [`Error::NonFiniteGradient`] when a gradient is infinite or NaN, or too large for its square.
 pub(crate) fn global_norm<'a>(grads: impl IntoIterator<Item = (&'a str, &'a Tensor)>) -> Result<f64> {
-    let mut total = 0.0;
-    for (name, grad) in grads {
-        let square = ops::sum_of_squares(grad)?;
-        if !square.is_finite() {
-            return Err(Error::NonFiniteGradient { name: name.to_string() });
-        }
-        total += square;
+    let (names, grads): (Vec<_>, Vec<_>) = grads.into_iter().unzip();
+    let squares = ops::sums_of_squares(&grads)?;
+    match squares.iter().position(|square| !square.is_finite()) {
+        None => Ok(squares.iter().sum::<f64>().sqrt()),
+        Some(i) => Err(Error::NonFiniteGradient { name: names[i].into() }),
     }
-    Ok(total.sqrt())
+}
+
+/// # Errors
+/// [`Error::NonFiniteGradient`] when a gradient is infinite or NaN.
+pub(crate) fn check_finite<'a>(grads: impl IntoIterator<Item = (&'a str, &'a Tensor)>) -> Result<()> {
+    let (names, grads): (Vec<_>, Vec<_>) = grads.into_iter().unzip();
+    match ops::first_not_finite(&grads)? {
+        None => Ok(()),
+        Some(i) => Err(Error::NonFiniteGradient { name: names[i].into() }),
+    }
 }
 
 /// All elements, as f64. First to the host, then wider: Metal has no f64.
@@ -176,7 +183,7 @@ pub struct Audit {
     pub trained: usize,
     /// Parameters without a gradient, except those that may lack one.
     pub missing: Vec<String>,
-    /// Parameters whose gradient has an infinite or undefined element.
+    /// Parameters whose gradient has an element that is infinite or NaN.
     pub non_finite: Vec<String>,
     /// Parameters whose gradient is zero throughout.
     pub all_zero: Vec<String>,

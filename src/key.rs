@@ -29,7 +29,7 @@ impl Seed {
         self.0
     }
 
-    /// The key of training step `step`.
+    /// The key of training step `step`, or of any other count, such as an epoch.
     pub const fn at(self, step: usize) -> StepKey {
         StepKey {
             seed: self.0,
@@ -81,7 +81,7 @@ impl StepKey {
     }
 }
 
-/// Purpose of a draw. Two purposes never see the same numbers.
+/// Purpose of a draw. Draws of different purposes are independent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Purpose(u64);
 
@@ -96,7 +96,8 @@ impl Purpose {
     /// The mixing of the images of a batch.
     pub const MIX: Self = Self::of(5, 0);
 
-    /// A purpose of your own, for generators and models outside this crate.
+    /// A purpose of your own, for generators and models outside this crate: numbered from 0. Two uses of the same index in
+    /// one step draw the same numbers.
     pub const fn custom(index: u32) -> Self {
         Self::of(16, index)
     }
@@ -118,7 +119,7 @@ impl Purpose {
 
 /// A generator that was started from a key: ChaCha with 8 rounds, the same numbers on every platform.
 ///
-/// It implements [`rand::RngCore`], so everything in `rand` and `rand_distr` samples from it.
+/// It implements [`rand::RngCore`] of `rand` 0.9, so everything in that version and in `rand_distr` 0.5 samples from it.
 #[derive(Clone, Debug)]
 pub struct KeyedRng(ChaCha8Rng);
 

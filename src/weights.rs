@@ -114,8 +114,10 @@ impl Weights {
         Self::open(path.as_ref(), None)
     }
 
-    /// Values from a safetensors file, and drawn from `seed` where it lacks them, as [`drawn`](Self::drawn) then tells:
-    /// for fine-tuning with a new head.
+    /// Values from a safetensors file, and drawn from `seed` where it lacks them, as [`drawn`](Self::drawn) then tells.
+    ///
+    /// A weight of another shape, such as a head for other classes, is an [`Error::MisshapenWeight`] all the same:
+    /// [`Pretrained`](crate::pretrained::Pretrained) draws it anew.
     ///
     /// # Errors
     /// As [`from_safetensors`](Self::from_safetensors).
@@ -163,16 +165,13 @@ impl Weights {
         VarBuilder::from_backend(Box::new(self.clone()), dtype, device.clone())
     }
 
-    /// A builder of models that predict, on the memory of the same variables, which are made now where they are not
-    /// yet: what training changes, they see at once. Their weights are no variables themselves (PyTorch's
-    /// `requires_grad_(False)`), so that of inputs that are none either nothing is kept for a backward
-    /// (`torch.no_grad()`).
+    /// A builder of models that only predict, as within `torch.no_grad()`. They are on the memory of the same variables,
+    /// which are made now where they are not yet, so that they see each update; and nothing is kept for a backward.
     ///
-    /// One thread may train while another predicts, on a thread of its own: a prediction within a task of rayon's holds
-    /// read locks while it waits for other tasks, and one of those may be a prediction that waits behind the optimizer.
+    /// One thread may train while another predicts, on a thread of its own. Within a task of rayon's a prediction can wait
+    /// for ever: it holds read locks while it waits for other tasks, of which one may wait behind the optimizer.
     ///
-    /// `running_mean` and `running_var` are the variables all the same, for batch norms copy what is none: run such a
-    /// model with `train` false, or it writes the trained one's statistics.
+    /// Run such a model with `train` false: `running_mean` and `running_var` are the trained model's own.
     ///
     /// ```
     /// use candle_core::{DType, Device, Tensor};
@@ -212,9 +211,9 @@ impl Weights {
         self.lock().source.left_over()
     }
 
-    /// Lines that say, once the model is made, what was done to a file's values beside copying them: of a peer's
-    /// checkpoint ([`pretrained`](crate::pretrained)) which it is and what was resized, replaced or left out; of any
-    /// file which weights were drawn for lack of them, and what is left over. Empty for weights from a seed alone.
+    /// Lines that say what was done to a file's values beside copying them, to be read once the model is made: of another
+    /// project's checkpoint ([`pretrained`](crate::pretrained)) which it is and what was resized, replaced or left out; of
+    /// any file which weights were drawn for lack of them, and what is left over. Empty for weights from a seed alone.
     pub fn notes(&self) -> Vec<String> {
         if self.0.file.is_none() {
             return vec![];
@@ -235,12 +234,12 @@ impl Weights {
         notes
     }
 
-    /// Makes sure, once the model is made, that it and the file have the same weights: that none was drawn, and that
-    /// the file has no others, but those that `may_differ` says. It gets the model's name of what was drawn, and the
-    /// file's of what is left over. Without this a deeper model's checkpoint fills a shallower one in silence.
+    /// Fails unless the model, once it is made, and the file have the same weights: none was drawn, none is left over.
+    /// `may_differ(name)` allows exceptions: it gets the model's name of a weight that was drawn, and the file's of one
+    /// that is left over. Without this call a deeper model's checkpoint fills a shallower one in silence.
     ///
     /// Buffers that PyTorch modules save though they can be computed are passed over: `num_batches_tracked`,
-    /// `relative_position_index` and `attn_mask`; and of a peer's checkpoint what [`pretrained`](crate::pretrained)
+    /// `relative_position_index` and `attn_mask`; and of another project's checkpoint what [`pretrained`](crate::pretrained)
     /// says.
     ///
     /// # Errors

@@ -12,10 +12,12 @@ use masksub::models::{swin, vit};
 use masksub::train::optim::{AdamW, AdamWConfig, GroupOptimizer, Lamb, LambConfig, ParamGroups, Rule, Sgd, SgdConfig};
 use masksub::{Error, Params, Seed, Weights};
 
-/// Shapes that are one piece of work, several, a single number, and none.
-const SHAPES: [(&str, &[usize]); 5] = [
+/// Shapes that are one piece of work, several for three threads, several for one of them, a single number, and none.
+const SHAPES: [(&str, &[usize]); 7] = [
     ("a.weight", &[7, 5]),
-    ("b.weight", &[200, 333]),
+    ("b.weight", &[1100, 701]),
+    ("b2.weight", &[400, 701]),
+    ("b3.weight", &[401, 700]),
     ("c.bias", &[9]),
     ("d.scale", &[]),
     ("e.weight", &[0, 3]),

@@ -40,6 +40,7 @@ def main():
     parser.add_argument("--model", default="deit3-small")
     parser.add_argument("--batch", default="8")
     parser.add_argument("--ratio", default="0.5")
+    parser.add_argument("--drop-path", default="0")
     parser.add_argument("--iters", default="5")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--what", nargs="+", default=["masksub"], choices=["forward", "evaluate", "plain", "masksub"])
@@ -49,9 +50,10 @@ def main():
     peer = [flags.python, str(ROOT / "benches/peer/step.py")]
     for what in flags.what:
         setting = ["--model", flags.model, "--batch", flags.batch, "--ratio", flags.ratio]
-        setting += ["--iters", flags.iters, "--what", what]
+        setting += ["--drop-path", flags.drop_path, "--iters", flags.iters, "--what", what]
         rounds = [(run(crate + setting), run(peer + setting)) for _ in range(flags.rounds)]
         line = {"what": what, "model": flags.model, "batch": int(flags.batch), "ratio": float(flags.ratio)}
+        line["drop_path"] = float(flags.drop_path)
         for key in ["median_s", "peak_rss_mib"]:
             ours, theirs = zip(*[(a[key], b[key]) for a, b in rounds])
             ratios = [a / b for a, b in zip(ours, theirs)]

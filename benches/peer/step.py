@@ -20,6 +20,14 @@ from torch import nn
 CLASSES = 1000
 
 
+def drop_path(xs, rate, training):
+    """timm's `drop_path` (timm/layers/drop.py): whole samples are multiplied by 0."""
+    if rate == 0.0 or not training:
+        return xs
+    kept = xs.new_empty((len(xs),) + (1,) * (xs.dim() - 1)).bernoulli_(1.0 - rate)
+    return xs * kept.div_(1.0 - rate)
+
+
 class LayerScale(nn.Module):
     def __init__(self, width, init):
         super().__init__()
@@ -53,10 +61,11 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
         self.ls2 = LayerScale(width, 1e-4)
+        self.rate = 0.0
 
     def forward(self, xs):
-        xs = xs + self.ls1(self.attn(self.norm1(xs)))
-        return xs + self.ls2(self.mlp(self.norm2(xs)))
+        xs = xs + drop_path(self.ls1(self.attn(self.norm1(xs))), self.rate, self.training)
+        return xs + drop_path(self.ls2(self.mlp(self.norm2(xs))), self.rate, self.training)
 
 
 class DeiT3(nn.Module):
@@ -190,6 +199,7 @@ class SwinBlock(nn.Module):
             region = windows_of(region, window).squeeze(2)
             mask = (region[:, None] != region[:, :, None]).float() * -100.0
         self.register_buffer("mask", mask)
+        self.rate = 0.0
 
     def forward(self, xs):
         ys = self.norm1(xs)
@@ -198,8 +208,8 @@ class SwinBlock(nn.Module):
         ys = windows_back(self.attn(windows_of(ys, self.window), self.mask), self.window, self.side)
         if self.shift:
             ys = ys.roll((self.shift, self.shift), (1, 2))
-        xs = xs + ys
-        return xs + self.mlp(self.norm2(xs))
+        xs = xs + drop_path(ys, self.rate, self.training)
+        return xs + drop_path(self.mlp(self.norm2(xs)), self.rate, self.training)
 
 
 class Merge(nn.Module):
@@ -249,9 +259,19 @@ MODELS = {
     "deit3-tiny": lambda side: DeiT3(192, 12, 3, side),
     "deit3-small": lambda side: DeiT3(384, 12, 6, side),
     "deit3-base": lambda side: DeiT3(768, 12, 12, side),
+    "deit3-large": lambda side: DeiT3(1024, 24, 16, side),
+    "deit3-huge": lambda side: DeiT3(1280, 32, 16, side, patch=14),
     "resnet50": ResNet50,
     "swin-tiny": SwinTiny,
 }
+
+
+def set_drop_path(model, rate):
+    """The same rate in every block of a ViT, growing to it in a Swin, as the recipes have it."""
+    blocks = [block for block in model.modules() if isinstance(block, (Block, SwinBlock))]
+    assert blocks or rate == 0.0, "--drop-path is for a ViT or a Swin"
+    for i, block in enumerate(blocks):
+        block.rate = rate if isinstance(block, Block) else rate * i / (len(blocks) - 1)
 
 
 def num_keep(length, ratio):
@@ -283,12 +303,14 @@ def main():
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--ratio", type=float, default=0.5)
+    parser.add_argument("--drop-path", type=float, default=0.0)
     parser.add_argument("--iters", type=int, default=5)
     parser.add_argument("--what", choices=["forward", "evaluate", "plain", "masksub"], default="masksub")
     flags = parser.parse_args()
 
     torch.manual_seed(0)
     model = MODELS[flags.model](flags.image_size).train(flags.what != "evaluate")
+    set_drop_path(model, flags.drop_path)
     images = torch.rand(flags.batch, 3, flags.image_size, flags.image_size) * 2 - 1
     labels = torch.arange(flags.batch)
     seconds = []
@@ -304,6 +326,7 @@ def main():
                 "model": flags.model,
                 "batch": flags.batch,
                 "ratio": flags.ratio,
+                "drop_path": flags.drop_path,
                 "median_s": statistics.median(seconds),
                 "min_s": min(seconds),
                 "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,

@@ -43,7 +43,7 @@
 //! # Ok(()) }
 //! ```
 //!
-//! | | |
+//! | step | types |
 //! |---|---|
 //! | an image | [`Image`]: from the crate `image`, or from any decoder |
 //! | to a square | [`RandomResizedCrop`], [`SimpleRandomCrop`]; [`ResizeCenterCrop`] in evaluation; for small pictures [`RandomShift`] |

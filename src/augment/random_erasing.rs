@@ -34,6 +34,18 @@ impl RandomErasing {
     /// Changes an image `values` [C, H, W] of `size` (H, W), whose values are normalised, in all channels; or leaves
     /// it. No box fits into a very small image.
     ///
+    /// ```
+    /// use candle_core::{Device, Tensor};
+    /// use masksub::augment::{Image, Normalize, RandomErasing};
+    /// use masksub::{Purpose, Seed};
+    /// let image = Image::from_raw(24, 16, vec![128; 24 * 16 * 3])?;
+    /// let mut values = Normalize::IMAGENET.to_vec(&image);
+    /// let mut rng = Seed::new(0).at(0).rng(0, Purpose::custom(4));
+    /// RandomErasing::new(0.25)?.apply(&mut values, (16, 24), &mut rng)?;
+    /// let tensor = Tensor::from_vec(values, (3, 16, 24), &Device::Cpu)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// [`Error::Shape`] when the number of values is no multiple of H W, or that is 0.
     pub fn apply(&self, values: &mut [f32], size: (usize, usize), rng: &mut impl Rng) -> Result<()> {

@@ -76,7 +76,7 @@ impl RandomResizedCrop {
     /// The square [size, size, 3]: the box is drawn first, then, where it is random, the filter.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when the image cannot be resized, which is known of none.
+    /// [`Error::InvalidArgument`] when the image cannot be resized; no such image is known.
     pub fn apply(&self, image: &Image, rng: &mut impl Rng) -> Result<Image> {
         let rect = self.draw(image, rng);
         image.resized_crop(rect, self.size, self.size, self.interpolation.draw(rng))

@@ -10,7 +10,7 @@ use super::image::{num_values, Image};
 use super::rect::Rect;
 use crate::error::{Error, Result};
 
-/// The way in which values between pixels are made up.
+/// Interpolation filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Filter {
     /// Pillow's `BILINEAR`.
@@ -29,7 +29,7 @@ impl Image {
     /// This image at another size. Pillow's `Image.resize`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when that size is no image's.
+    /// [`Error::InvalidArgument`] when a side is 0, or the image has more values than memory can hold.
     pub fn resized(&self, width: usize, height: usize, filter: Filter) -> Result<Self> {
         self.resized_window(width, height, Rect::whole(width, height), filter)
     }

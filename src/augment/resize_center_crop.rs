@@ -61,7 +61,7 @@ impl ResizeCenterCrop {
     /// The square [size, size, 3].
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when the image cannot be resized, which is known of none.
+    /// [`Error::InvalidArgument`] when the image cannot be resized; no such image is known.
     pub fn apply(&self, image: &Image) -> Result<Image> {
         let (width, height) = shorter_side_to(image, self.shorter);
         let centre = |length: usize| ((length - self.size) as f64 / 2.0).round_ties_even() as usize;

@@ -59,7 +59,7 @@ impl SimpleRandomCrop {
     /// The square [size, size, 3]: its place is drawn first, then, where it is random, the filter.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when the image cannot be resized, which is known of none.
+    /// [`Error::InvalidArgument`] when the image cannot be resized; no such image is known.
     pub fn apply(&self, image: &Image, rng: &mut impl Rng) -> Result<Image> {
         let (width, height) = shorter_side_to(image, self.size);
         let mut place = |length: usize| {

@@ -12,10 +12,9 @@ pub(crate) use fault::Fault;
 
 /// Everything that can go wrong, each case naming the argument or tensor concerned, what it was, and what it may be.
 ///
-/// Traits that users implement and closures they hand in return candle's [`candle_core::Result`]; an `Error` travels
-/// inside candle's error type and comes out again with its type: `Error::from(candle_error)` finds it below any number
-/// of backtraces, contexts and paths (those wrappers are dropped then, the typed error is kept). Hand it over by `?` or
-/// `into`: `candle_core::Error::wrap` keeps an error's text and nothing else.
+/// Traits that you implement and closures that you pass return `candle_core::Result`. Return an `Error` there with `?` or
+/// `into()`; `Error::from(candle_error)` finds it again, below any number of backtraces, contexts and paths (which are
+/// dropped then). `candle_core::Error::wrap` keeps an error's text and loses its type.
 ///
 /// ```
 /// use masksub::Error;
@@ -25,8 +24,8 @@ pub(crate) use fault::Fault;
 /// assert!(matches!(back, Error::InvalidArgument { argument: "mask_ratio", .. }));
 /// ```
 ///
-/// `Display` says what went wrong, [`source`](std::error::Error::source) what made it go wrong, where that is another
-/// error, and `Debug` all of it in one line, as `main() -> Result` and an error of candle's that carries it print it.
+/// `Display` prints the fault, [`source`](std::error::Error::source) is its cause where that is another error, and `Debug`
+/// prints both in one line, as `main() -> Result` does.
 ///
 /// ```
 /// use std::error::Error as _;
@@ -73,7 +72,8 @@ pub enum Error {
     },
 
     /// Trained parameters that the backward pass did not reach. The loss may still fall: what is cut off simply never
-    /// learns.
+    /// learns. The remedy: layers of [`nn`](crate::nn) and [`ops`](crate::ops) in the place of candle's, or
+    /// [`Params::allow_missing`](crate::Params::allow_missing).
     #[error(
         "no gradient reached {} of {trained} trained parameters: a layer between them and the loss has no backward. candle_nn's \
          fused layer_norm, rms_norm, softmax_last_dim, rotary embeddings and attention cut gradients silently: compile the \
@@ -88,14 +88,14 @@ pub enum Error {
         trained: usize,
     },
 
-    /// A gradient with an infinite or undefined element.
+    /// A gradient with an element that is infinite or NaN.
     #[error("the gradient of {name} is not finite")]
     NonFiniteGradient {
         /// Name of the first such parameter, in the order in which parameters were given.
         name: String,
     },
 
-    /// A loss that is infinite or undefined. Weights are unchanged, and so are batch statistics that models stage in
+    /// A loss that is infinite or NaN. Weights are unchanged, and so are batch statistics that models stage in
     /// their [`Pass`](crate::Pass); candle's own batch norm has changed its in the forward pass.
     #[error("the {branch} loss is {value}, but must be finite; no weight was changed")]
     NonFiniteLoss {
@@ -114,7 +114,8 @@ pub enum Error {
         got: Vec<usize>,
     },
 
-    /// A loss that does not depend on any variable through differentiable operations.
+    /// A loss that does not depend on any variable through differentiable operations: compute it from the logits that
+    /// the closure is given.
     #[error(
         "the {branch} loss is detached from the model: no gradient can flow back from it. It was computed from detached \
          logits, by an operation without a backward, or by a model without variables"
@@ -124,7 +125,8 @@ pub enum Error {
         branch: &'static str,
     },
 
-    /// A sub-branch that changes something the model does not have, so that sub and main branch would be the same.
+    /// A sub-branch that changes something the model does not have, so that sub and main branch would be the same:
+    /// [`DropSub`](crate::DropSub) or [`PathSub`](crate::PathSub) on a model that never asks its pass.
     #[error(
         "the model never asked its Pass for {what}, so the {branch} sub-branch would equal the main branch: \
          use a model that does, or another sub-branch"
@@ -136,7 +138,9 @@ pub enum Error {
         what: &'static str,
     },
 
-    /// A training pass that needs random draws was started without a key to draw from.
+    /// A training pass that needs random draws was started without a key to draw from, by `forward_t(xs, true)`: call
+    /// [`MaskSub::backward`](crate::MaskSub::backward), or [`Forward::forward_pass`](crate::Forward::forward_pass) with
+    /// [`Pass::train`](crate::Pass::train).
     #[error(
         "{what} needs random draws in training, and forward_t has no key to draw from: \
          call MaskSub::backward, forward_pair or Forward::forward_pass with Pass::train(key), or run it in Pass::scope"

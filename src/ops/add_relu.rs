@@ -18,7 +18,7 @@ use crate::error::Error;
 ///
 /// # Derivative
 ///
-/// da = db = g where the result is above 0 or undefined, and 0 elsewhere.
+/// da = db = g, the gradient of the result, where that is above 0 or NaN, and 0 elsewhere.
 ///
 /// # PyTorch
 ///

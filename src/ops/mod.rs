@@ -121,6 +121,7 @@ mod softmax;
 mod fused;
 
 // Tensors that have no gradients
+mod finite;
 mod lerp;
 mod sum_of_squares;
 
@@ -174,12 +175,13 @@ pub use fused::residual_blocks::{residual_blocks, ResidualBlock};
 pub use fused::stem::{stem, Pooling};
 pub use fused::window_attention_branch::{window_attention_branch, Windows};
 
+pub(crate) use finite::first_not_finite;
 pub(crate) use lerp::lerp;
-pub(crate) use sum_of_squares::sum_of_squares;
+pub(crate) use sum_of_squares::{sum_of_squares, sums_of_squares};
 
 pub(crate) use autograd::accumulator::{accumulate, add_to, Gradients};
 pub use cpu::buffer::empty_cache;
-pub(crate) use cpu::kernel::Elements;
+pub(crate) use cpu::kernel::{on_own_threads, own_threads, Elements};
 pub(crate) use route::{in_f32, is_f32_slice, is_half};
 
 /// The operations composed of candle's own: what runs on other devices and dtypes, the oracle of the kernels' tests,

@@ -17,7 +17,7 @@ use crate::error::Error;
 ///
 /// - `xs`: [.., C]
 ///
-/// Returns [.., C]. A row in which every element is -inf has no softmax: it is undefined, as in PyTorch.
+/// Returns [.., C]. A row in which every element is -inf has no softmax: it is NaN, as in PyTorch.
 ///
 /// # Derivative
 ///

@@ -1,30 +1,35 @@
 //! The square of a norm.
 
 use candle_core::{DType, Device, Result, Tensor, D};
-use rayon::prelude::*;
 
-use super::cpu::kernel::{self, Elements, LANES};
+use super::cpu::kernel::{self, LANES};
 use super::route::on_cpu_f32;
 
 /// The sum of the squares of all elements, in f64, whatever the dtype. No gradient flows through it.
 pub(crate) fn sum_of_squares(tensor: &Tensor) -> Result<f64> {
-    if !on_cpu_f32(&[tensor]) {
-        return composition(tensor);
+    Ok(sums_of_squares(&[tensor])?.iter().sum())
+}
+
+/// The [`sum_of_squares`] of each tensor: of many in parallel.
+pub(crate) fn sums_of_squares(tensors: &[&Tensor]) -> Result<Vec<f64>> {
+    let mut sums = vec![0.0; tensors.len()];
+    let (mut results, mut slices) = (vec![], vec![]);
+    for (result, &tensor) in sums.iter_mut().zip(tensors) {
+        if on_cpu_f32(&[tensor]) {
+            results.push(result);
+            slices.push(tensor.contiguous()?);
+        } else {
+            *result = composition(tensor)?;
+        }
     }
-    const PIECE: usize = 64 * 1024;
-    let tensor = tensor.contiguous()?;
-    let elements = Elements::of(&tensor)?;
-    let elements: &[f32] = &elements;
-    if elements.len() <= PIECE {
-        return Ok(sum(elements));
+    for (result, pieces) in results.into_iter().zip(kernel::map_pieces(&slices, sum_of_slice)?) {
+        *result = pieces.iter().sum();
     }
-    // Collected, since the order in which rayon adds depends on the number of threads.
-    let sums: Vec<f64> = elements.par_chunks(PIECE).map(sum).collect();
-    Ok(sums.iter().sum())
+    Ok(sums)
 }
 
 kernel::simd_fn! {
-    fn sum<S>(xs: &[f32]) -> f64 {
+    fn sum_of_slice<S>(xs: &[f32]) -> f64 {
         let mut acc = [0f64; LANES];
         let (whole, rest) = xs.as_chunks::<LANES>();
         for chunk in whole {

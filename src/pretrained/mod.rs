@@ -50,8 +50,8 @@
 //!   it is. timm's own resizing (`resample_abs_pos_embed`) is antialiased by default, so that its models of another
 //!   image size have slightly other positions, and logits, than those here. **The grid of the model's positions is
 //!   taken for a square where their count is one**, and so is the checkpoint's: for a grid of another shape, even one
-//!   of as many positions (7 x 28 instead of 14 x 14), say [`Pretrained::with_grid`], or they are copied in the wrong
-//!   order without a line;
+//!   of as many positions (7 x 28 instead of 14 x 14), call [`Pretrained::with_grid`], or they are copied in the wrong
+//!   order without a note;
 //! - a head for another number of classes, drawn from the seed as the configuration says.
 //!
 //! Any other shape is an [`Error::MisshapenWeight`], and a model of another architecture an
@@ -61,13 +61,16 @@
 //! missing is drawn from the seed until then, and a model made below a prefix, as with `vb.pp("backbone")`, finds
 //! nothing at all, since names start at the root of the builder.
 //!
-//! It passes over what belongs to a format and not to a classifier (the decoder and the final norm of MAE's
-//! pre-training, CLIP's text tower and projections, a pooler, buffers), over what a format never has (a head after
-//! MAE's pre-training and in Hugging Face's and OpenCLIP's towers, MAE's `fc_norm`, our Swin's `mask_token`), and over
-//! a head that was drawn for another number of classes. [`Weights::notes`] has a line for each. A head that is missing
-//! elsewhere is an error, for it would give random logits; where it may be, as of a timm feature extractor saved with
-//! `num_classes=0` or Hugging Face's `ViTModel`, say `check_exact(|name| name.starts_with("head."))`, by the model's
-//! name of it.
+//! [`check_exact`](Weights::check_exact) ignores, with a line in [`Weights::notes`] for each:
+//! - what belongs to a format and not to a classifier: the decoder and the final norm of MAE's pre-training, CLIP's text
+//!   tower and projections, a pooler, buffers;
+//! - what a format never has: a head after MAE's pre-training and in Hugging Face's and OpenCLIP's towers, MAE's
+//!   `fc_norm`, our Swin's `mask_token`;
+//! - a head that was drawn for another number of classes.
+//!
+//! A head that is missing elsewhere is an error, for it would give random logits. Where it may be, as in a timm feature
+//! extractor saved with `num_classes=0` or Hugging Face's `ViTModel`, call
+//! `check_exact(|name| name.starts_with("head."))`, with the model's name of it.
 //!
 //! The configuration says what a file cannot tell: the number of heads, the activation (OpenAI's CLIP has the quick
 //! GELU), what norms add to the variance.
@@ -132,12 +135,16 @@ impl Pretrained {
         self.format
     }
 
-    /// The grid of the model's positions, for every model whose images are not square: position embeddings do not tell
-    /// it. Those of the checkpoint are always taken for a square where they can be one.
+    /// Sets the grid of the model's patches. **Call it whenever images are not square**: position embeddings do not tell
+    /// their grid, and a count that is a square is taken for a square grid, without an error or a note. Of a model of
+    /// 7 x 28 patches and a checkpoint of 14 x 14, each row would be two of the checkpoint's. The checkpoint's positions
+    /// are always taken for a square where they can be one.
     ///
-    /// **Without it, a count that is a square is taken for a square grid**: of a model of 7 x 28 patches and a
-    /// checkpoint of 14 x 14, each row would be two of the checkpoint's, with neither an error nor a note. Only a count
-    /// that is no square asks for this method by an error.
+    /// ```no_run
+    /// # use masksub::{pretrained::Pretrained, Grid};
+    /// let pretrained = Pretrained::open("vit.safetensors")?.with_grid(Grid::new(7, 28));
+    /// # Ok::<(), masksub::Error>(())
+    /// ```
     pub fn with_grid(self, grid: Grid) -> Self {
         Self {
             grid: Some(grid),

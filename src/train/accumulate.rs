@@ -10,13 +10,13 @@ use crate::error::{Error, Result};
 use crate::ops;
 use crate::params::Params;
 
-/// Collects the gradients of micro-batches into those of the whole batch: the mean, weighted by how many samples each
-/// has, for losses that are means over theirs.
+/// Mean gradient of micro-batches, weighted by their numbers of samples: that of the whole batch, for a loss that is a mean
+/// over its samples.
 ///
 /// Give each micro-batch the key of where its first sample stands in the whole,
 /// [`StepKey::with_first_sample`](crate::StepKey::with_first_sample): masks, dropout and drop path are then those of
-/// the whole batch, and so are the gradients, to rounding. (Not through batch norm, whose statistics are each
-/// micro-batch's.) Mixup and cutmix come first, on the whole batch.
+/// the whole batch, and so are the gradients, to rounding. (Batch norm sees each micro-batch alone, and updates its
+/// statistics in each.) Mixup and cutmix come first, on the whole batch.
 ///
 /// ```
 /// # use candle_core::{DType, Device, Tensor};

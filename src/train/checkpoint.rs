@@ -20,7 +20,7 @@ use crate::key::Seed;
 ///
 /// [`save`](Self::save) writes to another file first, brings it to the disk and only then puts it in its place; the
 /// checkpoint that was there is kept as the one before. Whenever the process or the power goes, there is a whole
-/// checkpoint, and [`load_last`](Self::load_last) finds it, were it one that had not come to its place yet.
+/// checkpoint, and [`load_last`](Self::load_last) finds it.
 ///
 /// ```
 /// use masksub::train::checkpoint::Checkpoint;
@@ -121,7 +121,7 @@ impl Checkpoint {
     /// The tensors of a section by name.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`], naming those there are, when this is none of them.
+    /// [`Error::InvalidArgument`], when there is no such section; it lists those there are.
     pub fn section(&self, section: &str) -> Result<&BTreeMap<String, Tensor>> {
         self.sections.get(section).ok_or_else(|| {
             let names: Vec<&str> = self.sections.keys().map(String::as_str).collect();
@@ -165,8 +165,8 @@ impl Checkpoint {
         Self::parse(&bytes).map_err(|fault| fault.of_file(path))
     }
 
-    /// Reads the checkpoint at `path`, or the one before where that is torn, foreign or missing; none where there is
-    /// neither.
+    /// Reads the checkpoint at `path`, or the one before where that is torn, foreign or missing; `None` where there
+    /// is neither.
     ///
     /// # Errors
     /// [`Error::File`] of the last one when none can be used.

@@ -27,7 +27,7 @@ use crate::params;
 /// ema.update()?;
 /// // ... and to evaluate:
 /// let images = candle_core::Tensor::ones((1, 4), DType::F32, &Device::Cpu)?;
-/// let logits = ema.averaged(|| layer.forward(&images))??;
+/// let logits = ema.averaged(|| layer.forward(&images))??; // of the exchange of weights, and of the closure
 /// # Ok(()) }
 /// ```
 #[derive(Debug)]
@@ -149,7 +149,7 @@ impl Ema {
         Ok(f())
     }
 
-    /// The averages in such a state, for a model to be made from
+    /// The averages out of what [`state`](Self::state) gave, under the model's names, for a model to be made from
     /// ([`Weights::from_tensors`](crate::Weights::from_tensors)).
     pub fn weights_of(state: &BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
         let average =

@@ -129,13 +129,14 @@ impl Mix {
     /// Mixes `images` [B, C, H, W] and their labels: class indices `[B]` (any integer dtype) or probabilities [B,
     /// classes].
     ///
-    /// The draw is one of the step. Mix a batch first and cut it into micro-batches then: those that are mixed by
-    /// themselves get the same lambda and box, but each is reversed by itself.
+    /// `key` is the step's own, which [`MaskSub::backward`](crate::MaskSub::backward) gets, too: their draws have different
+    /// purposes. Mix a whole batch first and cut it into micro-batches then, for the partner of a sample is its mirror
+    /// image in the batch; all micro-batches of a step would draw the same lambda and box.
     ///
     /// # Errors
     /// [`Error::Shape`] when images are not [B, C, H, W] with B > 0 or labels do not agree with them; [`Error::DType`]
     /// for images or probabilities that are no floats, and class indices that are; [`Error::InvalidArgument`] for a
-    /// class that there is not.
+    /// class index that is not below the number of classes.
     pub fn apply(&self, images: &Tensor, labels: &Tensor, key: StepKey) -> Result<Mixed> {
         let (batch, height, width) = match *images.dims() {
             [batch, _, height, width] if batch > 0 => (batch, height, width),

@@ -37,6 +37,17 @@ impl Dims {
         })
     }
 
+    /// B, N and the heads of each window of `window`² = N tokens, of those of whole samples.
+    pub(crate) fn within(self, window: usize) -> Self {
+        let positions = window * window;
+        Self {
+            batch: self.batch * self.tokens / positions,
+            tokens: positions,
+            queries: positions,
+            ..self
+        }
+    }
+
     /// D.
     pub(crate) fn width(&self) -> usize {
         self.heads * self.head_width

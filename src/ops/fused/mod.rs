@@ -5,6 +5,7 @@ pub(crate) mod attention_branch;
 pub(crate) mod conv_norm;
 pub(crate) mod mlp_branch;
 mod norm;
+mod packed;
 pub(crate) mod patch_embed;
 mod projection;
 pub(crate) mod residual;

@@ -27,10 +27,10 @@ pub struct Pooling {
     pub padding: usize,
 }
 
-/// y = maxpool(max(norm(conv(x)), 0)); and what the batch norm saw.
+/// y = maxpool(max(norm(conv(x)), 0)), and the statistics of the batch.
 ///
 /// The same as the operations one by one, with less memory: for the backward only the result of the convolution is
-/// kept, of which normalised values are computed again. Gradients of all parameters arrive as ever. (As in PyTorch,
+/// kept, of which normalised values are computed again. All parameters get gradients. (As in PyTorch,
 /// parameters must not change between a forward and its backward.)
 ///
 /// # Arguments

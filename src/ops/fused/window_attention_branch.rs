@@ -4,11 +4,11 @@
 use candle_core::{DType, Result, Tensor};
 
 use super::attention_branch::{self, AttentionBranch, Windowed};
-use super::residual;
+use super::{packed, residual};
 use crate::check;
 use crate::error::{Error, Result as OurResult};
 use crate::grid::Grid;
-use crate::ops::attention::{Dims, Heads};
+use crate::ops::attention::Dims;
 use crate::ops::route::{in_f32, Route};
 use crate::ops::window::{self, bias, partition};
 use crate::ops::window_attention;
@@ -61,18 +61,20 @@ impl Windows<'_> {
     }
 }
 
-/// y = x + s γ reverse(proj(attention(qkv(partition(norm(x)))))), with attention within the windows of a grid.
+/// y = x + s γ reverse(proj(attention(qkv(partition(norm(x)))))), with attention within the windows of a grid, LayerScale γ
+/// (1 where there is none) and drop path's factors s.
 ///
 /// The same as the operations one by one, without what they write and read in between: no token leaves its place, and
-/// attention alone goes window by window. For the backward two matrices, [B L, 3 D] and [B L, D], are kept. Gradients
-/// of all parameters arrive as ever.
+/// attention alone goes window by window. For the backward two matrices, [B L, 3 D] and [B L, D], are kept. All
+/// parameters get gradients.
 ///
 /// # Arguments
 ///
 /// - `xs`: [B, L, D], the grid's positions row by row
 /// - `branch`: the parameters
 /// - `windows`: how the grid is cut, and what is added to the scores; the mask is a constant and gets no gradient
-/// - `drop_path`: s, a factor for each of the B samples (stochastic depth), 1 where there is none
+/// - `drop_path`: s, a factor for each of the B samples (stochastic depth), 1 where there is none; where it is 0 the
+///   branch of that sample is not computed
 ///
 /// Returns [B, L, D].
 ///
@@ -128,17 +130,6 @@ pub fn window_attention_branch(
     routed(xs, branch, dims, windows, order, drop_path)
 }
 
-/// B, N and the heads of each window of `window`² = N tokens, of those of the whole grid.
-fn within(dims: Dims, window: usize) -> Dims {
-    let positions = window * window;
-    Dims {
-        batch: dims.batch * dims.tokens / positions,
-        tokens: positions,
-        queries: positions,
-        ..dims
-    }
-}
-
 /// [`window_attention_branch`] of arguments that fit, with the sizes of a sample and the order of its windows.
 fn routed(
     xs: &Tensor,
@@ -158,10 +149,9 @@ fn routed(
                 Some(mask) => Some(mask.detach().to_dtype(DType::F32)?.contiguous()?),
                 None => None,
             };
-            let heads = Heads::of_windows(within(dims, window), order);
-            let windowed = Some(Windowed { window, mask });
+            let windowed = Some(Windowed { window, order, mask });
             let params: Vec<_> = branch.params().into_iter().chain([table]).collect();
-            attention_branch::apply(xs, branch.eps, &params, dims, heads, windowed, drop_path)
+            attention_branch::apply(xs, branch.eps, &params, dims, windowed, drop_path)
         }
         Route::InF32 => in_f32(&tensors, |t| {
             let windows = Windows {
@@ -170,7 +160,10 @@ fn routed(
             };
             routed(&t[0], &branch.with(&t[2..]), dims, &windows, order, drop_path)
         }),
-        Route::Kernel | Route::Composition => compose(xs, branch, dims, windows, &order, drop_path),
+        Route::Kernel | Route::Composition => packed::compose(xs, drop_path, |xs, drop_path| {
+            let batch = xs.dim(0)?;
+            compose(xs, branch, Dims { batch, ..dims }, windows, &order, drop_path)
+        }),
     }
 }
 
@@ -202,7 +195,7 @@ fn compose(
     let ys = branch.norm.layer_norm(xs, branch.eps)?;
     let ys = branch.qkv.linear(&partition::partition(&ys, sizes, order, window)?)?;
     let bias = bias::routed(table, dims.heads, window)?;
-    let ys = window_attention::routed(&ys, within(dims, window), &bias, mask)?;
+    let ys = window_attention::routed(&ys, dims.within(window), &bias, mask)?;
     let ys = partition::reverse(&branch.proj.linear(&ys)?, sizes, order)?;
     residual::add(xs, ys, branch.gamma, drop_path)
 }

@@ -107,7 +107,7 @@ impl ParamGroups {
     /// [`swin::Config`](crate::models::swin::Config::layer_of) say so.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when `decay` is not in (0, 1], a layer is beyond n + 1, or n beyond all measure.
+    /// [`Error::InvalidArgument`] when `decay` is not in (0, 1], a layer is beyond n + 1, or `num_layers` is too large to count.
     pub fn with_layer_decay(self, decay: f64, num_layers: usize, layer_of: impl Fn(&str) -> usize) -> Result<Self> {
         check::positive_share("decay", decay)?;
         check::counts([("num_layers", num_layers.max(1))])?;

@@ -10,8 +10,7 @@ use crate::error::Result;
 use crate::ops::cpu::kernel::{self, fma};
 
 /// LAMB (You et al., arXiv 1904.00962) as timm has it and DeiT-III and ResNet's RSB recipes use it: gradients are first
-/// scaled down to a global norm, moments are corrected for their start, and where weight decay applies the step is as
-/// long as the weights are, times the learning rate.
+/// scaled down to a global norm, and the step of a weight that decays is as long as the weight, times the learning rate.
 ///
 /// With m and v the moments of the scaled gradient g, at update t:
 ///

@@ -11,7 +11,7 @@ use super::slot::{memory, Slot};
 use super::update::update;
 use crate::check;
 use crate::error::{Error, Result};
-use crate::grad::global_norm;
+use crate::grad::{check_finite, global_norm};
 
 /// An optimizer by rule `R`: [`AdamW`](super::AdamW), [`Lamb`](super::Lamb), [`Sgd`](super::Sgd).
 ///
@@ -71,7 +71,7 @@ impl<R: Rule> GroupOptimizer<R> {
         })
     }
 
-    /// Passes over a step with an infinite or undefined gradient, and [counts](Self::skipped_steps) it, instead of
+    /// Passes over a step with a gradient that is infinite or NaN, and [counts](Self::skipped_steps) it, instead of
     /// refusing it: as `torch.amp.GradScaler` does.
     pub fn skip_non_finite(self) -> Self {
         Self {
@@ -128,15 +128,17 @@ impl<R: Rule> GroupOptimizer<R> {
             }
         }
         let named = due.iter().map(|(slot, grad)| (slot.name.as_str(), grad));
-        let norm = match global_norm(named) {
+        let grad_scale = match self.rule.max_grad_norm() {
+            Some(max) => global_norm(named).map(|norm| (max / norm).min(1.0)),
+            None => check_finite(named).map(|()| 1.0),
+        };
+        match grad_scale {
             Err(Error::NonFiniteGradient { .. }) if self.skips_non_finite => {
                 self.skipped += 1;
-                return Ok(());
+                Ok(())
             }
-            norm => norm?,
-        };
-        let grad_scale = self.rule.max_grad_norm().map_or(1.0, |max| (max / norm).min(1.0));
-        update(&self.rule, grad_scale, due)
+            grad_scale => update(&self.rule, grad_scale?, due),
+        }
     }
 
     /// All that the optimizer remembers, by name, on the host: `NAME.step` (how often the parameter was updated),

@@ -6,8 +6,8 @@ use candle_core::Tensor;
 
 use crate::error::Result;
 
-/// Rule by which one parameter is updated. Implemented by the configurations of this module, and by a `Box<dyn Rule>`
-/// of any of them: for a trainer that chooses at run time.
+/// Update rule of one parameter. Sealed: the configurations of this module implement it, and a `Box<dyn Rule>` of any of
+/// them, for a trainer that chooses at run time.
 pub trait Rule: Debug + private::Update {}
 
 pub(super) mod private {

@@ -8,8 +8,8 @@ use crate::check;
 use crate::error::Result;
 use crate::ops::cpu::kernel::{self, fma};
 
-/// Stochastic gradient descent with momentum, Nesterov's on request, and weight decay added to the gradient.
-/// `torch.optim.SGD`.
+/// Stochastic gradient descent with momentum and weight decay added to the gradient: `torch.optim.SGD`, with Nesterov's
+/// momentum of 0.9 by default (PyTorch's has none).
 ///
 /// ```text
 /// d = g + weight_decay w

@@ -1,11 +1,6 @@
 //! One step over all parameters, in parallel and in their memory.
 //!
-//! Who predicts on another thread holds read locks on several weights and waits for rayon's threads. So who writes
-//! holds the lock of one weight at a time, on the calling thread, and waits for nobody meanwhile but for threads of its
-//! own.
-
-use std::sync::Mutex;
-use std::thread;
+//! Weights are locked on threads of the step's own, for the reason that [`on_own_threads`] has.
 
 use candle_core::Tensor;
 
@@ -13,17 +8,15 @@ use super::in_place::with_elements;
 use super::rule::private::{Piece, Update, UpdateSettings};
 use super::slot::Slot;
 use crate::error::Result;
-use crate::ops::Elements;
+use crate::ops::{on_own_threads, own_threads, Elements};
 
 /// Elements of one piece of work. How parameters are cut depends on their lengths only, so that sums over pieces do not
 /// depend on the number of threads.
 const PIECE: usize = 32 * 1024;
 
-/// Pieces for which a thread is worth starting.
-const FEWEST: usize = 8;
-
 /// Updates parameters from their gradients, which share no memory with them.
 pub(super) fn update(rule: &dyn Update, grad_scale: f64, due: Vec<(&mut Slot, Tensor)>) -> Result<()> {
+    let mut in_memory = Vec::with_capacity(due.len());
     for (slot, grad) in due {
         slot.steps += 1;
         let settings = UpdateSettings {
@@ -36,57 +29,79 @@ pub(super) fn update(rule: &dyn Update, grad_scale: f64, due: Vec<(&mut Slot, Te
             continue;
         }
         if slot.in_memory() {
-            update_in_memory(rule, &settings, slot, &grad)?;
+            let slot = &*slot;
+            in_memory.push(Job { slot, grad, settings });
         } else {
             slot.compose(rule, &settings, &grad)?;
+            slot.round()?;
         }
-        slot.round()?;
     }
-    Ok(())
+    update_in_memory(rule, &in_memory)?;
+    in_memory.iter().try_for_each(|job| job.slot.round())
 }
 
-fn update_in_memory(rule: &dyn Update, settings: &UpdateSettings, slot: &Slot, grad: &Tensor) -> Result<()> {
-    let grads = Elements::of(grad)?;
-    let tensors: Vec<_> = std::iter::once(slot.weights()).chain(&slot.buffers).collect();
-    Ok(with_elements(&tensors, |slices| {
-        let mut slices = slices.into_iter().map(|slice| slice.chunks_mut(PIECE));
-        let Some(weights) = slices.next() else { return };
-        let mut buffers: Vec<_> = slices.collect();
-        let pieces = weights.zip(grads.chunks(PIECE)).map(|(weights, grads)| {
-            let buffers = buffers.iter_mut().filter_map(Iterator::next).collect();
-            let piece = Piece {
-                weights,
-                grads,
-                buffers,
-            };
-            (piece, [0.0; 2])
-        });
-        let mut pieces: Vec<_> = pieces.collect();
-        in_parallel(&mut pieces, |(piece, sums)| *sums = rule.first_pass(settings, piece));
-        if rule.has_second_pass() {
-            let add = |[a, b]: [f64; 2], (_, [c, d]): &(Piece, [f64; 2])| [a + c, b + d];
-            let sums = pieces.iter().fold([0.0; 2], add);
-            in_parallel(&mut pieces, |(piece, _)| rule.second_pass(settings, sums, piece));
-        }
-    })?)
-}
-
-/// Calls `f` with each of `pieces`, on this thread and on others that do nothing else.
-fn in_parallel<T: Send>(pieces: &mut [T], f: impl Fn(&mut T) + Sync) {
-    // As many as rayon is told to have, whose threads do the rest of a step.
-    let threads = rayon::current_num_threads().min(pieces.len().div_ceil(FEWEST));
-    let rest = Mutex::new(pieces.iter_mut());
-    let work = || {
-        let next = || rest.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).next();
-        while let Some(piece) = next() {
-            f(piece);
-        }
-    };
-    thread::scope(|scope| {
-        for _ in 1..threads {
-            // A thread that cannot be had leaves its share to the others.
-            let _ = thread::Builder::new().spawn_scoped(scope, work);
-        }
-        work();
+/// Updates what is due: every thread takes one parameter after the other, but one with more than a thread's share of all
+/// elements is shared by all of them.
+fn update_in_memory(rule: &dyn Update, jobs: &[Job]) -> Result<()> {
+    let elements: usize = jobs.iter().map(Job::elements).sum();
+    let threads = own_threads(elements);
+    let is_large = |job: &&Job| threads > 1 && job.elements() > elements / threads;
+    for job in jobs.iter().filter(is_large) {
+        job.run(rule, threads)?;
+    }
+    let mut rest: Vec<_> = jobs
+        .iter()
+        .filter(|job| !is_large(job))
+        .map(|job| (job, Ok(())))
+        .collect();
+    // Large ones first, so that all threads end together.
+    rest.sort_by_key(|(job, _)| std::cmp::Reverse(job.elements()));
+    let elements: usize = rest.iter().map(|(job, _)| job.elements()).sum();
+    on_own_threads(&mut rest, own_threads(elements), |(job, result)| {
+        *result = job.run(rule, 1);
     });
+    rest.into_iter().try_for_each(|(_, result)| result)
+}
+
+/// One parameter's update.
+struct Job<'a> {
+    slot: &'a Slot,
+    grad: Tensor,
+    settings: UpdateSettings,
+}
+
+impl Job<'_> {
+    fn elements(&self) -> usize {
+        self.grad.elem_count()
+    }
+
+    fn run(&self, rule: &dyn Update, threads: usize) -> Result<()> {
+        let grads = Elements::of(&self.grad)?;
+        let tensors: Vec<_> = std::iter::once(self.slot.weights()).chain(&self.slot.buffers).collect();
+        Ok(with_elements(&tensors, |slices| {
+            let mut slices = slices.into_iter().map(|slice| slice.chunks_mut(PIECE));
+            let Some(weights) = slices.next() else { return };
+            let mut buffers: Vec<_> = slices.collect();
+            let pieces = weights.zip(grads.chunks(PIECE)).map(|(weights, grads)| {
+                let buffers = buffers.iter_mut().filter_map(Iterator::next).collect();
+                let piece = Piece {
+                    weights,
+                    grads,
+                    buffers,
+                };
+                (piece, [0.0; 2])
+            });
+            let mut pieces: Vec<_> = pieces.collect();
+            on_own_threads(&mut pieces, threads, |(piece, sums)| {
+                *sums = rule.first_pass(&self.settings, piece);
+            });
+            if rule.has_second_pass() {
+                let add = |[a, b]: [f64; 2], (_, [c, d]): &(Piece, [f64; 2])| [a + c, b + d];
+                let sums = pieces.iter().fold([0.0; 2], add);
+                on_own_threads(&mut pieces, threads, |(piece, _)| {
+                    rule.second_pass(&self.settings, sums, piece);
+                });
+            }
+        })?)
+    }
 }

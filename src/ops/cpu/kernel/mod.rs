@@ -11,6 +11,7 @@ mod partition;
 mod reduce;
 mod scratch;
 mod simd;
+mod threads;
 
 pub(crate) use elements::{elements, shares_memory, tensor, Elements};
 pub(crate) use partition::{
@@ -21,3 +22,4 @@ pub(crate) use scratch::with_scratch;
 #[cfg(test)]
 pub(crate) use simd::SCALAR_ONLY;
 pub(crate) use simd::{dispatch, fma, simd_fn};
+pub(crate) use threads::{map_pieces, on_own_threads, own_threads};

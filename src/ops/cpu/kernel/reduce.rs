@@ -28,7 +28,7 @@ pub(crate) fn sum_by<const N: usize>(slices: [&[f32]; N], term: impl Fn([f32; N]
     acc[0]
 }
 
-/// The largest element, -inf of an empty slice. An undefined element is skipped: `exp(x - max)` brings it back.
+/// The largest element, -inf of an empty slice. NaN is skipped: `exp(x - max)` brings it back.
 #[inline(always)]
 pub(crate) fn max(xs: &[f32]) -> f32 {
     let mut acc = [f32::NEG_INFINITY; LANES];

@@ -7,10 +7,10 @@ use candle_core::{Result, Tensor};
 
 pub(crate) use self::operation::{apply, Windowed};
 use super::affine::{affines, Affine};
-use super::residual;
+use super::{packed, residual};
 use crate::check;
 use crate::error::Result as OurResult;
-use crate::ops::attention::{self, Dims, Heads};
+use crate::ops::attention::{self, Dims};
 use crate::ops::route::{in_f32, Route};
 
 /// The parameters of [`attention_branch`].
@@ -71,17 +71,19 @@ pub enum Tokens {
     First,
 }
 
-/// y = x + s γ proj(attention(qkv(norm(x)))), of all tokens or of the first.
+/// y = x + s γ proj(attention(qkv(norm(x)))), of all tokens or of the first, with LayerScale γ (1 where there is none) and
+/// drop path's factors s.
 ///
 /// The same as the operations one by one, without what they write and read in between: for the backward two matrices,
-/// [B N, 3 D] and [B N, D], are kept. Gradients of all parameters arrive as ever.
+/// [B N, 3 D] and [B N, D], are kept. All parameters get gradients.
 ///
 /// # Arguments
 ///
 /// - `xs`: [B, N, D]
 /// - `branch`: the parameters
 /// - `tokens`: whether all N are computed, or the first only
-/// - `drop_path`: s, a factor for each of the B samples (stochastic depth), 1 where there is none
+/// - `drop_path`: s, a factor for each of the B samples (stochastic depth), 1 where there is none; where it is 0 the
+///   branch of that sample is not computed
 ///
 /// Returns [B, N, D], or [B, 1, D].
 ///
@@ -143,12 +145,15 @@ fn routed(
                 Tokens::First => 1,
             };
             let dims = Dims { queries, ..dims };
-            apply(xs, branch.eps, &params, dims, Heads::new(dims), None, drop_path)
+            apply(xs, branch.eps, &params, dims, None, drop_path)
         }
         Route::InF32 => in_f32(&tensors, |t| {
             routed(&t[0], &branch.with(&t[1..]), dims, tokens, drop_path)
         }),
-        Route::Composition => compose(xs, branch, dims, tokens, drop_path),
+        Route::Composition => packed::compose(xs, drop_path, |xs, drop_path| {
+            let batch = xs.dim(0)?;
+            compose(xs, branch, Dims { batch, ..dims }, tokens, drop_path)
+        }),
     }
 }
 
@@ -229,7 +234,9 @@ mod tests {
         let shapes = shapes(b, n, heads * d);
         let shapes: Vec<&[usize]> = shapes.iter().map(Vec::as_slice).collect();
         let factors: Vec<f32> = (0..b).map(|i| [1.25, 0.0, 2.0][i % 3]).collect();
+        let none = vec![0.0; b];
         for (tokens, drop_path, given) in [
+            (Tokens::First, Some(none.as_slice()), 8),
             (Tokens::All, None, 8),
             (Tokens::All, Some(factors.as_slice()), 7),
             (Tokens::First, Some(factors.as_slice()), 8),

@@ -4,11 +4,12 @@ use candle_core::{Result, Tensor};
 use gemm::Parallelism;
 
 use crate::ops::attention::{Dims, Heads, ScoreBias};
-use crate::ops::autograd::{self, Backward, Operation, ParamGrads};
+use crate::ops::autograd::{Backward, Operation, ParamGrads};
 use crate::ops::cpu::buffer::Buffer;
 use crate::ops::cpu::kernel::{self, Elements};
 use crate::ops::cpu::matrix::{self, Mat, MatMut};
 use crate::ops::cpu::write::Write;
+use crate::ops::fused::packed;
 use crate::ops::fused::projection::Rows;
 use crate::ops::fused::residual::{self, MIDDLE, NORM, PROJECTION};
 use crate::ops::linear;
@@ -20,18 +21,22 @@ pub(crate) fn apply(
     eps: f64,
     params: &[&Tensor],
     dims: Dims,
-    heads: Heads,
     windowed: Option<Windowed>,
     drop_path: Option<&[f32]>,
 ) -> Result<Tensor> {
-    let op = Op {
-        dims,
-        eps: eps as f32,
-        heads,
-        windowed,
-        drop_path: drop_path.map(<[f32]>::to_vec),
-    };
-    autograd::apply(op, xs, params)
+    packed::apply(xs, params, drop_path, |batch, drop_path| {
+        let dims = Dims { batch, ..dims };
+        Op {
+            dims,
+            eps: eps as f32,
+            heads: match &windowed {
+                Some(Windowed { window, order, .. }) => Heads::of_windows(dims.within(*window), order.clone()),
+                None => Heads::new(dims),
+            },
+            windowed,
+            drop_path,
+        }
+    })
 }
 
 struct Op {
@@ -47,6 +52,8 @@ struct Op {
 pub(crate) struct Windowed {
     /// Side of a window.
     pub(crate) window: usize,
+    /// Which rows of a sample the tokens of its windows are, window by window.
+    pub(crate) order: Vec<u32>,
     /// [windows, window², window²], contiguous `f32` on the CPU.
     pub(crate) mask: Option<Tensor>,
 }
@@ -81,7 +88,7 @@ impl Op {
 
     /// Calls `f` with what is added to the scores.
     fn with_added<T>(&self, table: Option<&[f32]>, f: impl FnOnce(Option<ScoreBias>) -> T) -> Result<T> {
-        let (Some(Windowed { window, mask }), Some(table)) = (&self.windowed, table) else {
+        let (Some(Windowed { window, mask, .. }), Some(table)) = (&self.windowed, table) else {
             return Ok(f(None));
         };
         let bias = window::bias_of(table, self.dims.heads, *window);

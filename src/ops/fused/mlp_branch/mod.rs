@@ -8,10 +8,9 @@ use candle_core::{Result, Tensor};
 
 use self::operation::Op;
 use super::affine::{affines, Affine};
-use super::residual;
+use super::{packed, residual};
 use crate::error::Result as OurResult;
 use crate::ops::activation::Activation;
-use crate::ops::autograd::apply;
 use crate::ops::route::{in_f32, Route};
 
 /// The parameters of [`mlp_branch`].
@@ -61,16 +60,17 @@ impl<'a> MlpBranch<'a> {
     }
 }
 
-/// y = x + s γ fc2(activation(fc1(norm(x)))).
+/// y = x + s γ fc2(activation(fc1(norm(x)))), with LayerScale γ (1 where there is none) and drop path's factors s.
 ///
 /// The same as the operations one by one, without what they write and read in between: for the backward one matrix
-/// [B N, H] is kept. Gradients of all parameters arrive as ever.
+/// [B N, H] is kept. All parameters get gradients.
 ///
 /// # Arguments
 ///
 /// - `xs`: [B, N, D]
 /// - `branch`: the parameters
-/// - `drop_path`: s, a factor for each of the B samples (stochastic depth), 1 where there is none
+/// - `drop_path`: s, a factor for each of the B samples (stochastic depth), 1 where there is none; where it is 0 the
+///   branch of that sample is not computed
 ///
 /// Returns [B, N, D].
 ///
@@ -110,17 +110,18 @@ fn routed(xs: &Tensor, branch: &MlpBranch, drop_path: Option<&[f32]>) -> Result<
     let tensors: Vec<_> = [xs].into_iter().chain(params.iter().copied()).collect();
     match Route::of(&tensors) {
         Route::Kernel => {
-            let op = Op {
-                dims: xs.dims3()?.into(),
-                hidden: branch.fc1.weight.dim(0)?,
+            let (_, tokens, width) = xs.dims3()?;
+            let hidden = branch.fc1.weight.dim(0)?;
+            packed::apply(xs, &params, drop_path, |batch, drop_path| Op {
+                dims: [batch, tokens, width],
+                hidden,
                 eps: branch.eps as f32,
                 activation: branch.activation,
-                drop_path: drop_path.map(<[f32]>::to_vec),
-            };
-            apply(op, xs, &params)
+                drop_path,
+            })
         }
         Route::InF32 => in_f32(&tensors, |t| routed(&t[0], &branch.with(&t[1..]), drop_path)),
-        Route::Composition => composition(xs, branch, drop_path),
+        Route::Composition => packed::compose(xs, drop_path, |xs, drop_path| composition(xs, branch, drop_path)),
     }
 }
 

@@ -69,12 +69,13 @@ impl<'a> ResidualBlock<'a> {
     }
 }
 
-/// For one block after the other: y = max(identity(x) + s branch(x), 0), where the branch is convolutions with a batch
-/// norm behind each and a ReLU between two, and the identity x itself or its projection; and what the batch norms saw.
+/// Blocks of a ResNet, one after the other: y = max(identity(x) + s branch(x), 0), with drop path's factors s. The branch is
+/// convolutions, each with a batch norm, and a ReLU between them; the identity is x or its projection. The statistics of
+/// the batch are returned, too.
 ///
 /// The same as the operations one by one, with less memory: for the backward only the results of the convolutions and
-/// of the blocks are kept, until it has used them; normalised values are computed again. Gradients of all parameters
-/// arrive as ever. (As in PyTorch, parameters must not change between a forward and its backward.)
+/// of the blocks are kept, until it has used them; normalised values are computed again. All parameters get
+/// gradients. (As in PyTorch, parameters must not change between a forward and its backward.)
 ///
 /// # Arguments
 ///

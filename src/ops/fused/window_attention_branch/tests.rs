@@ -80,8 +80,9 @@ fn check_one(cut: Cut, b: usize, head_width: usize, seed: u64) {
     let shapes = cut.shapes(b, head_width);
     let shapes: Vec<&[usize]> = shapes.iter().map(Vec::as_slice).collect();
     let factors: Vec<f32> = (0..b).map(|i| [1.25, 0.0, 2.0][i % 3]).collect();
-    let mask = cut.mask();
+    let (mask, none) = (cut.mask(), vec![0.0; b]);
     for (mask, drop_path, given) in [
+        (Some(&mask), Some(none.as_slice()), 9),
         (Some(&mask), None, 8),
         (Some(&mask), Some(factors.as_slice()), 9),
         (None, Some(factors.as_slice()), 8),

@@ -1,0 +1,311 @@
+//! Stochastic depth (Huang et al. 2016, arXiv 1603.09382) that costs what it keeps: a residual branch is computed for the
+//! samples that keep it.
+//!
+//! Where a sample's factor is 0 its result is its input, and the branch of it would be multiplied by nothing. The kept
+//! samples are packed into a smaller batch, and what the branch makes of them is put back. Results and gradients are
+//! those of a branch that is computed whole, up to the order in which sums over samples are added.
+
+use candle_core::{Device, Result, Tensor};
+
+use crate::ops::autograd::{self, Backward, Operation, ParamGrads};
+use crate::ops::cpu::buffer::Buffer;
+use crate::ops::cpu::kernel;
+use crate::ops::cpu::write::Write;
+
+/// The samples of a batch that keep a branch, and their factors.
+struct Kept {
+    samples: Vec<usize>,
+    factors: Vec<f32>,
+}
+
+impl Kept {
+    /// Nothing where all samples are kept: there is nothing to pack.
+    fn of(drop_path: Option<&[f32]>) -> Option<Self> {
+        let factors = drop_path.filter(|factors| factors.contains(&0.0))?;
+        let kept = factors.iter().copied().enumerate().filter(|&(_, factor)| factor != 0.0);
+        let (samples, factors) = kept.unzip();
+        Some(Self { samples, factors })
+    }
+
+    /// The rows of the kept samples, one after the other.
+    fn pack(&self, rows: &[f32], batch: usize) -> Buffer {
+        let width = rows.len() / batch;
+        let mut packed = Buffer::new(self.samples.len() * width);
+        kernel::for_rows(&mut packed, width, |first, packed| {
+            for (sample, packed) in self.samples[first..].iter().zip(packed.chunks_exact_mut(width)) {
+                packed.copy_from_slice(&rows[sample * width..][..width]);
+            }
+        });
+        packed
+    }
+
+    /// Writes `packed` to the rows of the kept samples in `rows`, and lets `skip(sample, row)` write the others.
+    fn unpack(&self, packed: &[f32], rows: &mut [f32], batch: usize, skip: impl Fn(usize, &mut [f32]) + Sync) {
+        let width = rows.len() / batch;
+        kernel::for_rows(rows, width, |first, rows| {
+            for (sample, row) in (first..).zip(rows.chunks_exact_mut(width)) {
+                match self.samples.binary_search(&sample) {
+                    Ok(at) => row.copy_from_slice(&packed[at * width..][..width]),
+                    Err(_) => skip(sample, row),
+                }
+            }
+        });
+    }
+}
+
+/// The residual branch that `op` makes, given a number of samples and their factors, on `xs` [B, ..] and `params`, all
+/// `f32` on the CPU. Where a branch computes the first tokens alone, the input of these is what a dropped sample keeps.
+pub(crate) fn apply<O: Operation>(
+    xs: &Tensor,
+    params: &[&Tensor],
+    drop_path: Option<&[f32]>,
+    op: impl FnOnce(usize, Option<Vec<f32>>) -> O,
+) -> Result<Tensor> {
+    let batch = xs.dim(0)?;
+    let Some(kept) = Kept::of(drop_path) else {
+        return autograd::apply(op(batch, drop_path.map(<[f32]>::to_vec)), xs, params);
+    };
+    let op = op(kept.samples.len(), Some(kept.factors.clone()));
+    autograd::apply(Packed { op, kept, batch }, xs, params)
+}
+
+/// An operation on the kept samples of a batch.
+struct Packed<O> {
+    op: O,
+    kept: Kept,
+    /// Of all samples.
+    batch: usize,
+}
+
+impl<O: Operation> Operation for Packed<O> {
+    const NAME: &'static str = O::NAME;
+
+    /// Nothing where no sample is kept.
+    type Kept = Option<O::Kept>;
+
+    fn result_dims(&self) -> Vec<usize> {
+        let mut dims = self.op.result_dims();
+        dims[0] = self.batch;
+        dims
+    }
+
+    fn forward(&self, xs: &[f32], params: &[&[f32]], keep: bool) -> Result<(Vec<f32>, Self::Kept)> {
+        let (packed, kept) = if self.kept.samples.is_empty() {
+            (vec![], None)
+        } else {
+            let (ys, kept) = self.op.forward(&self.kept.pack(xs, self.batch), params, keep)?;
+            (ys, Some(kept))
+        };
+        let mut ys = vec![0f32; self.result_dims().iter().product()];
+        let per_sample = xs.len() / self.batch;
+        self.kept.unpack(&packed, &mut ys, self.batch, |sample, y| {
+            y.copy_from_slice(&xs[sample * per_sample..][..y.len()]);
+        });
+        Ok((ys, kept))
+    }
+
+    fn recompute(&self, xs: &[f32], params: &[&[f32]]) -> Result<Self::Kept> {
+        if self.kept.samples.is_empty() {
+            return Ok(None);
+        }
+        self.op.recompute(&self.kept.pack(xs, self.batch), params).map(Some)
+    }
+
+    fn backward(&self, of: Backward, kept: Self::Kept, param_grads: &mut ParamGrads) -> Result<Vec<f32>> {
+        let packed = match kept {
+            Some(kept) => {
+                let [xs, ys, grads] = [of.xs, of.ys, of.grads].map(|rows| self.kept.pack(rows, self.batch));
+                let of = Backward {
+                    xs: &xs,
+                    ys: &ys,
+                    grads: &grads,
+                    ..of
+                };
+                self.op.backward(of, kept, param_grads)?
+            }
+            None => {
+                no_gradients(of.params.len(), param_grads)?;
+                vec![]
+            }
+        };
+        if !of.wants_dxs {
+            return Ok(vec![]);
+        }
+        let mut dxs = vec![0f32; of.xs.len()];
+        let per_sample = of.grads.len() / self.batch;
+        self.kept.unpack(&packed, &mut dxs, self.batch, |sample, dx| {
+            dx[..per_sample].copy_from_slice(&of.grads[sample * per_sample..][..per_sample]);
+        });
+        Ok(dxs)
+    }
+}
+
+/// Zeros: parameters that no sample has used have a gradient all the same.
+fn no_gradients(params: usize, param_grads: &mut ParamGrads) -> Result<()> {
+    (0..params).try_for_each(|index| {
+        param_grads.write(index, |out, write| {
+            if let Write::Replace = write {
+                out.fill(0.0);
+            }
+        })
+    })
+}
+
+/// The residual branch `branch`, given samples and their factors, of candle's operations: what [`apply`] is elsewhere
+/// than in `f32` on the CPU.
+pub(crate) fn compose(
+    xs: &Tensor,
+    drop_path: Option<&[f32]>,
+    branch: impl Fn(&Tensor, Option<&[f32]>) -> Result<Tensor>,
+) -> Result<Tensor> {
+    // Where no sample is kept it is computed whole, so that its parameters have gradients.
+    let Some(kept) = Kept::of(drop_path).filter(|kept| !kept.samples.is_empty()) else {
+        return branch(xs, drop_path);
+    };
+    let batch = xs.dim(0)?;
+    let (mut kept_at, mut dropped_at) = (0..kept.samples.len(), kept.samples.len()..batch);
+    let is_kept = |sample| kept.samples.binary_search(&sample).is_ok();
+    let dropped: Vec<usize> = (0..batch).filter(|&sample| !is_kept(sample)).collect();
+    let places = (0..batch).filter_map(|sample| {
+        if is_kept(sample) {
+            kept_at.next()
+        } else {
+            dropped_at.next()
+        }
+    });
+    let places: Vec<usize> = places.collect();
+    let computed = branch(&select(xs, &kept.samples)?, Some(&kept.factors))?;
+    // Of the first tokens only, where the branch computes no more.
+    let skipped = xs.narrow(1, 0, computed.dim(1)?)?;
+    let skipped = select(&skipped, &dropped)?;
+    select(&Tensor::cat(&[computed, skipped], 0)?, &places)
+}
+
+/// Some samples of `xs`, in that order.
+fn select(xs: &Tensor, samples: &[usize]) -> Result<Tensor> {
+    let samples: Vec<u32> = samples.iter().map(|&sample| sample as u32).collect();
+    let samples = Tensor::new(samples, &Device::Cpu)?.to_device(xs.device())?;
+    xs.contiguous()?.index_select(&samples, 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::fused::affine::affines;
+    use crate::ops::testing::random;
+    use crate::ops::{attention_branch, mlp_branch, Activation, AttentionBranch, MlpBranch, Tokens};
+    use candle_core::{DType, Var};
+
+    type Branch = fn(&Tensor, &[Tensor], Option<&[f32]>) -> Result<Tensor>;
+
+    fn mlp(xs: &Tensor, params: &[Tensor], drop_path: Option<&[f32]>) -> Result<Tensor> {
+        let [norm, fc1, fc2] = affines(params);
+        let branch = MlpBranch {
+            norm,
+            eps: 1e-6,
+            fc1,
+            activation: Activation::Gelu,
+            fc2,
+            gamma: None,
+        };
+        mlp_branch(xs, &branch, drop_path)
+    }
+
+    fn attention(xs: &Tensor, params: &[Tensor], drop_path: Option<&[f32]>) -> Result<Tensor> {
+        let [norm, qkv, proj] = affines(params);
+        let branch = AttentionBranch {
+            norm,
+            eps: 1e-6,
+            qkv,
+            num_heads: 2,
+            proj,
+            gamma: None,
+        };
+        attention_branch(xs, &branch, Tokens::First, drop_path)
+    }
+
+    const WIDTH: usize = 4;
+
+    /// Each branch with the width of what is in its middle.
+    const BRANCHES: [(Branch, usize, [usize; 2]); 2] = [(mlp, 7, [WIDTH, 7]), (attention, 12, [WIDTH, WIDTH])];
+
+    /// Parameters, input and result, of [B, 3, 4] with not a number throughout the samples whose factor is 0.
+    fn run(branch: usize, factors: &[f32], dtype: DType) -> (Vec<Var>, Var, Tensor) {
+        let (branch, middle, proj) = BRANCHES[branch];
+        let shapes: [&[usize]; 6] = [&[WIDTH], &[WIDTH], &[middle, WIDTH], &[middle], &proj, &[WIDTH]];
+        let var = |tensor: Tensor| Var::from_tensor(&tensor.to_dtype(dtype).unwrap()).unwrap();
+        let params: Vec<Var> = (0..)
+            .zip(shapes)
+            .map(|(seed, shape)| var(random(shape, seed)))
+            .collect();
+        let factor = Tensor::from_slice(factors, (factors.len(), 1, 1), &Device::Cpu).unwrap();
+        let number = factor
+            .to_dtype(DType::F64)
+            .unwrap()
+            .broadcast_as((factors.len(), 3, WIDTH))
+            .unwrap();
+        let nan = number.zeros_like().unwrap().affine(1.0, f64::NAN).unwrap();
+        let xs = random(&[factors.len(), 3, WIDTH], 9);
+        let xs = var(number.ne(0.0).unwrap().where_cond(&xs, &nan).unwrap());
+        let tensors: Vec<Tensor> = params.iter().map(|var| var.as_tensor().clone()).collect();
+        let ys = branch(&xs, &tensors, Some(factors)).unwrap();
+        (params, xs, ys)
+    }
+
+    fn is_finite(tensor: &Tensor) -> bool {
+        let values = tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap();
+        values.to_vec1::<f64>().unwrap().iter().all(|x| x.is_finite())
+    }
+
+    // A branch that is computed and multiplied by 0 makes NaN of NaN, in all gradients.
+    #[test]
+    fn a_dropped_sample_is_not_computed() {
+        for (branch, dtype) in [(0, DType::F32), (0, DType::F64), (1, DType::F32), (1, DType::F64)] {
+            let (params, xs, ys) = run(branch, &[0.0, 2.0, 0.0, 0.5], dtype);
+            for (sample, kept) in [false, true, false, true].into_iter().enumerate() {
+                assert_eq!(
+                    is_finite(&ys.get(sample).unwrap()),
+                    kept,
+                    "{branch} {dtype:?}: {sample}"
+                );
+            }
+            let kept = ys
+                .index_select(&Tensor::new(&[1u32, 3], &Device::Cpu).unwrap(), 0)
+                .unwrap();
+            let grads = kept.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+            for (i, var) in params.iter().enumerate() {
+                assert!(is_finite(grads.get(var).unwrap()), "{branch} {dtype:?}: parameter {i}");
+            }
+            let dxs = grads.get(&xs).unwrap();
+            assert!(is_finite(dxs), "{branch} {dtype:?}");
+            let dropped = dxs.get(0).unwrap().abs().unwrap().sum_all().unwrap();
+            assert_eq!(dropped.to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap(), 0.0);
+        }
+    }
+
+    #[test]
+    fn where_all_is_dropped_gradients_are_0_and_not_missing() {
+        let (params, xs, ys) = run(0, &[0.0, 0.0], DType::F32);
+        let bits = |t: &Tensor| {
+            t.flatten_all()
+                .unwrap()
+                .to_vec1::<f32>()
+                .unwrap()
+                .into_iter()
+                .map(f32::to_bits)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(bits(&ys), bits(&xs));
+        let grads = ys.sum_all().unwrap().backward().unwrap();
+        for (i, var) in params.iter().enumerate() {
+            assert!(
+                bits(grads.get(var).unwrap()).iter().all(|&bits| bits == 0),
+                "parameter {i}"
+            );
+        }
+        assert_eq!(
+            grads.get(&xs).unwrap().to_vec3::<f32>().unwrap(),
+            [[[1.0; WIDTH]; 3]; 2]
+        );
+    }
+}
