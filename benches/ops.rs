@@ -9,6 +9,7 @@
 use std::fmt;
 
 use candle_core::{Device, Result, Tensor, Var};
+use candle_nn::{Conv1dConfig, Conv2dConfig, ConvTranspose2dConfig};
 use divan::Bencher;
 use masksub::ops::{
     self, reference, Activation, Affine, AttentionBranch, ConvNorm, MlpBranch, PatchEmbed, Pooling, ResidualBlock,
@@ -142,6 +143,41 @@ bench!(
     |s: Size| vec![tokens(s, 4 * s.width)],
     |_| |x: &[Var]| ops::gelu(&x[0]),
     |_| |x: &[Var]| reference::gelu(&x[0])
+);
+
+bench!(
+    gelu_tanh,
+    |s: Size| vec![tokens(s, 4 * s.width)],
+    |_| |x: &[Var]| ops::gelu_tanh(&x[0]),
+    |_| |x: &[Var]| x[0].gelu()
+);
+
+bench!(
+    relu,
+    |s: Size| vec![tokens(s, 4 * s.width)],
+    |_| |x: &[Var]| ops::relu(&x[0]),
+    |_| |x: &[Var]| x[0].relu()
+);
+
+bench!(
+    silu,
+    |s: Size| vec![tokens(s, 4 * s.width)],
+    |_| |x: &[Var]| ops::silu(&x[0]),
+    |_| |x: &[Var]| x[0].silu()
+);
+
+bench!(
+    sigmoid,
+    |s: Size| vec![tokens(s, 4 * s.width)],
+    |_| |x: &[Var]| ops::sigmoid(&x[0]),
+    |_| |x: &[Var]| candle_nn::ops::sigmoid(&x[0])
+);
+
+bench!(
+    mish,
+    |s: Size| vec![tokens(s, 4 * s.width)],
+    |_| |x: &[Var]| ops::mish(&x[0]),
+    |_| |x: &[Var]| reference::mish(&x[0])
 );
 
 bench!(
@@ -356,6 +392,17 @@ const CONVOLUTIONS: [Convolution; 10] = [
     convolution(map(512, 7), 2048, 1, 1),
 ];
 
+impl Convolution {
+    fn config(self, groups: usize) -> Conv2dConfig {
+        Conv2dConfig {
+            stride: self.stride,
+            padding: self.kernel / 2,
+            groups,
+            ..Default::default()
+        }
+    }
+}
+
 const fn convolution(map: Map, out_channels: usize, kernel: usize, stride: usize) -> Convolution {
     Convolution {
         map,
@@ -370,8 +417,121 @@ bench!(
     conv2d,
     CONVOLUTIONS: Convolution,
     |c: Convolution| vec![c.map.var(), var(&[c.out_channels, c.map.channels, c.kernel, c.kernel])],
-    |c: Convolution| move |x: &[Var]| ops::conv2d(&x[0], &x[1], c.stride, c.kernel / 2),
+    |c: Convolution| move |x: &[Var]| ops::conv2d(&x[0], &x[1], None, c.config(1)),
     |c: Convolution| move |x: &[Var]| x[0].conv2d(&x[1], c.kernel / 2, c.stride, 1, 1)
+);
+
+// Each channel with a kernel of its own: ConvNeXt-T's stages, and layers of EfficientNet-B0.
+const DEPTHWISE: [Convolution; 9] = [
+    convolution(map(96, 56), 96, 7, 1),
+    convolution(map(192, 28), 192, 7, 1),
+    convolution(map(384, 14), 384, 7, 1),
+    convolution(map(768, 7), 768, 7, 1),
+    convolution(map(32, 112), 32, 3, 1),
+    convolution(map(96, 112), 96, 3, 2),
+    convolution(map(240, 28), 240, 5, 1),
+    convolution(map(144, 56), 144, 5, 2),
+    convolution(map(1152, 7), 1152, 3, 1),
+];
+
+bench!(
+    conv2d_depthwise,
+    DEPTHWISE: Convolution,
+    |c: Convolution| vec![c.map.var(), var(&[c.map.channels, 1, c.kernel, c.kernel]), var(&[c.map.channels])],
+    |c: Convolution| move |x: &[Var]| ops::conv2d(&x[0], &x[1], Some(&x[2]), c.config(c.map.channels)),
+    |c: Convolution| move |x: &[Var]| {
+        let ys = x[0].conv2d(&x[1], c.kernel / 2, c.stride, 1, c.map.channels)?;
+        ys.broadcast_add(&x[2].reshape((1, (), 1, 1))?)
+    }
+);
+
+// ConvNeXt-T's first map and a deep one, in eight groups.
+const GROUPED: [Map; 2] = [map(96, 56), map(384, 14)];
+
+bench!(
+    group_norm,
+    GROUPED: Map,
+    |m: Map| vec![m.var(), var(&[m.channels]), var(&[m.channels])],
+    |_| |x: &[Var]| ops::group_norm(&x[0], 8, &x[1], &x[2], 1e-5),
+    |_| |x: &[Var]| reference::group_norm(&x[0], 8, &x[1], &x[2], 1e-5)
+);
+
+bench!(
+    avg_pool2d,
+    GROUPED: Map,
+    |m: Map| vec![m.var()],
+    |_| |x: &[Var]| ops::avg_pool2d(&x[0], 2, 2),
+    |_| |x: &[Var]| x[0].avg_pool2d(2)
+);
+
+bench!(
+    upsample_bilinear2d,
+    GROUPED: Map,
+    |m: Map| vec![m.var()],
+    |m: Map| move |x: &[Var]| ops::upsample_bilinear2d(&x[0], 2 * m.side, 2 * m.side, false),
+    |m: Map| move |x: &[Var]| reference::upsample_bilinear2d(&x[0], 2 * m.side, 2 * m.side, false)
+);
+
+// The first convolutions of Whisper's encoder, of the smallest model.
+const SEQUENCES: [Sequence; 2] = [sequence(80, 3000, 1), sequence(384, 3000, 2)];
+
+#[derive(Clone, Copy)]
+struct Sequence {
+    channels: usize,
+    length: usize,
+    stride: usize,
+}
+
+const fn sequence(channels: usize, length: usize, stride: usize) -> Sequence {
+    Sequence {
+        channels,
+        length,
+        stride,
+    }
+}
+
+impl fmt::Display for Sequence {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "3/{} {} x {} to 384", self.stride, self.channels, self.length)
+    }
+}
+
+bench!(
+    conv1d,
+    SEQUENCES: Sequence,
+    |s: Sequence| vec![var(&[1, s.channels, s.length]), var(&[384, s.channels, 3]), var(&[384])],
+    |s: Sequence| {
+        let config = Conv1dConfig {
+            padding: 1,
+            stride: s.stride,
+            ..Default::default()
+        };
+        move |x: &[Var]| ops::conv1d(&x[0], &x[1], Some(&x[2]), config)
+    },
+    |s: Sequence| {
+        move |x: &[Var]| {
+            let ys = x[0].conv1d(&x[1], 1, s.stride, 1, 1)?;
+            ys.broadcast_add(&x[2].reshape((1, (), 1))?)
+        }
+    }
+);
+
+// From a segmenter's tokens to a map twice as fine.
+bench!(
+    conv_transpose2d,
+    GROUPED: Map,
+    |m: Map| vec![m.var(), var(&[m.channels, 96, 2, 2]), var(&[96])],
+    |_| {
+        let config = ConvTranspose2dConfig {
+            stride: 2,
+            ..Default::default()
+        };
+        move |x: &[Var]| ops::conv_transpose2d(&x[0], &x[1], Some(&x[2]), config)
+    },
+    |_| |x: &[Var]| {
+        let ys = x[0].conv_transpose2d(&x[1], 0, 0, 2, 1)?;
+        ys.broadcast_add(&x[2].reshape((1, (), 1, 1))?)
+    }
 );
 
 bench!(

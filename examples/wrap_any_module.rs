@@ -1,5 +1,6 @@
 //! The three-line change, on four kinds of model: a convolutional `candle_nn::Sequential`, a token model of your own,
-//! candle-transformers' ViT, and its ResNet. The last two do not train as found; the errors say why and what helps.
+//! candle-transformers' ViT, and its ResNet. The last two do not train as compiled with candle_nn; the errors say what helps:
+//! in a source of your own, `use masksub::nn as candle_nn;` (`own_model` shows it), or this crate's model of that name.
 //!
 //!     cargo run --release --example wrap_any_module
 

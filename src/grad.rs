@@ -1,5 +1,7 @@
 //! Gradients: the checked backward pass, merging, clipping, and the audit.
 
+mod remedies;
+
 use std::collections::HashSet;
 
 use candle_core::backprop::GradStore;
@@ -103,17 +105,10 @@ fn missing<'a>(grads: &'a GradStore, params: &'a Params) -> impl Iterator<Item =
 fn explain(error: candle_core::Error, branch: &'static str) -> Error {
     let error = Error::from(error);
     let reason = error.to_string();
-    let remedy = match &error {
-        Error::Candle(_) if reason.contains("maxpool2d") => {
-            "Max pooling whose windows overlap has no backward in candle (and where it has one, gradients come out divided \
-             by the window's size): use masksub::ops::max_pool2d, or masksub::models::resnet for a ResNet"
-        }
-        Error::Candle(_) if reason.contains("backward not supported") || reason.contains("backward is not supported") => {
-            "candle has no backward for this operation: replace it by one that has, or detach what leads to it"
-        }
-        _ => return error,
-    };
-    Error::BackwardUnsupported { branch, reason, remedy }
+    match (&error, remedies::remedy(&reason)) {
+        (Error::Candle(_), Some(remedy)) => Error::BackwardUnsupported { branch, reason, remedy },
+        _ => error,
+    }
 }
 
 /// Adds the gradients of `other` to `grads`: of micro-batches, or of two losses.

@@ -48,6 +48,13 @@
 //! | ResNet: [`models::resnet`], and any candle `Module`, `ModuleT` or closure, through [`MaskSub::wrap`] | [`PatchDrop`] | blocks of the image |
 //! | one that asks its [`Pass`] for dropout or drop path, as the ViT does | [`DropSub`], [`PathSub`] | activations, residual branches |
 //!
+//! # Your own model
+//!
+//! A source that is written for `candle_nn` trains when `use masksub::nn as candle_nn;` stands at its top: [`nn`] has all of
+//! it at the same paths, less what cuts gradients without a word. [`MaskSub::wrap`] then takes it with [`PatchDrop`] as it
+//! is, and with [`DropToken`] when it implements [`TokenModel`]. As found, [`MaskSub::backward`] names the parameters that
+//! no gradient reaches, or the operation that has no backward and what replaces it.
+//!
 //! # Other tasks, losses and targets
 //!
 //! Logits may have any shape, and be several tensors ([`Outputs`]); the sub-branch's loss may be a closure or a type of your
@@ -59,8 +66,7 @@
 //!
 //! * **Plug-in**: [`MaskSub`], the branches above, the masks they draw ([`RandomMasking`], [`BlockMasking`], [`Mask`]),
 //!   the losses ([`Criterion`], [`SubModelLoss`]), the targets ([`SubTarget`]), [`Params`] and [`grad`].
-//! * **Models and layers that can be trained**: [`models`], [`nn`], [`ops`]. candle's fused layer norm, RMS norm, softmax
-//!   and rotary embeddings cut gradients without a word; those in [`nn`] and [`ops`] have the same names and shapes.
+//! * **Models and layers that can be trained**: [`models`], [`nn`], [`ops`].
 //! * **Weights**: [`Weights`], a `VarBuilder` source of trainable variables, from a seed or a file, and of models on the same
 //!   memory that only predict ([`Weights::no_grad_builder`]); [`pretrained`], the checkpoints of other projects, recognised
 //!   and fitted to the model.

@@ -142,14 +142,15 @@ pub trait MaskTokenModel<O = Tensor> {
 /// Any candle module as a [`Forward`] model: a `Module`, a `ModuleT`, a closure `|xs: &Tensor| ...` (or one in
 /// `candle_nn::func_t`, where it needs to know whether it trains).
 ///
-/// It takes no part in the [`Pass`]. Its dropout, if it has any, is candle's: drawn from a generator that cannot be
-/// seeded on the CPU. Its batch norms write their running statistics in every forward pass of training.
+/// Its [`nn::Dropout`](crate::nn::Dropout) and [`nn::BatchNorm`](crate::nn::BatchNorm) take part in the [`Pass`]. Of
+/// candle-nn's own, dropout draws from a generator that cannot be seeded on the CPU, and batch norm writes its running
+/// statistics in every forward pass of training.
 #[derive(Clone, Debug)]
 pub struct Plain<M>(pub M);
 
 impl<M: ModuleT> Forward for Plain<M> {
     fn forward_pass(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
-        let logits = self.0.forward_t(xs, pass.is_train());
+        let logits = pass.scope(|train| self.0.forward_t(xs, train));
         logits.map_err(|error| match unsupported_bf16(&error) {
             Some(op) if xs.dtype() == DType::BF16 && xs.device().is_cpu() => {
                 let expected = format!(

@@ -1,5 +1,7 @@
 //! One forward pass: whether it trains, what it drops, and what it leaves behind.
 
+mod scope;
+
 use candle_core::{Tensor, Var};
 use rand::{Rng, RngCore};
 use rayon::prelude::*;
@@ -7,6 +9,8 @@ use rayon::prelude::*;
 use crate::check;
 use crate::error::{Error, Result};
 use crate::key::{Purpose, StepKey};
+
+pub(crate) use scope::with_current;
 
 /// One forward pass of a model: training or not, where its random draws come from, the rates that a sub-branch imposes,
 /// and the batch statistics it has seen, which count only once the step is accepted.

@@ -47,7 +47,7 @@ impl<G: MaskGenerator> PatchDrop<G> {
 
     /// Keeps the sub pass from updating running statistics that a model stages in its [`Pass`], as ours do: they then are
     /// those of whole images only. By default both passes update them, as the paper's authors do. Without effect on
-    /// a model in [`Plain`](crate::Plain), whose batch norms write theirs themselves.
+    /// candle's own batch norms, which write theirs themselves.
     pub fn without_running_statistics(self) -> Self {
         Self {
             running_statistics: false,

@@ -77,10 +77,10 @@ pub enum Error {
     /// learns. The remedy: layers of [`nn`](crate::nn) and [`ops`](crate::ops) in the place of candle's, or
     /// [`Params::allow_missing`](crate::Params::allow_missing).
     #[error(
-        "no gradient reached {} of {trained} trained parameters: a layer between them and the loss has no backward. candle's \
-         fused layer_norm, rms_norm, softmax_last_dim and rotary embeddings cut gradients silently; use those of \
-         masksub::nn and masksub::ops{}. Parameters that really are unused can be exempted with Params::allow_missing. \
-         Without a gradient: {}",
+        "no gradient reached {} of {trained} trained parameters: a layer between them and the loss has no backward. candle_nn's \
+         fused layer_norm, rms_norm, softmax_last_dim, rotary embeddings and attention cut gradients silently: compile the \
+         model's source with `use masksub::nn as candle_nn;` at its top{}. Parameters that really are unused can be exempted \
+         with Params::allow_missing. Without a gradient: {}",
         .names.len(), names::instead(.names), names::grouped(.names)
     )]
     MissingGradients {
@@ -145,7 +145,7 @@ pub enum Error {
     /// [`Pass::train`](crate::Pass::train).
     #[error(
         "{what} needs random draws in training, and forward_t has no key to draw from: \
-         call MaskSub::backward, forward_pair or Forward::forward_pass with Pass::train(key)"
+         call MaskSub::backward, forward_pair or Forward::forward_pass with Pass::train(key), or run it in Pass::scope"
     )]
     DrawsWithoutKey {
         /// The draw that was asked for.

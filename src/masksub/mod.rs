@@ -74,8 +74,8 @@ impl<M: ModuleT, S: SubBranch<Plain<M>>> MaskSub<Plain<M>, S> {
     /// `candle_nn::func_t`, which is told whether it trains.
     ///
     /// Models that implement [`Forward`](crate::Forward), those of this crate among them, go to [`new`](Self::new): in
-    /// here they would be run like any module, without keys for their drop path and with batch statistics that are
-    /// written at once. That is how candle's own batch norm works: its running statistics change even when a step is
+    /// here they would be run like any module, without keys for their drop path. The batch norms and dropouts of
+    /// [`crate::nn`] take part in the step; candle's own batch norm changes its running statistics even when a step is
     /// rejected.
     pub fn wrap(module: M, branch: S, params: impl Into<Params>) -> Self {
         Self::new(Plain(module), branch, params)

@@ -1,9 +1,12 @@
 //! Layer normalisation, with or without the mean's removal.
 
 use candle_core::{Module, Result, Tensor};
-use candle_nn::{Init, LayerNormConfig, VarBuilder};
+use candle_nn::{Init, VarBuilder};
 
 use crate::ops;
+
+pub use super::rms_norm::{rms_norm, RmsNorm};
+pub use candle_nn::LayerNormConfig;
 
 /// Layer normalisation over the last dimension, [.., D] to [.., D]: [`candle_nn::LayerNorm`] with a backward.
 ///

@@ -3,7 +3,7 @@
 use candle_core::{Module, Result, Tensor};
 use candle_nn::{LayerNormConfig, VarBuilder};
 
-use super::{layer_norm, LayerNorm};
+use super::layer_norm::{layer_norm, LayerNorm};
 
 /// Root-mean-square normalisation over the last dimension, [.., D] to [.., D]: [`candle_nn::RmsNorm`] with a backward.
 ///

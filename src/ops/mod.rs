@@ -11,10 +11,29 @@
 //!
 //! The same input gives the same bits, whatever the number of threads.
 //!
+//! # Methods of `Tensor` that do not train
+//!
+//! What candle 0.11.1 computes no gradient for, which [`MaskSub::backward`](crate::MaskSub::backward) reports with what
+//! to call instead, and where it computes a wrong one, which nothing reports:
+//!
+//! | of candle | its backward | instead |
+//! |---|---|---|
+//! | `max_pool2d` | none for windows that overlap; of others, gradients divided by the window's size | [`max_pool2d`](max_pool2d()) |
+//! | `avg_pool2d` | none for windows that overlap; wrong where they do not fill the image | [`avg_pool2d`] |
+//! | `upsample_nearest2d`, `interpolate2d`, `..1d` | for the same whole scale of both sides only; forgets what their input gets from elsewhere | [`upsample_nearest2d`], [`upsample_nearest1d`] |
+//! | `upsample_bilinear2d`, `.._with_scale` | none | [`upsample_bilinear2d`], [`upsample_bilinear2d_with_scale`] |
+//! | `conv1d` | on the CPU, a wrong one by the weight, of more than one sample | [`conv1d`](conv1d()), [`nn::Conv1d`](crate::nn::Conv1d) |
+//! | `conv2d` | an error, a panic or wrong, for some paddings and where a stride leaves unlike remainders of the sides | [`conv2d`](conv2d()), [`nn::Conv2d`](crate::nn::Conv2d) |
+//! | `conv_transpose1d` | none; on the CPU, also the result may be wrong | [`conv_transpose1d`], [`nn::ConvTranspose1d`](crate::nn::ConvTranspose1d) |
+//! | `relu`, `gelu`, `gelu_erf` | 1 at 0; constants of six digits | [`relu`](relu()), [`gelu_tanh`](gelu_tanh()), [`gelu`](gelu()) |
+//! | `matmul`, `broadcast_matmul` | on the CPU, the result is wrong for a transposed batch and a factor without one | `contiguous()` before it, [`linear`](linear()) |
+//! | `scatter`, `scatter_add` | that of what is written over or added to is the other one's | `xs.add(&zeros.scatter_add(..)?)` |
+//!
 //! # Normalisation
 //!
 //! - [`batch_norm`](batch_norm()) by the statistics of the batch, which it returns as [`BatchStatistics`]
 //! - [`batch_norm_eval`] by statistics that are given
+//! - [`group_norm`](group_norm())
 //! - [`layer_norm`](layer_norm())
 //! - [`rms_norm`](rms_norm())
 //!
@@ -30,8 +49,11 @@
 //! # Convolution and pooling
 //!
 //! - [`add_relu`](add_relu()): the end of a residual block
-//! - [`conv2d`](conv2d())
+//! - [`avg_pool2d`]
+//! - [`conv1d`](conv1d()), [`conv2d`](conv2d()), with a bias, groups and dilation
+//! - [`conv_transpose1d`], [`conv_transpose2d`]
 //! - [`max_pool2d`](max_pool2d())
+//! - [`upsample_bilinear2d`], [`upsample_bilinear2d_with_scale`], [`upsample_nearest1d`], [`upsample_nearest2d`]
 //!
 //! # Tokens and patches
 //!
@@ -42,7 +64,8 @@
 //! # Activations
 //!
 //! - [`Activation`]: the choice of one
-//! - [`gelu`](gelu()), [`quick_gelu`](quick_gelu())
+//! - [`gelu`](gelu()), [`gelu_tanh`](gelu_tanh()), [`quick_gelu`](quick_gelu())
+//! - [`mish`](mish()), [`relu`](relu()), [`sigmoid`](sigmoid()), [`silu`]
 //! - [`softmax`](softmax()), [`softmax_last_dim`]
 //!
 //! # Whole branches in one operation
@@ -61,6 +84,7 @@
 
 // Normalisation
 mod batch_norm;
+mod group_norm;
 mod layer_norm;
 mod rms_norm;
 
@@ -72,8 +96,10 @@ mod window_attention;
 
 // Convolution and pooling
 mod add_relu;
+mod conv1d;
 mod conv2d;
 mod max_pool2d;
+mod resample;
 
 // Tokens and patches
 mod gather_rows;
@@ -83,8 +109,12 @@ mod patchify;
 // Activations
 mod activation;
 mod gelu;
+mod gelu_tanh;
+mod mish;
 mod pointwise;
 mod quick_gelu;
+mod relu;
+mod sigmoid;
 mod softmax;
 
 // Whole branches in one operation
@@ -104,6 +134,7 @@ mod route;
 pub(crate) mod testing;
 
 pub use batch_norm::{batch_norm, batch_norm_eval, BatchStatistics};
+pub use group_norm::group_norm;
 pub use layer_norm::layer_norm;
 pub(crate) use layer_norm::layer_norm_with;
 pub use rms_norm::rms_norm;
@@ -114,8 +145,12 @@ pub use window::{merge_neighbours, relative_position_bias, shift_mask, window_pa
 pub use window_attention::window_attention;
 
 pub use add_relu::add_relu;
-pub use conv2d::conv2d;
+pub use conv1d::conv1d;
+pub use conv2d::{conv2d, conv_transpose1d, conv_transpose2d};
 pub use max_pool2d::max_pool2d;
+pub use resample::{
+    avg_pool2d, upsample_bilinear2d, upsample_bilinear2d_with_scale, upsample_nearest1d, upsample_nearest2d,
+};
 
 pub(crate) use gather_rows::gather;
 pub use gather_rows::gather_rows;
@@ -124,7 +159,11 @@ pub use patchify::patchify;
 
 pub use activation::Activation;
 pub use gelu::gelu;
+pub use gelu_tanh::gelu_tanh;
+pub use mish::mish;
 pub use quick_gelu::quick_gelu;
+pub use relu::relu;
+pub use sigmoid::{sigmoid, silu};
 pub use softmax::{softmax, softmax_last_dim};
 
 pub use fused::affine::Affine;
@@ -154,7 +193,11 @@ pub mod reference {
     pub use super::add_relu::composition as add_relu;
     pub use super::attention::composition as attention;
     pub use super::batch_norm::{composition as batch_norm, composition_eval as batch_norm_eval};
-    pub use super::conv2d::composition as conv2d;
+    pub use super::conv1d::composition as conv1d;
+    pub use super::conv2d::{
+        composition as conv2d, composition_transposed as conv_transpose2d,
+        composition_transposed_1d as conv_transpose1d,
+    };
     pub use super::fused::attention_branch::composition as attention_branch;
     pub use super::fused::mlp_branch::composition as mlp_branch;
     pub use super::fused::patch_embed::composition as patch_embed;
@@ -162,12 +205,21 @@ pub mod reference {
     pub use super::fused::stem::composition as stem;
     pub use super::fused::window_attention_branch::composition as window_attention_branch;
     pub use super::gelu::composition as gelu;
+    pub use super::gelu_tanh::composition as gelu_tanh;
+    pub use super::group_norm::composition as group_norm;
     pub use super::layer_norm::composition as layer_norm;
     pub use super::linear::composition as linear;
     pub use super::max_pool2d::composition as max_pool2d;
+    pub use super::mish::composition as mish;
     pub use super::patchify::composition as patchify;
     pub use super::quick_gelu::composition as quick_gelu;
+    pub use super::relu::composition as relu;
+    pub use super::resample::{
+        composition_avg_pool2d as avg_pool2d, composition_bilinear2d as upsample_bilinear2d,
+        composition_nearest2d as upsample_nearest2d,
+    };
     pub use super::rms_norm::composition as rms_norm;
+    pub use super::sigmoid::{composition as sigmoid, composition_silu as silu};
     pub use super::softmax::composition as softmax;
     pub use super::window::bias::composition as relative_position_bias;
     pub use super::window::mask::composition as shift_mask;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Tensor};
-use candle_nn::{Init, VarBuilder};
+use candle_nn::{Conv2dConfig, Init, VarBuilder};
 use masksub::train::ema::Ema;
 use masksub::train::mix::Mix;
 use masksub::train::optim::{AdamW, AdamWConfig, ParamGroups};
@@ -32,9 +32,16 @@ fn of_padding() {
     let (xs, weight) = (randn((1, 1, 3, 3), "xs"), randn((1, 1, 3, 3), "weight"));
     for dtype in [DType::F32, DType::F64] {
         let [xs, weight] = [&xs, &weight].map(|t| t.to_dtype(dtype).unwrap());
-        assert_invalid(ops::conv2d(&xs, &weight, 1, 1 << 20), "padding", "1048576", FITS);
+        let conv = |padding| {
+            let config = Conv2dConfig {
+                padding,
+                ..Default::default()
+            };
+            ops::conv2d(&xs, &weight, None, config)
+        };
+        assert_invalid(conv(1 << 20), "padding", "1048576", FITS);
         // What can be had is had.
-        assert_eq!(ops::conv2d(&xs, &weight, 1, 64).unwrap().dims(), [1, 1, 129, 129]);
+        assert_eq!(conv(64).unwrap().dims(), [1, 1, 129, 129]);
     }
 }
 

@@ -130,6 +130,29 @@ fn a_module_with_batch_norm_trains() {
 }
 
 #[test]
+fn the_stand_ins_batch_norm_waits_for_the_step() {
+    let (weights, vb) = weights();
+    let norm = masksub::nn::batch_norm(1, 1e-5, vb.pp("norm")).unwrap();
+    let head = masksub::nn::linear(64, 3, vb.pp("head")).unwrap();
+    let net = candle_nn::func_t(move |xs, train| norm.forward_t(xs, train)?.flatten_from(1)?.apply(&head));
+    let statistics = || bits(&weights.varmap().data().lock().unwrap()["norm.running_mean"]);
+    let before = statistics();
+    let model = MaskSub::wrap(
+        net,
+        PatchDrop::new(half(), 4).unwrap(),
+        Params::from_varmap(weights.varmap()),
+    );
+    let xs = separable(4, "waits").0;
+    // Candle's own would have written them in the forward pass.
+    assert!(model
+        .backward(&xs, key(), |logits| (logits * f64::NAN)?.mean_all())
+        .is_err());
+    assert_eq!(statistics(), before);
+    model.backward(&xs, key(), |logits| logits.sqr()?.mean_all()).unwrap();
+    assert_ne!(statistics(), before);
+}
+
+#[test]
 fn evaluation_is_the_bare_module_bit_for_bit() {
     let xs = separable(5, "evaluation").0;
     let (_weights, vb) = weights();

@@ -70,7 +70,7 @@ pub fn entries() -> Vec<Entry> {
             with_gradient: "–",
             found: "fails, batch norm frozen",
             cause: "`max_pool2d` has a backward where kernel = stride only; the source passes `train = false` to `BatchNorm`",
-            remedy: "`masksub::models::resnet`, same weights and names",
+            remedy: "`masksub::ops::max_pool2d` in its source, or `masksub::models::resnet`, same weights and names",
             ..PLAIN
         },
         Entry {

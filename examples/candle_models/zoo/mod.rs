@@ -58,9 +58,10 @@ const CLIP: &str = "`LayerNorm` (contiguous input) has no backward; a `VarMap` g
 const FROZEN: &str = "the source passes `train = false` to `BatchNorm`";
 const FUSED: &str = "the constructor fuses batch norms into convolutions";
 
-const OUR_VIT: &str = "`masksub::models::vit`, same weights and names";
-const OWN_COPY: &str = "own copy with the layers of `masksub::nn`";
-const OWN_COPY_BATCH: &str = "own copy: broadcast over the batch, layers of `masksub::nn`";
+const OUR_VIT: &str =
+    "`use masksub::nn as candle_nn;` in its source, or `masksub::models::vit`, same weights and names";
+const OWN_COPY: &str = "`use masksub::nn as candle_nn;` in its source";
+const OWN_COPY_BATCH: &str = "`use masksub::nn as candle_nn;` in its source; for batches broadcast over them, too";
 const OWN_TRAIN: &str = "as it is for fine-tuning at fixed statistics; else own copy that passes `train` on";
 const OWN_BRANCHES: &str = "own copy that keeps the branches apart while it trains";
 

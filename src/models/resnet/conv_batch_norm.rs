@@ -6,7 +6,7 @@ use candle_nn::{Init, VarBuilder};
 
 use super::config::Config;
 use crate::nn::{batch_norm_from, BatchNorm};
-use crate::ops::{self, Affine};
+use crate::ops;
 use crate::pass::Pass;
 
 /// A convolution without bias, and the batch norm behind it.
@@ -51,14 +51,13 @@ impl ConvBatchNorm {
     }
 
     pub(super) fn params(&self, pass: &Pass) -> ops::ConvNorm<'_> {
-        let (weight, bias) = self.norm.weight_and_bias();
         ops::ConvNorm {
             weight: &self.weight,
             stride: self.stride,
             padding: self.padding,
-            norm: Affine { weight, bias },
+            norm: self.norm.affine(),
             eps: self.norm.eps(),
-            running: (!pass.is_train()).then(|| self.norm.running()),
+            running: (!pass.is_train()).then(|| self.norm.statistics()),
         }
     }
 }

@@ -91,7 +91,7 @@ impl ResNet {
     fn features(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
         let (ys, seen) = ops::stem(xs, &self.stem.params(pass), POOLING)?;
         if let Some(seen) = seen {
-            self.stem.norm.note(&seen, pass);
+            self.stem.norm.note(&seen, pass)?;
         }
         let batch = xs.dim(0)?;
         let blocks = self.blocks.iter().map(|block| block.params(batch, pass));
@@ -99,7 +99,7 @@ impl ResNet {
         let (ys, seen) = ops::residual_blocks(&ys, &blocks)?;
         for (layer, seen) in self.blocks.iter().flat_map(Block::layers).zip(&seen) {
             if let Some(seen) = seen {
-                layer.norm.note(seen, pass);
+                layer.norm.note(seen, pass)?;
             }
         }
         Ok(ys)

@@ -12,9 +12,10 @@ const FEWEST_COLUMNS: usize = 256;
 /// Columns of a larger map that are taken at a time.
 const COLUMNS: usize = 512;
 
-/// Positions that are taken together: all of some samples, or some rows of one.
+/// Positions of a group of channels that are taken together: all of some samples, or some rows of one.
 #[derive(Clone)]
 pub(super) struct Block {
+    pub(super) group: usize,
     pub(super) samples: Range<usize>,
     pub(super) rows: Range<usize>,
 }
@@ -25,8 +26,8 @@ impl Conv2d {
         (FEWEST_COLUMNS / self.positions()).clamp(1, self.batch)
     }
 
-    /// Samples that go together, in nearly equal groups.
-    pub(super) fn groups(&self) -> Vec<Range<usize>> {
+    /// Samples that go together, in nearly equal batches.
+    pub(super) fn batches(&self) -> Vec<Range<usize>> {
         kernel::ranges(self.batch, self.batch.div_ceil(self.samples_together()))
     }
 
@@ -35,14 +36,15 @@ impl Conv2d {
         blocks.iter().map(|block| self.width_of(block)).max().unwrap_or(0)
     }
 
-    /// The blocks of a group of samples.
-    pub(super) fn blocks_of(&self, samples: Range<usize>) -> impl Iterator<Item = Block> + use<> {
+    /// The blocks of a group of channels of samples that go together.
+    pub(super) fn blocks_of(&self, group: usize, samples: Range<usize>) -> impl Iterator<Item = Block> + use<> {
         let blocks = match samples.len() {
             1 => (self.positions() / COLUMNS).max(1),
             _ => 1,
         };
         let rows = kernel::ranges(self.rows.out, blocks);
         rows.into_iter().map(move |rows| Block {
+            group,
             samples: samples.clone(),
             rows,
         })
@@ -50,8 +52,11 @@ impl Conv2d {
 
     /// All blocks.
     pub(super) fn blocks(&self) -> Vec<Block> {
-        let groups = self.groups().into_iter();
-        groups.flat_map(|samples| self.blocks_of(samples)).collect()
+        let batches = self.batches();
+        let groups = (0..self.groups).flat_map(|group| batches.iter().map(move |samples| (group, samples)));
+        groups
+            .flat_map(|(group, samples)| self.blocks_of(group, samples.clone()))
+            .collect()
     }
 
     /// The positions of a block.

@@ -1,60 +1,81 @@
 //! The sizes of a convolution.
 
+use candle_core::conv::CudnnFwdAlgo;
+use candle_nn::Conv2dConfig;
+
 use crate::check;
-use crate::error::Error;
-use crate::ops::cpu::sliding::{check_padding, Sliding};
+use crate::error::{Error, Result};
+use crate::ops::cpu::sliding::{check_padding, extent, Sliding};
 
 /// A convolution, without its weight.
 #[derive(Clone, Copy)]
 pub(crate) struct Conv2d {
     pub(super) batch: usize,
+    pub(super) groups: usize,
+    /// Of one group, as all that follows.
     pub(super) in_channels: usize,
     pub(super) out_channels: usize,
     pub(super) rows: Sliding,
     pub(super) columns: Sliding,
+    pub(super) algorithm: Option<CudnnFwdAlgo>,
 }
 
 impl Conv2d {
-    /// A convolution of images with a weight, which an error calls by `names`.
-    pub(crate) fn new(
-        [input, name]: [&'static str; 2],
+    /// A convolution of images [B, C, H, W] with a weight [C', C / groups, kH, kW], which an error calls by `names`.
+    pub(crate) fn new(names: [&'static str; 2], xs: &[usize], weight: &[usize], config: Conv2dConfig) -> Result<Self> {
+        let (channels, sides) = Channels::of::<2>(names, xs, weight, &config)?;
+        let axes = Self::axes(names[0], xs, &sides, &weight[2..], &config)?;
+        Self::of(channels, axes, &config)
+    }
+
+    /// As [`new`](Self::new), of sequences [B, C, L] with a weight [C', C / groups, k]: images of one row.
+    pub(crate) fn of_sequences(
+        names: [&'static str; 2],
         xs: &[usize],
         weight: &[usize],
-        stride: usize,
-        padding: usize,
-    ) -> crate::error::Result<Self> {
-        let [out_channels, in_channels, kernel, columns] = *weight else {
-            return Err(Error::shape(name, weight, "[C', C, k, k]"));
-        };
-        if weight.contains(&0) || kernel != columns {
-            return Err(Error::shape(name, weight, "[C', C, k, k], not empty"));
+        config: Conv2dConfig,
+    ) -> Result<Self> {
+        let (channels, sides) = Channels::of::<1>(names, xs, weight, &config)?;
+        let [columns] = Self::axes(names[0], xs, &sides, &weight[2..], &config)?;
+        Self::of(channels, [ONE_ROW, columns], &config)
+    }
+
+    /// The axes along which a kernel of these sides slides over images of these.
+    fn axes<const N: usize>(
+        input: &'static str,
+        xs: &[usize],
+        sides: &[usize; N],
+        kernel: &[usize],
+        config: &Conv2dConfig,
+    ) -> Result<[Sliding; N]> {
+        let &Conv2dConfig {
+            stride,
+            padding,
+            dilation,
+            ..
+        } = config;
+        check_padding(xs[0].saturating_mul(xs[1]), sides, padding)?;
+        let mut axes = [ONE_ROW; N];
+        for (axis, (&side, &window)) in axes.iter_mut().zip(sides.iter().zip(kernel)) {
+            *axis = Sliding::dilated(side, window, stride, padding, dilation)
+                .ok_or_else(|| Error::shape(input, xs, image(xs[1], kernel, config)))?;
         }
-        check::at_least_one("stride", stride)?;
-        let unfit = || {
-            let sides = match kernel.saturating_sub(padding.saturating_mul(2)) {
-                0 | 1 => "not empty".to_string(),
-                least => format!("with sides of at least {least} for a kernel of {kernel} and a padding of {padding}"),
-            };
-            Error::shape(input, xs, format!("[B, {in_channels}, H, W], {sides}"))
-        };
-        let [batch, channels, height, width] = *xs else {
-            return Err(unfit());
-        };
-        if channels != in_channels || xs.contains(&0) {
-            return Err(unfit());
-        }
-        check_padding(batch.saturating_mul(channels), [height, width], padding)?;
-        let axis = |side| Sliding::new(side, kernel, stride, padding).ok_or_else(unfit);
-        let (rows, columns) = (axis(height)?, axis(width)?);
-        let out = [out_channels, rows.out, columns.out];
+        Ok(axes)
+    }
+
+    fn of(channels: Channels, [rows, columns]: [Sliding; 2], config: &Conv2dConfig) -> Result<Self> {
+        let Channels { batch, inputs, outputs } = channels;
+        let out = [outputs, rows.out, columns.out];
         let count = out.iter().try_fold(batch, |count, &dim| count.checked_mul(dim));
-        check::fits_memory("padding", padding, count, size_of::<f32>())?;
+        check::fits_memory("padding", config.padding, count, size_of::<f32>())?;
         Ok(Self {
             batch,
-            in_channels,
-            out_channels,
+            groups: config.groups,
+            in_channels: inputs / config.groups,
+            out_channels: outputs / config.groups,
             rows,
             columns,
+            algorithm: config.cudnn_fwd_algo,
         })
     }
 
@@ -75,16 +96,115 @@ impl Conv2d {
 
     /// True if the matrix of what the kernel sees is the image itself.
     pub(super) fn is_direct(&self) -> bool {
-        self.rows.window == 1 && self.rows.stride == 1 && self.rows.padding == 0
+        let direct = |axis: Sliding| axis.window == 1 && axis.stride == 1 && axis.padding == 0 && axis.side == axis.out;
+        direct(self.rows) && direct(self.columns)
+    }
+
+    /// Channels of the result.
+    pub(super) fn num_outputs(&self) -> usize {
+        self.groups * self.out_channels
     }
 
     /// Elements of the result.
     pub(crate) fn result_len(&self) -> usize {
-        self.batch * self.out_channels * self.positions()
+        self.batch * self.num_outputs() * self.positions()
     }
 
     /// Shape of the result.
     pub(crate) fn result_dims(&self) -> [usize; 4] {
-        [self.batch, self.out_channels, self.rows.out, self.columns.out]
+        [self.batch, self.num_outputs(), self.rows.out, self.columns.out]
     }
+}
+
+/// The axis of rows where there is only one.
+pub(super) const ONE_ROW: Sliding = Sliding {
+    side: 1,
+    window: 1,
+    stride: 1,
+    padding: 0,
+    dilation: 1,
+    out: 1,
+};
+
+/// The samples and channels of a convolution, of all groups.
+struct Channels {
+    batch: usize,
+    inputs: usize,
+    outputs: usize,
+}
+
+impl Channels {
+    /// Of an input and a weight with N axes of positions, and the input's sides along these.
+    fn of<const N: usize>(
+        [input, name]: [&'static str; 2],
+        xs: &[usize],
+        weight: &[usize],
+        config: &Conv2dConfig,
+    ) -> Result<(Self, [usize; N])> {
+        let arguments = [
+            ("stride", config.stride),
+            ("dilation", config.dilation),
+            ("groups", config.groups),
+        ];
+        for (argument, value) in arguments {
+            check::at_least_one(argument, value)?;
+        }
+        let of_weight = match (N, config.groups) {
+            (1, 1) => "[C', C, k]",
+            (1, _) => "[C', C / groups, k]",
+            (_, 1) => "[C', C, kH, kW]",
+            (..) => "[C', C / groups, kH, kW]",
+        };
+        let &[outputs, inputs, ref kernel @ ..] = weight else {
+            return Err(Error::shape(name, weight, of_weight));
+        };
+        if kernel.len() != N {
+            return Err(Error::shape(name, weight, of_weight));
+        }
+        if weight.contains(&0) {
+            return Err(Error::shape(name, weight, format!("{of_weight}, not empty")));
+        }
+        check::divisor("groups", config.groups, outputs, format!("C' = {outputs}"))?;
+        let Some(inputs) = inputs.checked_mul(config.groups) else {
+            return Err(Error::invalid("groups", config.groups, "a divisor of C"));
+        };
+        let unfit = || Error::shape(input, xs, image(inputs, kernel, config));
+        let &[batch, channels, ref sides @ ..] = xs else {
+            return Err(unfit());
+        };
+        let sides = <[usize; N]>::try_from(sides).map_err(|_| unfit())?;
+        if channels != inputs || xs.contains(&0) {
+            return Err(unfit());
+        }
+        let channels = Self { batch, inputs, outputs };
+        Ok((channels, sides))
+    }
+}
+
+/// The input that a kernel of these sides asks for, in words.
+fn image(channels: usize, kernel: &[usize], config: &Conv2dConfig) -> String {
+    let &Conv2dConfig { padding, dilation, .. } = config;
+    let letters = if kernel.len() == 1 { "L" } else { "H, W" };
+    let least = |&window: &usize| {
+        let extent = extent(window, dilation).unwrap_or(usize::MAX);
+        extent.saturating_sub(padding.saturating_mul(2)).max(1)
+    };
+    let least: Vec<_> = kernel.iter().map(least).collect();
+    if least.iter().all(|&least| least == 1) {
+        return format!("[B, {channels}, {letters}], not empty");
+    }
+    // One number where both sides have the same.
+    let each = |sides: &[usize]| match *sides {
+        [first, ref rest @ ..] if rest.iter().all(|&side| side == first) => first.to_string(),
+        _ => format!("{sides:?}"),
+    };
+    let dilated = match dilation {
+        1 => String::new(),
+        dilation => format!(", a dilation of {dilation}"),
+    };
+    format!(
+        "[B, {channels}, {letters}], with sides of at least {} for a kernel of {}{dilated} and a padding of {padding}",
+        each(&least),
+        each(kernel)
+    )
 }

@@ -11,8 +11,7 @@ kernel::simd_fn! {
     /// What the kernel sees of an image [channels, H, W] at the given rows of the result, to rows of `seen` that are
     /// `stride` apart: one for each channel and element of the kernel.
     pub(super) fn im2col<S>(conv: Conv2d, image: &[f32], rows: Range<usize>, seen: &mut [f32], stride: usize) -> () {
-        let side = conv.rows.window;
-        let taps = (0..side).flat_map(|u| (0..side).map(move |v| (u, v)));
+        let taps = (0..conv.rows.window).flat_map(|u| (0..conv.columns.window).map(move |v| (u, v)));
         let seen_rows = image.chunks_exact(conv.area()).flat_map(|channel| taps.clone().map(move |tap| (channel, tap)));
         for ((channel, (u, v)), seen) in seen_rows.zip(seen.chunks_mut(stride)) {
             let (inside, first) = conv.columns.inside(v);
@@ -39,10 +38,10 @@ kernel::simd_fn! {
         rows: Range<usize>,
         image: &mut MatMut<'_>,
     ) -> () {
-        let (side, taps) = (conv.rows.window, conv.taps());
+        let (width, taps) = (conv.columns.window, conv.taps());
         for (i, seen) in seen.chunks(stride).enumerate() {
             let channel = image.row(i / taps);
-            let (u, v) = (i % taps / side, i % taps % side);
+            let (u, v) = (i % taps / width, i % taps % width);
             let (inside, first) = conv.columns.inside(v);
             if inside.is_empty() {
                 continue;

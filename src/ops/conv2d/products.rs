@@ -34,12 +34,12 @@ impl Conv2d {
         });
     }
 
-    /// Some channels of what the kernel sees at the positions of `block`, [channels k k, columns]: a view where the
-    /// kernel sees the image itself, else written to `scratch`.
+    /// Some channels of the block's group as the kernel sees them at its positions, [channels kH kW, columns]: a view
+    /// where the kernel sees the image itself, else written to `scratch`.
     fn seen<'a>(&self, xs: &'a [f32], block: &Block, channels: Range<usize>, scratch: &'a mut [f32]) -> Mat<'a> {
         let columns = self.width_of(block);
         let rows = channels.len() * self.taps();
-        let start = |sample| (sample * self.in_channels + channels.start) * self.area();
+        let start = |sample| self.input_at(sample, block.group, channels.start);
         if self.is_direct() && block.samples.len() == 1 {
             let first = start(block.samples.start) + block.rows.start * self.columns.side;
             return Mat::rows(&xs[first..], rows, columns, self.area());
@@ -53,11 +53,11 @@ impl Conv2d {
         Mat::rows(scratch, rows, columns, columns)
     }
 
-    /// The gradient of the result at the positions of `block`, [C', columns]: a view for a single sample, else written
-    /// to `scratch`.
+    /// The gradient of the result of the block's group at its positions, [out_channels, columns]: a view for a single
+    /// sample, else written to `scratch`.
     fn gradient<'a>(&self, grads: &'a [f32], block: &Block, scratch: &'a mut [f32]) -> Mat<'a> {
         let (positions, columns) = (self.positions(), self.width_of(block));
-        let start = |sample| sample * self.out_channels * positions;
+        let start = |sample| self.result_at(sample, block.group);
         if block.samples.len() == 1 {
             let first = start(block.samples.start) + block.rows.start * self.columns.out;
             return Mat::rows(&grads[first..], self.out_channels, columns, positions);
@@ -72,10 +72,20 @@ impl Conv2d {
         Mat::rows(scratch, self.out_channels, columns, columns)
     }
 
+    /// Where a channel of a group of a sample begins in the input.
+    fn input_at(&self, sample: usize, group: usize, channel: usize) -> usize {
+        ((sample * self.groups + group) * self.in_channels + channel) * self.area()
+    }
+
+    /// Where a group of a sample begins in the result.
+    fn result_at(&self, sample: usize, group: usize) -> usize {
+        (sample * self.groups + group) * self.out_channels * self.positions()
+    }
+
     /// Writes the result to `ys`.
-    pub(crate) fn forward(&self, xs: &[f32], weight: &[f32], ys: &mut [f32]) {
+    pub(super) fn products(&self, xs: &[f32], weight: &[f32], bias: Option<&[f32]>, ys: &mut [f32]) {
         let (positions, seen_rows) = (self.positions(), self.in_channels * self.taps());
-        let weight = Mat::rows(weight, self.out_channels, seen_rows, seen_rows);
+        let weight = Mat::rows(weight, self.num_outputs(), seen_rows, seen_rows);
         let out = SharedMut::new(ys);
         let blocks = self.blocks();
         let widest = self.widest(&blocks);
@@ -84,19 +94,31 @@ impl Conv2d {
             self.with_scratch(widest, seen_rows, |scratch, result| {
                 let columns = self.width_of(&block);
                 let seen = self.seen(xs, &block, 0..self.in_channels, scratch);
+                let outputs = block.group * self.out_channels..(block.group + 1) * self.out_channels;
+                let weight = weight.slice_rows(outputs.clone());
+                // The product is added to the bias while it is in registers, instead of in a pass of its own.
+                let bias = bias.map(|bias| &bias[outputs]);
+                let write = if bias.is_some() { Write::Add } else { Write::Replace };
+                let begin = |out: &mut MatMut| {
+                    for (row, &bias) in bias.into_iter().flatten().enumerate() {
+                        out.row(row).fill(bias);
+                    }
+                };
                 // SAFETY: these positions of this sample belong to this block alone, which one thread computes.
                 let out = |sample, first_row, columns| unsafe {
-                    let start = sample * self.out_channels * positions + first_row * self.columns.out;
+                    let start = self.result_at(sample, block.group) + first_row * self.columns.out;
                     out.columns(start, self.out_channels, columns, positions)
                 };
                 if block.samples.len() == 1 {
                     let out = &mut out(block.samples.start, block.rows.start, columns);
-                    matrix::matmul(out, Write::Replace, 1.0, weight, seen, parallelism);
+                    begin(out);
+                    matrix::matmul(out, write, 1.0, weight, seen, parallelism);
                     return;
                 }
                 let result = &mut result[..self.out_channels * columns];
                 let product = &mut MatMut::rows(result, self.out_channels, columns, columns);
-                matrix::matmul(product, Write::Replace, 1.0, weight, seen, parallelism);
+                begin(product);
+                matrix::matmul(product, write, 1.0, weight, seen, parallelism);
                 for (i, sample) in block.samples.enumerate() {
                     let mut out = out(sample, 0, positions);
                     for (row, result) in result.chunks_exact(columns).enumerate() {
@@ -108,32 +130,31 @@ impl Conv2d {
     }
 
     /// The gradient by the input: written to `dxs`, or added to it.
-    pub(crate) fn backward_xs(&self, weight: &[f32], grads: &[f32], dxs: &mut [f32], write: Write) {
+    pub(super) fn products_backward_xs(&self, weight: &[f32], grads: &[f32], dxs: &mut [f32], write: Write) {
         let (area, taps) = (self.area(), self.taps());
         let out = SharedMut::new(dxs);
-        let (groups, widest) = (self.groups(), self.widest(&self.blocks()));
-        let ranges = kernel::ranges(self.in_channels, TASKS.div_ceil(groups.len()));
-        let tasks = groups.len() * ranges.len();
+        let (batches, widest) = (self.batches(), self.widest(&self.blocks()));
+        let pieces = batches.len() * self.groups;
+        let ranges = kernel::ranges(self.in_channels, TASKS.div_ceil(pieces));
+        let tasks = pieces * ranges.len();
         let parallelism = within(tasks);
-        let tasks = (0..tasks)
-            .into_par_iter()
-            .map(|i| (&groups[i / ranges.len()], &ranges[i % ranges.len()]));
-        tasks.for_each(|(samples, channels)| {
-            let rows = channels.len() * taps;
-            let weight = Mat::rows(
-                &weight[channels.start * taps..],
-                self.out_channels,
-                rows,
-                self.in_channels * taps,
-            );
+        let tasks = (0..tasks).into_par_iter().map(|i| {
+            let (piece, range) = (i / ranges.len(), i % ranges.len());
+            (piece % self.groups, &batches[piece / self.groups], &ranges[range])
+        });
+        tasks.for_each(|(group, samples, channels)| {
+            let (rows, width) = (channels.len() * taps, self.in_channels * taps);
+            let first = group * self.out_channels * width + channels.start * taps;
+            let weight = Mat::rows(&weight[first..], self.out_channels, rows, width);
             // SAFETY: these channels of this sample belong to this task alone, which one thread computes.
             let out = |sample: usize| unsafe {
-                let start = (sample * self.in_channels + channels.start) * area;
+                let start = self.input_at(sample, group, channels.start);
                 out.columns(start, channels.len(), area, area)
             };
             self.with_scratch(widest, channels.len() * taps, |scratch, gathered| {
                 if self.is_direct() && samples.len() == 1 {
                     let whole = Block {
+                        group,
                         samples: samples.clone(),
                         rows: 0..self.rows.out,
                     };
@@ -147,7 +168,7 @@ impl Conv2d {
                         (0..channels.num_rows()).for_each(|row| channels.row(row).fill(0.0));
                     }
                 }
-                for block in self.blocks_of(samples.clone()) {
+                for block in self.blocks_of(group, samples.clone()) {
                     let columns = self.width_of(&block);
                     let g = self.gradient(grads, &block, gathered);
                     let dseen = &mut scratch[..rows * columns];
@@ -164,27 +185,34 @@ impl Conv2d {
 
     /// The gradient by the weight: written to `dweight`, or added to it. The blocks' shares are added in an order that
     /// the shapes alone decide.
-    pub(crate) fn backward_weight(&self, xs: &[f32], grads: &[f32], dweight: &mut [f32], write: Write) {
+    pub(super) fn products_backward_weight(&self, xs: &[f32], grads: &[f32], dweight: &mut [f32], write: Write) {
         // Columns of the gradient that are computed together, if there are as many.
         const WIDTH: usize = 128;
         let taps = self.taps();
         let width = self.in_channels * taps;
         let ranges = kernel::ranges(self.in_channels, (width / WIDTH).clamp(1, TASKS));
-        let blocks = self.blocks();
+        // Of each group alike.
+        let blocks: Vec<_> = self
+            .batches()
+            .into_iter()
+            .flat_map(|samples| self.blocks_of(0, samples))
+            .collect();
         let widest = self.widest(&blocks);
         // A narrow gradient is computed several times over, each time from some of the blocks.
-        let parts = kernel::ranges(blocks.len(), TASKS.div_ceil(ranges.len()));
-        let (tasks, len) = (parts.len() * ranges.len(), dweight.len());
+        let parts = kernel::ranges(blocks.len(), TASKS.div_ceil(ranges.len() * self.groups));
+        let (tasks, len) = (parts.len() * self.groups * ranges.len(), dweight.len());
         let parallelism = within(tasks);
         let compute = |out: SharedMut, write| {
             (0..tasks).into_par_iter().for_each(|i| {
-                let (part, channels) = (i / ranges.len(), &ranges[i % ranges.len()]);
-                let start = part * len + channels.start * taps;
+                let (piece, channels) = (i / ranges.len(), &ranges[i % ranges.len()]);
+                let (part, group) = (piece / self.groups, piece % self.groups);
+                let start = part * len + group * self.out_channels * width + channels.start * taps;
                 // SAFETY: these columns of this part belong to this task alone, which one thread computes.
                 let mut out = unsafe { out.columns(start, self.out_channels, channels.len() * taps, width) };
                 self.with_scratch(widest, channels.len() * taps, |scratch, gathered| {
                     for (i, block) in blocks[parts[part].clone()].iter().enumerate() {
                         let write = if i == 0 { write } else { Write::Add };
+                        let block = &Block { group, ..block.clone() };
                         let g = self.gradient(grads, block, gathered);
                         let seen = self.seen(xs, block, channels.clone(), scratch);
                         matrix::matmul(&mut out, write, 1.0, g, seen.t(), parallelism);

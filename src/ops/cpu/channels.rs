@@ -70,7 +70,7 @@ impl Moments {
 
     /// The mean in two parts: what `f32` loses of a mean that is large beside the deviations from it would be missing
     /// in every one of them.
-    fn mean(&self) -> (f32, f64) {
+    pub(crate) fn mean(&self) -> (f32, f64) {
         let high = self.mean as f32;
         (high, self.mean - f64::from(high))
     }
@@ -87,7 +87,7 @@ pub(crate) struct ChannelNorm<'a> {
 
 /// A norm of one channel: y = (x - mean) * scale + shift.
 #[derive(Clone, Copy)]
-struct Line {
+pub(crate) struct Line {
     mean: f32,
     scale: f32,
     shift: f32,
@@ -125,7 +125,7 @@ fn add_sums<const N: usize>(acc: &mut [[f64; LANES]; 2], rows: [&[f32]; N], term
 
 kernel::simd_fn! {
     /// The moments of one channel. Deviations are taken from one of its values, so that a constant one has variance 0.
-    fn moments<S>(xs: &[f32], dims: Dims, channel: usize) -> Moments {
+    pub(crate) fn moments<S>(xs: &[f32], dims: Dims, channel: usize) -> Moments {
         let pivot = xs[channel * dims.positions];
         let pivot = if pivot.is_finite() { f64::from(pivot) } else { 0.0 };
         let mut acc = [[0f64; LANES]; 2];
@@ -144,7 +144,7 @@ kernel::simd_fn! {
 }
 
 kernel::simd_fn! {
-    fn forward_row<S>(xs: &[f32], line: Line, floor: f32, ys: &mut [f32]) -> () {
+    pub(crate) fn forward_row<S>(xs: &[f32], line: Line, floor: f32, ys: &mut [f32]) -> () {
         for (y, &x) in ys.iter_mut().zip(xs) {
             let value = kernel::fma::<S>(x - line.mean, line.scale, line.shift);
             // Not `f32::max`, which would turn what is undefined to the floor.
@@ -165,7 +165,7 @@ kernel::simd_fn! {
 
 kernel::simd_fn! {
     /// Adds Σ g and Σ g (x - `mean`) of a row.
-    fn add_backward_sums<S>(acc: &mut [[f64; LANES]; 2], xs: &[f32], grads: &[f32], mean: f32) -> () {
+    pub(crate) fn add_backward_sums<S>(acc: &mut [[f64; LANES]; 2], xs: &[f32], grads: &[f32], mean: f32) -> () {
         add_sums(acc, [xs, grads], |[x, g]| {
             let g = f64::from(g);
             [g, g * f64::from(x - mean)]
@@ -194,7 +194,7 @@ kernel::simd_fn! {
 
 kernel::simd_fn! {
     /// dx = `scale` g + `slope` (x - `mean`) + `shift`, in the place of g.
-    fn backward_row<S>(xs: &[f32], mean: f32, scale: f32, slope: f32, shift: f32, dxs: &mut [f32]) -> () {
+    pub(crate) fn backward_row<S>(xs: &[f32], mean: f32, scale: f32, slope: f32, shift: f32, dxs: &mut [f32]) -> () {
         for (dx, &x) in dxs.iter_mut().zip(xs) {
             *dx = kernel::fma::<S>(*dx, scale, kernel::fma::<S>(x - mean, slope, shift));
         }
@@ -210,11 +210,11 @@ pub(crate) fn through_relu(ys: &[f32], grads: &[f32], out: &mut [f32]) {
 }
 
 impl ChannelNorm<'_> {
-    fn scale(&self, moments: Moments) -> f64 {
+    pub(crate) fn scale(&self, moments: Moments) -> f64 {
         1.0 / (moments.var + self.eps).sqrt()
     }
 
-    fn line(&self, channel: usize, moments: Moments) -> Line {
+    pub(crate) fn line(&self, channel: usize, moments: Moments) -> Line {
         let (mean, rest) = moments.mean();
         let scale = self.scale(moments) * f64::from(self.weight[channel]);
         Line {

@@ -32,6 +32,16 @@ impl<'a> Mat<'a> {
         }
     }
 
+    /// Some of the rows.
+    pub(crate) fn slice_rows(self, rows: Range<usize>) -> Self {
+        assert!(rows.start <= rows.end && rows.end <= self.rows);
+        Self {
+            data: &self.data[(rows.start * self.row_stride).min(self.data.len())..],
+            rows: rows.len(),
+            ..self
+        }
+    }
+
     pub(crate) fn t(self) -> Self {
         Self {
             rows: self.cols,

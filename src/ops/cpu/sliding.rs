@@ -4,35 +4,47 @@ use std::ops::Range;
 
 use crate::check;
 
-/// One axis: where a window of `window` elements stands at each of `out` places, `stride` apart, of which the first is
-/// `padding` before the image.
+/// One axis: where a window of `window` elements, `dilation` apart, stands at each of `out` places, `stride` apart, of
+/// which the first is `padding` before the image.
 #[derive(Clone, Copy)]
 pub(crate) struct Sliding {
     pub(crate) side: usize,
     pub(crate) window: usize,
     pub(crate) stride: usize,
     pub(crate) padding: usize,
+    pub(crate) dilation: usize,
     pub(crate) out: usize,
 }
 
 impl Sliding {
-    /// `None` if the window is larger than the padded image, or that is larger than a `usize` tells. The stride must
-    /// not be 0.
+    /// `None` if the window is larger than the padded image, or that is larger than a `usize` tells. Window and stride
+    /// must not be 0.
     pub(crate) fn new(side: usize, window: usize, stride: usize, padding: usize) -> Option<Self> {
-        let out = padded(side, padding)?.checked_sub(window)? / stride + 1;
+        Self::dilated(side, window, stride, padding, 1)
+    }
+
+    /// As [`new`](Self::new), of a window whose elements are `dilation` apart, which must not be 0.
+    pub(crate) fn dilated(side: usize, window: usize, stride: usize, padding: usize, dilation: usize) -> Option<Self> {
+        let out = padded(side, padding)?.checked_sub(extent(window, dilation)?)? / stride + 1;
         Some(Self {
             side,
             window,
             stride,
             padding,
+            dilation,
             out,
         })
+    }
+
+    /// Elements from the first of the window to its last, both counted.
+    pub(crate) fn extent(&self) -> usize {
+        (self.window - 1) * self.dilation + 1
     }
 
     /// The element of the image that is the window's element `tap` at place `at`, unless that is padding.
     #[inline(always)]
     pub(crate) fn source(&self, at: usize, tap: usize) -> Option<usize> {
-        (at * self.stride + tap)
+        (at * self.stride + tap * self.dilation)
             .checked_sub(self.padding)
             .filter(|&source| source < self.side)
     }
@@ -41,6 +53,7 @@ impl Sliding {
     /// `stride` on from the last.)
     #[inline(always)]
     pub(crate) fn inside(&self, tap: usize) -> (Range<usize>, usize) {
+        let tap = tap * self.dilation;
         let first = self.padding.saturating_sub(tap).div_ceil(self.stride).min(self.out);
         let end = (self.side + self.padding).saturating_sub(tap).div_ceil(self.stride);
         let end = end.clamp(first, self.out);
@@ -49,15 +62,20 @@ impl Sliding {
     }
 }
 
+/// What [`Sliding::extent`] gives of a window that is not empty, if a `usize` tells it.
+pub(crate) fn extent(window: usize, dilation: usize) -> Option<usize> {
+    (window - 1).checked_mul(dilation)?.checked_add(1)
+}
+
 fn padded(side: usize, padding: usize) -> Option<usize> {
     padding.checked_mul(2)?.checked_add(side)
 }
 
 /// An error unless `planes` images of these sides, padded, could be in memory together. (A composition makes them.)
-pub(crate) fn check_padding(planes: usize, sides: [usize; 2], padding: usize) -> crate::error::Result<()> {
+pub(crate) fn check_padding(planes: usize, sides: &[usize], padding: usize) -> crate::error::Result<()> {
     let count = sides
-        .into_iter()
-        .try_fold(planes, |count, side| count.checked_mul(padded(side, padding)?));
+        .iter()
+        .try_fold(planes, |count, &side| count.checked_mul(padded(side, padding)?));
     check::fits_memory("padding", padding, count, size_of::<f64>())
 }
 
@@ -95,24 +113,23 @@ mod tests {
     /// `source` of all places is what `inside` says, and every place and tap is either.
     #[test]
     fn both_descriptions_agree() {
-        for (side, window, stride, padding) in
-            (0..6 * 6 * 4 * 5).map(|i| (1 + i % 6, 1 + i / 6 % 6, 1 + i / 36 % 4, i / 144))
+        for (side, window, stride, padding, dilation) in
+            (0..6 * 6 * 4 * 5 * 3).map(|i| (1 + i % 6, 1 + i / 6 % 6, 1 + i / 36 % 4, i / 144 % 5, 1 + i / 720))
         {
-            let Some(axis) = Sliding::new(side, window, stride, padding) else {
-                assert!(window > side + 2 * padding);
+            let extent = (window - 1) * dilation + 1;
+            let Some(axis) = Sliding::dilated(side, window, stride, padding, dilation) else {
+                assert!(extent > side + 2 * padding);
                 continue;
             };
-            assert!((axis.out - 1) * stride + window <= side + 2 * padding);
-            assert!(axis.out * stride + window > side + 2 * padding);
+            assert_eq!(axis.extent(), extent);
+            assert!((axis.out - 1) * stride + extent <= side + 2 * padding);
+            assert!(axis.out * stride + extent > side + 2 * padding);
             for tap in 0..window {
                 let (inside, first) = axis.inside(tap);
                 for at in 0..axis.out {
                     let expected = inside.contains(&at).then(|| first + (at - inside.start) * stride);
-                    assert_eq!(
-                        axis.source(at, tap),
-                        expected,
-                        "{side} {window} {stride} {padding} at {at} tap {tap}"
-                    );
+                    let case = [side, window, stride, padding, dilation, at, tap];
+                    assert_eq!(axis.source(at, tap), expected, "{case:?}");
                 }
             }
         }

@@ -1,6 +1,7 @@
 //! A convolution and the batch norm behind it: what a ResNet is made of.
 
 use candle_core::{DType, Result, Tensor};
+use candle_nn::Conv2dConfig;
 
 use super::affine::Affine;
 use crate::check;
@@ -49,7 +50,7 @@ impl ConvNorm<'_> {
         epilogue: Epilogue,
         xs: &Tensor,
     ) -> Result<(Tensor, Option<BatchStatistics>)> {
-        let ys = conv2d::routed(xs, self.weight, layer.conv)?;
+        let ys = conv2d::routed(xs, self.weight, None, layer.conv)?;
         let Affine { weight, bias } = self.norm;
         let Some(RunningStatistics { mean, var }) = self.running else {
             let (ys, seen) = training::routed(layer.dims(), epilogue, [&ys, weight, bias], self.eps)?;
@@ -97,7 +98,12 @@ impl Layer {
                 return Err(Error::shape(weight, layer.weight.dims(), expected));
             }
         }
-        let conv = Conv2d::new([input, weight], xs, layer.weight.dims(), layer.stride, layer.padding)?;
+        let config = Conv2dConfig {
+            stride: layer.stride,
+            padding: layer.padding,
+            ..Default::default()
+        };
+        let conv = Conv2d::new([input, weight], xs, layer.weight.dims(), config)?;
         check::same_dtype(weight, layer.weight, "xs", like)?;
         for (name, tensor) in norm.into_iter().zip([layer.norm.weight, layer.norm.bias]) {
             check::vector(name, tensor, conv.result_dims()[1])?;
@@ -176,7 +182,7 @@ impl LayerWithParams<'_> {
     /// What the convolution gives.
     pub(crate) fn convolve(&self, xs: &[f32]) -> Buffer {
         let mut ys = Buffer::new(self.conv.result_len());
-        self.conv.forward(xs, self.weight, &mut ys);
+        self.conv.forward(xs, self.weight, None, &mut ys);
         ys
     }
 

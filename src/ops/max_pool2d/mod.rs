@@ -4,7 +4,7 @@
 mod tests;
 mod windows;
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, D};
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, ToUsize2, D};
 
 use super::cpu::kernel::{self, Elements};
 use super::cpu::sliding::Sliding;
@@ -16,13 +16,15 @@ pub(crate) use windows::MaxPool2d;
 /// y\[b, c, i, j\] = the largest of x\[b, c, i * stride + u - padding, j * stride + v - padding\] for u and v below
 /// `kernel` that lie in the image.
 ///
-/// [`Tensor::max_pool2d_with_stride`] has a backward only where windows do not overlap, and no padding.
+/// [`Tensor::max_pool2d_with_stride`] has a backward only where windows do not overlap, one whose gradients are divided
+/// by the number of a window's elements, and no padding. In the place of `xs.max_pool2d(k)` stands
+/// `max_pool2d(&xs, k, k, 0)`.
 ///
 /// # Arguments
 ///
 /// - `xs`: [B, C, H, W]
-/// - `kernel`: side of a window
-/// - `stride`: at least 1
+/// - `kernel`: side of a window, or its height and width
+/// - `stride`: at least 1, or one for each direction
 /// - `padding`: positions around the image, on each side, that never win, whatever is in it; at most `kernel / 2`
 ///
 /// Returns [B, C, H', W'], where H' = (H + 2 padding - kernel) / stride + 1, rounded down, and W' likewise. An
@@ -50,7 +52,7 @@ pub(crate) use windows::MaxPool2d;
 /// assert_eq!(ys.squeeze(0)?.squeeze(0)?.to_vec2::<f32>()?, rows);
 /// # Ok::<(), candle_core::Error>(())
 /// ```
-pub fn max_pool2d(xs: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {
+pub fn max_pool2d(xs: &Tensor, kernel: impl ToUsize2, stride: impl ToUsize2, padding: usize) -> Result<Tensor> {
     check::float("xs", xs)?;
     routed(xs, MaxPool2d::new(xs.dims(), kernel, stride, padding)?)
 }
@@ -65,7 +67,7 @@ pub(crate) fn routed(xs: &Tensor, pool: MaxPool2d) -> Result<Tensor> {
 }
 
 /// [`max_pool2d`] of candle's operations.
-pub fn composition(xs: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {
+pub fn composition(xs: &Tensor, kernel: impl ToUsize2, stride: impl ToUsize2, padding: usize) -> Result<Tensor> {
     compose(xs, MaxPool2d::new(xs.dims(), kernel, stride, padding)?)
 }
 

@@ -36,6 +36,15 @@ fn equals_its_composition() {
 }
 
 #[test]
+fn equals_its_composition_where_sides_differ() {
+    for (seed, k, s, padding) in [(0, (2, 3), (1, 2), 1), (1, (4, 1), (3, 1), 0), (2, (3, 2), (2, 5), 1)] {
+        let kernel = |args: &[Tensor]| max_pool2d(&args[0], k, s, padding);
+        let reference = |args: &[Tensor]| composition(&args[0], k, s, padding);
+        check(&kernel, &reference, &[&[2, 3, 9, 8]], seed);
+    }
+}
+
+#[test]
 fn equals_its_composition_at_the_edges() {
     check_pool([1, 1, 1, 1], 1, 1, 0, 0);
     check_pool([1, 2, 1, 1], 3, 2, 1, 1);
@@ -124,6 +133,13 @@ fn errors_name_the_argument() {
             format!("xs has shape {xs:?}, but must be {expected}")
         );
     }
+    let sides = max_pool2d(&random(&[1, 1, 2, 2], 0), (3, 1), 1, 0)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        sides.ends_with("with sides of at least (3, 1) for windows of (3, 1) and a padding of 0"),
+        "{sides}"
+    );
     for padding in [1 << 40, usize::MAX / 2 - 3] {
         let error = message(&xs, usize::MAX, 1, padding);
         assert!(error.starts_with(&format!("padding is {padding}, ")), "{error}");

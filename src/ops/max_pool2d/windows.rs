@@ -1,5 +1,6 @@
 //! Pooling of windows that slide over images, channel by channel.
 
+use candle_core::ToUsize2;
 use rayon::prelude::*;
 
 use crate::check;
@@ -18,20 +19,28 @@ pub(crate) struct MaxPool2d {
 
 impl MaxPool2d {
     /// Of images of these dimensions.
-    pub(crate) fn new(xs: &[usize], kernel: usize, stride: usize, padding: usize) -> crate::error::Result<Self> {
-        for (argument, value) in [("kernel", kernel), ("stride", stride)] {
-            check::at_least_one(argument, value)?;
+    pub(crate) fn new(
+        xs: &[usize],
+        kernel: impl ToUsize2,
+        stride: impl ToUsize2,
+        padding: usize,
+    ) -> crate::error::Result<Self> {
+        let (kernel, stride) = (kernel.to_usize2(), stride.to_usize2());
+        for (argument, (rows, columns)) in [("kernel", kernel), ("stride", stride)] {
+            check::at_least_one(argument, rows.min(columns))?;
         }
-        if padding > kernel / 2 {
-            return Err(Error::invalid(
-                "padding",
-                padding,
-                format!("at most half of the kernel, {}", kernel / 2),
-            ));
+        let half = kernel.0.min(kernel.1) / 2;
+        if padding > half {
+            let allowed = format!("at most half of the kernel, {half}");
+            return Err(Error::invalid("padding", padding, allowed));
         }
         let unfit = || {
-            let least = kernel.saturating_sub(2 * padding).max(1);
-            let sides = format!("with sides of at least {least} for windows of {kernel} and a padding of {padding}");
+            let least = |kernel: usize| kernel.saturating_sub(2 * padding).max(1);
+            let (sides, windows) = match kernel {
+                (rows, columns) if rows == columns => (least(rows).to_string(), rows.to_string()),
+                (rows, columns) => (format!("{:?}", (least(rows), least(columns))), format!("{kernel:?}")),
+            };
+            let sides = format!("with sides of at least {sides} for windows of {windows} and a padding of {padding}");
             Error::shape("xs", xs, format!("[B, C, H, W], not empty, {sides}"))
         };
         let [batch, channels, height, width] = *xs else {
@@ -40,13 +49,13 @@ impl MaxPool2d {
         if xs.contains(&0) {
             return Err(unfit());
         }
-        check_padding(batch.saturating_mul(channels), [height, width], padding)?;
-        let axis = |side| Sliding::new(side, kernel, stride, padding).ok_or_else(unfit);
+        check_padding(batch.saturating_mul(channels), &[height, width], padding)?;
+        let axis = |side, kernel, stride| Sliding::new(side, kernel, stride, padding).ok_or_else(unfit);
         Ok(Self {
             batch,
             channels,
-            rows: axis(height)?,
-            columns: axis(width)?,
+            rows: axis(height, kernel.0, stride.0)?,
+            columns: axis(width, kernel.1, stride.1)?,
         })
     }
 

@@ -1,0 +1,211 @@
+//! What stands in the place of candle's operations that have no backward.
+
+/// The line that replaces the call at which candle's backward stopped for this `reason`, if that is what it says.
+pub(super) fn remedy(reason: &str) -> Option<&'static str> {
+    let unsupported = ["backward not supported", "backward is not supported"];
+    if !unsupported.iter().any(|words| reason.contains(words)) {
+        // A gradient of another shape than what it belongs to: candle's convolution alone computes such.
+        return reason.contains("shape mismatch in add").then_some(CONV2D);
+    }
+    let known = REMEDIES.iter().find(|(operation, _)| reason.contains(operation));
+    Some(known.map_or(ANY, |&(_, remedy)| remedy))
+}
+
+/// By what candle calls the operation.
+const REMEDIES: [(&str, &str); 6] = [
+    (
+        "maxpool2d",
+        "Max pooling whose windows overlap has no backward in candle (and where it has one, gradients come out divided by \
+         the window's size): call masksub::ops::max_pool2d(&xs, kernel, stride, 0) in its place, or take \
+         masksub::models::resnet for a ResNet",
+    ),
+    (
+        "avgpool2d",
+        "Average pooling whose windows overlap has no backward in candle: call \
+         masksub::ops::avg_pool2d(&xs, kernel, stride) in its place",
+    ),
+    (
+        "upsample_bilinear2d",
+        "Bilinear interpolation has no backward in candle: call masksub::ops::upsample_bilinear2d(&xs, h, w, align_corners) \
+         in its place, or upsample_bilinear2d_with_scale",
+    ),
+    (
+        "upscaling factors",
+        "Nearest interpolation has a backward in candle only where both sides grow by the same whole number: call \
+         masksub::ops::upsample_nearest2d(&xs, h, w) in its place, or upsample_nearest1d(&xs, size)",
+    ),
+    (
+        "conv-transpose1d",
+        "A transposed convolution of sequences has no backward in candle: take masksub::nn::ConvTranspose1d, or call \
+         masksub::ops::conv_transpose1d(&xs, &weight, bias, config)",
+    ),
+    ("ceil", "Rounding has no derivative: detach what it is of"),
+];
+
+const CONV2D: &str =
+    "candle's backward of a convolution gives a gradient of another shape than its input where the stride \
+                      leaves unlike remainders of the two sides: take masksub::nn::Conv2d, or call \
+                      masksub::ops::conv2d(&xs, &weight, bias, config)";
+
+const ANY: &str = "candle has no backward for this operation: replace it by one that has, or detach what leads to it";
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device, Result, Tensor, Var};
+    use candle_nn::{Conv1dConfig, ConvTranspose1dConfig};
+
+    use crate::ops::testing::{random, relative};
+    use crate::{grad, ops, Error, Params};
+
+    fn var(shape: &[usize], seed: u64) -> Var {
+        Var::from_tensor(&random(shape, seed).to_dtype(DType::F32).unwrap()).unwrap()
+    }
+
+    /// What a checked backward through `op` of a variable says.
+    fn backward(xs: &Var, op: impl Fn(&Tensor) -> Result<Tensor>) -> crate::Result<Tensor> {
+        let params = Params::new([("xs".to_string(), xs.clone())]);
+        let grads = grad::backward(&op(xs)?.sqr()?.sum_all()?, &params)?;
+        Ok(grads.get(xs).expect("it was checked").clone())
+    }
+
+    fn remedy_for(xs: &Var, op: impl Fn(&Tensor) -> Result<Tensor>) -> &'static str {
+        match backward(xs, op) {
+            Err(Error::BackwardUnsupported { remedy, .. }) => remedy,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn each_operation_without_a_backward_names_what_replaces_it() {
+        let (images, sequences) = (var(&[2, 3, 6, 7], 0), var(&[2, 3, 6], 1));
+        let (kernel, of_sequences) = (var(&[4, 3, 3, 3], 2), var(&[3, 4, 3], 3));
+        type Call<'a> = Box<dyn Fn(&Tensor) -> Result<Tensor> + 'a>;
+        let cases: [(&Var, Call, &str, Call); 8] = [
+            (
+                &images,
+                Box::new(|xs| xs.max_pool2d_with_stride(3, 2)),
+                "masksub::ops::max_pool2d(&xs, kernel, stride, 0)",
+                Box::new(|xs| ops::max_pool2d(xs, 3, 2, 0)),
+            ),
+            (
+                &images,
+                Box::new(|xs| xs.avg_pool2d_with_stride(3, 2)),
+                "masksub::ops::avg_pool2d(&xs, kernel, stride)",
+                Box::new(|xs| ops::avg_pool2d(xs, 3, 2)),
+            ),
+            (
+                &images,
+                Box::new(|xs| xs.upsample_bilinear2d(9, 9, false)),
+                "masksub::ops::upsample_bilinear2d(&xs, h, w, align_corners)",
+                Box::new(|xs| ops::upsample_bilinear2d(xs, 9, 9, false)),
+            ),
+            (
+                &images,
+                Box::new(|xs| xs.upsample_bilinear2d_with_scale(1.5, 1.5, true)),
+                "upsample_bilinear2d_with_scale",
+                Box::new(|xs| ops::upsample_bilinear2d_with_scale(xs, 1.5, 1.5, true)),
+            ),
+            (
+                &images,
+                Box::new(|xs| xs.interpolate2d(12, 7)),
+                "masksub::ops::upsample_nearest2d(&xs, h, w)",
+                Box::new(|xs| ops::upsample_nearest2d(xs, 12, 7)),
+            ),
+            (
+                &sequences,
+                Box::new(|xs| xs.upsample_nearest1d(8)),
+                "upsample_nearest1d(&xs, size)",
+                Box::new(|xs| ops::upsample_nearest1d(xs, 8)),
+            ),
+            (
+                &sequences,
+                Box::new(|xs| xs.conv_transpose1d(&of_sequences, 1, 0, 2, 1, 1)),
+                "masksub::ops::conv_transpose1d(&xs, &weight, bias, config)",
+                Box::new(|xs| {
+                    let config = ConvTranspose1dConfig {
+                        padding: 1,
+                        stride: 2,
+                        ..Default::default()
+                    };
+                    ops::conv_transpose1d(xs, &of_sequences, None, config)
+                }),
+            ),
+            (
+                &images,
+                Box::new(|xs| xs.conv2d(&kernel, 0, 2, 1, 1)),
+                "masksub::ops::conv2d(&xs, &weight, bias, config)",
+                Box::new(|xs| {
+                    let config = candle_nn::Conv2dConfig {
+                        stride: 2,
+                        ..Default::default()
+                    };
+                    ops::conv2d(xs, &kernel, None, config)
+                }),
+            ),
+        ];
+        for (xs, candles, line, ours) in cases {
+            let remedy = remedy_for(xs, &candles);
+            assert!(remedy.contains(line), "{remedy}");
+            assert!(relative(&ours(xs).unwrap(), &candles(xs).unwrap()) < 1e-6, "{line}");
+            assert!(backward(xs, ours).is_ok(), "{line}");
+        }
+    }
+
+    /// Gradients of Σ (xs given op)² by `op` and by `right`, how far apart.
+    fn difference(xs: &Var, op: impl Fn(&Tensor) -> Result<Tensor>, right: impl Fn(&Tensor) -> Result<Tensor>) -> f64 {
+        let forward = relative(&op(xs).unwrap(), &right(xs).unwrap());
+        assert!(forward < 1e-6, "not even the result is the same: {forward:e}");
+        relative(&backward(xs, op).unwrap(), &backward(xs, right).unwrap())
+    }
+
+    /// Without a word. Where candle mends one of these, the table in the documentation of [`ops`] has a line too many.
+    #[test]
+    fn what_the_documentation_calls_wrong_in_candle_is_so() {
+        let (images, sequences) = (var(&[2, 3, 6, 7], 0), var(&[2, 3, 6], 1));
+        let pooled = difference(&images, |xs| xs.max_pool2d(2), |xs| ops::max_pool2d(xs, 2, 2, 0));
+        assert!((pooled - 0.75).abs() < 1e-6, "{pooled}");
+        assert!(difference(&images, |xs| xs.avg_pool2d(2), |xs| ops::avg_pool2d(xs, 2, 2)) > 0.1);
+        let twice = |upsampled: Tensor, xs: &Tensor| upsampled.sum_all()?.broadcast_mul(xs);
+        let lost = difference(
+            &images,
+            |xs| twice(xs.upsample_nearest2d(12, 14)?, xs),
+            |xs| twice(ops::upsample_nearest2d(xs, 12, 14)?, xs),
+        );
+        assert!(lost > 0.1, "{lost}");
+        // The gradient of the weight, on the CPU.
+        let weight = var(&[4, 3, 3], 2);
+        let wrong = difference(
+            &weight,
+            |weight| sequences.conv1d(weight, 1, 1, 1, 1),
+            |weight| {
+                let config = Conv1dConfig {
+                    padding: 1,
+                    ..Default::default()
+                };
+                ops::conv1d(&sequences, weight, None, config)
+            },
+        );
+        assert!(wrong > 0.1, "{wrong}");
+        // Results.
+        let (factor, kernel) = (random(&[4, 3], 3), random(&[3, 4, 3], 3));
+        let batch = random(&[2, 4, 5], 4).transpose(1, 2).unwrap();
+        let [one, copy] = [&batch, &batch.contiguous().unwrap()].map(|xs| xs.broadcast_matmul(&factor).unwrap());
+        assert!(relative(&one, &copy) > 0.1);
+        let transposed = |xs: &Tensor| xs.conv_transpose1d(&kernel, 0, 0, 1, 1, 1).unwrap();
+        let both = random(&[2, 3, 6], 5);
+        let first = transposed(&both.narrow(0, 0, 1).unwrap());
+        assert!(relative(&transposed(&both).narrow(0, 0, 1).unwrap(), &first) > 0.1);
+        let zero = Var::zeros(1, DType::F32, &Device::Cpu).unwrap();
+        let at_0 = zero.relu().unwrap().sum_all().unwrap().backward().unwrap();
+        assert_eq!(at_0.get(&zero).unwrap().to_vec1::<f32>().unwrap(), [1.0]);
+        // What is written over has no part in the result; what is added to has all of it.
+        let (indices, values) = (Tensor::new(&[0u32], &Device::Cpu).unwrap(), var(&[1], 4));
+        let init = var(&[2], 5);
+        let of_init = |ys: Tensor| {
+            let grads = ys.sum_all().unwrap().backward().unwrap();
+            grads.get(&init).unwrap().to_vec1::<f32>().unwrap()
+        };
+        assert_eq!(of_init(init.scatter(&indices, &values, 0).unwrap()), [1.0, 1.0]);
+        assert_eq!(of_init(init.scatter_add(&indices, &values, 0).unwrap()), [0.0, 1.0]);
+    }
+}

@@ -1,0 +1,22 @@
+//! Attention by candle-nn's functions for the CPU, with a backward.
+//!
+//! candle-nn's kernels keep no scores, and have no backward. They still compute where no gradient is asked for; where one
+//! is, and on other devices, a composition with the same result does.
+
+pub mod cpu_flash;
+pub(crate) mod scores;
+#[cfg(test)]
+mod tests;
+pub mod varlen;
+
+pub use candle_nn::attention::AttnMask;
+pub use cpu_flash::flash_attn;
+pub use cpu_flash::varlen::flash_attn_varlen_cpu;
+pub use varlen::flash_attn_varlen_unfused;
+
+use candle_core::Tensor;
+
+/// True where the gradient of one of the tensors may be asked for.
+pub(crate) fn tracked(tensors: &[&Tensor]) -> bool {
+    tensors.iter().any(|tensor| tensor.track_op())
+}

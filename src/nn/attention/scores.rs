@@ -1,0 +1,151 @@
+//! Attention of candle's operations, with all that candle-nn's fused kernels take besides.
+
+use candle_core::{DType, Result, Tensor, D};
+
+use crate::check;
+use crate::error::Error;
+use crate::ops;
+
+/// What is made of the products of queries and keys before the softmax.
+pub(crate) struct Scores {
+    /// Multiplies them.
+    pub(crate) scale: f64,
+    /// c of c tanh(x / c), which follows.
+    pub(crate) softcap: Option<f64>,
+    /// Added at the end, in a shape that is broadcast to [B, H, S, T]; -inf hides a key.
+    pub(crate) bias: Option<Tensor>,
+}
+
+impl Scores {
+    /// softmax(scores) v, [B, H, S, E], of `q` [B, H, S, D], `k` [B, H', T, D] and `v` [B, H'', T, E]; heads that are
+    /// fewer serve as many query heads in turn. A query from which every key is hidden gets zeros.
+    pub(crate) fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+        check(q, k, v)?;
+        if !ops::is_half(q) {
+            return self.composition(q, k, v);
+        }
+        let wide = Self {
+            bias: self.bias.as_ref().map(|bias| bias.to_dtype(DType::F32)).transpose()?,
+            ..*self
+        };
+        ops::in_f32(&[q, k, v], |t| wide.composition(&t[0], &t[1], &t[2]))
+    }
+
+    fn composition(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+        let heads = q.dim(1)?;
+        let (k, v) = (repeated(k, heads)?, repeated(v, heads)?);
+        let scores = (q.contiguous()?.matmul(&k.t()?)? * self.scale)?;
+        let scores = match self.softcap {
+            Some(cap) => ((scores / cap)?.tanh()? * cap)?,
+            None => scores,
+        };
+        let Some(bias) = &self.bias else {
+            return ops::softmax_last_dim(&scores)?.matmul(&v);
+        };
+        let hidden = bias.max_keepdim(D::Minus1)?.eq(f64::NEG_INFINITY)?;
+        if hidden.flatten_all()?.max(0)?.to_scalar::<u8>()? == 0 {
+            return ops::softmax_last_dim(&scores.broadcast_add(bias)?)?.matmul(&v);
+        }
+        // A row of -inf alone has no softmax: it is computed without, and its result is not taken.
+        let row = hidden.broadcast_as(bias.shape())?;
+        let bias = row.where_cond(&bias.zeros_like()?, bias)?;
+        let attended = ops::softmax_last_dim(&scores.broadcast_add(&bias)?)?.matmul(&v)?;
+        let hidden = hidden.broadcast_as(attended.shape())?;
+        hidden.where_cond(&attended.zeros_like()?, &attended)
+    }
+}
+
+/// S and T of `q` [B, H, S, D] and `k` [B, H', T, D].
+pub(crate) fn lengths(q: &Tensor, k: &Tensor) -> Result<(usize, usize)> {
+    match (q.dims(), k.dims()) {
+        (&[_, _, queries, _], &[_, _, keys, _]) => Ok((queries, keys)),
+        (&[_, _, _, _], _) => Err(Error::shape("k", k.dims(), "[B, H', T, D]").into()),
+        _ => Err(Error::shape("q", q.dims(), "[B, H, S, D]").into()),
+    }
+}
+
+fn check(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<()> {
+    check::float("q", q)?;
+    check::same_dtype("k", k, "q", q)?;
+    check::same_dtype("v", v, "q", q)?;
+    let (_, keys) = lengths(q, k)?;
+    let (batch, heads, _, width) = q.dims4()?;
+    let divides = |part: usize| part > 0 && heads.is_multiple_of(part);
+    match *k.dims() {
+        [b, h, _, d] if b == batch && divides(h) && d == width => {}
+        _ => {
+            let expected = format!("[{batch}, H', T, {width}] with H' a divisor of {heads}");
+            return Err(Error::shape("k", k.dims(), expected).into());
+        }
+    }
+    match *v.dims() {
+        [b, h, t, _] if b == batch && divides(h) && t == keys => Ok(()),
+        _ => {
+            let expected = format!("[{batch}, H', {keys}, E] with H' a divisor of {heads}");
+            Err(Error::shape("v", v.dims(), expected).into())
+        }
+    }
+}
+
+/// `xs` [B, H', T, D] with each head as often in turn as makes `heads`, contiguous.
+fn repeated(xs: &Tensor, heads: usize) -> Result<Tensor> {
+    let (batch, few, length, width) = xs.dims4()?;
+    if few == heads {
+        return xs.contiguous();
+    }
+    xs.unsqueeze(2)?
+        .broadcast_as((batch, few, heads / few, length, width))?
+        .reshape((batch, heads, length, width))
+}
+
+/// A bias [1, H, S, T] of the numbers that `of` gives for head, query and key, in the dtype and on the device of `like`.
+pub(crate) fn bias_of(
+    [heads, queries, keys]: [usize; 3],
+    like: &Tensor,
+    of: impl Fn(usize, usize, usize) -> f32,
+) -> Result<Tensor> {
+    let mut data = Vec::with_capacity(heads * queries * keys);
+    for head in 0..heads {
+        for query in 0..queries {
+            data.extend((0..keys).map(|key| of(head, query, key)));
+        }
+    }
+    Tensor::from_vec(data, (1, heads, queries, keys), like.device())?.to_dtype(like.dtype())
+}
+
+/// Query i sees the keys up to i + `offset`.
+#[derive(Clone, Copy)]
+pub(crate) struct Causal {
+    pub(crate) queries: usize,
+    pub(crate) keys: usize,
+    pub(crate) offset: usize,
+}
+
+impl Causal {
+    /// The last query sees all keys.
+    pub(crate) fn at_the_end(queries: usize, keys: usize) -> Self {
+        Self {
+            queries,
+            keys,
+            offset: keys.saturating_sub(queries),
+        }
+    }
+
+    /// The bias that hides what is not seen.
+    pub(crate) fn bias(self, like: &Tensor) -> Result<Tensor> {
+        bias_of([1, self.queries, self.keys], like, |_, query, key| {
+            if key <= query + self.offset {
+                0.0
+            } else {
+                f32::NEG_INFINITY
+            }
+        })
+    }
+}
+
+/// The slopes of ALiBi (Press et al. 2022, arXiv 2108.12409) for so many heads, as candle-nn has them: 2^(-max_bias (h + 1) / n),
+/// with n the next power of two.
+pub(crate) fn slopes(heads: usize, max_bias: f32) -> Vec<f32> {
+    let n = heads.next_power_of_two() as f32;
+    (1..=heads).map(|head| (-max_bias * head as f32 / n).exp2()).collect()
+}

@@ -1,0 +1,232 @@
+use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_nn::attention as candles;
+
+use super::cpu_flash::{causal, composition, standard};
+use super::*;
+use crate::nn::ops::sdpa;
+use crate::ops::testing::{check_derivative, random, relative};
+
+fn single(shape: &[usize], seed: u64) -> Tensor {
+    random(shape, seed).to_dtype(DType::F32).unwrap()
+}
+
+/// The same numbers as a tensor whose gradient may be asked for.
+fn var(xs: &Tensor) -> Tensor {
+    Var::from_tensor(xs).unwrap().as_tensor().clone()
+}
+
+/// Queries of 6 heads and keys and values of 3, [B, S, H, D].
+fn qkv(batch: usize, queries: usize, keys: usize) -> [Tensor; 3] {
+    let few = [batch, keys, 3, 4];
+    [single(&[batch, queries, 6, 4], 0), single(&few, 1), single(&few, 2)]
+}
+
+/// A mask that hides some keys, and all from the query before the last.
+fn mask(queries: usize, keys: usize) -> Tensor {
+    let number = |at: usize| match at {
+        at if at / keys + 2 == queries || at.is_multiple_of(5) => f32::NEG_INFINITY,
+        at => at as f32 / 10.0,
+    };
+    Tensor::from_vec(
+        (0..queries * keys).map(number).collect::<Vec<_>>(),
+        (queries, keys),
+        &Device::Cpu,
+    )
+    .unwrap()
+}
+
+/// Every setting that candle-nn's kernels take: batch, queries, keys, mask, ALiBi, cap.
+fn settings() -> Vec<(usize, usize, usize, AttnMask, Option<f32>, Option<f32>)> {
+    let mut settings = Vec::new();
+    for alibi in [None, Some(8.0)] {
+        for (batch, queries, keys) in [(1, 4, 4), (1, 3, 7), (1, 1, 5), (3, 4, 4), (3, 2, 5)] {
+            settings.push((batch, queries, keys, AttnMask::None, alibi, None));
+            settings.push((
+                batch,
+                queries,
+                keys,
+                AttnMask::causal_with_offset(keys - queries),
+                alibi,
+                None,
+            ));
+        }
+        for cap in [None, Some(2.0)] {
+            settings.push((1, 4, 6, AttnMask::Mask(mask(4, 6)), alibi, cap));
+            settings.push((
+                1,
+                1,
+                6,
+                AttnMask::Mask(mask(1, 6).abs().unwrap().affine(-1.0, 0.0).unwrap()),
+                alibi,
+                None,
+            ));
+            settings.push((1, 5, 5, AttnMask::causal(), alibi, cap));
+        }
+    }
+    settings
+}
+
+#[test]
+fn equals_candles_with_and_without_a_gradient() {
+    for (batch, queries, keys, mask, alibi, cap) in settings() {
+        let [q, k, v] = qkv(batch, queries, keys);
+        let want = candles::flash_attn::<f32>(&q, &k, &v, 0.5, mask.clone(), alibi, cap).unwrap();
+        for q in [q.clone(), var(&q)] {
+            let got = flash_attn::<f32>(&q, &k, &v, 0.5, mask.clone(), alibi, cap).unwrap();
+            let error = relative(&got, &want);
+            assert!(
+                error < 1e-6,
+                "{batch} x {queries} x {keys}, {mask:?}, {alibi:?}, {cap:?}: {error:e}"
+            );
+        }
+    }
+}
+
+#[test]
+fn is_differentiable() {
+    for (batch, queries, keys, mask, alibi, cap) in settings() {
+        let shape = [batch, keys, 3, 4];
+        let shapes: [&[usize]; 3] = [&[batch, queries, 6, 4], &shape, &shape];
+        // Not the kernel, which has no f64 result.
+        let op = |t: &[Tensor]| composition(&t[0], &t[1], &t[2], 0.5, &mask, alibi, cap);
+        check_derivative(&op, &shapes, 3);
+    }
+}
+
+#[test]
+fn the_functions_for_one_sequence_equal_candles() {
+    let [q, k, v] = qkv(1, 4, 6);
+    let numbers = mask(4, 6);
+    let (q, tracked) = (&q, &var(&q));
+    for q in [q, tracked] {
+        let got = standard::run_flash_attn_cpu::<f32>(q, &k, &v, Some(&numbers), 0.5, None, None).unwrap();
+        let detached = q.detach();
+        let want =
+            candles::cpu_flash::standard::run_flash_attn_cpu::<f32>(&detached, &k, &v, Some(&numbers), 0.5, None, None);
+        assert!(relative(&got, &want.unwrap()) < 1e-6);
+        let got = causal::run_causal_attn_cpu::<f32>(q, &k, &v, 0.5, 2, None, None).unwrap();
+        let want = candles::cpu_flash::causal::run_causal_attn_cpu::<f32>(&detached, &k, &v, 0.5, 2, None, None);
+        assert!(relative(&got, &want.unwrap()) < 1e-6);
+    }
+}
+
+#[test]
+fn half_precision_has_the_dtype_that_candle_gives_it() {
+    for batch in [1, 2] {
+        let [q, k, v] = qkv(batch, 3, 3).map(|xs| xs.to_dtype(DType::F16).unwrap());
+        let attend = |q: &Tensor| flash_attn::<gemm::f16>(q, &k, &v, 0.5, AttnMask::causal(), None, None).unwrap();
+        let (got, want) = (attend(&var(&q)), attend(&q));
+        assert_eq!(got.dtype(), want.dtype(), "B = {batch}");
+        assert!(relative(&got, &want) < 1e-3);
+    }
+}
+
+type Varlen = fn(
+    &Tensor,
+    &Tensor,
+    &Tensor,
+    Option<&Tensor>,
+    &Tensor,
+    &Tensor,
+    usize,
+    usize,
+    f32,
+    bool,
+    Option<usize>,
+    Option<usize>,
+) -> Result<Tensor>;
+
+#[test]
+fn packed_sequences_equal_candles_and_are_differentiable() {
+    let lengths = |lengths: &[u32]| Tensor::new(lengths, &Device::Cpu).unwrap();
+    let (queries, keys) = (lengths(&[3, 0, 2]), lengths(&[4, 1, 2]));
+    let (q, k, v) = (single(&[5, 6, 4], 0), single(&[7, 3, 4], 1), single(&[7, 3, 4], 2));
+    let slopes = single(&[6], 3);
+    for slopes in [None, Some(&slopes)] {
+        for (causal, left, right) in [
+            (false, None, None),
+            (true, None, None),
+            (false, Some(1), Some(1)),
+            (false, Some(1), None),
+            (true, Some(2), Some(0)),
+        ] {
+            let attend = |of: Varlen, q: &Tensor, k: &Tensor, v: &Tensor| {
+                of(q, k, v, slopes, &queries, &keys, 3, 4, 0.5, causal, left, right)
+            };
+            let want = attend(candles::flash_attn_varlen_cpu, &q, &k, &v).unwrap();
+            for of in [flash_attn_varlen_cpu as Varlen, flash_attn_varlen_unfused] {
+                for q in [q.clone(), var(&q)] {
+                    let error = relative(&attend(of, &q, &k, &v).unwrap(), &want);
+                    assert!(
+                        error < 1e-6,
+                        "{slopes:?}, causal {causal}, {left:?}, {right:?}: {error:e}"
+                    );
+                }
+                let op = |t: &[Tensor]| attend(flash_attn_varlen_unfused, &t[0], &t[1], &t[2]);
+                check_derivative(&op, &[&[5, 6, 4], &[7, 3, 4], &[7, 3, 4]], 4);
+            }
+        }
+    }
+}
+
+/// One number at a time.
+fn defined(q: &Tensor, k: &Tensor, v: &Tensor, causal: bool, cap: f64) -> Tensor {
+    let rows = |xs: &Tensor| xs.flatten_to(2).unwrap().to_vec2::<f64>().unwrap();
+    let (batch, heads, queries, _) = q.dims4().unwrap();
+    let (_, few, keys, _) = k.dims4().unwrap();
+    let (q, k, v) = (rows(q), rows(k), rows(v));
+    let mut out = Vec::new();
+    for (b, h, i) in (0..batch).flat_map(|b| (0..heads).flat_map(move |h| (0..queries).map(move |i| (b, h, i)))) {
+        let at = |j: usize| (b * few + h * few / heads) * keys + j;
+        let query = &q[(b * heads + h) * queries + i];
+        let seen = if causal { i + 1 + keys - queries } else { keys };
+        let weight = |j: usize| {
+            let score: f64 = query.iter().zip(&k[at(j)]).map(|(a, b)| a * b).sum::<f64>() * 0.5;
+            if cap == 1.0 {
+                score.exp()
+            } else {
+                (cap * (score / cap).tanh()).exp()
+            }
+        };
+        let total: f64 = (0..seen).map(weight).sum();
+        for e in 0..v[0].len() {
+            out.push((0..seen).map(|j| weight(j) * v[at(j)][e]).sum::<f64>() / total);
+        }
+    }
+    let width = v[0].len();
+    Tensor::from_vec(out, (batch, heads, queries, width), &Device::Cpu).unwrap()
+}
+
+#[test]
+fn sdpa_is_its_definition_and_differentiable() {
+    let shapes: [&[usize]; 3] = [&[2, 4, 3, 5], &[2, 2, 6, 5], &[2, 2, 6, 3]];
+    for (causal, cap) in [(false, 1.0), (true, 1.0), (false, 3.0), (true, 3.0)] {
+        let op = |t: &[Tensor]| sdpa(&t[0], &t[1], &t[2], None, causal, 0.5, cap);
+        let t = [0, 1, 2].map(|i| random(shapes[i], i as u64));
+        let error = relative(&op(&t).unwrap(), &defined(&t[0], &t[1], &t[2], causal, f64::from(cap)));
+        assert!(error < 1e-13, "{error:e}");
+        check_derivative(&op, &shapes, 5);
+    }
+    // A mask is added, and gets a gradient.
+    let masked = |t: &[Tensor]| sdpa(&t[0], &t[1], &t[2], Some(&t[3]), true, 0.5, 1.0);
+    check_derivative(&masked, &[shapes[0], shapes[1], shapes[2], &[2, 1, 3, 6]], 6);
+    let t = [0, 1, 2].map(|i| random(shapes[i], i as u64));
+    let hiding = Tensor::full(f64::NEG_INFINITY, (3, 6), &Device::Cpu).unwrap();
+    let ys = sdpa(&t[0], &t[1], &t[2], Some(&hiding), false, 0.5, 1.0).unwrap();
+    assert_eq!(ys.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap(), 0.0);
+}
+
+#[test]
+fn errors_name_the_argument() {
+    let message = |q: &[usize], k: &[usize], v: &[usize], cap| {
+        let [q, k, v] = [q, k, v].map(|shape| random(shape, 0));
+        sdpa(&q, &k, &v, None, false, 1.0, cap).unwrap_err().to_string()
+    };
+    let fits: [&[usize]; 3] = [&[1, 4, 3, 2], &[1, 2, 5, 2], &[1, 2, 5, 2]];
+    let expected = "k has shape [1, 3, 5, 2], but must be [1, H', T, 2] with H' a divisor of 4";
+    assert_eq!(message(fits[0], &[1, 3, 5, 2], fits[2], 1.0), expected);
+    let expected = "v has shape [1, 2, 4, 2], but must be [1, H', 5, E] with H' a divisor of 4";
+    assert_eq!(message(fits[0], fits[1], &[1, 2, 4, 2], 1.0), expected);
+    assert!(message(&[4, 3, 2], fits[1], fits[2], 1.0).starts_with("q has shape [4, 3, 2]"));
+    assert!(message(fits[0], fits[1], fits[2], 0.0).starts_with("softcapping is 0"));
+}
