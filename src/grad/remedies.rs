@@ -172,7 +172,7 @@ mod tests {
             |xs| twice(xs.upsample_nearest2d(12, 14)?, xs),
             |xs| twice(ops::upsample_nearest2d(xs, 12, 14)?, xs),
         );
-        assert!(lost > 0.1, "{lost}");
+        assert!(lost > 0.01, "{lost}");
         // The gradient of the weight, on the CPU.
         let weight = var(&[4, 3, 3], 2);
         let wrong = difference(
@@ -190,23 +190,24 @@ mod tests {
         // Results.
         let (factor, kernel) = (random(&[4, 3], 3), random(&[3, 4, 3], 3));
         let batch = random(&[2, 4, 5], 4).transpose(1, 2).unwrap();
-        let [one, copy] = [&batch, &batch.contiguous().unwrap()].map(|xs| xs.broadcast_matmul(&factor).unwrap());
+        let factor = factor.broadcast_left(2).unwrap();
+        let [one, copy] = [&batch, &batch.contiguous().unwrap()].map(|xs| xs.matmul(&factor).unwrap());
         assert!(relative(&one, &copy) > 0.1);
         let transposed = |xs: &Tensor| xs.conv_transpose1d(&kernel, 0, 0, 1, 1, 1).unwrap();
         let both = random(&[2, 3, 6], 5);
-        let first = transposed(&both.narrow(0, 0, 1).unwrap());
-        assert!(relative(&transposed(&both).narrow(0, 0, 1).unwrap(), &first) > 0.1);
+        let second = transposed(&both.narrow(0, 1, 1).unwrap());
+        assert!(relative(&transposed(&both).narrow(0, 1, 1).unwrap(), &second) > 0.1);
         let zero = Var::zeros(1, DType::F32, &Device::Cpu).unwrap();
         let at_0 = zero.relu().unwrap().sum_all().unwrap().backward().unwrap();
         assert_eq!(at_0.get(&zero).unwrap().to_vec1::<f32>().unwrap(), [1.0]);
         // What is written over has no part in the result; what is added to has all of it.
         let (indices, values) = (Tensor::new(&[0u32], &Device::Cpu).unwrap(), var(&[1], 4));
-        let init = var(&[2], 5);
+        let init = var(&[1], 5);
         let of_init = |ys: Tensor| {
             let grads = ys.sum_all().unwrap().backward().unwrap();
             grads.get(&init).unwrap().to_vec1::<f32>().unwrap()
         };
-        assert_eq!(of_init(init.scatter(&indices, &values, 0).unwrap()), [1.0, 1.0]);
-        assert_eq!(of_init(init.scatter_add(&indices, &values, 0).unwrap()), [0.0, 1.0]);
+        assert_eq!(of_init(init.scatter(&indices, &values, 0).unwrap()), [1.0]);
+        assert_eq!(of_init(init.scatter_add(&indices, &values, 0).unwrap()), [0.0]);
     }
 }
