@@ -26,7 +26,7 @@
 //! | `conv2d` | an error, a panic or wrong, for some paddings and where a stride leaves unlike remainders of the sides | [`conv2d`](conv2d()), [`nn::Conv2d`](crate::nn::Conv2d) |
 //! | `conv_transpose1d` | none; on the CPU, also the result may be wrong | [`conv_transpose1d`], [`nn::ConvTranspose1d`](crate::nn::ConvTranspose1d) |
 //! | `relu`, `gelu`, `gelu_erf` | 1 at 0; constants of six digits | [`relu`](relu()), [`gelu_tanh`](gelu_tanh()), [`gelu`](gelu()) |
-//! | `matmul`, `broadcast_matmul` | on the CPU, the result is wrong for a transposed batch and a factor without one | `contiguous()` before it, [`linear`](linear()) |
+//! | `matmul` | on the CPU, the result is wrong for a transposed batch and a factor from `broadcast_left`; so is `candle_nn::Linear`'s | [`linear`](linear()), or `contiguous()` of the batch |
 //! | `scatter`, `scatter_add` | that of what is written over or added to is the other one's | `xs.add(&zeros.scatter_add(..)?)` |
 //!
 //! # Normalisation

@@ -1,7 +1,7 @@
 //! Max pooling beside its composition.
 
 use super::*;
-use crate::ops::testing::{check, check_derivative, random, rng};
+use crate::ops::testing::{check, check_derivative, random, relative, rng};
 use candle_core::{DType, Device, Var};
 use rand::Rng as _;
 
@@ -42,6 +42,11 @@ fn equals_its_composition_where_sides_differ() {
         let reference = |args: &[Tensor]| composition(&args[0], k, s, padding);
         check(&kernel, &reference, &[&[2, 3, 9, 8]], seed);
     }
+    // Neither is told its sides by the other here.
+    let xs = random(&[2, 3, 9, 8], 3);
+    let candles = xs.max_pool2d_with_stride((4, 2), (3, 1)).unwrap();
+    let ours = max_pool2d(&xs, (4, 2), (3, 1), 0).unwrap();
+    assert_eq!(relative(&ours, &candles), 0.0);
 }
 
 #[test]
