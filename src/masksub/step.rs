@@ -40,8 +40,10 @@ impl<M, S: SubBranch<M, O>, O: Outputs, L: SubLoss<O>, T: SubTarget<O>> MaskSub<
     ///
     /// `xs` [B, ...] is the batch, `key` what masks, dropout and drop path are drawn from; `main_loss` is any scalar
     /// loss of the main logits [B, classes]: mixup targets, distillation, whatever a trainer has. It is called once, but
-    /// for [`Mutual`](crate::Mutual) targets, under which both branches learn from the labels. Nothing is updated but batch statistics: of models that stage them in their [`Pass`] only when both losses are finite and every
-    /// gradient is there, of candle's batch norms in each forward pass. Any optimizer steps on `grads`.
+    /// for [`Mutual`](crate::Mutual) targets, under which both branches learn from the labels. Nothing is updated but
+    /// batch statistics: of models that stage them in their [`Pass`], and of the batch norms of [`nn`](crate::nn), only
+    /// when both losses are finite and every gradient is there; of candle's batch norms in each forward pass. Any
+    /// optimizer steps on `grads`.
     ///
     /// # Errors
     /// * [`Error::Shape`] for an empty batch;

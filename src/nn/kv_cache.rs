@@ -373,9 +373,10 @@ mod tests {
     use candle_core::Var;
 
     type Both = (Tensor, Tensor);
+    type Append = Box<dyn FnMut(&Tensor, &Tensor) -> Result<Both>>;
 
     /// Each cache as a function that appends keys and values [1, 2, 3, 4] to it.
-    fn caches() -> Vec<(&'static str, Box<dyn FnMut(&Tensor, &Tensor) -> Result<Both>>)> {
+    fn caches() -> Vec<(&'static str, Append)> {
         let (mut all, mut last, mut joined) = (KvCache::new(2, 8), RotatingKvCache::new(2, 8), ConcatKvCache::new(2));
         let mut interleaved = InterleavedKvCache::new(4);
         let apart = |kv: Tensor| Ok((kv.narrow(2, 0, 4)?, kv.narrow(2, 4, 4)?));

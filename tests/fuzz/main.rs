@@ -34,7 +34,7 @@ static LIMITED: memory::Limited = memory::Limited;
 /// A kind of case: it is accepted, or refused by an error. A panic is a fault.
 type Run = fn(&mut KeyedRng, &Scratch) -> Result<()>;
 
-const KINDS: [(&str, Run); 22] = [
+const KINDS: [(&str, Run); 23] = [
     ("weights of a file", readers::weights),
     ("pretrained", readers::pretrained),
     ("checkpoint", readers::checkpoint),
@@ -51,6 +51,7 @@ const KINDS: [(&str, Run); 22] = [
     ("pixels", images::numbers),
     ("plain operations", operations::plain),
     ("spatial operations", operations::spatial),
+    ("convolutions and interpolation", operations::resampled),
     ("fused operations", operations::fused),
     ("residual blocks", operations::residual),
     ("layers", operations::layers),

@@ -119,8 +119,12 @@ pub fn spatial(rng: &mut KeyedRng, _: &Scratch) -> Result<()> {
     };
     let ys = match rng.random_range(0..9) {
         0 => {
-            let (stride, padding) = (near(rng, 1), near(rng, 1));
-            ops::conv2d(&var(rng, &[b, c, d, k])?, &var(rng, &[c, c, 3, 3])?, stride, padding)?
+            let config = nn::Conv2dConfig {
+                stride: near(rng, 1),
+                padding: near(rng, 1),
+                ..Default::default()
+            };
+            ops::conv2d(&var(rng, &[b, c, d, k])?, &var(rng, &[c, c, 3, 3])?, None, config)?
         }
         1 => ops::max_pool2d(&var(rng, &[b, c, d, k])?, near(rng, 3), near(rng, 2), near(rng, 1))?,
         2 => ops::window_partition(&var(rng, &[b, positions, d])?, grid, window, shift)?,
@@ -145,6 +149,51 @@ pub fn spatial(rng: &mut KeyedRng, _: &Scratch) -> Result<()> {
             let [mean, var_, weight, bias] = [(); 4].map(|()| var(rng, &[c]));
             ops::batch_norm_eval(&xs, &mean?, &var_?, &weight?, &bias?, float(rng))?
         }
+    };
+    back(&ys)
+}
+
+/// Convolutions of all kinds, group norm, pooling and interpolation.
+pub fn resampled(rng: &mut KeyedRng, _: &Scratch) -> Result<()> {
+    let [b, c, d, k] = [0; 4].map(|_| small(rng));
+    let [stride, padding, dilation, groups] = [1, 1, 1, c].map(|meant| near(rng, meant));
+    let xs = var(rng, &[b, c, d, k])?;
+    let bias = if rng.random() { Some(var(rng, &[c])?) } else { None };
+    let ys = match rng.random_range(0..8) {
+        0 => {
+            let config = nn::Conv2dConfig {
+                stride,
+                padding,
+                dilation,
+                groups,
+                ..Default::default()
+            };
+            ops::conv2d(&xs, &var(rng, &[c, 1, 3, 2])?, bias.as_ref(), config)?
+        }
+        1 => {
+            let config = nn::Conv1dConfig {
+                stride,
+                padding,
+                dilation,
+                groups,
+                ..Default::default()
+            };
+            ops::conv1d(&var(rng, &[b, c, k])?, &var(rng, &[c, 1, 3])?, bias.as_ref(), config)?
+        }
+        2 => {
+            let config = nn::ConvTranspose2dConfig {
+                stride,
+                padding,
+                dilation,
+                output_padding: near(rng, 0),
+            };
+            ops::conv_transpose2d(&xs, &var(rng, &[c, c, 3, 2])?, bias.as_ref(), config)?
+        }
+        3 => ops::group_norm(&xs, groups, &var(rng, &[c])?, &var(rng, &[c])?, float(rng))?,
+        4 => ops::avg_pool2d(&xs, near(rng, 2), stride)?,
+        5 => ops::max_pool2d(&xs, near(rng, 2), stride, padding)?,
+        6 => ops::upsample_nearest2d(&xs, near(rng, 5), near(rng, 4))?,
+        _ => ops::upsample_bilinear2d(&xs, near(rng, 5), near(rng, 4), rng.random())?,
     };
     back(&ys)
 }

@@ -104,7 +104,12 @@ proptest! {
                 }
             }
         }
-        let ys = ops::conv2d(&xs, &weight, stride, padding).unwrap();
+        let config = masksub::nn::Conv2dConfig {
+            stride,
+            padding,
+            ..Default::default()
+        };
+        let ys = ops::conv2d(&xs, &weight, None, config).unwrap();
         assert_near(&ys, &convolved, dtype, &[batch, out, side(h), side(w)]);
         if 2 * padding <= kernel {
             let ys = ops::max_pool2d(&xs, kernel, stride, padding).unwrap();

@@ -35,8 +35,11 @@ fn mask(queries: usize, keys: usize) -> Tensor {
     .unwrap()
 }
 
-/// Every setting that candle-nn's kernels take: batch, queries, keys, mask, ALiBi, cap.
-fn settings() -> Vec<(usize, usize, usize, AttnMask, Option<f32>, Option<f32>)> {
+/// Batch, queries, keys, mask, ALiBi, cap.
+type Setting = (usize, usize, usize, AttnMask, Option<f32>, Option<f32>);
+
+/// Every setting that candle-nn's kernels take.
+fn settings() -> Vec<Setting> {
     let mut settings = Vec::new();
     for alibi in [None, Some(8.0)] {
         for (batch, queries, keys) in [(1, 4, 4), (1, 3, 7), (1, 1, 5), (3, 4, 4), (3, 2, 5)] {
@@ -189,9 +192,8 @@ fn defined(q: &Tensor, k: &Tensor, v: &Tensor, causal: bool, cap: f64) -> Tensor
             }
         };
         let total: f64 = (0..seen).map(weight).sum();
-        for e in 0..v[0].len() {
-            out.push((0..seen).map(|j| weight(j) * v[at(j)][e]).sum::<f64>() / total);
-        }
+        let element = |e: usize| (0..seen).map(|j| weight(j) * v[at(j)][e]).sum::<f64>() / total;
+        out.extend((0..v[0].len()).map(element));
     }
     let width = v[0].len();
     Tensor::from_vec(out, (batch, heads, queries, width), &Device::Cpu).unwrap()
