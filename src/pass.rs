@@ -86,6 +86,9 @@ impl Pass {
         Self::new(train, None)
     }
 
+    // Not inlined, or rustc up to 1.96 takes two equal passes in one function for one value, and hands the second out as
+    // the first has left it (https://github.com/rust-lang/rust/issues/155241: GVN and arguments that were moved).
+    #[inline(never)]
     fn new(train: bool, key: Option<StepKey>) -> Self {
         Self {
             train,
