@@ -103,6 +103,31 @@ mod tests {
         }
     }
 
+    /// So long that a sample is computed in several blocks.
+    #[test]
+    fn long_sequences_equal_their_composition() {
+        for (seed, batch, length, stride, padding, dilation, groups) in [
+            (0, 2, 1700, 1, 1, 1, 1),
+            (1, 1, 2600, 2, 2, 3, 1),
+            (2, 2, 1100, 1, 700, 2, 2),
+        ] {
+            let config = Conv1dConfig {
+                padding,
+                stride,
+                dilation,
+                groups,
+                cudnn_fwd_algo: None,
+            };
+            let weight = [2 * groups, 2, 3];
+            check(
+                &kernel(config),
+                &reference(config),
+                &[&[batch, 2 * groups, length], &weight, &weight[..1]],
+                seed,
+            );
+        }
+    }
+
     /// candle's forward, which is another code than its `conv2d`.
     #[test]
     fn composition_is_candles() {

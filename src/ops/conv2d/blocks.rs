@@ -12,12 +12,26 @@ const FEWEST_COLUMNS: usize = 256;
 /// Columns of a larger map that are taken at a time.
 const COLUMNS: usize = 512;
 
-/// Positions of a group of channels that are taken together: all of some samples, or some rows of one.
+/// Positions of a group of channels that are taken together: all of some samples, or a part of one.
 #[derive(Clone)]
 pub(super) struct Block {
     pub(super) group: usize,
     pub(super) samples: Range<usize>,
+    pub(super) part: Part,
+}
+
+/// Positions of a sample that lie one after the other: whole rows, or some columns of a single one.
+#[derive(Clone)]
+pub(super) struct Part {
     pub(super) rows: Range<usize>,
+    pub(super) columns: Range<usize>,
+}
+
+impl Block {
+    /// Its positions.
+    pub(super) fn width(&self) -> usize {
+        self.samples.len() * self.part.rows.len() * self.part.columns.len()
+    }
 }
 
 impl Conv2d {
@@ -33,7 +47,7 @@ impl Conv2d {
 
     /// The positions of the largest block.
     pub(super) fn widest(&self, blocks: &[Block]) -> usize {
-        blocks.iter().map(|block| self.width_of(block)).max().unwrap_or(0)
+        blocks.iter().map(Block::width).max().unwrap_or(0)
     }
 
     /// The blocks of a group of channels of samples that go together.
@@ -43,11 +57,28 @@ impl Conv2d {
             _ => 1,
         };
         let rows = kernel::ranges(self.rows.out, blocks);
-        rows.into_iter().map(move |rows| Block {
+        // Where there are fewer rows than blocks, of sequences say, each is cut.
+        let columns = kernel::ranges(self.columns.out, blocks.div_ceil(rows.len()));
+        let parts = rows.into_iter().flat_map(move |rows| {
+            let part = move |columns| Part {
+                rows: rows.clone(),
+                columns,
+            };
+            columns.clone().into_iter().map(part)
+        });
+        parts.map(move |part| Block {
             group,
             samples: samples.clone(),
-            rows,
+            part,
         })
+    }
+
+    /// All positions of a sample.
+    pub(super) fn whole(&self) -> Part {
+        Part {
+            rows: 0..self.rows.out,
+            columns: 0..self.columns.out,
+        }
     }
 
     /// All blocks.
@@ -59,8 +90,8 @@ impl Conv2d {
             .collect()
     }
 
-    /// The positions of a block.
-    pub(super) fn width_of(&self, block: &Block) -> usize {
-        block.samples.len() * block.rows.len() * self.columns.out
+    /// Where a part of a sample begins among its positions.
+    pub(super) fn start_of(&self, part: &Part) -> usize {
+        part.rows.start * self.columns.out + part.columns.start
     }
 }

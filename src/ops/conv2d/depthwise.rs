@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use super::geometry::Conv2d;
 use crate::ops::cpu::kernel::{self, LANES};
-use crate::ops::cpu::sliding::{zip_strided, Sliding};
+use crate::ops::cpu::sliding::{add_strided, zip_strided, Sliding};
 use crate::ops::cpu::write::Write;
 
 /// Elements of a result that are computed together: four AVX registers of `f32`.
@@ -216,16 +216,7 @@ kernel::simd_fn! {
         for (row, of_phase) in of_phase.chunks_exact(columns.out).take(rows.out).enumerate() {
             if let Some(target) = rows.source(row, u).filter(|_| !inside.is_empty()) {
                 let target = &mut dxs[target * columns.side..][first..columns.side];
-                let of_phase = &of_phase[inside.clone()];
-                if columns.stride == 1 {
-                    for (dx, of_phase) in target.iter_mut().zip(of_phase) {
-                        *dx += of_phase;
-                    }
-                } else {
-                    for (dx, of_phase) in target.iter_mut().step_by(columns.stride).zip(of_phase) {
-                        *dx += of_phase;
-                    }
-                }
+                add_strided(target, &of_phase[inside.clone()], columns.stride);
             }
         }
     }

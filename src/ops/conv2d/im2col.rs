@@ -1,21 +1,20 @@
 //! The matrix of what a convolution's kernel sees ("im2col"), and the way back.
 
-use std::ops::Range;
-
+use super::blocks::Part;
 use super::geometry::Conv2d;
 use crate::ops::cpu::kernel;
 use crate::ops::cpu::matrix::MatMut;
-use crate::ops::cpu::sliding::zip_strided;
+use crate::ops::cpu::sliding::{add_strided, zip_strided};
 
 kernel::simd_fn! {
-    /// What the kernel sees of an image [channels, H, W] at the given rows of the result, to rows of `seen` that are
-    /// `stride` apart: one for each channel and element of the kernel.
-    pub(super) fn im2col<S>(conv: Conv2d, image: &[f32], rows: Range<usize>, seen: &mut [f32], stride: usize) -> () {
+    /// What the kernel sees of an image [channels, H, W] at a part of the result, to rows of `seen` that are `stride`
+    /// apart: one for each channel and element of the kernel.
+    pub(super) fn im2col<S>(conv: Conv2d, image: &[f32], part: &Part, seen: &mut [f32], stride: usize) -> () {
         let taps = (0..conv.rows.window).flat_map(|u| (0..conv.columns.window).map(move |v| (u, v)));
         let seen_rows = image.chunks_exact(conv.area()).flat_map(|channel| taps.clone().map(move |tap| (channel, tap)));
         for ((channel, (u, v)), seen) in seen_rows.zip(seen.chunks_mut(stride)) {
-            let (inside, first) = conv.columns.inside(v);
-            for (row, seen) in rows.clone().zip(seen.chunks_exact_mut(conv.columns.out)) {
+            let (inside, first) = conv.columns.inside_of(v, &part.columns);
+            for (row, seen) in part.rows.clone().zip(seen.chunks_exact_mut(part.columns.len())) {
                 let Some(source) = conv.rows.source(row, u).filter(|_| !inside.is_empty()) else {
                     seen.fill(0.0);
                     continue;
@@ -35,35 +34,23 @@ kernel::simd_fn! {
         conv: Conv2d,
         seen: &[f32],
         stride: usize,
-        rows: Range<usize>,
+        part: &Part,
         image: &mut MatMut<'_>,
     ) -> () {
         let (width, taps) = (conv.columns.window, conv.taps());
         for (i, seen) in seen.chunks(stride).enumerate() {
             let channel = image.row(i / taps);
             let (u, v) = (i % taps / width, i % taps % width);
-            let (inside, first) = conv.columns.inside(v);
+            let (inside, first) = conv.columns.inside_of(v, &part.columns);
             if inside.is_empty() {
                 continue;
             }
-            for (row, seen) in rows.clone().zip(seen.chunks_exact(conv.columns.out)) {
+            for (row, seen) in part.rows.clone().zip(seen.chunks_exact(part.columns.len())) {
                 let Some(target) = conv.rows.source(row, u) else {
                     continue;
                 };
                 let target = &mut channel[target * conv.columns.side..][first..conv.columns.side];
-                let seen = &seen[inside.clone()];
-                match conv.columns.stride {
-                    1 => {
-                        for (x, seen) in target.iter_mut().zip(seen) {
-                            *x += seen;
-                        }
-                    }
-                    stride => {
-                        for (x, seen) in target.iter_mut().step_by(stride).zip(seen) {
-                            *x += seen;
-                        }
-                    }
-                }
+                add_strided(target, &seen[inside.clone()], conv.columns.stride);
             }
         }
     }

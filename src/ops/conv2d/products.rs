@@ -37,18 +37,18 @@ impl Conv2d {
     /// Some channels of the block's group as the kernel sees them at its positions, [channels kH kW, columns]: a view
     /// where the kernel sees the image itself, else written to `scratch`.
     fn seen<'a>(&self, xs: &'a [f32], block: &Block, channels: Range<usize>, scratch: &'a mut [f32]) -> Mat<'a> {
-        let columns = self.width_of(block);
+        let columns = block.width();
         let rows = channels.len() * self.taps();
         let start = |sample| self.input_at(sample, block.group, channels.start);
         if self.is_direct() && block.samples.len() == 1 {
-            let first = start(block.samples.start) + block.rows.start * self.columns.side;
+            let first = start(block.samples.start) + self.start_of(&block.part);
             return Mat::rows(&xs[first..], rows, columns, self.area());
         }
         let scratch = &mut scratch[..rows * columns];
         let each = columns / block.samples.len();
         for (i, sample) in block.samples.clone().enumerate() {
             let image = &xs[start(sample)..][..channels.len() * self.area()];
-            im2col(*self, image, block.rows.clone(), &mut scratch[i * each..], columns);
+            im2col(*self, image, &block.part, &mut scratch[i * each..], columns);
         }
         Mat::rows(scratch, rows, columns, columns)
     }
@@ -56,10 +56,10 @@ impl Conv2d {
     /// The gradient of the result of the block's group at its positions, [out_channels, columns]: a view for a single
     /// sample, else written to `scratch`.
     fn gradient<'a>(&self, grads: &'a [f32], block: &Block, scratch: &'a mut [f32]) -> Mat<'a> {
-        let (positions, columns) = (self.positions(), self.width_of(block));
+        let (positions, columns) = (self.positions(), block.width());
         let start = |sample| self.result_at(sample, block.group);
         if block.samples.len() == 1 {
-            let first = start(block.samples.start) + block.rows.start * self.columns.out;
+            let first = start(block.samples.start) + self.start_of(&block.part);
             return Mat::rows(&grads[first..], self.out_channels, columns, positions);
         }
         let scratch = &mut scratch[..self.out_channels * columns];
@@ -92,7 +92,7 @@ impl Conv2d {
         let parallelism = within(blocks.len());
         blocks.into_par_iter().for_each(|block| {
             self.with_scratch(widest, seen_rows, |scratch, result| {
-                let columns = self.width_of(&block);
+                let columns = block.width();
                 let seen = self.seen(xs, &block, 0..self.in_channels, scratch);
                 let outputs = block.group * self.out_channels..(block.group + 1) * self.out_channels;
                 let weight = weight.slice_rows(outputs.clone());
@@ -105,12 +105,12 @@ impl Conv2d {
                     }
                 };
                 // SAFETY: these positions of this sample belong to this block alone, which one thread computes.
-                let out = |sample, first_row, columns| unsafe {
-                    let start = self.result_at(sample, block.group) + first_row * self.columns.out;
+                let out = |sample, first, columns| unsafe {
+                    let start = self.result_at(sample, block.group) + first;
                     out.columns(start, self.out_channels, columns, positions)
                 };
                 if block.samples.len() == 1 {
-                    let out = &mut out(block.samples.start, block.rows.start, columns);
+                    let out = &mut out(block.samples.start, self.start_of(&block.part), columns);
                     begin(out);
                     matrix::matmul(out, write, 1.0, weight, seen, parallelism);
                     return;
@@ -156,7 +156,7 @@ impl Conv2d {
                     let whole = Block {
                         group,
                         samples: samples.clone(),
-                        rows: 0..self.rows.out,
+                        part: self.whole(),
                     };
                     let g = self.gradient(grads, &whole, gathered);
                     let out = &mut out(samples.start);
@@ -169,14 +169,14 @@ impl Conv2d {
                     }
                 }
                 for block in self.blocks_of(group, samples.clone()) {
-                    let columns = self.width_of(&block);
+                    let columns = block.width();
                     let g = self.gradient(grads, &block, gathered);
                     let dseen = &mut scratch[..rows * columns];
                     let product = &mut MatMut::rows(dseen, rows, columns, columns);
                     matrix::matmul(product, Write::Replace, 1.0, weight.t(), g, parallelism);
                     let each = columns / samples.len();
                     for (i, sample) in samples.clone().enumerate() {
-                        col2im(*self, &dseen[i * each..], columns, block.rows.clone(), &mut out(sample));
+                        col2im(*self, &dseen[i * each..], columns, &block.part, &mut out(sample));
                     }
                 }
             });

@@ -1,5 +1,6 @@
 //! The convolution beside its composition, and that beside the definition.
 
+use super::blocks::Block;
 use super::*;
 use crate::ops::testing::{check, check_derivative, random, rng};
 use rand::Rng as _;
@@ -8,6 +9,13 @@ fn config(stride: usize, padding: usize) -> Conv2dConfig {
     Conv2dConfig {
         stride,
         padding,
+        ..Default::default()
+    }
+}
+
+fn groups(groups: usize) -> Conv2dConfig {
+    Conv2dConfig {
+        groups,
         ..Default::default()
     }
 }
@@ -51,6 +59,48 @@ fn equals_its_composition() {
         let side = |size: usize| size + k.saturating_sub(1 + 2 * padding);
         let xs = [size(4), size(9), side(size(15)), side(size(15))];
         check_conv(xs, size(9), k, stride, padding, seed);
+    }
+}
+
+// Few rows, or one, of which each is cut.
+#[test]
+fn wide_maps_equal_their_composition() {
+    for (seed, xs, kernel, config) in [
+        (0, [2, 2, 1, 2060], [1, 3], config(1, 0)),
+        (1, [1, 2, 2, 1100], [2, 3], config(1, 1)),
+        (2, [1, 1, 1, 1025], [1, 1], config(1, 0)),
+        (3, [1, 2, 3, 1601], [3, 4], config(2, 1)),
+    ] {
+        check_weight(xs, [3, xs[1], kernel[0], kernel[1]], config, seed);
+    }
+}
+
+#[test]
+fn a_block_is_small_whatever_the_map() {
+    for (height, width) in [
+        (1, 1),
+        (1, 100_000),
+        (2, 50_000),
+        (7, 1030),
+        (300, 300),
+        (1500, 1),
+        (1, 1023),
+    ] {
+        let conv = Conv2d::new(["xs", "weight"], &[3, 4, height, width], &[4, 2, 1, 1], groups(2)).unwrap();
+        let blocks = conv.blocks();
+        assert!(conv.widest(&blocks) < 1024, "{height} x {width}");
+        // Every position of every group and sample once.
+        assert_eq!(blocks.iter().map(Block::width).sum::<usize>(), 3 * 2 * height * width);
+        let mut seen = vec![0; height * width];
+        for block in blocks
+            .iter()
+            .filter(|block| block.group == 1 && block.samples.contains(&2))
+        {
+            let start = conv.start_of(&block.part);
+            let len = block.width() / block.samples.len();
+            seen[start..start + len].iter_mut().for_each(|seen| *seen += 1);
+        }
+        assert!(seen.iter().all(|&seen| seen == 1), "{height} x {width}");
     }
 }
 

@@ -53,12 +53,20 @@ impl Sliding {
     /// `stride` on from the last.)
     #[inline(always)]
     pub(crate) fn inside(&self, tap: usize) -> (Range<usize>, usize) {
+        self.inside_of(tap, &(0..self.out))
+    }
+
+    /// As [`inside`](Self::inside), of some places, counted from the first of these.
+    #[inline(always)]
+    pub(crate) fn inside_of(&self, tap: usize, places: &Range<usize>) -> (Range<usize>, usize) {
         let tap = tap * self.dilation;
-        let first = self.padding.saturating_sub(tap).div_ceil(self.stride).min(self.out);
+        let first = self.padding.saturating_sub(tap).div_ceil(self.stride);
+        let first = first.clamp(places.start, places.end);
         let end = (self.side + self.padding).saturating_sub(tap).div_ceil(self.stride);
-        let end = end.clamp(first, self.out);
+        let end = end.clamp(first, places.end);
         let source = first.saturating_mul(self.stride).saturating_add(tap);
-        (first..end, source.saturating_sub(self.padding))
+        let inside = first - places.start..end - places.start;
+        (inside, source.saturating_sub(self.padding))
     }
 }
 
@@ -106,6 +114,21 @@ pub(crate) fn zip_strided(out: &mut [f32], source: &[f32], stride: usize, f: imp
     }
 }
 
+/// Adds the elements of `source` to every `stride`-th of `out`, from the first.
+#[inline(always)]
+pub(crate) fn add_strided(out: &mut [f32], source: &[f32], stride: usize) {
+    // The compiler knows vectors of neighbours only.
+    if stride == 1 {
+        for (out, x) in out.iter_mut().zip(source) {
+            *out += x;
+        }
+    } else {
+        for (out, x) in out.iter_mut().step_by(stride).zip(source) {
+            *out += x;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -125,11 +148,14 @@ mod tests {
             assert!((axis.out - 1) * stride + extent <= side + 2 * padding);
             assert!(axis.out * stride + extent > side + 2 * padding);
             for tap in 0..window {
-                let (inside, first) = axis.inside(tap);
-                for at in 0..axis.out {
-                    let expected = inside.contains(&at).then(|| first + (at - inside.start) * stride);
-                    let case = [side, window, stride, padding, dilation, at, tap];
-                    assert_eq!(axis.source(at, tap), expected, "{case:?}");
+                let third = axis.out.div_ceil(3);
+                for places in [0..axis.out, 0..third, third..axis.out, axis.out - third..axis.out] {
+                    let (inside, first) = axis.inside_of(tap, &places);
+                    for (i, at) in places.enumerate() {
+                        let expected = inside.contains(&i).then(|| first + (i - inside.start) * stride);
+                        let case = [side, window, stride, padding, dilation, at, tap];
+                        assert_eq!(axis.source(at, tap), expected, "{case:?}");
+                    }
                 }
             }
         }
