@@ -181,6 +181,14 @@ pub(crate) fn vector(argument: &'static str, tensor: &Tensor, size: usize) -> Re
     Err(Error::shape(argument, tensor.dims(), format!("[{size}]")))
 }
 
+/// Sides as an error gives them: one number where all are the same.
+pub(crate) fn sides(sides: &[usize]) -> String {
+    match *sides {
+        [first, ref rest @ ..] if rest.iter().all(|&side| side == first) => first.to_string(),
+        _ => format!("{sides:?}"),
+    }
+}
+
 /// One of drop path's factors for each of `batch` samples, where there are any.
 pub(crate) fn drop_path(factors: Option<&[f32]>, batch: usize) -> Result<()> {
     match factors {
@@ -236,6 +244,11 @@ mod tests {
             let message = divisor("heads", heads, 12, "D = 12").unwrap_err().to_string();
             assert_eq!(message, format!("heads is {heads}, but must be a divisor of D = 12"));
         }
+    }
+
+    #[test]
+    fn equal_sides_are_one_number() {
+        assert_eq!([&[3][..], &[3, 3], &[3, 4], &[]].map(sides), ["3", "3", "[3, 4]", "[]"]);
     }
 
     #[test]

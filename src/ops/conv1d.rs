@@ -170,7 +170,7 @@ mod tests {
         let config = Conv1dConfig::default();
         assert_eq!(
             message(&[2, 3, 4], &[5, 3, 3, 3], config),
-            "weight has shape [5, 3, 3, 3], but must be [C', C, k]"
+            "weight has shape [5, 3, 3, 3], but must be [C', C, k], not empty"
         );
         for xs in [&[2, 3, 4][..], &[2, 2, 9], &[3, 9]] {
             let expected = "[B, 3, L], with sides of at least 5 for a kernel of 5 and a padding of 0";

@@ -24,7 +24,7 @@ impl Conv2d {
     /// A convolution of images [B, C, H, W] with a weight [C', C / groups, kH, kW], which an error calls by `names`.
     pub(crate) fn new(names: [&'static str; 2], xs: &[usize], weight: &[usize], config: Conv2dConfig) -> Result<Self> {
         let (channels, sides) = Channels::of::<2>(names, xs, weight, &config)?;
-        let axes = Self::axes(names[0], xs, &sides, &weight[2..], &config)?;
+        let axes = Self::axes(names[0], xs, &sides, &config)?;
         Self::of(channels, axes, &config)
     }
 
@@ -36,16 +36,15 @@ impl Conv2d {
         config: Conv2dConfig,
     ) -> Result<Self> {
         let (channels, sides) = Channels::of::<1>(names, xs, weight, &config)?;
-        let [columns] = Self::axes(names[0], xs, &sides, &weight[2..], &config)?;
+        let [columns] = Self::axes(names[0], xs, &sides, &config)?;
         Self::of(channels, [ONE_ROW, columns], &config)
     }
 
-    /// The axes along which a kernel of these sides slides over images of these.
+    /// The axes along which a kernel slides over images, of the sides of the latter and the former.
     fn axes<const N: usize>(
         input: &'static str,
         xs: &[usize],
-        sides: &[usize; N],
-        kernel: &[usize],
+        [sides, kernel]: &[[usize; N]; 2],
         config: &Conv2dConfig,
     ) -> Result<[Sliding; N]> {
         let &Conv2dConfig {
@@ -134,51 +133,62 @@ struct Channels {
 }
 
 impl Channels {
-    /// Of an input and a weight with N axes of positions, and the input's sides along these.
+    /// Of an input and a weight with N axes of positions; and the sides of both along these.
     fn of<const N: usize>(
         [input, name]: [&'static str; 2],
         xs: &[usize],
         weight: &[usize],
         config: &Conv2dConfig,
-    ) -> Result<(Self, [usize; N])> {
-        let arguments = [
-            ("stride", config.stride),
-            ("dilation", config.dilation),
-            ("groups", config.groups),
-        ];
-        for (argument, value) in arguments {
-            check::at_least_one(argument, value)?;
-        }
-        let of_weight = match (N, config.groups) {
-            (1, 1) => "[C', C, k]",
-            (1, _) => "[C', C / groups, k]",
-            (_, 1) => "[C', C, kH, kW]",
-            (..) => "[C', C / groups, kH, kW]",
+    ) -> Result<(Self, [[usize; N]; 2])> {
+        let &Conv2dConfig {
+            stride,
+            dilation,
+            groups,
+            ..
+        } = config;
+        check_steps(stride, dilation, groups)?;
+        let of_weight = match (N, groups) {
+            (1, 1) => "[C', C, k], not empty",
+            (1, _) => "[C', C / groups, k], not empty",
+            (_, 1) => "[C', C, kH, kW], not empty",
+            (..) => "[C', C / groups, kH, kW], not empty",
         };
-        let &[outputs, inputs, ref kernel @ ..] = weight else {
-            return Err(Error::shape(name, weight, of_weight));
+        let ([outputs, inputs], kernel) = split(name, weight, || of_weight.into())?;
+        check::divisor("groups", groups, outputs, format!("C' = {outputs}"))?;
+        let Some(inputs) = inputs.checked_mul(groups) else {
+            return Err(Error::invalid("groups", groups, "a divisor of C"));
         };
-        if kernel.len() != N {
-            return Err(Error::shape(name, weight, of_weight));
-        }
-        if weight.contains(&0) {
-            return Err(Error::shape(name, weight, format!("{of_weight}, not empty")));
-        }
-        check::divisor("groups", config.groups, outputs, format!("C' = {outputs}"))?;
-        let Some(inputs) = inputs.checked_mul(config.groups) else {
-            return Err(Error::invalid("groups", config.groups, "a divisor of C"));
-        };
-        let unfit = || Error::shape(input, xs, image(inputs, kernel, config));
-        let &[batch, channels, ref sides @ ..] = xs else {
-            return Err(unfit());
-        };
-        let sides = <[usize; N]>::try_from(sides).map_err(|_| unfit())?;
-        if channels != inputs || xs.contains(&0) {
-            return Err(unfit());
+        let of_input = || image(inputs, &kernel, config);
+        let ([batch, channels], sides) = split(input, xs, of_input)?;
+        if channels != inputs {
+            return Err(Error::shape(input, xs, of_input()));
         }
         let channels = Self { batch, inputs, outputs };
-        Ok((channels, sides))
+        Ok((channels, [sides, kernel]))
     }
+}
+
+/// Refuses steps that lead nowhere, and channels in no group.
+pub(super) fn check_steps(stride: usize, dilation: usize, groups: usize) -> Result<()> {
+    for (argument, value) in [("stride", stride), ("dilation", dilation), ("groups", groups)] {
+        check::at_least_one(argument, value)?;
+    }
+    Ok(())
+}
+
+/// The first two sides of an input or a weight, which is not empty, and those of its N axes of positions.
+pub(super) fn split<const N: usize>(
+    argument: &'static str,
+    dims: &[usize],
+    expected: impl FnOnce() -> String,
+) -> Result<([usize; 2], [usize; N])> {
+    match *dims {
+        [first, second, ref sides @ ..] if !dims.contains(&0) => {
+            sides.try_into().ok().map(|sides| ([first, second], sides))
+        }
+        _ => None,
+    }
+    .ok_or_else(|| Error::shape(argument, dims, expected()))
 }
 
 /// The input that a kernel of these sides asks for, in words.
@@ -193,18 +203,13 @@ fn image(channels: usize, kernel: &[usize], config: &Conv2dConfig) -> String {
     if least.iter().all(|&least| least == 1) {
         return format!("[B, {channels}, {letters}], not empty");
     }
-    // One number where both sides have the same.
-    let each = |sides: &[usize]| match *sides {
-        [first, ref rest @ ..] if rest.iter().all(|&side| side == first) => first.to_string(),
-        _ => format!("{sides:?}"),
-    };
     let dilated = match dilation {
         1 => String::new(),
         dilation => format!(", a dilation of {dilation}"),
     };
     format!(
         "[B, {channels}, {letters}], with sides of at least {} for a kernel of {}{dilated} and a padding of {padding}",
-        each(&least),
-        each(kernel)
+        check::sides(&least),
+        check::sides(kernel)
     )
 }

@@ -281,7 +281,7 @@ fn errors_name_the_argument() {
     );
     assert_eq!(
         message(&xs, &[6, 3, 3], config(1, 0)),
-        "weight has shape [6, 3, 3], but must be [C', C, kH, kW]"
+        "weight has shape [6, 3, 3], but must be [C', C, kH, kW], not empty"
     );
     assert_eq!(
         message(&xs, &weight, config(0, 0)),
@@ -342,7 +342,7 @@ fn errors_name_groups_dilation_and_bias() {
     );
     assert_eq!(
         error(&[6, 4, 3], 1, 2),
-        "weight has shape [6, 4, 3], but must be [C', C / groups, kH, kW]"
+        "weight has shape [6, 4, 3], but must be [C', C / groups, kH, kW], not empty"
     );
     assert_eq!(
         error(&[6, 4, 3, 3], 1, 2),

@@ -3,11 +3,12 @@
 use candle_core::{Result, Tensor, D};
 use candle_nn::{ConvTranspose1dConfig, ConvTranspose2dConfig};
 
-use super::geometry::{Conv2d, ONE_ROW};
+use super::geometry::{check_steps, split, Conv2d, ONE_ROW};
 use super::{add_bias, sum_positions, BIAS, WEIGHT};
 use crate::check;
 use crate::error::Error;
 use crate::ops::autograd::{apply, Backward, Operation, ParamGrads};
+use crate::ops::cpu::kernel;
 use crate::ops::cpu::sliding::{extent, Sliding};
 use crate::ops::cpu::write::Write;
 use crate::ops::route::{in_f32, Route};
@@ -41,7 +42,7 @@ use crate::ops::route::{in_f32, Route};
 /// # Errors
 ///
 /// If the shapes do not fit or something is empty, nothing of the result is left by `padding`, `stride` or `dilation` is
-/// 0, or the dtypes differ or are no floating-point ones.
+/// 0, the result does not fit in memory, or the dtypes differ or are no floating-point ones.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -77,6 +78,10 @@ pub fn conv_transpose2d(
 /// - `config`: as that of [`conv_transpose2d`], and groups of channels as [`conv1d`](crate::ops::conv1d()) has them
 ///
 /// Returns [B, C', L'], where L' = (L - 1) stride + dilation (k - 1) + 1 - 2 padding + output_padding.
+///
+/// # Derivative
+///
+/// As that of [`conv_transpose2d`].
 ///
 /// # PyTorch
 ///
@@ -192,23 +197,46 @@ impl From<ConvTranspose2dConfig> for Steps {
 }
 
 impl Steps {
-    /// The axis along which a kernel of `window` elements makes `out` of as many, if it makes any.
-    fn axis(&self, window: usize, out: usize) -> Option<Sliding> {
-        let whole = (out - 1)
-            .checked_mul(self.stride)?
-            .checked_add(extent(window, self.dilation)?)?;
-        let side = whole
-            .checked_add(self.output_padding)?
-            .checked_sub(self.padding.checked_mul(2)?)?;
-        let axis = Sliding {
-            side,
-            window,
-            stride: self.stride,
-            padding: self.padding,
-            dilation: self.dilation,
-            out,
+    /// The axis along which a kernel of `window` elements makes something of `out` of the sides of `xs`.
+    fn axis(&self, xs: &[usize], window: usize, out: usize) -> crate::error::Result<Sliding> {
+        let whole = || {
+            let first = (out - 1).checked_mul(self.stride)?;
+            let whole = first.checked_add(extent(window, self.dilation)?)?;
+            Some((whole, whole.checked_add(self.output_padding)?))
         };
-        (side > 0 && self.padding < whole).then_some(axis)
+        let (whole, more) = whole().ok_or_else(|| {
+            let (argument, value) = self.largest(xs);
+            Error::invalid(argument, value, "so small that the result fits in memory")
+        })?;
+        let side = self.padding.checked_mul(2).and_then(|both| more.checked_sub(both));
+        match side {
+            Some(side) if side > 0 && self.padding < whole => Ok(Sliding {
+                side,
+                window,
+                stride: self.stride,
+                padding: self.padding,
+                dilation: self.dilation,
+                out,
+            }),
+            _ => Err(Error::invalid(
+                "padding",
+                self.padding,
+                "so small that something of the result is left",
+            )),
+        }
+    }
+
+    /// The argument that makes a result of `xs` large, and its value.
+    fn largest(&self, xs: &[usize]) -> (&'static str, String) {
+        let steps = [
+            ("stride", self.stride),
+            ("dilation", self.dilation),
+            ("output_padding", self.output_padding),
+        ];
+        match steps.into_iter().max_by_key(|&(_, step)| step) {
+            Some((argument, step)) if xs.iter().all(|&side| side < step) => (argument, step.to_string()),
+            _ => ("xs", format!("{xs:?}")),
+        }
     }
 }
 
@@ -226,46 +254,34 @@ impl Transposed {
             padding,
             ..
         } = steps;
-        for (argument, value) in [("stride", stride), ("dilation", dilation), ("groups", groups)] {
-            check::at_least_one(argument, value)?;
-        }
+        check_steps(stride, dilation, groups)?;
         let of_weight = if N == 1 {
-            "[C, C' / groups, k]"
+            "[C, C' / groups, k], not empty"
         } else {
-            "[C, C', kH, kW]"
+            "[C, C', kH, kW], not empty"
         };
-        let unfit = || Error::shape("weight", weight.dims(), format!("{of_weight}, not empty"));
-        let &[inputs, outputs, ref kernel @ ..] = weight.dims() else {
-            return Err(unfit());
-        };
-        if kernel.len() != N || weight.dims().contains(&0) {
-            return Err(unfit());
-        }
+        let ([inputs, outputs], kernel) = split::<N>("weight", weight.dims(), || of_weight.into())?;
         check::divisor("groups", groups, inputs, format!("C = {inputs}"))?;
-        let unfit = || {
+        let of_input = || {
             let letters = if N == 1 { "L" } else { "H, W" };
-            Error::shape("xs", xs.dims(), format!("[B, {inputs}, {letters}], not empty"))
+            format!("[B, {inputs}, {letters}], not empty")
         };
-        let &[batch, channels, ref sides @ ..] = xs.dims() else {
-            return Err(unfit());
-        };
-        if sides.len() != N || channels != inputs || xs.dims().contains(&0) {
-            return Err(unfit());
+        let ([batch, channels], sides) = split::<N>("xs", xs.dims(), of_input)?;
+        if channels != inputs {
+            return Err(Error::shape("xs", xs.dims(), of_input()));
         }
         let mut axes = [ONE_ROW; 2];
         // From the last on: of sequences, what is first is the one row.
-        for (axis, (&window, &out)) in axes.iter_mut().rev().zip(kernel.iter().zip(sides).rev()) {
-            let allowed = "so small that something of the result is left, and that fits in memory";
-            *axis = steps
-                .axis(window, out)
-                .ok_or_else(|| Error::invalid("padding", padding, allowed))?;
+        for (axis, (&window, &out)) in axes.iter_mut().rev().zip(kernel.iter().zip(&sides).rev()) {
+            *axis = steps.axis(xs.dims(), window, out)?;
         }
         let [rows, columns] = axes;
         // With what is cut off, which a composition makes.
         let padded = |axis: Sliding| padding.checked_mul(2)?.checked_add(axis.side);
         let dims = [Some(groups), Some(outputs), padded(rows), padded(columns)];
         let count = dims.into_iter().try_fold(batch, |count, dim| count.checked_mul(dim?));
-        check::fits_memory("xs", format!("{:?}", xs.dims()), count, size_of::<f64>())?;
+        let (argument, value) = steps.largest(xs.dims());
+        check::fits_memory(argument, value, count, size_of::<f64>())?;
         Ok(Self(Conv2d {
             batch,
             groups,
@@ -299,9 +315,12 @@ impl Operation for Transposed {
         let mut ys = vec![0f32; self.result_dims().iter().product()];
         let write = match params.get(BIAS) {
             Some(bias) => {
-                for (plane, ys) in ys.chunks_exact_mut(self.0.area()).enumerate() {
-                    ys.fill(bias[plane % bias.len()]);
-                }
+                let area = self.0.area();
+                kernel::for_rows(&mut ys, area, |first, ys| {
+                    for (plane, ys) in (first..).zip(ys.chunks_exact_mut(area)) {
+                        ys.fill(bias[plane % bias.len()]);
+                    }
+                });
                 Write::Add
             }
             None => Write::Replace,

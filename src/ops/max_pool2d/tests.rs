@@ -142,7 +142,7 @@ fn errors_name_the_argument() {
         .unwrap_err()
         .to_string();
     assert!(
-        sides.ends_with("with sides of at least (3, 1) for windows of (3, 1) and a padding of 0"),
+        sides.ends_with("with sides of at least [3, 1] for windows of [3, 1] and a padding of 0"),
         "{sides}"
     );
     for padding in [1 << 40, usize::MAX / 2 - 3] {

@@ -36,10 +36,8 @@ impl MaxPool2d {
         }
         let unfit = || {
             let least = |kernel: usize| kernel.saturating_sub(2 * padding).max(1);
-            let (sides, windows) = match kernel {
-                (rows, columns) if rows == columns => (least(rows).to_string(), rows.to_string()),
-                (rows, columns) => (format!("{:?}", (least(rows), least(columns))), format!("{kernel:?}")),
-            };
+            let (sides, windows) = ([kernel.0, kernel.1].map(least), [kernel.0, kernel.1]);
+            let [sides, windows] = [sides, windows].map(|sides| check::sides(&sides));
             let sides = format!("with sides of at least {sides} for windows of {windows} and a padding of {padding}");
             Error::shape("xs", xs, format!("[B, C, H, W], not empty, {sides}"))
         };

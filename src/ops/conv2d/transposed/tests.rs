@@ -71,6 +71,8 @@ fn equals_its_composition_at_the_edges() {
     // A segmenter's: the kernel is as large as the step.
     let doubled = ConvTranspose2dConfig { stride: 2, ..config };
     check(doubled, [&[3, 40, 14, 13], &[40, 24, 2, 2], &[24]], 1);
+    // Biases of many pieces of work.
+    check(doubled, [&[2, 1, 40, 40], &[1, 3, 2, 2], &[3]], 5);
     // The image itself, and more of it on one side.
     check(config, [&[2, 3, 4, 5], &[3, 6, 1, 1], &[6]], 2);
     let padded = ConvTranspose2dConfig {
@@ -155,7 +157,7 @@ fn errors_name_the_argument() {
     }
     for padding in [2, 1 << 40, usize::MAX] {
         let config = ConvTranspose2dConfig { padding, ..config };
-        let expected = "so small that something of the result is left, and that fits in memory";
+        let expected = "so small that something of the result is left";
         assert_eq!(
             message(&[1, 2, 2, 2], &[2, 3, 3, 3], config),
             format!("padding is {padding}, but must be {expected}")
@@ -174,9 +176,23 @@ fn errors_name_the_argument() {
         error.unwrap_err().to_string(),
         "groups is 2, but must be a divisor of C = 3"
     );
-    let config = ConvTranspose2dConfig {
-        stride: 1 << 40,
-        ..config
-    };
-    assert!(message(&[1, 2, 3, 3], &[2, 3, 2, 2], config).contains("so small that the result fits in memory"));
+    for step in [1 << 40, usize::MAX] {
+        let (stride, dilation, output_padding) = (step, step, step);
+        for (argument, config) in [
+            ("stride", ConvTranspose2dConfig { stride, ..config }),
+            ("dilation", ConvTranspose2dConfig { dilation, ..config }),
+            (
+                "output_padding",
+                ConvTranspose2dConfig {
+                    output_padding,
+                    ..config
+                },
+            ),
+        ] {
+            assert_eq!(
+                message(&[1, 2, 3, 3], &[2, 3, 2, 2], config),
+                format!("{argument} is {step}, but must be so small that the result fits in memory")
+            );
+        }
+    }
 }
