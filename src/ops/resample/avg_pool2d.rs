@@ -32,7 +32,7 @@ use crate::ops::cpu::sliding::Sliding;
 /// # Errors
 ///
 /// If `xs` has another rank, no element or no floating-point dtype, `kernel` or `stride` is 0, or a window is larger
-/// than the image.
+/// than the image, or the windows' weights do not fit in memory.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -55,17 +55,17 @@ fn of(xs: &Tensor, kernel: (usize, usize), stride: (usize, usize)) -> crate::err
         check::at_least_one(argument, sides.0.min(sides.1))?;
     }
     let dims = images(xs)?;
+    // Not more than the image, unless that is an expanded one.
+    let count = dims.iter().try_fold(1usize, |count, &dim| count.checked_mul(dim));
+    check::fits_memory("xs", format!("{dims:?}"), count, size_of::<f32>())?;
     let axis = |side, window, stride| {
         let axis = Sliding::new(side, window, stride, 0).ok_or_else(|| {
-            let expected = format!("[B, C, H, W] with sides of at least {} and {}", kernel.0, kernel.1);
-            Error::shape("xs", xs.dims(), expected)
+            let sides = check::sides(&[kernel.0, kernel.1]);
+            Error::shape("xs", xs.dims(), format!("[B, C, H, W], with sides of at least {sides}"))
         })?;
-        let of_window = |at| {
-            (0..window)
-                .map(move |tap| (at * stride + tap, 1.0 / window as f64))
-                .collect()
-        };
-        Ok::<_, Error>(Axis::new(side, window, (0..axis.out).map(of_window)))
+        let weight = 1.0 / window as f64;
+        let of_window = |at| (0..window).map(|tap| (at * stride + tap, weight)).collect();
+        Axis::new(("kernel", window), side, window, axis.out, of_window)
     };
     let rows = axis(dims[2], kernel.0, stride.0)?;
     Ok(Resample::new(dims, [rows, axis(dims[3], kernel.1, stride.1)?]))

@@ -22,7 +22,6 @@ pub use upsample::{
 };
 
 /// y\[b, c, i, j\] = Σ rows\[i, k\] columns\[j, l\] x\[b, c, k, l\]
-#[derive(Clone)]
 struct Resample {
     rows: Axis,
     columns: Axis,
@@ -55,19 +54,12 @@ impl Resample {
         }
     }
 
-    /// One axis after the other, each as a product with the matrix of its weights.
+    /// One axis after the other.
     fn compose(&self, xs: &Tensor) -> Result<Tensor> {
         let (batch, channels, height, width) = xs.dims4()?;
-        let [_, _, out_height, out_width] = self.dims;
         let planes = batch * channels;
-        let ys = xs
-            .reshape((planes * height, width))?
-            .matmul(&self.columns.matrix(xs)?)?;
-        let ys = ys.reshape((planes, height, out_width))?.transpose(1, 2)?;
-        let ys = ys
-            .reshape((planes * out_width, height))?
-            .matmul(&self.rows.matrix(xs)?)?;
-        let ys = ys.reshape((planes, out_width, out_height))?.transpose(1, 2)?;
+        let ys = self.columns.compose(&xs.reshape((planes * height, width, 1))?)?;
+        let ys = self.rows.compose(&ys.reshape((planes, height, ()))?)?;
         ys.reshape(&self.dims)
     }
 

@@ -87,6 +87,53 @@ fn compositions_are_candles() {
     assert!(relative(&upsample_nearest1d(&xs, 12).unwrap(), &candles) < 1e-14);
 }
 
+// Sizes at which the quotient of the sides is rounded down, and so its multiples.
+#[test]
+fn nearest_elements_are_exact() {
+    for (side, target) in [(2, 98), (3, 147), (6, 94), (5, 245), (10, 154), (7, 7), (1, 3), (9, 4)] {
+        let xs = Tensor::arange(0.0, side as f64, &Device::Cpu).unwrap();
+        let xs = xs.reshape((1, 1, side)).unwrap();
+        // The last element that begins at or before the place.
+        let element = |place: usize| (0..side).rfind(|element| element * target <= place * side);
+        let expected: Vec<_> = (0..target).map(|place| element(place).unwrap() as f64).collect();
+        let got = upsample_nearest1d(&xs, target).unwrap().flatten_all().unwrap();
+        assert_eq!(got.to_vec1::<f64>().unwrap(), expected, "{side} to {target}");
+    }
+}
+
+// 0 times them would be NaN everywhere.
+#[test]
+fn what_is_not_finite_stays_where_it_is() {
+    for dtype in [DType::F32, DType::F64] {
+        for value in [f64::NEG_INFINITY, f64::NAN] {
+            let at = |place: usize| {
+                let mut elements = [1.0; 16];
+                elements[place] = value;
+                let xs = Tensor::new(&elements, &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
+                xs.reshape((1, 1, 4, 4)).unwrap()
+            };
+            let xs = at(15);
+            let spoilt = |ys: Result<Tensor>| {
+                let ys = ys.unwrap().to_dtype(DType::F64).unwrap().flatten_all().unwrap();
+                let ys = ys.to_vec1::<f64>().unwrap();
+                ys.iter()
+                    .enumerate()
+                    .filter_map(|(i, y)| (!y.is_finite()).then_some(i))
+                    .collect::<Vec<_>>()
+            };
+            let message = format!("{value} {dtype:?}");
+            assert_eq!(spoilt(avg_pool2d(&xs, 2, 2)), [3], "{message}");
+            assert_eq!(spoilt(avg_pool2d(&xs, 2, 1)), [8], "{message}");
+            assert_eq!(spoilt(upsample_nearest2d(&xs, 2, 8)), [0; 0], "{message}");
+            assert_eq!(spoilt(upsample_nearest2d(&xs, 4, 8)), [30, 31], "{message}");
+            assert_eq!(spoilt(upsample_bilinear2d(&xs, 2, 2, false)), [3], "{message}");
+            assert_eq!(spoilt(upsample_bilinear2d(&xs, 2, 2, true)), [3], "{message}");
+            // Places at the edge see nothing of what is before it.
+            assert_eq!(spoilt(upsample_bilinear2d(&at(10), 2, 2, true)), [0; 0], "{message}");
+        }
+    }
+}
+
 #[test]
 fn compositions_have_the_right_derivative() {
     check_derivative(
@@ -125,7 +172,7 @@ fn errors_name_the_argument() {
     assert_eq!(message(avg_pool2d(&xs, 2, 0)), "stride is 0, but must be at least 1");
     assert_eq!(
         message(avg_pool2d(&xs, (2, 6), 1)),
-        "xs has shape [2, 3, 4, 5], but must be [B, C, H, W] with sides of at least 2 and 6"
+        "xs has shape [2, 3, 4, 5], but must be [B, C, H, W], with sides of at least [2, 6]"
     );
     for xs in [&[3, 4, 5][..], &[2, 0, 4, 5]] {
         let expected = format!("xs has shape {xs:?}, but must be [B, C, H, W], not empty");
@@ -146,6 +193,12 @@ fn errors_name_the_argument() {
         assert_eq!(message(upsample_nearest2d(&xs, target, 1)), expected);
         assert_eq!(message(upsample_bilinear2d(&xs, target, 1, false)), expected);
     }
+    // As many weights as windows have elements in all.
+    let wide = Tensor::zeros((1, 1, 1, 1 << 21), DType::F32, &Device::Cpu).unwrap();
+    let expected = "kernel is 1048576, but must be so small that the result fits in memory";
+    assert_eq!(message(avg_pool2d(&wide, (1, 1 << 20), 1)), expected);
+    let expanded = xs.narrow(0, 0, 1).unwrap().expand((1 << 40, 3, 4, 5)).unwrap();
+    assert!(message(avg_pool2d(&expanded, 1, 1)).starts_with("xs is [1099511627776, 3, 4, 5], but must be so small"));
     let scaled = |scale| message(upsample_bilinear2d_with_scale(&xs, scale, 1.0, false));
     assert_eq!(scaled(0.1), "scale_h is 0.1, but must be at least 1 / 4");
     assert_eq!(scaled(f64::NAN), "scale_h is NaN, but must be above 0 and finite");

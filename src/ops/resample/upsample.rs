@@ -7,7 +7,8 @@ use crate::check;
 use crate::error::Error;
 
 /// y\[b, c, i, j\] = x\[b, c, ⌊i H / H'⌋, ⌊j W / W'⌋\]: each place of an image of another size is the element that it
-/// lies in.
+/// lies in. (Computed in integers. candle multiplies i by a rounded quotient, and is one element lower at some places of
+/// some sizes: at 49 of 98, say, for 2.)
 ///
 /// [`Tensor::upsample_nearest2d`], which is also called `interpolate2d`, has a backward only where both sides grow by
 /// the same whole number; that one forgets what the input gets from elsewhere.
@@ -150,17 +151,10 @@ pub fn composition_bilinear2d(xs: &Tensor, target_h: usize, target_w: usize, ali
 /// The images' dimensions, once the result is known to be possible.
 fn check(xs: &Tensor, [target_h, target_w]: [usize; 2]) -> crate::error::Result<[usize; 4]> {
     let dims = images(xs)?;
-    let [batch, channels, height, width] = dims;
-    let planes = batch.saturating_mul(channels);
-    // A composition has the result of one axis, and the matrix of the other.
-    let of_width = planes.saturating_mul(height).checked_mul(target_w);
-    let of_all = planes.saturating_mul(target_h).checked_mul(target_w);
-    for (argument, target, elements) in [
-        ("target_w", target_w, of_width),
-        ("target_h", target_h, of_all),
-        ("target_w", target_w, width.checked_mul(target_w)),
-        ("target_h", target_h, height.checked_mul(target_h)),
-    ] {
+    let [batch, channels, _, _] = dims;
+    let of_width = batch.saturating_mul(channels).checked_mul(target_w);
+    let of_all = of_width.and_then(|count| count.checked_mul(target_h));
+    for (argument, target, elements) in [("target_w", target_w, of_width), ("target_h", target_h, of_all)] {
         check::at_least_one(argument, target)?;
         check::fits_memory(argument, target, elements, size_of::<f64>())?;
     }
@@ -169,12 +163,12 @@ fn check(xs: &Tensor, [target_h, target_w]: [usize; 2]) -> crate::error::Result<
 
 fn nearest(xs: &Tensor, target_h: usize, target_w: usize) -> crate::error::Result<Resample> {
     let dims = check(xs, [target_h, target_w])?;
-    let axis = |side: usize, target: usize| {
-        let step = side as f64 / target as f64;
-        let element = move |place| ((place as f64 * step) as usize).min(side - 1);
-        Axis::new(side, 1, (0..target).map(|place| vec![(element(place), 1.0)]))
+    let axis = |argument, side: usize, target: usize| {
+        let element = |place| (place as u128 * side as u128 / target as u128) as usize;
+        Axis::new((argument, target), side, 1, target, |place| vec![(element(place), 1.0)])
     };
-    Ok(Resample::new(dims, [axis(dims[2], target_h), axis(dims[3], target_w)]))
+    let rows = axis("target_h", dims[2], target_h)?;
+    Ok(Resample::new(dims, [rows, axis("target_w", dims[3], target_w)?]))
 }
 
 fn bilinear(
@@ -184,14 +178,15 @@ fn bilinear(
     align_corners: bool,
 ) -> crate::error::Result<Resample> {
     let dims = check(xs, targets)?;
-    let axis = |side: usize, target: usize, scale: Option<f64>| {
+    let axis = |argument, i: usize| {
+        let (side, target, scale) = (dims[2 + i], targets[i], scales[i]);
         let step = match scale {
             _ if align_corners && target == 1 => 0.0,
             _ if align_corners => (side - 1) as f64 / (target - 1) as f64,
             Some(scale) => 1.0 / scale,
             None => side as f64 / target as f64,
         };
-        let place = move |place| {
+        let place = |place| {
             let at = match align_corners {
                 true => place as f64 * step,
                 false => ((place as f64 + 0.5) * step - 0.5).max(0.0),
@@ -200,8 +195,7 @@ fn bilinear(
             let part = (at - below as f64).min(1.0);
             vec![(below, 1.0 - part), ((below + 1).min(side - 1), part)]
         };
-        Axis::new(side, 2, (0..target).map(place))
+        Axis::new((argument, target), side, 2, target, place)
     };
-    let [rows, columns] = [0, 1].map(|i| axis(dims[2 + i], targets[i], scales[i]));
-    Ok(Resample::new(dims, [rows, columns]))
+    Ok(Resample::new(dims, [axis("target_h", 0)?, axis("target_w", 1)?]))
 }
