@@ -6,6 +6,7 @@ use pulp::Simd;
 use super::cpu::kernel;
 use super::cpu::math;
 use super::pointwise::{self, Pointwise};
+use super::sigmoid;
 
 /// The slope at which x σ(slope x) comes closest to GELU (Hendrycks and Gimpel 2016, arXiv 1606.08415, section 2).
 const SLOPE: f64 = 1.702;
@@ -44,9 +45,7 @@ pub fn quick_gelu(xs: &Tensor) -> Result<Tensor> {
 
 /// [`quick_gelu`] of candle's operations.
 pub fn composition(xs: &Tensor) -> Result<Tensor> {
-    // σ by way of tanh: 1 / (1 + exp(-x)) has no derivative where the exponential overflows.
-    let sigmoid = (((xs * (0.5 * SLOPE))?.tanh()? + 1.0)? * 0.5)?;
-    xs * sigmoid
+    xs * sigmoid::composition(&(xs * SLOPE)?)?
 }
 
 pub(crate) struct QuickGelu;
@@ -73,8 +72,18 @@ impl Pointwise for QuickGelu {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+    use candle_core::Device;
+
     #[test]
     fn equals_its_composition_and_has_its_derivative() {
-        crate::ops::pointwise::testing::check_pointwise::<super::QuickGelu>();
+        crate::ops::pointwise::testing::check_pointwise::<QuickGelu>();
+    }
+
+    #[test]
+    fn composition_keeps_small_values() {
+        let ys = composition(&Tensor::new(&[-40f64], &Device::Cpu).unwrap()).unwrap();
+        let expected = -40.0 * (-40.0 * SLOPE).exp();
+        assert!((ys.to_vec1::<f64>().unwrap()[0] / expected - 1.0).abs() < 1e-12);
     }
 }

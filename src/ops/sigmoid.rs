@@ -69,8 +69,9 @@ pub fn silu(xs: &Tensor) -> Result<Tensor> {
 
 /// [`sigmoid`] of candle's operations.
 pub fn composition(xs: &Tensor) -> Result<Tensor> {
-    // By way of tanh: 1 / (1 + exp(-x)) has no derivative where the exponential overflows.
-    ((xs * 0.5)?.tanh()? + 1.0)? * 0.5
+    // One operation, whose derivative is y (1 - y): that of 1 / (1 + exp(-x)) is NaN where the exponential overflows, and
+    // by way of tanh small values are lost.
+    candle_nn::ops::sigmoid(xs)
 }
 
 /// [`silu`] of candle's operations.
@@ -123,10 +124,33 @@ impl Pointwise for Silu {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use candle_core::{DType, Device, Var};
 
     #[test]
     fn equal_their_compositions_and_have_their_derivatives() {
         pointwise::testing::check_pointwise::<Sigmoid>();
         pointwise::testing::check_pointwise::<Silu>();
+    }
+
+    // There σ(x) is exp(x), as its derivative, to the last digit.
+    #[test]
+    fn compositions_keep_small_values() {
+        let cases: [(DType, f64, f64); 3] = [
+            (DType::F64, -600.0, 1e-12),
+            (DType::F64, -40.0, 1e-12),
+            (DType::F32, -80.0, 1e-6),
+        ];
+        for (dtype, at, tolerance) in cases {
+            let xs = Var::from_tensor(&Tensor::new(&[at], &Device::Cpu).unwrap().to_dtype(dtype).unwrap()).unwrap();
+            let (ys, of_silu) = (composition(&xs).unwrap(), composition_silu(&xs).unwrap());
+            let grads = ys.backward().unwrap();
+            for (got, want) in [(&ys, 1.0), (grads.get(&xs).unwrap(), 1.0), (&of_silu, at)] {
+                let got = got.to_dtype(DType::F64).unwrap().to_vec1::<f64>().unwrap()[0];
+                assert!(
+                    (got / (want * at.exp()) - 1.0).abs() < tolerance,
+                    "{at} {dtype:?}: {got}"
+                );
+            }
+        }
     }
 }
