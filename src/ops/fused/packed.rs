@@ -13,12 +13,12 @@ use crate::ops::cpu::kernel;
 use crate::ops::cpu::write::Write;
 
 /// The samples of a batch that keep a branch, and their factors.
-struct Kept {
+struct KeptSamples {
     samples: Vec<usize>,
     factors: Vec<f32>,
 }
 
-impl Kept {
+impl KeptSamples {
     /// Nothing where all samples are kept: there is nothing to pack.
     fn of(drop_path: Option<&[f32]>) -> Option<Self> {
         let factors = drop_path.filter(|factors| factors.contains(&0.0))?;
@@ -55,6 +55,7 @@ impl Kept {
 
 /// The residual branch that `op` makes, given a number of samples and their factors, on `xs` [B, ..] and `params`, all
 /// `f32` on the CPU. Where a branch computes the first tokens alone, the input of these is what a dropped sample keeps.
+/// No branch looks at its [result](Backward::ys) again: where samples are dropped it has none.
 pub(crate) fn apply<O: Operation>(
     xs: &Tensor,
     params: &[&Tensor],
@@ -62,7 +63,7 @@ pub(crate) fn apply<O: Operation>(
     op: impl FnOnce(usize, Option<Vec<f32>>) -> O,
 ) -> Result<Tensor> {
     let batch = xs.dim(0)?;
-    let Some(kept) = Kept::of(drop_path) else {
+    let Some(kept) = KeptSamples::of(drop_path) else {
         return autograd::apply(op(batch, drop_path.map(<[f32]>::to_vec)), xs, params);
     };
     let op = op(kept.samples.len(), Some(kept.factors.clone()));
@@ -72,7 +73,7 @@ pub(crate) fn apply<O: Operation>(
 /// An operation on the kept samples of a batch.
 struct Packed<O> {
     op: O,
-    kept: Kept,
+    kept: KeptSamples,
     /// Of all samples.
     batch: usize,
 }
@@ -114,10 +115,10 @@ impl<O: Operation> Operation for Packed<O> {
     fn backward(&self, of: Backward, kept: Self::Kept, param_grads: &mut ParamGrads) -> Result<Vec<f32>> {
         let packed = match kept {
             Some(kept) => {
-                let [xs, ys, grads] = [of.xs, of.ys, of.grads].map(|rows| self.kept.pack(rows, self.batch));
+                let [xs, grads] = [of.xs, of.grads].map(|rows| self.kept.pack(rows, self.batch));
                 let of = Backward {
                     xs: &xs,
-                    ys: &ys,
+                    ys: &[],
                     grads: &grads,
                     ..of
                 };
@@ -158,10 +159,14 @@ pub(crate) fn compose(
     drop_path: Option<&[f32]>,
     branch: impl Fn(&Tensor, Option<&[f32]>) -> Result<Tensor>,
 ) -> Result<Tensor> {
-    // Where no sample is kept it is computed whole, so that its parameters have gradients.
-    let Some(kept) = Kept::of(drop_path).filter(|kept| !kept.samples.is_empty()) else {
+    let Some(kept) = KeptSamples::of(drop_path) else {
         return branch(xs, drop_path);
     };
+    if kept.samples.is_empty() {
+        // Parameters that no sample has used have a gradient all the same: that of one sample of zeros, times 0.
+        let zeros = branch(&xs.narrow(0, 0, 1)?.zeros_like()?, Some(&[0.0]))?;
+        return xs.narrow(1, 0, zeros.dim(1)?)?.broadcast_add(&zeros);
+    }
     let batch = xs.dim(0)?;
     let (mut kept_at, mut dropped_at) = (0..kept.samples.len(), kept.samples.len()..batch);
     let is_kept = |sample| kept.samples.binary_search(&sample).is_ok();
@@ -261,51 +266,69 @@ mod tests {
     #[test]
     fn a_dropped_sample_is_not_computed() {
         for (branch, dtype) in [(0, DType::F32), (0, DType::F64), (1, DType::F32), (1, DType::F64)] {
-            let (params, xs, ys) = run(branch, &[0.0, 2.0, 0.0, 0.5], dtype);
-            for (sample, kept) in [false, true, false, true].into_iter().enumerate() {
-                assert_eq!(
-                    is_finite(&ys.get(sample).unwrap()),
-                    kept,
-                    "{branch} {dtype:?}: {sample}"
-                );
+            for factors in [
+                [0.0, 2.0, 0.0, 0.5],
+                [0.0, 0.0, 1.5, 0.0],
+                [2.0, 0.5, 1.0, 3.0],
+                [0.0; 4],
+            ] {
+                let case = format!("branch {branch}, {dtype:?}, {factors:?}");
+                let (params, xs, ys) = run(branch, &factors, dtype);
+                let grads = ys.sum_all().unwrap().backward().unwrap();
+                for (i, var) in params.iter().enumerate() {
+                    assert!(is_finite(grads.get(var).unwrap()), "{case}: parameter {i}");
+                }
+                let dxs = grads.get(&xs).unwrap();
+                assert!(is_finite(dxs), "{case}");
+                for (sample, factor) in factors.into_iter().enumerate() {
+                    let y = ys.get(sample).unwrap();
+                    assert_eq!(is_finite(&y), factor != 0.0, "{case}: {sample}");
+                    if factor == 0.0 {
+                        // What goes through the sum, of all tokens that the result has.
+                        let dx = dxs.get(sample).unwrap().to_dtype(DType::F64).unwrap();
+                        let passed = dx.narrow(0, 0, y.dim(0).unwrap()).unwrap();
+                        let count = passed.elem_count() as f64;
+                        assert_eq!(
+                            passed.min_all().unwrap().to_scalar::<f64>().unwrap(),
+                            1.0,
+                            "{case}: {sample}"
+                        );
+                        assert_eq!(
+                            dx.sum_all().unwrap().to_scalar::<f64>().unwrap(),
+                            count,
+                            "{case}: {sample}"
+                        );
+                    }
+                }
             }
-            let kept = ys
-                .index_select(&Tensor::new(&[1u32, 3], &Device::Cpu).unwrap(), 0)
-                .unwrap();
-            let grads = kept.sqr().unwrap().sum_all().unwrap().backward().unwrap();
-            for (i, var) in params.iter().enumerate() {
-                assert!(is_finite(grads.get(var).unwrap()), "{branch} {dtype:?}: parameter {i}");
-            }
-            let dxs = grads.get(&xs).unwrap();
-            assert!(is_finite(dxs), "{branch} {dtype:?}");
-            let dropped = dxs.get(0).unwrap().abs().unwrap().sum_all().unwrap();
-            assert_eq!(dropped.to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap(), 0.0);
         }
     }
 
     #[test]
     fn where_all_is_dropped_gradients_are_0_and_not_missing() {
-        let (params, xs, ys) = run(0, &[0.0, 0.0], DType::F32);
-        let bits = |t: &Tensor| {
-            t.flatten_all()
-                .unwrap()
-                .to_vec1::<f32>()
-                .unwrap()
-                .into_iter()
-                .map(f32::to_bits)
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(bits(&ys), bits(&xs));
-        let grads = ys.sum_all().unwrap().backward().unwrap();
-        for (i, var) in params.iter().enumerate() {
-            assert!(
-                bits(grads.get(var).unwrap()).iter().all(|&bits| bits == 0),
-                "parameter {i}"
-            );
+        for (branch, dtype) in [(0, DType::F32), (0, DType::F64), (1, DType::F32), (1, DType::F64)] {
+            let (params, _, ys) = run(branch, &[0.0, 0.0], dtype);
+            let grads = ys.sum_all().unwrap().backward().unwrap();
+            for (i, var) in params.iter().enumerate() {
+                let sum = grads.get(var).unwrap().abs().unwrap().sum_all().unwrap();
+                let sum = sum.to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap();
+                assert_eq!(sum, 0.0, "branch {branch}, {dtype:?}: parameter {i}");
+            }
         }
-        assert_eq!(
-            grads.get(&xs).unwrap().to_vec3::<f32>().unwrap(),
-            [[[1.0; WIDTH]; 3]; 2]
-        );
+    }
+
+    #[test]
+    fn where_all_is_dropped_the_composition_computes_no_sample() {
+        let xs = random(&[5, 3, WIDTH], 1);
+        let branch = |xs: &Tensor, factors: Option<&[f32]>| {
+            assert_eq!(
+                (xs.to_vec3::<f64>()?, factors),
+                (vec![vec![vec![0.0; WIDTH]; 3]], Some(&[0.0][..]))
+            );
+            xs.narrow(1, 0, 1)
+        };
+        let ys = compose(&xs, Some(&[0.0; 5]), branch).unwrap();
+        let expected = xs.narrow(1, 0, 1).unwrap().to_vec3::<f64>().unwrap();
+        assert_eq!(ys.to_vec3::<f64>().unwrap(), expected);
     }
 }
