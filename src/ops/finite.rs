@@ -3,23 +3,11 @@
 use candle_core::{DType, Result, Tensor};
 
 use super::cpu::kernel::{self, LANES};
-use super::route::on_cpu_f32;
 
 /// The number of the first of `tensors`, floats, with an element that is infinite or NaN.
 pub(crate) fn first_not_finite(tensors: &[&Tensor]) -> Result<Option<usize>> {
-    let mut finite = vec![true; tensors.len()];
-    let (mut results, mut slices) = (vec![], vec![]);
-    for (result, &tensor) in finite.iter_mut().zip(tensors) {
-        if on_cpu_f32(&[tensor]) {
-            results.push(result);
-            slices.push(tensor.contiguous()?);
-        } else {
-            *result = composition(tensor)?;
-        }
-    }
-    for (result, pieces) in results.into_iter().zip(kernel::map_pieces(&slices, is_finite)?) {
-        *result = pieces.into_iter().all(|piece| piece);
-    }
+    let all = |pieces: Vec<bool>| pieces.into_iter().all(|finite| finite);
+    let finite = kernel::map_tensors(tensors, is_finite, all, composition)?;
     Ok(finite.iter().position(|finite| !finite))
 }
 
@@ -66,7 +54,11 @@ mod tests {
             (1, 0),
             (40, 3),
             (40, 39),
+            // In each of the places that are read at once.
             (200_000, 0),
+            (200_000, 20_000),
+            (200_000, 40_000),
+            (200_000, 60_000),
             (200_000, 131_071),
             (200_000, 199_999),
         ] {

@@ -3,7 +3,6 @@
 use candle_core::{DType, Device, Result, Tensor, D};
 
 use super::cpu::kernel::{self, LANES};
-use super::route::on_cpu_f32;
 
 /// The sum of the squares of all elements, in f64, whatever the dtype. No gradient flows through it.
 pub(crate) fn sum_of_squares(tensor: &Tensor) -> Result<f64> {
@@ -12,20 +11,7 @@ pub(crate) fn sum_of_squares(tensor: &Tensor) -> Result<f64> {
 
 /// The [`sum_of_squares`] of each tensor: of many in parallel.
 pub(crate) fn sums_of_squares(tensors: &[&Tensor]) -> Result<Vec<f64>> {
-    let mut sums = vec![0.0; tensors.len()];
-    let (mut results, mut slices) = (vec![], vec![]);
-    for (result, &tensor) in sums.iter_mut().zip(tensors) {
-        if on_cpu_f32(&[tensor]) {
-            results.push(result);
-            slices.push(tensor.contiguous()?);
-        } else {
-            *result = composition(tensor)?;
-        }
-    }
-    for (result, pieces) in results.into_iter().zip(kernel::map_pieces(&slices, sum_of_slice)?) {
-        *result = pieces.iter().sum();
-    }
-    Ok(sums)
+    kernel::map_tensors(tensors, sum_of_slice, |sums| sums.iter().sum(), composition)
 }
 
 kernel::simd_fn! {

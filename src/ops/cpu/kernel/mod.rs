@@ -22,4 +22,4 @@ pub(crate) use scratch::with_scratch;
 #[cfg(test)]
 pub(crate) use simd::SCALAR_ONLY;
 pub(crate) use simd::{dispatch, fma, simd_fn};
-pub(crate) use threads::{map_pieces, on_own_threads, own_threads};
+pub(crate) use threads::{map_tensors, on_own_threads, own_threads};

@@ -1,8 +1,9 @@
 //! Work that needs locks on tensors, on threads of its own.
 //!
 //! Who predicts holds read locks on several weights at once and waits for rayon's threads meanwhile. Were one of those to
-//! wait for a lock that is held so, nothing would ever move again. So who locks one tensor after the other in parallel
-//! does it here, holds one lock at a time, and waits for nobody while it does.
+//! wait for a lock that is held so, nothing would ever move again. So who locks one weight after the other in parallel
+//! does it here, holds the lock of one weight at a time (an optimizer those of its gradient and its state, too, which
+//! nobody else takes), and while it does waits for nobody but threads of its own, which take no lock.
 
 use std::sync::Mutex;
 use std::thread;
@@ -10,6 +11,7 @@ use std::thread;
 use candle_core::{Result, Tensor};
 
 use super::Elements;
+use crate::ops::route::on_cpu_f32;
 
 /// Calls `f` with each of `items`, on this thread and on others that are started for it.
 pub(crate) fn on_own_threads<T: Send>(items: &mut [T], threads: usize, f: impl Fn(&mut T) + Sync) {
@@ -37,9 +39,27 @@ pub(crate) fn own_threads(elements: usize) -> usize {
     rayon::current_num_threads().min(elements.div_ceil(FEWEST))
 }
 
+/// A value of each of `tensors`: `gather` of its pieces' values, which are computed in parallel, where it is f32 on the
+/// CPU, and `composition` of it elsewhere.
+pub(crate) fn map_tensors<P: Send, T>(
+    tensors: &[&Tensor],
+    piece: impl Fn(&[f32]) -> P + Sync,
+    gather: impl Fn(Vec<P>) -> T,
+    composition: impl Fn(&Tensor) -> Result<T>,
+) -> Result<Vec<T>> {
+    let here = tensors.iter().filter(|tensor| on_cpu_f32(&[tensor]));
+    let slices = here.map(|tensor| tensor.contiguous()).collect::<Result<Vec<_>>>()?;
+    let mut pieces = map_pieces(&slices, piece)?.into_iter();
+    let values = tensors.iter().map(|tensor| {
+        let pieces = if on_cpu_f32(&[tensor]) { pieces.next() } else { None };
+        pieces.map_or_else(|| composition(tensor), |pieces| Ok(gather(pieces)))
+    });
+    values.collect()
+}
+
 /// `f` of pieces of `tensors`, contiguous f32 on the CPU, in parallel: the results tensor by tensor, in the pieces'
 /// order.
-pub(crate) fn map_pieces<T: Send>(tensors: &[Tensor], f: impl Fn(&[f32]) -> T + Sync) -> Result<Vec<Vec<T>>> {
+fn map_pieces<T: Send>(tensors: &[Tensor], f: impl Fn(&[f32]) -> T + Sync) -> Result<Vec<Vec<T>>> {
     const PIECE: usize = 64 * 1024;
     let total: usize = tensors.iter().map(|tensor| tensor.elem_count()).sum();
     let mut pieces = Vec::with_capacity(total / PIECE + tensors.len());
