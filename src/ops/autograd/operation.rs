@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 
 use super::params::TrackedParams;
-use crate::ops::cpu::kernel::{self, Elements};
+use crate::ops::cpu::kernel;
 use crate::ops::cpu::write::Write;
 
 /// An operation on one input and any number of parameters, on contiguous `f32` slices.
@@ -101,7 +101,17 @@ pub(crate) fn apply<O: Operation>(op: O, xs: &Tensor, params: &[&Tensor]) -> Res
         params,
         kept: Mutex::new(None),
     };
-    xs.contiguous()?.apply_op2(&edge, node)
+    let mut xs = xs.contiguous()?;
+    // candle holds the input's lock while the parameters' are taken, and none may be taken twice (see `with_elements`).
+    if node
+        .params
+        .tensors()
+        .iter()
+        .any(|param| kernel::same_storage(&xs, param))
+    {
+        xs = xs.copy()?;
+    }
+    xs.apply_op2(&edge, node)
 }
 
 /// An operation as candle sees it: of the input and the edge that comes from the parameters.
@@ -118,12 +128,6 @@ impl<O: Operation> Node<O> {
         // Nothing panics while it holds the lock.
         self.kept.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
-
-    fn with_params<T>(&self, f: impl FnOnce(&[&[f32]]) -> Result<T>) -> Result<T> {
-        let elements: Vec<_> = self.params.tensors().iter().map(Elements::of).collect::<Result<_>>()?;
-        let slices: Vec<&[f32]> = elements.iter().map(|elements| &**elements).collect();
-        f(&slices)
-    }
 }
 
 impl<O: Operation> CustomOp2 for Node<O> {
@@ -133,7 +137,8 @@ impl<O: Operation> CustomOp2 for Node<O> {
 
     fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
         let xs = kernel::elements(s1, l1)?;
-        let (ys, kept) = self.with_params(|params| self.op.forward(xs, params, self.keep))?;
+        let params: Vec<_> = self.params.tensors().iter().collect();
+        let (ys, kept) = kernel::with_elements(&params, |params| self.op.forward(xs, params, self.keep))?;
         *self.kept() = self.keep.then_some(kept);
         Ok((CpuStorage::F32(ys), self.op.result_dims().into()))
     }
@@ -146,7 +151,7 @@ impl<O: Operation> CustomOp2 for Node<O> {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let grad = grad.contiguous()?;
-        let (x, y, g) = (Elements::of(xs)?, Elements::of(node)?, Elements::of(&grad)?);
+        let tensors: Vec<_> = [xs, node, &grad].into_iter().chain(self.params.tensors()).collect();
         let mut grads = vec![None; self.params.tensors().len()];
         let mut param_grads = ParamGrads {
             params: &self.params,
@@ -154,16 +159,19 @@ impl<O: Operation> CustomOp2 for Node<O> {
             grads: &mut grads,
             first: 0,
         };
-        let dxs = self.with_params(|params| {
+        let dxs = kernel::with_elements(&tensors, |slices| {
+            let Some((&[x, y, g], params)) = slices.split_first_chunk() else {
+                candle_core::bail!("a backward of masksub was called without its input, its result or its gradient");
+            };
             let kept = self.kept().take();
             let kept = match kept {
                 Some(kept) => kept,
-                None => self.op.recompute(&x, params)?,
+                None => self.op.recompute(x, params)?,
             };
             let of = Backward {
-                xs: &x,
-                ys: &y,
-                grads: &g,
+                xs: x,
+                ys: y,
+                grads: g,
                 params,
                 wants_dxs: xs.track_op(),
             };

@@ -1,8 +1,11 @@
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::{mpsc, Arc};
+use std::thread;
+use std::time::Duration;
 
 use candle_core::{DType, Device, Var};
 
+use super::super::in_place::write_into;
 use super::*;
 
 /// y = w Σ x, of which the sum is kept. Counts the sums that are alive, those computed again, and forwards told to keep
@@ -127,4 +130,66 @@ fn an_input_that_is_not_contiguous_has_its_gradient_in_place() {
     let ys = apply(Scaled(Arc::default()), &part, &[&weight, &other]).unwrap();
     let grad = ys.backward().unwrap().get(&xs).unwrap().to_vec2::<f32>().unwrap();
     assert_eq!(grad, [[0.0, 3.0, 3.0]; 2]);
+}
+
+/// So many parts of a weight that to lock them takes longer than a writer tries before it waits.
+fn parts(weight: &Tensor) -> Vec<Tensor> {
+    (0..4096).map(|i| weight.narrow(0, i % 8, 1).unwrap()).collect()
+}
+
+/// Runs `read` again and again while another thread writes to `weight`; false if nothing moves any more.
+fn goes_on(weight: &Tensor, read: impl Fn() + Send + 'static) -> bool {
+    let done = Arc::new(AtomicBool::new(false));
+    let writer = thread::spawn({
+        let (weight, done) = (weight.clone(), done.clone());
+        move || {
+            while !done.load(Relaxed) {
+                write_into(&weight, |elements| elements.fill(3.0)).unwrap();
+            }
+        }
+    });
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        (0..300).for_each(|_| read());
+        sender.send(()).unwrap();
+    });
+    // Threads that wait for each other are left where they are.
+    let goes_on = receiver.recv_timeout(Duration::from_secs(60)).is_ok();
+    done.store(true, Relaxed);
+    goes_on && writer.join().is_ok()
+}
+
+// A lock that is taken again by who holds it is never given where another thread waits in between to write.
+#[test]
+fn a_weight_that_is_several_parameters_is_locked_once() {
+    let weight = Tensor::new(&[3f32; 8], &Device::Cpu).unwrap();
+    let parts = parts(&weight);
+    let xs = Tensor::new(&[1f32, 2.0], &Device::Cpu).unwrap();
+    assert!(goes_on(&weight, move || {
+        let parts: Vec<_> = parts.iter().collect();
+        let ys = apply(Scaled(Arc::default()), &xs, &parts).unwrap();
+        assert_eq!(values(Some(&ys)), Some(vec![9.0]));
+    }));
+}
+
+#[test]
+fn an_input_that_is_a_part_of_a_weight_is_locked_once() {
+    let weight = Tensor::new(&[3f32; 8], &Device::Cpu).unwrap();
+    let parts = parts(&weight);
+    assert!(goes_on(&weight, move || {
+        let parts: Vec<_> = parts.iter().collect();
+        let ys = apply(Scaled(Arc::default()), parts[1], &parts[2..]).unwrap();
+        assert_eq!(values(Some(&ys)), Some(vec![9.0]));
+    }));
+}
+
+#[test]
+fn a_shared_weight_has_the_gradients_of_all_its_parts() {
+    let weight = var(&[3.0, 5.0]);
+    let [first, second] = [0, 1].map(|i| weight.narrow(0, i, 1).unwrap());
+    let ys = apply(Scaled(Arc::default()), &second, &[&first, &second]).unwrap();
+    assert_eq!(values(Some(&ys)), Some(vec![15.0]));
+    let grads = ys.backward().unwrap();
+    // That of the first is the sum of the input, that of the second the first and, as a parameter, 7.
+    assert_eq!(values(grads.get(&weight)), Some(vec![5.0, 10.0]));
 }

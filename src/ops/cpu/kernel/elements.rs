@@ -27,10 +27,7 @@ pub(crate) struct Elements<'a>(StorageRef<'a>, &'a Layout);
 impl<'a> Elements<'a> {
     pub(crate) fn of(tensor: &'a Tensor) -> Result<Self> {
         let (storage, layout) = tensor.storage_and_layout();
-        match &*storage {
-            Storage::Cpu(cpu) => elements(cpu, layout)?,
-            _ => candle_core::bail!("a CPU kernel of masksub was called with a tensor on another device"),
-        };
+        cpu_elements(&storage, layout)?;
         Ok(Self(storage, layout))
     }
 }
@@ -39,12 +36,50 @@ impl Deref for Elements<'_> {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
-        match &*self.0 {
-            // `of` has made sure of both.
-            Storage::Cpu(cpu) => elements(cpu, self.1).unwrap_or_default(),
-            _ => &[],
+        // `of` has made sure of it.
+        cpu_elements(&self.0, self.1).unwrap_or_default()
+    }
+}
+
+/// Calls `f` with the elements of contiguous `f32` tensors on the CPU.
+///
+/// A storage that several of them share is locked once: a lock that is taken again by who holds it is never given where
+/// another thread (an optimizer's, of the same weights) waits in between to write.
+pub(crate) fn with_elements<T>(tensors: &[&Tensor], f: impl FnOnce(&[&[f32]]) -> Result<T>) -> Result<T> {
+    // Before anything is locked.
+    let addresses: Vec<_> = tensors.iter().map(|tensor| address(tensor)).collect();
+    let mut opened: Vec<(*const Storage, StorageRef)> = vec![];
+    for (tensor, &address) in tensors.iter().zip(&addresses) {
+        if opened.iter().all(|(other, _)| *other != address) {
+            opened.push((address, tensor.storage_and_layout().0));
         }
     }
+    let mut slices = Vec::with_capacity(tensors.len());
+    for (tensor, address) in tensors.iter().zip(&addresses) {
+        if let Some((_, storage)) = opened.iter().find(|(other, _)| other == address) {
+            slices.push(cpu_elements(storage, tensor.layout())?);
+        }
+    }
+    f(&slices)
+}
+
+/// The elements of a contiguous `f32` tensor on the CPU, from its storage.
+fn cpu_elements<'a>(storage: &'a Storage, layout: &Layout) -> Result<&'a [f32]> {
+    match storage {
+        Storage::Cpu(cpu) => elements(cpu, layout),
+        _ => candle_core::bail!("a CPU kernel of masksub was called with a tensor on another device"),
+    }
+}
+
+/// What tells a tensor's storage from another one's.
+fn address(tensor: &Tensor) -> *const Storage {
+    let (storage, _) = tensor.storage_and_layout();
+    &*storage
+}
+
+/// Whether two tensors lie in one storage, whatever part of it each is.
+pub(crate) fn same_storage(a: &Tensor, b: &Tensor) -> bool {
+    address(a) == address(b)
 }
 
 /// Whether two contiguous `f32` tensors on the CPU have elements in common.

@@ -13,7 +13,7 @@ mod scratch;
 mod simd;
 mod threads;
 
-pub(crate) use elements::{contiguous_range, elements, shares_memory, tensor, Elements};
+pub(crate) use elements::{contiguous_range, elements, same_storage, shares_memory, tensor, with_elements, Elements};
 pub(crate) use partition::{
     add_rows, for_rows, for_rows_summing, for_two_rows_summing, ranges, rows_per_piece, sum_over_rows,
 };
