@@ -35,9 +35,7 @@ impl Normalize {
     /// when pixels would become so large that f32 does not hold them.
     pub fn new(mean: [f64; 3], std: [f64; 3]) -> Result<Self> {
         for (&mean, &std) in mean.iter().zip(&std) {
-            if !mean.is_finite() {
-                return Err(Error::invalid("mean", mean, "finite"));
-            }
+            check::finite("mean", mean)?;
             check::positive("std", std)?;
             check_finite(mean, std)?;
         }

@@ -41,8 +41,8 @@ impl RandAugment {
     /// Standard deviation of each operation's own magnitude, where nothing else is said.
     pub const MAGNITUDE_STD: f64 = 0.5;
 
-    /// Two operations around `magnitude`, from 0 to 10, where most operations are strongest: 9 in most recipes, 7 in
-    /// ResNet strikes back. Bicubic, with the mean colour of ImageNet where an image was moved away.
+    /// Draws two operations around `magnitude`, from 0 to 10, where most operations are strongest: 9 in most recipes, 7
+    /// in ResNet strikes back. Moves images by bicubic interpolation, and fills what comes in with ImageNet's mean colour.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) when `magnitude` is not 0 to 10.
