@@ -7,7 +7,8 @@ use crate::error::Fault;
 
 /// Longest pickle that is read, in bytes. Those of checkpoints hold names and sizes; the numbers lie beside them.
 pub(super) const MOST_BYTES: u64 = 64 << 20;
-/// Most values in a pickle, and most that these hold, so that a small file cannot ask for much memory.
+/// Most values in a pickle, most that these hold and most at once on the stack, so that a small file cannot ask for much
+/// memory.
 const MOST_VALUES: usize = 1 << 22;
 
 /// Stands for a value: values share parts, and may hold themselves.
@@ -175,12 +176,17 @@ impl<R: Read> Machine<R> {
             b'C' => self.skip::<1>()?,
             0x8e | 0x96 => self.skip::<8>()?,
             // MARK, POP, POP_MARK, DUP
-            b'(' => self.marks.push(self.stack.len()),
+            b'(' => {
+                if self.marks.len() == MOST_VALUES {
+                    return Err(format!("more than {MOST_VALUES} marks at once").into());
+                }
+                self.marks.push(self.stack.len());
+            }
             b'0' => drop(self.pop()?),
             b'1' => drop(self.pop_to_mark()?),
             b'2' => {
                 let top = self.top()?;
-                self.stack.push(top);
+                self.stack(top)?;
             }
             // EMPTY_TUPLE, EMPTY_LIST, EMPTY_DICT, EMPTY_SET; TUPLE, LIST, FROZENSET; TUPLE1 to TUPLE3
             b')' | b']' => self.push(Value::Sequence(vec![]))?,
@@ -345,8 +351,17 @@ impl<R: Read> Machine<R> {
             Value::Global(name) => name.len(),
             _ => 0,
         })?;
-        self.stack.push(self.values.len());
+        self.stack(self.values.len())?;
         self.values.push(value);
+        Ok(())
+    }
+
+    /// Puts a value on top of the stack, which may hold one many times.
+    fn stack(&mut self, id: Id) -> Result<(), Fault> {
+        if self.stack.len() == MOST_VALUES {
+            return Err(format!("a stack of more than {MOST_VALUES}").into());
+        }
+        self.stack.push(id);
         Ok(())
     }
 
@@ -438,9 +453,8 @@ impl<R: Read> Machine<R> {
     }
 
     fn recall(&mut self, index: usize) -> Result<(), Fault> {
-        let id = self.memo.get(&index).ok_or("it recalls what it never stored")?;
-        self.stack.push(*id);
-        Ok(())
+        let id = *self.memo.get(&index).ok_or("it recalls what it never stored")?;
+        self.stack(id)
     }
 }
 

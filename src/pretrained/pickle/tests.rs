@@ -116,6 +116,20 @@ fn a_small_file_gets_little_memory() {
     assert!(refusal(&remembered).contains("more than"));
 }
 
+// Each eight times as large on the stack as in the file.
+#[test]
+fn a_high_stack_is_refused() {
+    for (repeated, reason) in [
+        (&b"2"[..], "a stack of more"),
+        (b"h\x00", "a stack of more"),
+        (b"(", "marks at once"),
+    ] {
+        let mut bytes = b"Nq\x00".to_vec();
+        bytes.extend(repeated.repeat(MOST_VALUES + 1));
+        assert!(refusal(&bytes).contains(reason), "{repeated:?}");
+    }
+}
+
 // One list of a thousand pairs, and again and again the dictionary of it: each takes as much memory, of 5 bytes.
 #[test]
 fn what_a_small_file_repeats_gets_little_memory() {
