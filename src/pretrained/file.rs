@@ -104,18 +104,22 @@ fn unwrapped(mut tensors: BTreeMap<String, Stored>) -> BTreeMap<String, Stored> 
 
 /// The elements of a strided tensor one after the other.
 fn in_order(bytes: &[u8], stored: &Stored) -> Vec<u8> {
-    let mut starts = vec![0];
-    for (n, stride) in stored.shape.iter().zip(&stored.strides) {
-        starts = starts
-            .iter()
-            .flat_map(|start| (0..*n).map(move |i| start + i * stride))
-            .collect();
-    }
     let size = stored.dtype.size_in_bytes();
-    let elements = starts
-        .iter()
-        .filter_map(|start| bytes.get(start * size..(start + 1) * size));
-    elements.flatten().copied().collect()
+    let mut ordered = Vec::with_capacity(stored.elem_count() * size);
+    let mut index = vec![0; stored.shape.len()];
+    for _ in 0..stored.elem_count() {
+        let start: usize = index.iter().zip(&stored.strides).map(|(i, stride)| i * stride).sum();
+        ordered.extend_from_slice(bytes.get(start * size..(start + 1) * size).unwrap_or_default());
+        // The next element: the last index counts on, and where it is at its end, the one before.
+        for (i, n) in index.iter_mut().zip(&stored.shape).rev() {
+            *i += 1;
+            if *i < *n {
+                break;
+            }
+            *i = 0;
+        }
+    }
+    ordered
 }
 
 /// The header alone.
