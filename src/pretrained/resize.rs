@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Result, Storage, Tensor, WithDType};
 
+use crate::check;
 use crate::grid::Grid;
 use crate::ops::cpu::kernel::contiguous_range;
 
@@ -29,7 +30,11 @@ fn resized<T: WithDType>(values: &Tensor, from: Grid, to: Grid) -> Result<Tensor
         candle_core::bail!("positions are resized on the CPU");
     };
     let (prefix, values) = T::cpu_storage_as_slice(storage)?[range].split_at((rows - from.len()) * dim);
-    let mut resized = Vec::with_capacity(prefix.len() + to.len() * dim);
+    let len = to.len().checked_mul(dim).and_then(|len| len.checked_add(prefix.len()));
+    // As it is resized, in the dtype of the model, and as a variable.
+    check::fits_memory("grid", to, len, size_of::<T>() + 2 * size_of::<f64>())?;
+    check::fits_memory("grid", to, to.height.checked_add(to.width), size_of::<Taps>())?;
+    let mut resized = Vec::with_capacity(len.unwrap_or_default());
     resized.extend_from_slice(prefix);
     let columns = taps(from.width, to.width);
     // One direction after the other.
@@ -53,8 +58,11 @@ fn resized<T: WithDType>(values: &Tensor, from: Grid, to: Grid) -> Result<Tensor
     Tensor::from_vec(resized, (rows, dim), &candle_core::Device::Cpu)
 }
 
+/// What a position takes of which others.
+type Taps = [(usize, f64); 4];
+
 /// For each of `to` positions, what it takes of which of `from`.
-fn taps(from: usize, to: usize) -> Vec<[(usize, f64); 4]> {
+fn taps(from: usize, to: usize) -> Vec<Taps> {
     let scale = from as f64 / to as f64;
     let of = |index: usize| {
         let at = (index as f64 + 0.5) * scale - 0.5;
@@ -143,6 +151,22 @@ mod tests {
             for (a, b) in ours.iter().zip(&theirs) {
                 assert!((a - b).abs() < 1e-12, "{from} to {to}: {a} instead of {b}");
             }
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_in_memory_is_refused() {
+        let values = Tensor::zeros((4, 3), DType::F32, &Device::Cpu).unwrap();
+        for to in [
+            Grid::new(1 << 25, 1 << 25),
+            Grid::new(1, 1 << 44),
+            Grid::new(usize::MAX, 2),
+        ] {
+            let message = bicubic(&values, Grid::new(2, 2), to).unwrap_err().to_string();
+            assert_eq!(
+                message,
+                format!("grid is {to}, but must be so small that the result fits in memory")
+            );
         }
     }
 

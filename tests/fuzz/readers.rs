@@ -102,8 +102,12 @@ pub fn pretrained(rng: &mut KeyedRng, scratch: &Scratch) -> Result<()> {
         0 => ResNet::new(&small_resnet(masksub::models::resnet::BlockKind::Basic), vb).map(drop),
         1 => SwinTransformer::new(&small_swin(), vb).map(drop),
         _ => {
-            // Those of `fixtures/pth`, and of the size that they are for or another one.
-            let side = if rng.random() { 4 } else { 2 * rng.random_range(1..9) };
+            // Those of `fixtures/pth`, and of the size that they are for or another one, be it beyond all measure.
+            let side = match rng.random_range(0..10) {
+                0..5 => 4,
+                5..9 => 2 * rng.random_range(1..9),
+                _ => pick(rng, &[1 << 12, 1 << 17, 1 << 20, 1 << 33, usize::MAX - 1]),
+            };
             let form = pick(rng, &[Config::mae_base(3), Config::mae_base(3), Config::deit3_tiny(3)]);
             let cfg = Config {
                 embed_dim: 4,
