@@ -77,7 +77,6 @@ pub fn composition(xs: &Tensor, num_groups: usize, weight: &Tensor, bias: &Tenso
         .broadcast_add(&bias.reshape(&of_channels[..])?)
 }
 
-#[derive(Clone)]
 struct GroupNorm {
     /// Of the input.
     shape: Vec<usize>,

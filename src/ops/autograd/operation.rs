@@ -103,12 +103,8 @@ pub(crate) fn apply<O: Operation>(op: O, xs: &Tensor, params: &[&Tensor]) -> Res
     };
     let mut xs = xs.contiguous()?;
     // candle holds the input's lock while the parameters' are taken, and none may be taken twice (see `with_elements`).
-    if node
-        .params
-        .tensors()
-        .iter()
-        .any(|param| kernel::same_storage(&xs, param))
-    {
+    let mut params = node.params.tensors().iter();
+    if params.any(|param| kernel::same_storage(&xs, param)) {
         xs = xs.copy()?;
     }
     xs.apply_op2(&edge, node)

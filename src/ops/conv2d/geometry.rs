@@ -182,13 +182,12 @@ pub(super) fn split<const N: usize>(
     dims: &[usize],
     expected: impl FnOnce() -> String,
 ) -> Result<([usize; 2], [usize; N])> {
-    match *dims {
-        [first, second, ref sides @ ..] if !dims.contains(&0) => {
-            sides.try_into().ok().map(|sides| ([first, second], sides))
+    if let [first, second, ref sides @ ..] = *dims {
+        if let (Ok(sides), false) = (sides.try_into(), dims.contains(&0)) {
+            return Ok(([first, second], sides));
         }
-        _ => None,
     }
-    .ok_or_else(|| Error::shape(argument, dims, expected()))
+    Err(Error::shape(argument, dims, expected()))
 }
 
 /// The input that a kernel of these sides asks for, in words.

@@ -163,7 +163,6 @@ fn compose(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, Transposed(conv)
 }
 
 /// The steps of a transposed convolution.
-#[derive(Clone, Copy)]
 struct Steps {
     stride: usize,
     padding: usize,
@@ -241,7 +240,6 @@ impl Steps {
 }
 
 /// The convolution that a transposed one is the transpose of: from its result to its input.
-#[derive(Clone, Copy)]
 struct Transposed(Conv2d);
 
 impl Transposed {

@@ -44,8 +44,24 @@ pub fn upsample_nearest2d(xs: &Tensor, target_h: usize, target_w: usize) -> Resu
     nearest(xs, target_h, target_w)?.routed(xs)
 }
 
-/// [`upsample_nearest2d`] of sequences [B, C, L], to [B, C, L']: [`Tensor::upsample_nearest1d`] with a backward for
-/// every `target_size`.
+/// y\[b, c, i\] = x\[b, c, ⌊i L / L'⌋\]: [`upsample_nearest2d`] of sequences.
+///
+/// [`Tensor::upsample_nearest1d`] has a backward only where L' is a multiple of L.
+///
+/// # Arguments
+///
+/// - `xs`: [B, C, L]
+/// - `target_size`: L', at least 1
+///
+/// Returns [B, C, L'].
+///
+/// # Derivative
+///
+/// As that of [`upsample_nearest2d`].
+///
+/// # PyTorch
+///
+/// `torch.nn.functional.interpolate(xs, target_size, mode="nearest")`
 ///
 /// # Errors
 ///
@@ -104,7 +120,21 @@ pub fn upsample_bilinear2d(xs: &Tensor, target_h: usize, target_w: usize, align_
 }
 
 /// [`upsample_bilinear2d`] to H' = ⌊H `scale_h`⌋ and W' = ⌊W `scale_w`⌋, where places are as far apart as the scales,
-/// not the rounded sizes, say: [`Tensor::upsample_bilinear2d_with_scale`] with a backward.
+/// not the rounded sizes, say.
+///
+/// [`Tensor::upsample_bilinear2d_with_scale`] has no backward.
+///
+/// # Arguments
+///
+/// - `xs`: [B, C, H, W]
+/// - `scale_h`, `scale_w`: above 0 and finite, and so large that a place is left in each direction
+/// - `align_corners`: as that of [`upsample_bilinear2d`], where the rounded sizes tell how far apart places are
+///
+/// Returns [B, C, H', W'].
+///
+/// # Derivative
+///
+/// As that of [`upsample_bilinear2d`].
 ///
 /// # PyTorch
 ///

@@ -71,7 +71,7 @@ fn cpu_elements<'a>(storage: &'a Storage, layout: &Layout) -> Result<&'a [f32]> 
     }
 }
 
-/// What tells a tensor's storage from another one's.
+/// The address of a tensor's storage, which no other storage has.
 fn address(tensor: &Tensor) -> *const Storage {
     let (storage, _) = tensor.storage_and_layout();
     &*storage
