@@ -7,6 +7,8 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, MutexGuard};
 
+use super::kernel;
+
 static FREE: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());
 
 fn free() -> MutexGuard<'static, Vec<Vec<f32>>> {
@@ -35,7 +37,8 @@ fn take(free: &mut Vec<Vec<f32>>, len: usize, evicted: &mut Vec<Vec<f32>>) -> Op
 ///
 /// On the CPU, what an operation keeps for its backward and needs in passing stays with the process once it is free:
 /// the next step takes it again, without a page fault for every 4 KiB. Call this after training, or before something
-/// that needs the memory; the next step takes a little longer.
+/// that needs the memory; the next step takes a little longer. Of scratch memory it is that of the calling thread and of
+/// the threads of its rayon pool.
 ///
 /// ```
 /// let bytes = masksub::ops::empty_cache();
@@ -43,7 +46,9 @@ fn take(free: &mut Vec<Vec<f32>>, len: usize, evicted: &mut Vec<Vec<f32>>) -> Op
 /// ```
 pub fn empty_cache() -> usize {
     let free = std::mem::take(&mut *free());
-    free.iter().map(|piece| piece.capacity() * size_of::<f32>()).sum()
+    let buffers: usize = free.iter().map(|piece| piece.capacity() * size_of::<f32>()).sum();
+    let of_pool = rayon::broadcast(|_| kernel::free_scratch());
+    buffers + kernel::free_scratch() + of_pool.iter().sum::<usize>()
 }
 
 /// Numbers in memory that is given back when they are dropped.
@@ -88,6 +93,7 @@ impl Drop for Buffer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::testing::pool;
 
     fn lengths(pieces: &[Vec<f32>]) -> Vec<usize> {
         let mut lengths: Vec<_> = pieces.iter().map(Vec::len).collect();
@@ -111,6 +117,16 @@ mod tests {
         assert_eq!((lengths(&free), lengths(&evicted)), (vec![3, 3], vec![3, 3, 3]));
         assert_eq!(take(&mut free, 100, &mut evicted), None);
         assert_eq!((free.len(), evicted.len()), (0, 5));
+    }
+
+    #[test]
+    fn the_scratch_memory_of_all_threads_is_given_back() {
+        const LEN: usize = 1 << 20;
+        let scratch = |_: rayon::BroadcastContext| kernel::with_scratch(LEN, |scratch| scratch.len());
+        let pool = pool(3, false);
+        pool.broadcast(scratch);
+        assert!(pool.install(empty_cache) >= 3 * LEN * size_of::<f32>());
+        assert_eq!(pool.broadcast(|_| kernel::free_scratch()), [0; 3]);
     }
 
     #[test]

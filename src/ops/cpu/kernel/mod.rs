@@ -18,7 +18,7 @@ pub(crate) use partition::{
     add_rows, for_rows, for_rows_summing, for_two_rows_summing, ranges, rows_per_piece, sum_over_rows,
 };
 pub(crate) use reduce::{max, sum_by, LANES};
-pub(crate) use scratch::with_scratch;
+pub(crate) use scratch::{free_scratch, with_scratch};
 #[cfg(test)]
 pub(crate) use simd::SCALAR_ONLY;
 pub(crate) use simd::{dispatch, fma, simd_fn};
