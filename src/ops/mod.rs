@@ -187,7 +187,7 @@ pub(crate) use cpu::kernel::{on_own_threads, own_threads, Elements};
 pub(crate) use route::{in_f32, is_f32_slice, is_half};
 
 /// The operations composed of candle's own: what runs on other devices and dtypes, the oracle of the kernels' tests,
-/// and what `benches/ops.rs` measures them against.
+/// and what `benches/ops` measures them against.
 #[doc(hidden)]
 pub mod reference {
     pub use super::add_relu::composition as add_relu;
