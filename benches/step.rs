@@ -21,6 +21,7 @@ use masksub::{
 };
 use serde_json::json;
 
+/// Time and peak memory of a forward pass, a plain training step and a MaskSub step, each in a process of its own
 #[derive(Parser)]
 struct Flags {
     /// A published size of ViT, ResNet or Swin
@@ -38,7 +39,7 @@ struct Flags {
     /// Rate of stochastic depth, of a ViT and, growing to it, of a Swin
     #[arg(long, default_value_t = 0.0)]
     drop_path: f64,
-    /// What the sub-branch of a MaskSub step learns from; teachers are of the model's own size, an averaged copy one of them
+    /// What the sub-branch of a MaskSub step learns from; only with --what masksub
     #[arg(long, value_enum, default_value = "main")]
     target: Target,
     /// Measured repetitions, after one that is not
@@ -50,7 +51,7 @@ struct Flags {
     /// Where to compute: cpu, cuda, cuda:N or metal
     #[arg(long, default_value = "cpu")]
     device: String,
-    /// Measure this one here, instead of all in processes of their own
+    /// Measure this alone, instead of forward, plain and masksub
     #[arg(long)]
     what: Option<What>,
     /// Given by `cargo bench`
@@ -60,23 +61,27 @@ struct Flags {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum What {
-    /// As in training, with all that the backward will need.
+    /// A forward pass of training, with all that the backward will need
     Forward,
-    /// A prediction: nothing is kept. Only on request.
+    /// A prediction, of which nothing is kept
     Evaluate,
+    /// A training step of the main branch alone
     Plain,
+    /// A training step of both branches
     Masksub,
-    /// What of a MaskSub step is not the model: masks, losses, gathering of gradients, checks. Of a ViT only, and only on
-    /// request.
+    /// A MaskSub step of a ViT less the model: masks, losses, gathering of gradients, checks
     Rest,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Target {
+    /// The main branch's prediction
     Main,
+    /// Another model of the same size, as an averaged copy is one
     Teacher,
-    /// Of a ViT only.
+    /// Another ViT of the same size, which sees what the sub-branch sees
     MaskedTeacher,
+    /// Each branch from the other's prediction
     Mutual,
 }
 
@@ -98,6 +103,10 @@ fn main() -> Result<()> {
         std::env::set_var("CANDLE_NUM_THREADS", "1"); // as README recommends
     }
     let flags = Flags::parse();
+    ensure!(
+        flags.target == Target::Main || flags.what == Some(What::Masksub),
+        "--target is for --what masksub"
+    );
     match flags.what {
         Some(what) => measure(what, &flags),
         None => [What::Forward, What::Plain, What::Masksub]
