@@ -124,7 +124,7 @@ pub mod train;
 mod weights;
 
 pub use branch::{DropSub, DropToken, MaskToken, PatchDrop, PathSub, SequenceDrop, SubBranch};
-pub use error::{Error, Result};
+pub use error::{CandleError, Error, Result};
 pub use grid::Grid;
 pub use key::{KeyedRng, Purpose, Seed, StepKey};
 pub use loss::{Criterion, SubLoss, SubModelLoss};
