@@ -146,7 +146,7 @@ fn measure(what: What, flags: &Flags) -> Result<()> {
     let image_size = (flags.image_size, flags.image_size);
     let masking = RandomMasking::new(flags.ratio)?;
     let (classes, block) = (1000, 32);
-    if let Some(size) = find(&vit::Config::SIZES, &flags.model) {
+    if let Some(size) = find(vit::Config::SIZES, &flags.model) {
         let cfg = vit::Config {
             image_size,
             drop_path: flags.drop_path,
@@ -168,7 +168,7 @@ fn measure(what: What, flags: &Flags) -> Result<()> {
         };
         return time(what, flags, &device, &weights, vit, DropToken::new(masking), target);
     }
-    if let Some(size) = find(&resnet::Config::SIZES, &flags.model) {
+    if let Some(size) = find(resnet::Config::SIZES, &flags.model) {
         ensure!(flags.drop_path == 0.0, "--drop-path is for a ViT or a Swin");
         let resnet = ResNet::new(&size(classes), vb)?;
         let target = target(flags, || ResNet::new(&size(classes), teaching))?;
@@ -182,7 +182,7 @@ fn measure(what: What, flags: &Flags) -> Result<()> {
             target,
         );
     }
-    if let Some(size) = find(&swin::Config::SIZES, &flags.model) {
+    if let Some(size) = find(swin::Config::SIZES, &flags.model) {
         let cfg = swin::Config {
             image_size,
             drop_path: flags.drop_path,

@@ -6,6 +6,8 @@
 //! branch's own, detached prediction. The two losses are added, half and half, and one optimizer step follows. Masking
 //! alone makes supervised training worse; like this it makes it better, for a ViT at about half a step's extra cost.
 //!
+//! [The manual](manual) answers questions in the order in which they come up; this page is the plan of the house.
+//!
 //! # A step
 //!
 //! The trainer owns its loop, its loss and its optimizer. What changes is that [`MaskSub::backward`] stands in the place
@@ -105,6 +107,8 @@ pub mod grad;
 mod grid;
 mod key;
 mod loss;
+#[cfg(any(doc, doctest))]
+pub mod manual;
 mod mask;
 mod masksub;
 mod model;
@@ -124,7 +128,7 @@ pub mod train;
 mod weights;
 
 pub use branch::{DropSub, DropToken, MaskToken, PatchDrop, PathSub, SequenceDrop, SubBranch};
-pub use error::{Error, Result};
+pub use error::{CandleError, Error, Result};
 pub use grid::Grid;
 pub use key::{KeyedRng, Purpose, Seed, StepKey};
 pub use loss::{Criterion, SubLoss, SubModelLoss};

@@ -202,7 +202,7 @@ mod conversions {
     #[test]
     fn leave_foreign_errors_their_type() {
         let io = CandleError::Io(std::io::Error::new(std::io::ErrorKind::NotFound, "no such file")).bt();
-        let Error::Candle(back) = Error::from(io) else {
+        let Error::Candle(masksub::CandleError(back)) = Error::from(io) else {
             panic!("an error of ours?")
         };
         let inner = match back {

@@ -236,6 +236,11 @@ fn that_cannot_be_are_refused_by_name() {
         .interleave(&[batch.clone(), batch.clone(), randn((8, 3), "other")])
         .is_err());
     assert_eq!(argument(Combine::Mean.of(&[])), "replicas");
+    for combine in [Combine::First, Combine::Mean] {
+        for ragged in [[vec![batch.clone()], vec![]], [vec![], vec![batch.clone()]]] {
+            assert_eq!(argument(combine.of(&ragged)), "replicas");
+        }
+    }
     assert_eq!(argument(RunningStatistics::default().write(&[batch])), "values");
 }
 
@@ -247,21 +252,23 @@ fn that_fail_leave_no_statistics() {
     let model = build(branch, |vb| ResNet::new(&small_resnet(BlockKind::Basic), vb));
     let statistics = RunningStatistics::of(model.weights.varmap());
     let before = model.statistics();
-    let replicas = Replicas::new(2).unwrap();
-    let failed = replicas.run(&model.params, &statistics, Combine::Mean, |replica| {
-        let (xs, ys) = (
-            replicas.share(&setting.images, replica)?,
-            replicas.share(&setting.labels, replica)?,
-        );
-        let step = setting.step(&model.model, (&xs, &ys), setting.key)?;
-        match replica {
-            0 => Ok((step.grads, ())),
-            _ => Err(Error::LossDetached { branch: "main" }),
-        }
-    });
-    assert!(matches!(failed, Err(Error::LossDetached { .. })));
-    assert!(model
-        .statistics()
-        .iter()
-        .all(|(name, now)| distance(now, &before[name]) == 0.0));
+    for count in [1, 2] {
+        let replicas = Replicas::new(count).unwrap();
+        let failed = replicas.run(&model.params, &statistics, Combine::Mean, |replica| {
+            let (xs, ys) = (
+                replicas.share(&setting.images, replica)?,
+                replicas.share(&setting.labels, replica)?,
+            );
+            let step = setting.step(&model.model, (&xs, &ys), setting.key)?;
+            if replica + 1 == count {
+                return Err(Error::LossDetached { branch: "main" });
+            }
+            Ok((step.grads, ()))
+        });
+        assert!(matches!(failed, Err(Error::LossDetached { .. })));
+        assert!(model
+            .statistics()
+            .iter()
+            .all(|(name, now)| distance(now, &before[name]) == 0.0));
+    }
 }

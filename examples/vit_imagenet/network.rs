@@ -52,10 +52,10 @@ impl Network {
         fn find<T: Copy>(sizes: &[(&str, T)], name: &str) -> Option<T> {
             sizes.iter().find(|size| size.0 == name).map(|size| size.1)
         }
-        if let Some(size) = find(&resnet::Config::SIZES, name) {
+        if let Some(size) = find(resnet::Config::SIZES, name) {
             return resnet(size(num_classes), 224, flags);
         }
-        if let Some(size) = find(&swin::Config::SIZES, name) {
+        if let Some(size) = find(swin::Config::SIZES, name) {
             return swin(size(num_classes), flags);
         }
         match name {
@@ -82,7 +82,7 @@ impl Network {
                 };
                 swin(cfg, flags)
             }
-            _ => vit(name, find(&vit::Config::SIZES, name), num_classes, flags),
+            _ => vit(name, find(vit::Config::SIZES, name), num_classes, flags),
         }
     }
 
@@ -113,8 +113,12 @@ impl Network {
     /// Mean and standard deviation of its published checkpoints' images.
     pub fn normalize(&self) -> Normalize {
         match self {
-            Self::Vit(cfg) if cfg.weight_names == WeightNames::Clip => Normalize::CLIP,
-            _ => Normalize::IMAGENET,
+            Self::Vit(cfg) => match cfg.weight_names {
+                WeightNames::Timm => Normalize::IMAGENET,
+                WeightNames::Clip => Normalize::CLIP,
+                WeightNames::HuggingFace => Normalize::INCEPTION,
+            },
+            Self::ResNet(..) | Self::Swin(_) => Normalize::IMAGENET,
         }
     }
 

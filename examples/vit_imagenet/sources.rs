@@ -11,11 +11,17 @@ const DEIT: Place = Place::of("facebookresearch/deit", "README_revenge.md");
 const MAE: Place = Place::of("facebookresearch/mae", "util/datasets.py");
 const FT_CLIP: Place = Place::of("LightDXY/FT-CLIP", "datasets.py");
 const CLIP: Place = Place::of("openai/CLIP", "clip/clip.py");
+const HF_CLIP: Place = Place::of("transformers", "models/clip/image_processing_clip.py");
 const HF_VIT: Place = Place::of("transformers", "models/vit/image_processing_vit.py");
+const HF: Place = Place::of("transformers", "utils/constants.py");
 const RSB: Place = Place::of("ResNet strikes back", "arXiv 2110.00476, table 2, A2");
 const SWIN: Place = Place::of("microsoft/Swin-Transformer", "data/build.py");
 const TIMM: Place = Place::of("timm", "data/constants.py");
 const TRANSFORMS: Place = Place::of("timm", "data/transforms_factory.py");
+
+const CLIP_MEAN: &str = "[0.48145466, 0.4578275, 0.40821073]";
+const CLIP_STD: &str = "[0.26862954, 0.26130258, 0.27577711]";
+const HALF: &str = "[0.5, 0.5, 0.5]";
 
 /// A line for each value with its source, and one for each difference that is left.
 pub fn print(flags: &Flags) -> Result<String> {
@@ -31,15 +37,18 @@ pub fn print(flags: &Flags) -> Result<String> {
     for preset in networks.chain(recipes.iter().copied()).chain(common) {
         let given = flags.given.iter().any(|flag| flag == preset.flag);
         let value = if preset.value.is_empty() { "none" } else { preset.value };
-        rows.push([
-            preset.flag.into(),
-            if given { "as given".into() } else { value.into() },
-            if given {
-                format!("not {value}, which is {preset}")
-            } else {
-                preset.to_string()
-            },
-        ]);
+        let replicas = flags.training.replicas.to_string();
+        let (value, source) = if given {
+            ("as given".into(), format!("not {value}, which is {preset}"))
+        } else if preset.flag == "replicas" && value != replicas {
+            (
+                replicas,
+                format!("for the --batch-size that is given; {value} for the recipe's is {preset}"),
+            )
+        } else {
+            (value.into(), preset.to_string())
+        };
+        rows.push([preset.flag.into(), value, source]);
     }
     if let Some(Source { project, file, option }) = architecture(flags.model()) {
         rows.push([
@@ -66,12 +75,7 @@ pub fn print(flags: &Flags) -> Result<String> {
 
 /// Where the size was read.
 fn architecture(model: &str) -> Option<Source> {
-    let all = [
-        &vit::Config::SOURCES[..],
-        &swin::Config::SOURCES,
-        &resnet::Config::SOURCES,
-    ]
-    .concat();
+    let all = [vit::Config::SOURCES, swin::Config::SOURCES, resnet::Config::SOURCES].concat();
     all.into_iter()
         .find(|(name, _)| *name == model)
         .map(|(_, source)| source)
@@ -104,6 +108,7 @@ fn network_presets(model: &str, image_size: usize) -> Vec<Preset> {
         "mae" => MAE.says("crop-pct", "1", "crop_pct = 1.0"),
         "ft" => FT_CLIP.says("crop-pct", "1", "args.crop_pct = 1.0"),
         "clip" => CLIP.says("crop-pct", "1", "Resize(n_px), CenterCrop(n_px): 1"),
+        "hf" if model.starts_with("hf-clip") => HF_CLIP.says("crop-pct", "1", "size and crop_size: 224 / 224"),
         "hf" => HF_VIT.says("crop-pct", "1", "resize to the input's size, no crop: 1"),
         "swin" => SWIN.says(
             "crop-pct",
@@ -119,34 +124,29 @@ fn network_presets(model: &str, image_size: usize) -> Vec<Preset> {
         "deit3-huge" => Some(DEIT.says("image-size", "160", "--input-size 160")),
         _ => None,
     };
-    let mean = if model.contains("clip") {
+    let [mean, std] = if model.starts_with("hf-clip") {
         [
-            FT_CLIP.says(
-                "mean",
-                "[0.48145466, 0.4578275, 0.40821073]",
-                "mean = [0.48145466, 0.4578275, 0.40821073]",
-            ),
-            FT_CLIP.says(
-                "std",
-                "[0.26862954, 0.26130258, 0.27577711]",
-                "std = [0.26862954, 0.26130258, 0.27577711]",
-            ),
+            HF.says("mean", CLIP_MEAN, "OPENAI_CLIP_MEAN"),
+            HF.says("std", CLIP_STD, "OPENAI_CLIP_STD"),
+        ]
+    } else if model.starts_with("hf-") {
+        [
+            HF.says("mean", HALF, "IMAGENET_STANDARD_MEAN"),
+            HF.says("std", HALF, "IMAGENET_STANDARD_STD"),
+        ]
+    } else if model.contains("clip") {
+        [
+            FT_CLIP.says("mean", CLIP_MEAN, "mean"),
+            FT_CLIP.says("std", CLIP_STD, "std"),
         ]
     } else {
+        let [mean, std] = ["[0.485, 0.456, 0.406]", "[0.229, 0.224, 0.225]"];
         [
-            TIMM.says(
-                "mean",
-                "[0.485, 0.456, 0.406]",
-                "IMAGENET_DEFAULT_MEAN = (0.485, 0.456, 0.406)",
-            ),
-            TIMM.says(
-                "std",
-                "[0.229, 0.224, 0.225]",
-                "IMAGENET_DEFAULT_STD = (0.229, 0.224, 0.225)",
-            ),
+            TIMM.says("mean", mean, "IMAGENET_DEFAULT_MEAN"),
+            TIMM.says("std", std, "IMAGENET_DEFAULT_STD"),
         ]
     };
-    published.into_iter().chain([crop]).chain(mean).collect()
+    published.into_iter().chain([crop, mean, std]).collect()
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ pub struct Normalize {
 }
 
 impl Normalize {
-    /// Mean and deviation of ImageNet's training images, as all ViT, Swin and ResNet recipes use them.
+    /// Mean and deviation of ImageNet's training images, as the recipes of DeiT-III, MAE, Swin and ResNet use them.
     pub const IMAGENET: Self = Self {
         mean: [0.485, 0.456, 0.406],
         std: [0.229, 0.224, 0.225],
@@ -26,6 +26,13 @@ impl Normalize {
     pub const CLIP: Self = Self {
         mean: [0.48145466, 0.4578275, 0.40821073],
         std: [0.26862954, 0.26130258, 0.27577711],
+    };
+
+    /// Values from -1 to 1: Hugging Face's `IMAGENET_STANDARD_MEAN` and `_STD`, which its ViT's checkpoints take, and timm's
+    /// `IMAGENET_INCEPTION_MEAN` and `_STD`.
+    pub const INCEPTION: Self = Self {
+        mean: [0.5; CHANNELS],
+        std: [0.5; CHANNELS],
     };
 
     /// Mean and standard deviation of red, green and blue, of values in [0, 1].

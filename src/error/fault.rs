@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::Path;
 
-use candle_core::Error as CandleError;
+use candle_core::Error as Candle;
 
 use super::Error;
 
@@ -26,8 +26,8 @@ impl Fault {
     }
 
     /// Of candle's error without its backtrace, which is no part of a sentence.
-    pub(crate) fn of_candle(message: impl Into<String>, mut cause: CandleError) -> Self {
-        while let CandleError::WithBacktrace { inner, .. } = cause {
+    pub(crate) fn of_candle(message: impl Into<String>, mut cause: Candle) -> Self {
+        while let Candle::WithBacktrace { inner, .. } = cause {
             cause = *inner;
         }
         Self::caused_by(message, cause)

@@ -6,9 +6,8 @@ mod names;
 #[cfg(test)]
 mod tests;
 
-use candle_core::Error as CandleError;
-
 pub(crate) use candle::unsupported_bf16;
+pub use candle::CandleError;
 pub(crate) use fault::Fault;
 use names::plain;
 
@@ -250,9 +249,8 @@ pub enum Error {
         remedy: &'static str,
     },
 
-    /// Any other error of candle, printed in one line. That line is candle's own and has all causes in it, so that
-    /// `source` has no further one to name.
-    #[error("{}", candle::sentence(.0))]
+    /// Any other error of candle.
+    #[error(transparent)]
     Candle(CandleError),
 }
 
@@ -280,10 +278,14 @@ impl Error {
 // A sentence as Display's, with its causes: candle's wrappers and `main() -> Result` print errors with Debug.
 impl std::fmt::Debug for Error {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{self}")?;
-        let first = std::error::Error::source(self);
-        std::iter::successors(first, |cause| cause.source()).try_for_each(|cause| write!(f, ": {cause}"))
+        with_causes(self, f)
     }
+}
+
+/// An error in one line, with its causes.
+fn with_causes(error: &dyn std::error::Error, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+    write!(f, "{error}")?;
+    std::iter::successors(error.source(), |cause| cause.source()).try_for_each(|cause| write!(f, ": {cause}"))
 }
 
 /// Names that a file lacks and that are left over of it, in one clause.

@@ -4,7 +4,7 @@ use std::error::Error as _;
 use std::io::ErrorKind;
 use std::path::Path;
 
-use candle_core::Context as _;
+use candle_core::{Context as _, Error as Candle};
 
 use super::*;
 
@@ -14,7 +14,7 @@ fn typed() -> Error {
 
 const SENTENCE: &str = "mask_ratio is 1.5, but must be at least 0 and below 1";
 
-fn is_typed(error: CandleError) -> bool {
+fn is_typed(error: Candle) -> bool {
     matches!(
         Error::from(error),
         Error::InvalidArgument {
@@ -29,12 +29,12 @@ fn is_typed(error: CandleError) -> bool {
 #[test]
 fn survives_every_wrapper_of_candle() {
     assert!(is_typed(typed().into()));
-    assert!(is_typed(CandleError::from(typed()).bt()));
-    assert!(is_typed(CandleError::from(typed()).context("a").bt().context("b")));
-    assert!(is_typed(CandleError::from(typed()).with_path("weights.safetensors")));
+    assert!(is_typed(Candle::from(typed()).bt()));
+    assert!(is_typed(Candle::from(typed()).context("a").bt().context("b")));
+    assert!(is_typed(Candle::from(typed()).with_path("weights.safetensors")));
     let on_ours: candle_core::Result<()> = Err::<(), _>(typed()).context("first").context("second");
     assert!(is_typed(on_ours.unwrap_err()));
-    let on_candles: candle_core::Result<()> = Err::<(), _>(CandleError::from(typed())).context("first");
+    let on_candles: candle_core::Result<()> = Err::<(), _>(Candle::from(typed())).context("first");
     assert!(is_typed(on_candles.unwrap_err().bt()));
 }
 
@@ -42,16 +42,16 @@ fn survives_every_wrapper_of_candle() {
 fn prints_as_a_sentence() {
     assert_eq!(typed().to_string(), SENTENCE);
     assert_eq!(format!("{:?}", typed()), SENTENCE);
-    assert_eq!(CandleError::from(typed()).to_string(), SENTENCE);
-    assert_eq!(format!("{:?}", CandleError::from(typed())), SENTENCE);
+    assert_eq!(Candle::from(typed()).to_string(), SENTENCE);
+    assert_eq!(format!("{:?}", Candle::from(typed())), SENTENCE);
 }
 
 #[test]
 fn leaves_foreign_errors_as_they_were() {
-    let io = CandleError::Io(std::io::Error::other("disk"));
-    let back: CandleError = Error::from(io.context("reading")).into();
+    let io = Candle::Io(std::io::Error::other("disk"));
+    let back: Candle = Error::from(io.context("reading")).into();
     assert_eq!(back.to_string(), "reading\ndisk");
-    let message = Error::from(CandleError::Msg("odd".into()).bt());
+    let message = Error::from(Candle::Msg("odd".into()).bt());
     assert_eq!(message.to_string(), "odd");
 }
 
@@ -94,13 +94,13 @@ fn of_a_file_has_a_sentence_and_a_cause() {
 
 #[test]
 fn of_a_file_may_be_candles_without_its_backtrace() {
-    let candles = CandleError::WithBacktrace {
-        inner: Box::new(CandleError::Msg("odd".into())),
+    let candles = Candle::WithBacktrace {
+        inner: Box::new(Candle::Msg("odd".into())),
         backtrace: Box::new(std::backtrace::Backtrace::force_capture()),
     };
     let error = Fault::of_candle("it cannot be parsed", candles).of_file(Path::new("w.pth"));
-    let cause = error.source().and_then(|cause| cause.downcast_ref::<CandleError>());
-    assert!(matches!(cause, Some(CandleError::Msg(message)) if message == "odd"));
+    let cause = error.source().and_then(|cause| cause.downcast_ref::<Candle>());
+    assert!(matches!(cause, Some(Candle::Msg(message)) if message == "odd"));
     assert_eq!(format!("{error:?}"), "w.pth: it cannot be parsed: odd");
 }
 
@@ -108,15 +108,15 @@ fn of_a_file_may_be_candles_without_its_backtrace() {
 #[test]
 fn on_its_way_through_candle_prints_its_cause_once() {
     const LINE: &str = "w.pth: it cannot be read: no such file";
-    let candles = CandleError::from(absent());
+    let candles = Candle::from(absent());
     assert_eq!(
         (candles.to_string(), format!("{candles:?}")),
         (LINE.into(), LINE.into())
     );
     assert_eq!(format!("{:#}", anyhow::Error::from(candles)), LINE);
     for candles in [
-        CandleError::from(absent()).bt(),
-        CandleError::from(absent()).context("a").bt().with_path("b"),
+        Candle::from(absent()).bt(),
+        Candle::from(absent()).context("a").bt().with_path("b"),
         Err::<(), _>(absent()).context("first").context("second").unwrap_err(),
     ] {
         let back = Error::from(candles);
@@ -126,18 +126,47 @@ fn on_its_way_through_candle_prints_its_cause_once() {
 }
 
 #[test]
-fn of_candle_prints_as_candle_does_and_has_no_other_cause() {
-    let io = CandleError::Io(std::io::Error::new(ErrorKind::NotFound, "no such file"));
-    let error = Error::from(io.with_path("config.json").context("reading"));
-    assert_eq!(error.to_string(), "reading: config.json: no such file");
-    assert_eq!(format!("{error:?}"), error.to_string());
+fn of_candle_has_its_words_and_the_cause_that_it_carries() {
+    let io = || Candle::Io(std::io::Error::new(ErrorKind::NotFound, "no such file"));
+    const LINE: &str = "reading: config.json: no such file";
+    let error = Error::from(io().with_path("config.json").bt().context("reading"));
+    assert_eq!(error.to_string(), "reading: config.json");
+    assert_eq!(kind(&error), Some(ErrorKind::NotFound));
+    assert_eq!(format!("{error:?}"), LINE);
+    assert_eq!(format!("{:#}", anyhow::Error::from(error)), LINE);
+
+    // Nothing but the cause: it is the error.
+    let alone = Error::from(io());
     assert_eq!(
-        format!("{:#}", anyhow::Error::from(error)),
-        "reading: config.json: no such file"
+        (alone.to_string(), alone.source().is_none()),
+        ("no such file".into(), true)
     );
+    let typed_alone = Error::from(Candle::Io(std::io::Error::other(OutOfCoffee { source: NoBeans })));
+    assert_eq!(format!("{typed_alone:?}"), "out of coffee: no beans");
+
+    // What a user's function failed with, below candle's context.
+    let result: candle_core::Result<()> = Err::<(), _>(OutOfCoffee { source: NoBeans }).context("brewing");
+    let error = Error::from(result.context("serving").unwrap_err());
+    assert!(error.source().is_some_and(|cause| cause.is::<OutOfCoffee>()));
+    assert_eq!(format!("{error:?}"), "serving: brewing: out of coffee: no beans");
+
+    // candle's own words have no cause.
+    let error = Error::from(Candle::Msg("odd".into()).context("reading"));
+    assert!(error.to_string() == "reading: odd" && error.source().is_none());
 }
+
+/// An error with a cause of its own.
+#[derive(Debug, thiserror::Error)]
+#[error("out of coffee")]
+struct OutOfCoffee {
+    source: NoBeans,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("no beans")]
+struct NoBeans;
 
 #[test]
 fn put_into_candles_by_others_comes_back() {
-    assert!(is_typed(CandleError::Io(std::io::Error::other(typed()))));
+    assert!(is_typed(Candle::Io(std::io::Error::other(typed()))));
 }

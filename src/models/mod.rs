@@ -10,7 +10,7 @@ mod rules;
 pub mod swin;
 pub mod vit;
 
-/// Where the values of a published size were read.
+/// The place where the values of a published size were read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Source {
     /// The project, or paper.

@@ -79,8 +79,7 @@
 //! GELU), what norms add to the variance.
 //!
 //! A pickle can hold code. It is read as data: nothing is imported or called, and a file that holds code where weights
-//! should be is an [`Error::CodeInCheckpoint`]. Tensors are read when a model asks for them, so that a file never lies
-//! in memory as a whole.
+//! should be is an [`Error::CodeInCheckpoint`]. Tensors are read when a model asks for them.
 
 mod file;
 mod format;

@@ -58,7 +58,7 @@ pub struct Replicas {
     count: usize,
 }
 
-/// What becomes of the running statistics of batch norms after a step in which each replica has seen its own share.
+/// The choice of running statistics of batch norms after a step in which each replica has seen its own share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Combine {
     /// Those of replica 0 are everybody's: PyTorch's `DistributedDataParallel` sends rank 0's buffers to all before each
@@ -128,7 +128,7 @@ impl Replicas {
         Ok(share.reshape([&[samples], rest].concat())?.contiguous()?)
     }
 
-    /// What the replicas made of their shares, G times [B / G, ...], in the order of the batch: [B, ...].
+    /// A batch of what the replicas made of their shares, G times [B / G, ...], in the order of the batch: [B, ...].
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] when there are not as many as replicas; candle's when their shapes differ.
@@ -158,11 +158,14 @@ impl Replicas {
         combine: Combine,
         mut replica: impl FnMut(usize) -> std::result::Result<(GradStore, T), E>,
     ) -> std::result::Result<(GradStore, Vec<T>), E> {
+        let before = statistics.read()?;
         if self.count == 1 {
-            let (grads, rest) = replica(0)?;
+            let (grads, rest) = replica(0).or_else(|error| {
+                statistics.write(&before)?;
+                Err(error)
+            })?;
             return Ok((grads, vec![rest]));
         }
-        let before = statistics.read()?;
         let (mut mean, mut seen, mut rests) = (Accumulator::new(params), vec![], vec![]);
         for number in 0..self.count {
             let step = replica(number).and_then(|(grads, rest)| {
@@ -174,8 +177,10 @@ impl Replicas {
             statistics.write(&before)?;
             step?;
         }
-        statistics.write(&combine.of(&seen)?)?;
-        Ok((mean.take()?, rests))
+        // Written last: what fails before leaves them as they were.
+        let (grads, combined) = (mean.take()?, combine.of(&seen)?);
+        statistics.write(&combined)?;
+        Ok((grads, rests))
     }
 
     fn check(self, replica: usize) -> Result<()> {
@@ -190,16 +195,25 @@ impl Combine {
     /// The statistics after a step, of those that each replica has: for every replica the same tensors in the same order.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when there is no replica; candle's when shapes differ.
+    /// [`Error::InvalidArgument`] when there is no replica, or one has more tensors than another; candle's when shapes
+    /// differ.
     pub fn of(self, replicas: &[Vec<Tensor>]) -> Result<Vec<Tensor>> {
         let Some((first, others)) = replicas.split_first() else {
             return Err(Error::invalid("replicas", 0, "at least 1"));
         };
+        if let Some(other) = others.iter().find(|other| other.len() != first.len()) {
+            let allowed = format!("lists of {} statistics, as the first has", first.len());
+            return Err(Error::invalid(
+                "replicas",
+                format!("a list of {}", other.len()),
+                allowed,
+            ));
+        }
         match self {
             Self::First => Ok(first.clone()),
             Self::Mean => {
                 let mean = |(i, tensor): (usize, &Tensor)| {
-                    let mut others = others.iter().filter_map(|replica| replica.get(i));
+                    let mut others = others.iter().map(|replica| &replica[i]);
                     let sum = others.try_fold(tensor.clone(), |sum, other| sum + other)?;
                     Ok((sum / replicas.len() as f64)?)
                 };

@@ -15,7 +15,7 @@ use crate::{
 // The paper's table.
 #[test]
 fn parameter_counts_are_the_papers() {
-    for (name, size) in resnet::Config::SIZES {
+    for &(name, size) in resnet::Config::SIZES {
         let count = millions(count_params(|vb| ResNet::new(&size(1000), vb)));
         let expected = match name {
             "resnet18" => 11.7,

@@ -23,7 +23,7 @@ fn counts(values: &[usize]) -> Vec<f64> {
 /// Every size has a source, in the order of the sizes, and every value that stands there is the size's.
 #[test]
 fn of_every_size_say_what_it_is() {
-    for ((name, size), (same, source)) in vit::Config::SIZES.into_iter().zip(vit::Config::SOURCES) {
+    for (&(name, size), &(same, source)) in vit::Config::SIZES.iter().zip(vit::Config::SOURCES) {
         assert_eq!(name, same);
         let (cfg, (_, pairs)) = (size(1000), read(source));
         let has = |keys: &[&str]| pairs.iter().any(|(key, _)| keys.contains(key));
@@ -54,7 +54,7 @@ fn of_every_size_say_what_it_is() {
             );
         }
     }
-    for ((name, size), (same, source)) in swin::Config::SIZES.into_iter().zip(swin::Config::SOURCES) {
+    for (&(name, size), &(same, source)) in swin::Config::SIZES.iter().zip(swin::Config::SOURCES) {
         assert_eq!(name, same);
         let (cfg, (_, pairs)) = (size(1000), read(source));
         assert_eq!(pairs.len(), 6);
@@ -71,7 +71,7 @@ fn of_every_size_say_what_it_is() {
             assert_eq!(ours, numbers(value), "{name}: {key}");
         }
     }
-    for ((name, size), (same, source)) in resnet::Config::SIZES.into_iter().zip(resnet::Config::SOURCES) {
+    for (&(name, size), &(same, source)) in resnet::Config::SIZES.iter().zip(resnet::Config::SOURCES) {
         assert_eq!(name, same);
         let (cfg, (theirs, pairs)) = (size(1000), read(source));
         assert_eq!((theirs, pairs.len()), (name, 2));

@@ -100,7 +100,7 @@ fn come_back_from_models_and_generators() {
         .unwrap_err();
     assert_eq!(error.to_string(), "out of coffee");
     // With its type.
-    let Error::Candle(candle_core::Error::Io(io)) = error else {
+    let Error::Candle(masksub::CandleError(candle_core::Error::Io(io))) = error else {
         panic!("{error}");
     };
     assert!(io.downcast::<OutOfCoffee>().is_ok());

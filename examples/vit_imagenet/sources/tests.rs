@@ -22,20 +22,24 @@ fn reading(option: &str) -> String {
 /// What a network asks of its input is what its source says.
 #[test]
 fn of_networks_say_what_is_set() {
-    for recipe in Recipe::value_variants() {
-        for model in recipe.models() {
-            for size in ["", "--image-size 448"] {
-                let flags = flags(&format!("--data d --model {model} {size}"));
-                let network = flags.network(10).unwrap();
-                let presets = network_presets(model, network.input().image_size);
-                assert!(presets.len() >= 3, "{model}");
-                let config = crate::config::config(&flags).unwrap();
-                for preset in presets
-                    .iter()
-                    .filter(|preset| preset.flag != "image-size" || size.is_empty())
-                {
-                    let set = config.iter().find(|(name, _)| *name == preset.flag).unwrap();
-                    assert_eq!(set.1, preset.value, "{model}: {}", preset.flag);
+    let sizes = vit::Config::SIZES.iter().map(|size| size.0);
+    let sizes = sizes.chain(swin::Config::SIZES.iter().map(|size| size.0));
+    let sizes = sizes.chain(resnet::Config::SIZES.iter().map(|size| size.0));
+    for model in sizes {
+        for size in ["", "--image-size 448"] {
+            let flags = flags(&format!("--data d --model {model} {size}"));
+            let network = flags.network(10).unwrap();
+            let presets = network_presets(model, network.input().image_size);
+            assert!(presets.len() >= 3, "{model}");
+            let config = crate::config::config(&flags).unwrap();
+            for preset in presets
+                .iter()
+                .filter(|preset| preset.flag != "image-size" || size.is_empty())
+            {
+                let set = config.iter().find(|(name, _)| *name == preset.flag).unwrap();
+                assert_eq!(set.1, preset.value, "{model}: {}", preset.flag);
+                // (Of mean and deviation the name stands there.)
+                if preset.flag != "mean" && preset.flag != "std" {
                     assert_eq!(reading(preset.option), preset.value, "{model}: {preset}");
                 }
             }
@@ -96,6 +100,13 @@ fn are_printed_with_what_is_given_and_what_differs() {
     assert!(line("crop-pct").ends_with("LightDXY/FT-CLIP datasets.py: args.crop_pct = 1.0"));
     assert!(line("model").contains("CLIP_B16: input_resolution=224"));
     assert!(text.contains("\nWhat differs from the source:\n- "), "{text}");
+    let text = print(&flags("--recipe deit3 --batch-size 64")).unwrap();
+    let line = text.lines().find(|line| line.starts_with("replicas ")).unwrap();
+    let words: Vec<_> = line.split_whitespace().take(3).collect();
+    assert!(
+        words == ["replicas", "1", "for"] && line.contains("; 8 for the recipe's is facebookresearch/deit "),
+        "{line}"
+    );
     // Fine-tuning has a size of its own.
     let text = print(&flags("--recipe deit3-finetune")).unwrap();
     assert_eq!(text.lines().filter(|line| line.starts_with("image-size ")).count(), 1);

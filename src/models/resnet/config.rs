@@ -96,7 +96,7 @@ impl Config {
     }
 
     /// The published sizes by name, with the constructor of each: values that a `--model` flag offers.
-    pub const SIZES: [(&'static str, Constructor<Self>); 5] = [
+    pub const SIZES: &'static [(&'static str, Constructor<Self>)] = &[
         ("resnet18", Self::resnet18),
         ("resnet34", Self::resnet34),
         ("resnet50", Self::resnet50),
@@ -104,8 +104,8 @@ impl Config {
         ("resnet152", Self::resnet152),
     ];
 
-    /// Where each of [`SIZES`](Self::SIZES) was read, in their order.
-    pub const SOURCES: [(&'static str, Source); 5] = [
+    /// Names as in [`SIZES`](Self::SIZES), in their order, each with the place where its values were read.
+    pub const SOURCES: &'static [(&'static str, Source)] = &[
         ("resnet18", source("resnet18: block=BasicBlock layers=2,2,2,2")),
         ("resnet34", source("resnet34: block=BasicBlock layers=3,4,6,3")),
         ("resnet50", source("resnet50: block=Bottleneck layers=3,4,6,3")),

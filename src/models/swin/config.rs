@@ -92,14 +92,14 @@ impl Config {
     }
 
     /// The published sizes by name, with the constructor of each: values that a `--model` flag offers.
-    pub const SIZES: [(&'static str, Constructor<Self>); 3] = [
+    pub const SIZES: &'static [(&'static str, Constructor<Self>)] = &[
         ("swin-tiny", Self::tiny),
         ("swin-small", Self::small),
         ("swin-base", Self::base),
     ];
 
-    /// Where each of [`SIZES`](Self::SIZES) was read, in their order.
-    pub const SOURCES: [(&'static str, Source); 3] = [
+    /// Names as in [`SIZES`](Self::SIZES), in their order, each with the place where its values were read.
+    pub const SOURCES: &'static [(&'static str, Source)] = &[
         ("swin-tiny", source("swin_tiny_patch4_window7_224.yaml: PATCH_SIZE=4 EMBED_DIM=96 DEPTHS=2,2,6,2 NUM_HEADS=3,6,12,24 WINDOW_SIZE=7 MLP_RATIO=4")),
         ("swin-small", source("swin_small_patch4_window7_224.yaml: PATCH_SIZE=4 EMBED_DIM=96 DEPTHS=2,2,18,2 NUM_HEADS=3,6,12,24 WINDOW_SIZE=7 MLP_RATIO=4")),
         ("swin-base", source("swin_base_patch4_window7_224.yaml: PATCH_SIZE=4 EMBED_DIM=128 DEPTHS=2,2,18,2 NUM_HEADS=4,8,16,32 WINDOW_SIZE=7 MLP_RATIO=4")),

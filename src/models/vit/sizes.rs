@@ -109,7 +109,7 @@ impl Config {
 /// The published sizes.
 impl Config {
     /// The published sizes by name, with the constructor of each: values that a `--model` flag offers.
-    pub const SIZES: [(&'static str, Constructor<Self>); 17] = [
+    pub const SIZES: &'static [(&'static str, Constructor<Self>)] = &[
         ("deit3-tiny", Self::deit3_tiny),
         ("deit3-small", Self::deit3_small),
         ("deit3-base", Self::deit3_base),

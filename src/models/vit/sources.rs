@@ -28,8 +28,8 @@ const fn transformers(option: &'static str) -> Source {
 }
 
 impl Config {
-    /// Where each of [`SIZES`](Self::SIZES) was read, in their order.
-    pub const SOURCES: [(&'static str, Source); 17] = [
+    /// Names as in [`SIZES`](Self::SIZES), in their order, each with the place where its values were read.
+    pub const SOURCES: &'static [(&'static str, Source)] = &[
         ("deit3-tiny", deit3("deit_tiny_patch16_LS: patch_size=16 embed_dim=192 depth=12 num_heads=3 mlp_ratio=4 eps=1e-6 init_values=1e-4")),
         ("deit3-small", deit3("deit_small_patch16_LS: patch_size=16 embed_dim=384 depth=12 num_heads=6 mlp_ratio=4 eps=1e-6 init_values=1e-4")),
         ("deit3-base", deit3("deit_base_patch16_LS: patch_size=16 embed_dim=768 depth=12 num_heads=12 mlp_ratio=4 eps=1e-6 init_values=1e-4")),

@@ -23,7 +23,7 @@ pub struct SgdConfig {
     pub lr: f64,
     /// Momentum, within [0, 1); 0.9.
     pub momentum: f64,
-    /// Whether momentum is Nesterov's; true.
+    /// Nesterov's momentum instead of the plain one; true.
     pub nesterov: bool,
     /// Weight decay, added to the gradient; 0.
     pub weight_decay: f64,

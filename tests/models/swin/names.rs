@@ -85,7 +85,7 @@ fn are_those_of_the_published_checkpoints() {
 // The paper's table.
 #[test]
 fn parameter_counts_are_the_papers() {
-    for (name, size) in Config::SIZES {
+    for &(name, size) in Config::SIZES {
         let count = millions(count_params(|vb| SwinTransformer::new(&size(1000), vb)));
         let expected = match name {
             "swin-tiny" => 28.3,
