@@ -135,20 +135,20 @@ impl Mask {
         if num_keep == 0 || num_keep > positions {
             return Err(Error::invalid("num_keep", num_keep, format!("within 1..={positions}")));
         }
-        // First to the host, then wider: Metal has no f64.
-        let noise = noise.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_vec2::<f64>()?;
-        if noise.iter().flatten().any(|n| n.is_nan()) {
+        let batch = noise.dims()[0];
+        let noise = ops::on_host(noise)?;
+        if noise.iter().any(|n| n.is_nan()) {
             return Err(Error::invalid("noise", "NaN", "ordered numbers"));
         }
-        let mut keep = Vec::with_capacity(noise.len() * num_keep);
-        for row in &noise {
+        let mut keep = Vec::with_capacity(batch * num_keep);
+        for row in noise.chunks_exact(positions) {
             let mut order: Vec<u32> = (0..positions as u32).collect();
             // Stable, so ties keep the order of positions; 0 and -0 are one, which `total_cmp` would tell apart.
             let compare = |a: f64, b: f64| a.partial_cmp(&b).unwrap_or(std::cmp::Ordering::Equal);
             order.sort_by(|&a, &b| compare(row[a as usize], row[b as usize]));
             keep.extend_from_slice(&order[..num_keep]);
         }
-        Ok(Self::trusted(grid, noise.len(), keep))
+        Ok(Self::trusted(grid, batch, keep))
     }
 
     /// For indices that are known to be right: B rows of as many distinct positions below L.
