@@ -50,8 +50,8 @@ impl<G: MaskGenerator + ?Sized> MaskGenerator for Box<G> {
 
 /// Positions that each sample keeps: K of the L positions of a [`Grid`], for B samples. The indices live on the host.
 ///
-/// Cloning is cheap. Every sample keeps the same number, so that a batch of shortened sequences is a tensor; samples of
-/// different lengths ([`Sequences`]) may keep different ones, of which K is the largest.
+/// Cloning is cheap. Every sample keeps the same number, so that a batch of shortened sequences is a tensor. Samples of
+/// different lengths ([`Sequences`]) may keep fewer than K: their rows are filled up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mask {
     grid: Grid,
@@ -173,7 +173,7 @@ impl Mask {
         self.batch
     }
 
-    /// K, the number of positions that each sample keeps, or the largest where samples keep different ones.
+    /// K, the number of positions that each sample keeps, or the length of their rows where some keep fewer.
     pub fn num_keep(&self) -> usize {
         self.num_keep
     }
@@ -261,8 +261,9 @@ impl Mask {
     }
 
     /// Shortens a token sequence to its `num_prefix_tokens` P first tokens, which are never dropped, and the kept ones:
-    /// `tokens` [B, P+L, D] to [B, P+K, D]. Differentiable: rows are copied once, the backward puts them back. Where a sample
-    /// keeps fewer than K, some token fills the sequence up; [`attention_mask`](Self::attention_mask) tells.
+    /// `tokens` [B, P+L, D] to [B, P+K, D]. Differentiable: rows are copied once, the backward puts them back; where all are
+    /// kept in their order, the tokens are returned as they are. Where a sample keeps fewer than K, some token fills the
+    /// sequence up; [`attention_mask`](Self::attention_mask) tells.
     ///
     /// # Errors
     /// [`Error::Shape`] when `tokens` is not [B, P+L, D] with this mask's B and L.
@@ -271,6 +272,9 @@ impl Mask {
         if tokens.rank() != 3 || tokens.dims()[0] != self.batch || Some(tokens.dims()[1]) != sequence {
             let expected = format!("[{}, {num_prefix_tokens} + {}, D]", self.batch, self.grid.len());
             return Err(Error::shape("tokens", tokens.dims(), expected));
+        }
+        if self.keeps_all_in_order() {
+            return Ok(tokens.clone());
         }
         let dims = [self.batch, tokens.dims()[1], tokens.dims()[2]];
         Ok(ops::gather(tokens, dims, &self.keep, num_prefix_tokens)?)

@@ -109,9 +109,7 @@ impl Sequences {
 
     /// The mask of a main branch: all L positions as they are, of which [`Mask::rows`] are the tokens.
     pub fn whole(&self) -> Mask {
-        let batch = self.lengths.len();
-        let all = (0..self.len as u32).collect::<Vec<_>>().repeat(batch);
-        Mask::of_lengths(Grid::new(1, self.len), all, self.lengths.clone())
+        Mask::of_first(Grid::new(1, self.len), self.lengths.clone())
     }
 
     /// The mask of a sub-branch: the tokens that must stay and, of a sample's n others, those that `masking` keeps of

@@ -143,7 +143,10 @@ fn what_needs_as_many_in_every_sample_refuses() {
         ragged.upsample(2).map(drop),
     ] {
         let error = result.unwrap_err().to_string();
-        assert!(error.contains("mask is with different numbers"), "{error}");
+        assert!(
+            error.contains("mask is one of which samples keep fewer than 2 positions"),
+            "{error}"
+        );
     }
     let error = ragged.attention_bias(DType::U8, &CPU).unwrap_err();
     assert!(matches!(error, Error::DType { argument: "dtype", .. }), "{error}");
