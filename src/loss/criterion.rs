@@ -103,7 +103,13 @@ impl Criterion {
         let logits = upcast("logits", logits)?;
         let (batch, classes) = logits.dims2()?;
         if self.kind == Kind::CrossEntropy {
-            check_classes("logits", logits.dims(), classes, "Criterion::bce_with_logits()")?;
+            check_classes(
+                "logits",
+                logits.dims(),
+                classes,
+                "[B, C]",
+                "Criterion::bce_with_logits()",
+            )?;
         }
         let targets = self.targets(&logits, targets)?;
         Ok(match self.kind {

@@ -58,10 +58,11 @@ fn upcast(argument: &'static str, logits: &Tensor) -> Result<Tensor> {
     Ok(logits.clone())
 }
 
-/// Refuses `dims` with a single class: a softmax over one is 1, whatever the logit, and so trains nothing.
-fn check_classes(argument: &'static str, dims: &[usize], classes: usize, instead: &str) -> Result<()> {
+/// Refuses logits with a single class, which should be `shape`: a softmax over one is 1, whatever the logit, and so trains
+/// nothing.
+fn check_classes(argument: &'static str, dims: &[usize], classes: usize, shape: &str, instead: &str) -> Result<()> {
     if classes == 1 {
-        let expected = format!("[B, .., C] with C > 1 for a softmax: for a single logit, take {instead}");
+        let expected = format!("{shape} with C > 1 for a softmax: for a single logit, take {instead}");
         return Err(Error::shape(argument, dims, expected));
     }
     Ok(())

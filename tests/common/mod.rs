@@ -12,7 +12,7 @@ use candle_nn::{Init, VarBuilder};
 use masksub::models::resnet::{self, BlockKind};
 use masksub::models::swin;
 use masksub::models::vit::{Config, VisionTransformer};
-use masksub::{Params, Seed, Weights};
+use masksub::{Params, Seed, SubModelLoss, Weights};
 use rand_distr::{Distribution, StandardNormal};
 
 pub const CPU: Device = Device::Cpu;
@@ -112,6 +112,16 @@ pub fn images(batch: usize, name: &str) -> Tensor {
 pub fn labels(batch: usize, classes: usize) -> Tensor {
     let labels: Vec<u32> = (0..batch as u32).map(|i| i % classes as u32).collect();
     Tensor::new(labels, &CPU).unwrap()
+}
+
+/// Every loss of the sub-branch, [`SubModelLoss::bce`] last.
+pub fn sub_losses() -> [SubModelLoss; 4] {
+    [
+        SubModelLoss::soft_cross_entropy(),
+        SubModelLoss::kl(),
+        SubModelLoss::symmetric_kl(),
+        SubModelLoss::bce(),
+    ]
 }
 
 /// The chance that a chi-square variable with `freedom` degrees exceeds `statistic`.

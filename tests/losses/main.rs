@@ -5,6 +5,7 @@ mod common;
 mod criterion;
 mod dtypes;
 mod extremes;
+mod kept;
 mod oracle;
 mod sub_model;
 

@@ -1,10 +1,10 @@
 //! Losses beside their formulas, sample by sample and class by class.
 
 use candle_core::{DType, Tensor, Var};
-use masksub::{Criterion, SubModelLoss};
+use masksub::Criterion;
 use proptest::prelude::*;
 
-use crate::common::{numbers, CPU};
+use crate::common::{numbers, sub_losses, CPU};
 use crate::{any_float, any_lying, furthest, normal, tolerance, Lying};
 
 /// log softmax of a row at a temperature.
@@ -73,7 +73,7 @@ proptest! {
         let main = normal(&[batch, classes], dtype, lying.0, "main");
         let sub = normal(&[batch, classes], dtype, lying.1, "sub");
         let (rows, targets) = (numbers(&sub), numbers(&main));
-        let [mut soft, mut kl, mut bce] = [0.0; 3];
+        let [mut soft, mut kl, mut reverse, mut bce] = [0.0; 4];
         for sample in 0..batch {
             let row = |of: &[f64]| of[sample * classes..][..classes].to_vec();
             let log_p = log_softmax(&row(&rows), temperature);
@@ -81,15 +81,14 @@ proptest! {
             for class in 0..classes {
                 soft -= log_t[class].exp() * log_p[class];
                 kl += log_t[class].exp() * (log_t[class] - log_p[class]);
+                reverse += log_p[class].exp() * (log_p[class] - log_t[class]);
                 bce += binary(row(&rows)[class] / temperature, sigmoid(row(&targets)[class] / temperature));
             }
         }
         let scale = temperature * temperature / batch as f64;
-        for (loss, expected) in [
-            (SubModelLoss::soft_cross_entropy(), soft * scale),
-            (SubModelLoss::kl(), kl * scale),
-            (SubModelLoss::bce(), bce * scale / classes as f64),
-        ] {
+        let expected = [soft, kl, (kl + reverse) / 2.0, bce / classes as f64];
+        for (loss, expected) in sub_losses().into_iter().zip(expected) {
+            let expected = scale * expected;
             let loss = loss.with_temperature(temperature).unwrap();
             let (value, gradient) = loss_and_gradient(&sub, |sub| loss.forward(sub, &main));
             let wide = if dtype == DType::F64 { 1e-12 } else { tolerance(DType::F32) };
