@@ -196,8 +196,12 @@ impl<F, L: ?Sized> Losses<'_, F, L> {
     }
 
     fn mix(&self, labels: Tensor, distance: Tensor) -> Result<Tensor> {
+        // Of half-precision logits one loss may be in half precision, and the other one wider.
+        let (a, b) = (labels.dtype(), distance.dtype());
+        let wider = if a.size_in_bytes() > b.size_in_bytes() { a } else { b };
         // Scalars may have shape [1].
-        let [labels, distance] = [labels.reshape(())?, distance.reshape(())?];
+        let scalar = |loss: Tensor| loss.reshape(())?.to_dtype(wider);
+        let [labels, distance] = [scalar(labels)?, scalar(distance)?];
         Ok(((labels * (1.0 - self.share))? + (distance * self.share)?)?)
     }
 }

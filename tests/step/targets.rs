@@ -12,7 +12,9 @@ use masksub::{
 
 use super::probe::Probe;
 use super::{adam, drop_token, dropping, half, key};
-use crate::common::{bits, by_name, gradient_distance, images, labels, numbers, randn, small_resnet, vit, CPU};
+use crate::common::{
+    bits, by_name, gradient_distance, images, labels, numbers, randn, small_resnet, sub_losses, vit, CPU,
+};
 
 const PIXELS: usize = 16;
 const CLASSES: usize = 3;
@@ -211,6 +213,20 @@ fn a_teacher_that_sees_what_is_kept() {
 }
 
 #[test]
+fn a_masked_teacher_sees_all_where_nothing_is_masked() {
+    let xs = images(4, "masked teacher");
+    let [student, teacher] = [1, 2].map(|seed| vit(&dropping(Config::deit3_tiny(5)), seed));
+    let sub_loss = |target: Box<dyn SubTarget>| {
+        let model = MaskSub::new(&student.0, DropSub::new(0.2).unwrap(), &student.1).with_target(target);
+        let loss = |logits: &Tensor| Criterion::cross_entropy().forward(logits, &labels(4, 5));
+        model.backward(&xs, key(), loss).unwrap().sub_loss
+    };
+    let masked = sub_loss(Box::new(MaskedTeacher(teacher.0.clone())));
+    assert_eq!(masked, sub_loss(Box::new(Teacher(teacher.0))));
+    assert_ne!(masked, sub_loss(Box::new(MainBranch)));
+}
+
+#[test]
 fn an_averaged_copy_sees_every_update() {
     let (xs, ys) = (images(4, "averaged"), labels(4, 5));
     let cfg = crate::common::tiny(Config::deit3_tiny(5));
@@ -290,6 +306,39 @@ fn r_drop_has_gradients_through_both_arguments() {
     });
 }
 
+/// Losses of half-precision logits are in half precision where candle computes them, and in f32 here.
+#[test]
+fn mutual_losses_may_differ_in_dtype() {
+    let linear = Linear::new();
+    let weights = Var::from_tensor(&linear.weights.to_dtype(DType::F32).unwrap()).unwrap();
+    let xs = linear.xs.to_dtype(DType::F32).unwrap();
+    let gradient = |of_logits: DType, of_labels: DType| {
+        let matrix = weights.as_tensor().clone();
+        let net = move |xs: &Tensor| xs.flatten_from(1)?.matmul(&matrix)?.to_dtype(of_logits);
+        let params = Params::new([("w".to_string(), weights.clone())]);
+        let model = MaskSub::wrap(net, PatchDrop::new(half(), 2).unwrap(), params);
+        let step = model
+            .with_target(Mutual::new(0.5).unwrap())
+            .backward(&xs, key(), |logits| {
+                candle_nn::loss::cross_entropy(logits, &linear.ys)?.to_dtype(of_labels)
+            });
+        numbers(step.unwrap().grads.get(&weights).unwrap())
+    };
+    let expected = gradient(DType::F32, DType::F32);
+    for (of_logits, of_labels, tolerance) in [
+        (DType::BF16, DType::BF16, 0.05),
+        (DType::F16, DType::F16, 0.01),
+        (DType::F32, DType::F64, 1e-6),
+    ] {
+        for (ours, expected) in gradient(of_logits, of_labels).iter().zip(&expected) {
+            assert!(
+                (ours - expected).abs() < tolerance,
+                "{of_logits:?}: {ours} instead of {expected}"
+            );
+        }
+    }
+}
+
 #[test]
 fn the_weight_stands_beside_the_share() {
     let linear = Linear::new();
@@ -330,12 +379,7 @@ fn samples_count_by_their_weight_and_their_targets_confidence() {
     let model = MaskSub::wrap(net(linear.weights.as_tensor().clone()), branch(), &linear.params);
     let labels = |logits: &Tensor| Criterion::cross_entropy().forward(logits, &linear.ys);
     let of_samples = Tensor::new(&[0.0, 1.0, 2.5, 0.0, 0.5], &CPU).unwrap();
-    for (name, loss) in [
-        ("soft", SubModelLoss::soft_cross_entropy()),
-        ("kl", SubModelLoss::kl()),
-        ("symmetric", SubModelLoss::symmetric_kl()),
-        ("bce", SubModelLoss::bce()),
-    ] {
+    for (name, loss) in ["soft", "kl", "symmetric", "bce"].into_iter().zip(sub_losses()) {
         // As sure as the third surest.
         let main = logits(&linear.main, &linear.w());
         let probabilities = if name == "bce" {
