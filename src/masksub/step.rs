@@ -25,7 +25,7 @@ pub struct Step<O = Tensor> {
     pub main_loss: f64,
     /// The sub-branch's loss, unweighted: its distance from its target; none where its weight is 0.
     pub sub_loss: Option<f64>,
-    /// The main logits: [B, classes], or whatever the model has.
+    /// The main logits: `[B, classes]`, or whatever the model has.
     pub main_logits: O,
     /// Positions that the sub-branch kept, where it masks.
     pub mask: Option<Mask>,
@@ -38,8 +38,8 @@ impl<M, S: SubBranch<M, O>, O: Outputs, L: SubLoss<O>, T: SubTarget<O>> MaskSub<
     /// result is that of a backward through `(1 - w) * main_loss(main) + w * sub_loss(sub, detached target)`, where the
     /// target is main unless told otherwise ([`with_target`](Self::with_target)).
     ///
-    /// `xs` [B, ...] is the batch, `key` what masks, dropout and drop path are drawn from; `main_loss` is any scalar
-    /// loss of the main logits [B, classes]: mixup targets, distillation, whatever a trainer has. It is called once, but
+    /// `xs` `[B, ...]` is the batch, `key` what masks, dropout and drop path are drawn from; `main_loss` is any scalar
+    /// loss of the main logits `[B, classes]`: mixup targets, distillation, whatever a trainer has. It is called once, but
     /// for [`Mutual`](crate::Mutual) targets, under which both branches learn from the labels. Nothing is updated but
     /// batch statistics: of models that stage them in their [`Pass`], and of the batch norms of [`nn`](crate::nn), only
     /// when both losses are finite and every gradient is there; of candle's batch norms in each forward pass. Any
