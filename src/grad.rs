@@ -14,7 +14,7 @@ use crate::params::Params;
 
 /// The gradients of `loss` with respect to `params`, each of which must have one.
 ///
-/// What `loss.backward()` gives, with everything checked that candle lets pass: for trainers that need only one branch.
+/// As `loss.backward()`, with everything checked that candle lets pass: for trainers that need only one branch.
 ///
 /// # Errors
 /// [`Error::LossNotScalar`], [`Error::LossDetached`], [`Error::NonFiniteLoss`], [`Error::MissingGradients`];

@@ -80,7 +80,7 @@ fn log_softmax(logits: &Tensor, temperature: f64) -> Result<Tensor> {
 }
 
 /// T² / `count` times the sum of target * (offset - log(softmax(logits / T))), with `logits`, `target` and `offset`
-/// [R, C]: the cross-entropy where there is no offset, the KL divergence where it is log(target). A row of `target` may
+/// `[R, C]`: the cross-entropy where there is no offset, the KL divergence where it is log(target). A row of `target` may
 /// sum to a weight instead of 1.
 fn soft_cross_entropy(
     logits: &Tensor,
@@ -100,8 +100,8 @@ fn soft_cross_entropy(
     with_gradient(value, logits, &gradient)
 }
 
-/// T² / `count` times the sum of the binary cross-entropies between `target` [R, C] and sigmoid(logits / T), each row
-/// weighted where there are `weights` [R, 1].
+/// T² / `count` times the sum of the binary cross-entropies between `target` `[R, C]` and sigmoid(logits / T), each row
+/// weighted where there are `weights` `[R, 1]`.
 fn binary_cross_entropy(
     logits: &Tensor,
     target: &Tensor,
@@ -123,7 +123,7 @@ fn binary_cross_entropy(
 }
 
 /// T² / `count` times the sum of the weighted rows of (KL(target || p) + KL(p || target)) / 2 with p = softmax(logits / T)
-/// and `log_target` [R, C], the gradient through both terms.
+/// and `log_target` `[R, C]`, the gradient through both terms.
 fn symmetric_kl(
     logits: &Tensor,
     log_target: &Tensor,

@@ -19,8 +19,9 @@ use crate::outputs::Outputs;
 /// gradient (Hinton et al., arXiv 1503.02531). bf16 and f16 are computed in f32. Value and gradient are finite for all
 /// finite logits.
 ///
-/// The default is the soft cross-entropy. The weight of the sub-branch is not in here but
-/// [`MaskSub`](crate::MaskSub)'s.
+/// The default is the soft cross-entropy, for main branches that are trained with cross-entropy; one that is trained with
+/// binary cross-entropy, as DeiT-III's from scratch, takes [`bce`](Self::bce), for its logits are no softmax's. The weight
+/// of the sub-branch is not in here but [`MaskSub`](crate::MaskSub)'s.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -32,8 +33,8 @@ use crate::outputs::Outputs;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// Logits are [B, C], or have one prediction for each position, [B, N, C] or (with
-/// [`with_class_dim(1)`](Self::with_class_dim)) [B, C, H, W]; the loss is the mean over all predictions, or over those
+/// Logits are `[B, C]`, or have one prediction for each position, `[B, N, C]` or (with
+/// [`with_class_dim(1)`](Self::with_class_dim)) `[B, C, H, W]`; the loss is the mean over all predictions, or over those
 /// [where the mask keeps](Self::where_kept) a position. Of a model with several heads it is the sum over them.
 ///
 /// ```
@@ -122,7 +123,7 @@ impl SubModelLoss {
         Ok(Self { temperature, ..self })
     }
 
-    /// Has the classes in another dimension than the last: 1 for [B, C, H, W].
+    /// Has the classes in another dimension than the last: 1 for `[B, C, H, W]`.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] when `class_dim` is 0, which is the batch.
@@ -155,7 +156,7 @@ impl SubModelLoss {
         Ok(Self { confidence, ..self })
     }
 
-    /// The loss of `sub_logits` against `main_logits`, [B, C] or [B, .., C], a scalar. The gradient flows into
+    /// The loss of `sub_logits` against `main_logits`, `[B, C]` or `[B, .., C]`, a scalar. The gradient flows into
     /// `sub_logits` only.
     ///
     /// # Errors

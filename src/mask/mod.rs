@@ -28,6 +28,26 @@ use crate::ops;
 ///
 /// The draw for a sample may depend on the key and the sample's number only, never on other samples or on earlier
 /// steps; that is what lets a run resume and a batch be cut in micro-batches.
+///
+/// ```
+/// use masksub::{Grid, Mask, MaskGenerator, Purpose, StepKey};
+/// use rand::Rng;
+///
+/// /// Keeps one half of the columns, the left one or the right one.
+/// struct Side;
+///
+/// impl MaskGenerator for Side {
+///     fn generate(&self, batch: usize, grid: Grid, key: StepKey) -> candle_core::Result<Mask> {
+///         let half = grid.width as u32 / 2;
+///         let keep = |sample| {
+///             let first = if key.rng(sample, Purpose::MASK).random() { 0 } else { half };
+///             let rows = (0..grid.height as u32).map(|row| row * grid.width as u32 + first);
+///             rows.flat_map(|start| start..start + half).collect::<Vec<u32>>()
+///         };
+///         Ok(Mask::from_keep_indices(grid, &(0..batch).map(keep).collect::<Vec<_>>())?)
+///     }
+/// }
+/// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not say which positions are kept",
     label = "does not implement `MaskGenerator`",
@@ -57,7 +77,7 @@ pub struct Mask {
     grid: Grid,
     batch: usize,
     num_keep: usize,
-    /// [B, K], row by row.
+    /// `[B, K]`, row by row.
     keep: Arc<[u32]>,
     /// How many of each row are kept, where it is not all: what follows fills the row up.
     lengths: Option<Arc<[usize]>>,
@@ -117,11 +137,11 @@ impl Mask {
 
     /// The `num_keep` positions with the smallest `noise`, in that order; of equal ones the lower position first.
     ///
-    /// This is how the paper's code chooses (uniform `noise` [B, L], sorted); it is here so that masks recorded
+    /// This is how the paper's code chooses (uniform `noise` `[B, L]`, sorted); it is here so that masks recorded
     /// elsewhere can be made again. The generators choose in linear time.
     ///
     /// # Errors
-    /// [`Error::Shape`] when `noise` is not [B, L] with L = `grid.len()`; [`Error::InvalidArgument`] when `num_keep` is
+    /// [`Error::Shape`] when `noise` is not `[B, L]` with L = `grid.len()`; [`Error::InvalidArgument`] when `num_keep` is
     /// not within 1..=L or a noise is NaN.
     pub fn from_noise(grid: Grid, noise: &Tensor, num_keep: usize) -> Result<Self> {
         let positions = grid.len();
@@ -184,7 +204,7 @@ impl Mask {
         rows.map(|(sample, row)| &row[..self.length(sample)])
     }
 
-    /// What [`rows`](Self::rows) gives, all at once, if this is a mask for `batch` samples on `grid`.
+    /// All [`rows`](Self::rows), one after the other, if this is a mask for `batch` samples on `grid`.
     pub(crate) fn indices_on(&self, grid: Grid, batch: usize) -> Result<&[u32]> {
         if (self.grid, self.batch) != (grid, batch) {
             let given = format!("for {} samples on {}", self.batch, self.grid);
@@ -194,7 +214,7 @@ impl Mask {
         Ok(&self.keep)
     }
 
-    /// The kept positions, [B, K] u32. Where samples keep fewer, any position fills the row up.
+    /// The kept positions, `[B, K]` u32. Where samples keep fewer, any position fills the row up.
     ///
     /// # Errors
     /// When the device cannot hold it.
@@ -202,7 +222,7 @@ impl Mask {
         Ok(Tensor::from_slice(&self.keep, (self.batch, self.num_keep), device)?)
     }
 
-    /// The positions that are not kept, [B, L-K] u32, ascending in every sample.
+    /// The positions that are not kept, `[B, L-K]` u32, ascending in every sample.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] when samples keep different numbers; when memory or the device cannot hold it.
@@ -219,7 +239,7 @@ impl Mask {
         Ok(Tensor::from_vec(dropped, shape, device)?)
     }
 
-    /// 1 where a position is kept and 0 elsewhere, [B, L] of `dtype`.
+    /// 1 where a position is kept and 0 elsewhere, `[B, L]` of `dtype`.
     ///
     /// # Errors
     /// When memory, the device or the dtype cannot hold it.
@@ -261,12 +281,12 @@ impl Mask {
     }
 
     /// Shortens a token sequence to its `num_prefix_tokens` P first tokens, which are never dropped, and the kept ones:
-    /// `tokens` [B, P+L, D] to [B, P+K, D]. Differentiable: rows are copied once, the backward puts them back; where all are
-    /// kept in their order, the tokens are returned as they are. Where a sample keeps fewer than K, some token fills the
-    /// sequence up; [`attention_mask`](Self::attention_mask) tells.
+    /// `tokens` `[B, P+L, D]` to `[B, P+K, D]`. Differentiable: rows are copied once, the backward puts them back; where
+    /// all are kept in their order, the tokens are returned as they are. Where a sample keeps fewer than K, some token
+    /// fills the sequence up; [`attention_mask`](Self::attention_mask) tells.
     ///
     /// # Errors
-    /// [`Error::Shape`] when `tokens` is not [B, P+L, D] with this mask's B and L.
+    /// [`Error::Shape`] when `tokens` is not `[B, P+L, D]` with this mask's B and L.
     pub fn gather(&self, tokens: &Tensor, num_prefix_tokens: usize) -> Result<Tensor> {
         let sequence = num_prefix_tokens.checked_add(self.grid.len());
         if tokens.rank() != 3 || tokens.dims()[0] != self.batch || Some(tokens.dims()[1]) != sequence {
@@ -280,11 +300,11 @@ impl Mask {
         Ok(ops::gather(tokens, dims, &self.keep, num_prefix_tokens)?)
     }
 
-    /// Puts `mask_token` (D numbers in any shape) in the place of the tokens [B, L, D] that are not kept. Differentiable
+    /// Puts `mask_token` (D numbers in any shape) in the place of the tokens `[B, L, D]` that are not kept. Differentiable
     /// in both; kept tokens stay as they are, bit for bit.
     ///
     /// # Errors
-    /// [`Error::Shape`] when `tokens` is not [B, L, D] with this mask's B and L, or `mask_token` has not D numbers;
+    /// [`Error::Shape`] when `tokens` is not `[B, L, D]` with this mask's B and L, or `mask_token` has not D numbers;
     /// [`Error::DType`] when their dtypes differ.
     pub fn replace(&self, tokens: &Tensor, mask_token: &Tensor) -> Result<Tensor> {
         let (batch, positions) = (self.batch, self.grid.len());
@@ -311,7 +331,7 @@ impl Mask {
             .where_cond(tokens, &token.broadcast_as(tokens.shape())?)?)
     }
 
-    /// Whether each position of each sample is kept, B * L of them.
+    /// Of each of B * L positions, true where it is kept.
     fn dense(&self) -> Result<Vec<bool>> {
         /// With what is made of each of them.
         const BYTES: usize = size_of::<u64>() + size_of::<bool>();

@@ -33,7 +33,7 @@ pub struct Sequences {
     len: usize,
     /// Tokens of each sample.
     lengths: Vec<usize>,
-    /// Whether each of B * L positions must stay.
+    /// Of each of B * L positions, true where it must stay.
     stays: Vec<bool>,
 }
 
@@ -42,7 +42,7 @@ impl Sequences {
     /// them.
     ///
     /// # Errors
-    /// [`Error::Shape`] when it is not [B, L] with B, L > 0; [`Error::InvalidArgument`] when a sample has no token, or
+    /// [`Error::Shape`] when it is not `[B, L]` with B, L > 0; [`Error::InvalidArgument`] when a sample has no token, or
     /// padding before one.
     pub fn new(attention_mask: &Tensor) -> Result<Self> {
         let expected = "[B, L] with B > 0 and L > 0";
@@ -145,7 +145,7 @@ impl Sequences {
     }
 }
 
-/// Whether each element is not 0.
+/// Of each element, true where it is not 0.
 fn on_host(tensor: &Tensor) -> Result<Vec<bool>> {
     let tensor = tensor.to_device(&Device::Cpu)?;
     let set = tensor.ne(&tensor.zeros_like()?)?.to_dtype(DType::U8)?;

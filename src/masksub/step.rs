@@ -143,8 +143,8 @@ impl<M, S: SubBranch<M, O>, O: Outputs, L: SubLoss<O>, T: SubTarget<O>> MaskSub<
         Ok(step)
     }
 
-    /// What the main branch learns from the sub-branch, if it does, before anything of itself is there. The pass is
-    /// forgotten: the sub half draws the same once more.
+    /// The sub-branch's logits, where the main branch learns from them, before anything of the main branch is there. The
+    /// pass is forgotten: the sub half draws the same once more.
     fn sub_ahead(&self, xs: &Tensor, key: StepKey, share: f64) -> Result<Option<(O, Option<Mask>)>> {
         if share == 0.0 || self.weight == 0.0 || self.weight == 1.0 {
             return Ok(None);
@@ -154,7 +154,7 @@ impl<M, S: SubBranch<M, O>, O: Outputs, L: SubLoss<O>, T: SubTarget<O>> MaskSub<
     }
 }
 
-/// What the two branches are trained by.
+/// The losses that the two branches are trained by.
 struct Losses<'a, F, L: ?Sized> {
     labels: F,
     distance: &'a L,

@@ -1,7 +1,7 @@
 //! Targets of the sub-branch, against loops in f64 over a linear model: losses and, by finite differences, gradients.
 
 use candle_core::{DType, Tensor, Var};
-use candle_nn::Optimizer;
+use candle_nn::{ModuleT, Optimizer};
 use masksub::models::resnet::{BlockKind, ResNet};
 use masksub::models::vit::{Config, VisionTransformer};
 use masksub::train::ema::Ema;
@@ -264,6 +264,29 @@ fn an_averaged_copy_sees_every_update() {
     let deeper = Config { depth: 3, ..cfg };
     let error = VisionTransformer::new(&deeper, ema.weights().no_grad_builder(DType::F32, &CPU)).unwrap_err();
     assert!(matches!(Error::from(error), Error::MissingWeight { .. }));
+}
+
+/// Averages of half-precision weights are f32: their copy sees its inputs in f32, too.
+#[test]
+fn an_averaged_copy_of_half_precision_weights() {
+    let (xs, ys) = (images(4, "averaged"), labels(4, 5));
+    let cfg = crate::common::tiny(Config::deit3_tiny(5));
+    let weights = Weights::seeded(masksub::Seed::new(1));
+    let student = VisionTransformer::new(&cfg, weights.var_builder(DType::BF16, &CPU)).unwrap();
+    let params = Params::from_varmap(weights.varmap());
+    let ema = Ema::of(weights.varmap(), 0.6).unwrap();
+    let averaged = VisionTransformer::new(&cfg, ema.weights().no_grad_builder(DType::F32, &CPU)).unwrap();
+    let expected = averaged.forward_t(&xs.to_dtype(DType::BF16).unwrap().to_dtype(DType::F32).unwrap(), false);
+    let expected = expected.unwrap();
+    let teacher = Teacher(Plain(move |xs: &Tensor| {
+        averaged.forward_t(&xs.to_dtype(DType::F32)?, false)
+    }));
+    let model = MaskSub::new(student, drop_token(), &params).with_target(teacher);
+    let xs = xs.to_dtype(DType::BF16).unwrap();
+    let step = model.backward(&xs, key(), |logits| Criterion::cross_entropy().forward(logits, &ys));
+    let sub = model.forward_pair(&xs, key()).unwrap().sub;
+    let expected = numbers(&SubModelLoss::default().forward(&sub, &expected).unwrap())[0];
+    assert!((step.unwrap().sub_loss.unwrap() - expected).abs() < 1e-6);
 }
 
 /// facebookresearch/deit's `--cosub`: a quarter of each of four terms, the targets detached.
