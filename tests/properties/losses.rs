@@ -4,24 +4,17 @@ use candle_core::{DType, Tensor, Var};
 use masksub::Criterion;
 use proptest::prelude::*;
 
-use crate::common::{numbers, sub_losses, CPU};
+use crate::common::{numbers, oracle, sub_losses, CPU};
 use crate::{any_float, any_lying, furthest, normal, tolerance, Lying};
 
 /// log softmax of a row at a temperature.
 fn log_softmax(row: &[f64], temperature: f64) -> Vec<f64> {
-    let scaled: Vec<f64> = row.iter().map(|x| x / temperature).collect();
-    let max = scaled.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let log_sum = max + scaled.iter().map(|x| (x - max).exp()).sum::<f64>().ln();
-    scaled.iter().map(|x| x - log_sum).collect()
-}
-
-fn sigmoid(x: f64) -> f64 {
-    1.0 / (1.0 + (-x).exp())
+    oracle::log_softmax(&row.iter().map(|x| x / temperature).collect::<Vec<_>>())
 }
 
 /// -t log p - (1 - t) log(1 - p)
 fn binary(x: f64, target: f64) -> f64 {
-    -target * sigmoid(x).ln() - (1.0 - target) * sigmoid(-x).ln()
+    oracle::bce(&vec![vec![x]], &vec![vec![target]])
 }
 
 /// Value and gradient of a loss of logits.
@@ -82,7 +75,7 @@ proptest! {
                 soft -= log_t[class].exp() * log_p[class];
                 kl += log_t[class].exp() * (log_t[class] - log_p[class]);
                 reverse += log_p[class].exp() * (log_p[class] - log_t[class]);
-                bce += binary(row(&rows)[class] / temperature, sigmoid(row(&targets)[class] / temperature));
+                bce += binary(row(&rows)[class] / temperature, oracle::sigmoid(row(&targets)[class] / temperature));
             }
         }
         let scale = temperature * temperature / batch as f64;

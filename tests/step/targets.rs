@@ -12,6 +12,7 @@ use masksub::{
 
 use super::probe::Probe;
 use super::{adam, drop_token, dropping, half, key};
+use crate::common::oracle::{self, bce, cross_entropy as ce, sigmoid, softmax, Rows};
 use crate::common::{
     bits, by_name, gradient_distance, images, labels, numbers, randn, small_resnet, sub_losses, vit, CPU,
 };
@@ -20,8 +21,6 @@ const PIXELS: usize = 16;
 const CLASSES: usize = 3;
 const BATCH: usize = 5;
 
-type Rows = Vec<Vec<f64>>;
-
 /// logits = pixels W, the weights PIXELS * CLASSES numbers.
 fn logits(pixels: &Rows, weights: &[f64]) -> Rows {
     let logit = |row: &Vec<f64>, class: usize| (0..PIXELS).map(|i| row[i] * weights[i * CLASSES + class]).sum();
@@ -29,38 +28,9 @@ fn logits(pixels: &Rows, weights: &[f64]) -> Rows {
     pixels.iter().map(of_row).collect()
 }
 
-fn softmax(row: &[f64]) -> Vec<f64> {
-    let sum: f64 = row.iter().map(|x| x.exp()).sum();
-    row.iter().map(|x| x.exp() / sum).collect()
-}
-
-fn sigmoid(x: f64) -> f64 {
-    1.0 / (1.0 + (-x).exp())
-}
-
-/// Mean of f over pairs of rows.
-fn mean(a: &Rows, b: &Rows, f: impl Fn(&[f64], &[f64]) -> f64) -> f64 {
-    a.iter().zip(b).map(|(a, b)| f(a, b)).sum::<f64>() / a.len() as f64
-}
-
-/// Cross-entropy of logits against probabilities.
-fn ce(logits: &Rows, targets: &Rows) -> f64 {
-    let of_row = |x: &[f64], t: &[f64]| softmax(x).iter().zip(t).map(|(p, t)| -t * p.ln()).sum();
-    mean(logits, targets, of_row)
-}
-
-fn bce(logits: &Rows, targets: &Rows) -> f64 {
-    mean(logits, targets, |x, t| {
-        let term = |(&x, t): (&f64, &f64)| -t * sigmoid(x).ln() - (1.0 - t) * sigmoid(-x).ln();
-        x.iter().zip(t).map(term).sum::<f64>() / CLASSES as f64
-    })
-}
-
+/// KL(softmax(p) || softmax(q)) of logits.
 fn kl(p: &Rows, q: &Rows) -> f64 {
-    mean(p, q, |p, q| {
-        let (p, q) = (softmax(p), softmax(q));
-        p.iter().zip(&q).map(|(p, q)| p * (p / q).ln()).sum()
-    })
+    oracle::kl(&map(p, softmax), &map(q, softmax))
 }
 
 fn map(rows: &Rows, f: impl Fn(&[f64]) -> Vec<f64>) -> Rows {
@@ -68,7 +38,7 @@ fn map(rows: &Rows, f: impl Fn(&[f64]) -> Vec<f64>) -> Rows {
 }
 
 fn sigmoids(rows: &Rows) -> Rows {
-    map(rows, |row| row.iter().map(|&x| sigmoid(x)).collect())
+    oracle::map(rows, sigmoid)
 }
 
 /// A linear model, in f64, its batch and what is left of that under the step's mask.

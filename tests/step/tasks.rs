@@ -3,7 +3,7 @@
 //! Each trains, its gradients in f32 are those of a joint loss in f64 that is written out here, and it keeps no more of
 //! the graph alive than a classifier does.
 
-use candle_core::{DType, Result, Tensor, D};
+use candle_core::{DType, Result, Tensor};
 use candle_nn::loss::{cross_entropy, mse};
 use candle_nn::{Conv2d, Linear, Module, Optimizer, VarBuilder};
 use masksub::{
@@ -12,7 +12,7 @@ use masksub::{
 };
 
 use super::probe::Probe;
-use super::{adam, drop_token, half, key};
+use super::{adam, drop_token, half, key, soft};
 use crate::common::{by_name, gradient_distance, labels, randn, CPU};
 
 const CLASSES: usize = 3;
@@ -159,17 +159,6 @@ fn data(step: usize) -> (Tensor, Targets) {
     (xs, targets)
 }
 
-fn log_softmax(xs: &Tensor) -> Result<Tensor> {
-    candle_nn::ops::log_softmax(xs, D::Minus1)
-}
-
-/// Mean over rows of the cross-entropy between softmax(target) and softmax(sub), rows the last but one dimensions.
-fn soft(sub: &Tensor, target: &Tensor) -> Result<Tensor> {
-    let target = log_softmax(&target.detach())?.exp()?;
-    let rows = (target.elem_count() / target.dim(D::Minus1)?) as f64;
-    (target * log_softmax(sub)?)?.sum_all()? / -rows
-}
-
 fn rows(xs: &Tensor) -> Result<Tensor> {
     xs.reshape(((), CLASSES))
 }
@@ -222,11 +211,7 @@ impl<M, S: SubBranch<M, O>, O: Outputs> Task<M, S, O> {
             );
         }
         let joint = grad::backward(&((main + sub).unwrap() * 0.5).unwrap(), &wide_params).unwrap();
-        let ours = by_name(&step.grads, &params).into_iter();
-        let ours = ours
-            .map(|(name, grad)| (name, grad.to_dtype(DType::F64).unwrap()))
-            .collect();
-        let error = gradient_distance(&ours, &by_name(&joint, &wide_params));
+        let error = gradient_distance(&by_name(&step.grads, &params), &by_name(&joint, &wide_params));
         assert!(error < 1e-5, "{what}: {error:e}");
 
         let mut optimizer = adam(&params, 2e-2);
