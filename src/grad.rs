@@ -5,7 +5,7 @@ mod remedies;
 use std::collections::HashSet;
 
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Device, Tensor, TensorId};
+use candle_core::{Tensor, TensorId};
 
 use crate::check;
 use crate::error::{Error, Result};
@@ -14,7 +14,7 @@ use crate::params::Params;
 
 /// The gradients of `loss` with respect to `params`, each of which must have one.
 ///
-/// The gradients that `loss.backward()` gives, with everything checked that candle lets pass: for trainers that need only one branch.
+/// As `loss.backward()`, with everything checked that candle lets pass: for trainers that need only one branch.
 ///
 /// # Errors
 /// [`Error::LossNotScalar`], [`Error::LossDetached`], [`Error::NonFiniteLoss`], [`Error::MissingGradients`];
@@ -37,7 +37,7 @@ pub(crate) fn check_loss(loss: &Tensor, branch: &'static str) -> Result<f64> {
     if !loss.track_op() {
         return Err(Error::LossDetached { branch });
     }
-    let value = on_host(loss)?[0];
+    let value = ops::on_host(loss)?[0];
     if !value.is_finite() {
         return Err(Error::NonFiniteLoss { branch, value });
     }
@@ -167,15 +167,6 @@ pub(crate) fn check_finite<'a>(grads: impl IntoIterator<Item = (&'a str, &'a Ten
     }
 }
 
-/// All elements, as f64. First to the host, then wider: Metal has no f64.
-fn on_host(tensor: &Tensor) -> Result<Vec<f64>> {
-    if tensor.elem_count() == 0 {
-        return Ok(vec![]);
-    }
-    let tensor = tensor.to_device(&Device::Cpu)?.to_dtype(DType::F64)?;
-    Ok(tensor.flatten_all()?.to_vec1()?)
-}
-
 /// Findings of an audit of gradients, by name and sorted.
 ///
 /// It prints as a report. All-zero gradients are told, but are no fault: a zero-initialised last batch norm of a
@@ -229,7 +220,7 @@ pub fn audit(grads: &GradStore, params: &Params) -> Result<Audit> {
     };
     for (name, var) in params.iter() {
         let Some(grad) = grads.get_id(var.id()) else { continue };
-        let values = on_host(grad)?;
+        let values = ops::on_host(grad)?;
         if values.iter().any(|v| !v.is_finite()) {
             audit.non_finite.push(name.to_string());
         } else if values.iter().all(|&v| v == 0.0) {

@@ -14,7 +14,27 @@ use crate::pass::Pass;
 /// [`Outputs`](crate::Outputs), which the trait then names.
 ///
 /// [`Plain`] makes one of any candle module. A model with dropout, drop path or batch norm of its own implements it to
-/// take part in them through the [`Pass`].
+/// take part in them through the [`Pass`]:
+///
+/// ```
+/// use candle_core::{Result, Tensor};
+/// use candle_nn::{Linear, Module};
+/// use masksub::{Forward, Pass};
+///
+/// struct Mlp {
+///     fc1: Linear,
+///     fc2: Linear,
+/// }
+///
+/// impl Forward for Mlp {
+///     // `xs` [B, D]
+///     fn forward_pass(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+///         let hidden = pass.dropout(&self.fc1.forward(xs)?.relu()?, 0.1)?; // as it is, where the pass does not train
+///         let branch = pass.drop_path(&self.fc2.forward(&hidden)?, 0.2)?;
+///         xs + branch
+///     }
+/// }
+/// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is no model that a sub-branch can run as a whole",
     label = "does not implement `Forward`",
@@ -22,7 +42,7 @@ use crate::pass::Pass;
             or put it into `Plain(module)`"
 )]
 pub trait Forward<O = Tensor> {
-    /// The logits of `xs` [B, ...]: [B, classes], or whatever the model has.
+    /// The logits of `xs` `[B, ...]`: `[B, classes]`, or whatever the model has.
     ///
     /// # Errors
     /// The model's own.
@@ -32,7 +52,43 @@ pub trait Forward<O = Tensor> {
 /// A model whose token sequence can be cut short: a ViT, anyone's.
 ///
 /// Tokens are P prefix tokens (class, distillation, register), which are never dropped, followed by one token for each
-/// of the L positions of the grid.
+/// of the L positions of the grid. All that a ViT needs, less its blocks:
+///
+/// ```
+/// use candle_core::{Result, Tensor};
+/// use candle_nn::{Linear, Module};
+/// use masksub::{ops, Grid, Mask, Pass, TokenModel};
+///
+/// struct BagOfPatches {
+///     patch_embed: Linear,
+///     pos_embed: Tensor, // [1, L, D]
+///     head: Linear,
+/// }
+///
+/// impl TokenModel for BagOfPatches {
+///     fn grid(&self, images: &Tensor) -> Result<Grid> {
+///         let (_, _, height, width) = images.dims4()?;
+///         Ok(Grid::new(height / 4, width / 4))
+///     }
+///
+///     fn num_prefix_tokens(&self) -> usize {
+///         0
+///     }
+///
+///     fn embed(&self, images: &Tensor, keep: Option<&Mask>, _: &mut Pass) -> Result<Tensor> {
+///         let tokens = self.patch_embed.forward(&ops::patchify(images, 4)?)?;
+///         let tokens = tokens.broadcast_add(&self.pos_embed)?; // before any is dropped: each has its own position
+///         match keep {
+///             Some(mask) => Ok(mask.gather(&tokens, 0)?),
+///             None => Ok(tokens),
+///         }
+///     }
+///
+///     fn classify(&self, tokens: &Tensor, _: &mut Pass) -> Result<Tensor> {
+///         self.head.forward(&tokens.mean(1)?)
+///     }
+/// }
+/// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is no model whose tokens can be dropped",
     label = "does not implement `TokenModel`",
@@ -40,7 +96,7 @@ pub trait Forward<O = Tensor> {
             module take `PatchDrop`, for a Swin `MaskToken`"
 )]
 pub trait TokenModel<O = Tensor> {
-    /// The positions of `xs` [B, ...].
+    /// The positions of `xs` `[B, ...]`.
     ///
     /// # Errors
     /// When `xs` does not fit the model.
@@ -49,14 +105,14 @@ pub trait TokenModel<O = Tensor> {
     /// P, the number of prefix tokens.
     fn num_prefix_tokens(&self) -> usize;
 
-    /// The token sequence [B, P+L, D] with positions added, or [B, P+K, D] with only the positions that `keep` keeps:
+    /// The token sequence `[B, P+L, D]` with positions added, or `[B, P+K, D]` with only the positions that `keep` keeps:
     /// usually by [`Mask::gather`].
     ///
     /// # Errors
     /// The model's own.
     fn embed(&self, xs: &Tensor, keep: Option<&Mask>, pass: &mut Pass) -> Result<Tensor>;
 
-    /// The logits of a token sequence: [B, classes], or whatever the model has; [B, K, classes] where each token has
+    /// The logits of a token sequence: `[B, classes]`, or whatever the model has; `[B, K, classes]` where each token has
     /// its own.
     ///
     /// # Errors
@@ -101,14 +157,15 @@ pub trait TokenModel<O = Tensor> {
             `PatchDrop`"
 )]
 pub trait SequenceModel<O = Tensor> {
-    /// What the positions of `xs` are: tokens, those that must stay, padding.
+    /// The L positions of `xs` `[B, L, ..]`: tokens, those that must stay, padding.
     ///
     /// # Errors
     /// When `xs` does not fit the model.
     fn sequences(&self, xs: &Tensor) -> Result<Sequences>;
 
-    /// The logits of the tokens of `xs` that `keep` keeps. They have the positions they have in `xs`; where samples keep
-    /// fewer than K tokens, nothing may be read of what fills them up ([`Mask::attention_mask`]).
+    /// The logits of the tokens of `xs` `[B, L, ..]` that `keep` keeps: `[B, classes]`, or whatever the model has;
+    /// `[B, K, classes]` where each token has its own. Tokens have the positions they have in `xs`; where samples keep fewer
+    /// than K, nothing may be read of what fills them up ([`Mask::attention_mask`]).
     ///
     /// # Errors
     /// The model's own.
@@ -116,6 +173,37 @@ pub trait SequenceModel<O = Tensor> {
 }
 
 /// A model that needs every position (windows, a pyramid), so that hidden ones become a learned token.
+///
+/// ```
+/// use candle_core::{Result, Tensor};
+/// use candle_nn::{Linear, Module};
+/// use masksub::{ops, Grid, MaskTokenModel, Pass};
+///
+/// /// Merges patches of 4 x 4 pixels two by two, as a pyramid does.
+/// struct Merged {
+///     patch_embed: Linear,
+///     mask_token: Tensor, // [D], a variable
+///     merge: Linear,      // from 4 D
+///     head: Linear,
+/// }
+///
+/// impl MaskTokenModel for Merged {
+///     fn mask_token(&self) -> &Tensor {
+///         &self.mask_token
+///     }
+///
+///     fn embed(&self, images: &Tensor, _: &mut Pass) -> Result<(Tensor, Grid)> {
+///         let (_, _, height, width) = images.dims4()?;
+///         let tokens = self.patch_embed.forward(&ops::patchify(images, 4)?)?;
+///         Ok((tokens, Grid::new(height / 4, width / 4)))
+///     }
+///
+///     fn classify(&self, tokens: &Tensor, grid: Grid, _: &mut Pass) -> Result<Tensor> {
+///         let merged = self.merge.forward(&ops::merge_neighbours(tokens, grid)?)?.relu()?;
+///         self.head.forward(&merged.mean(1)?)
+///     }
+/// }
+/// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is no model whose positions can be hidden behind a mask token",
     label = "does not implement `MaskTokenModel`",
@@ -126,13 +214,13 @@ pub trait MaskTokenModel<O = Tensor> {
     /// The learned token, D numbers in any shape.
     fn mask_token(&self) -> &Tensor;
 
-    /// The token sequence [B, L, D] and the grid of its positions.
+    /// The token sequence `[B, L, D]` and the grid of its positions.
     ///
     /// # Errors
     /// When `xs` does not fit the model, and the model's own.
     fn embed(&self, xs: &Tensor, pass: &mut Pass) -> Result<(Tensor, Grid)>;
 
-    /// The logits of a token sequence [B, L, D]: [B, classes], or whatever the model has.
+    /// The logits of a token sequence `[B, L, D]`: `[B, classes]`, or whatever the model has.
     ///
     /// # Errors
     /// The model's own.

@@ -1,4 +1,4 @@
-//! One forward pass: whether it trains, what it drops, and what it leaves behind.
+//! One forward pass: its mode, its random draws, and the statistics it leaves behind.
 
 mod scope;
 
@@ -12,12 +12,14 @@ use crate::key::{Purpose, StepKey};
 
 pub(crate) use scope::with_current;
 
-/// One forward pass of a model: training or not, where its random draws come from, the rates that a sub-branch imposes,
-/// and the batch statistics it has seen, which count only once the step is accepted.
+/// The state of one forward pass, which a model is handed beside its input: training or evaluation, the key of its random
+/// draws, the dropout and drop-path rates that a sub-branch imposes, and the updates of running statistics that wait until
+/// the step is accepted.
 ///
 /// A model that takes part calls [`dropout`](Self::dropout) and [`drop_path`](Self::drop_path) with the rates of its
 /// recipe wherever they belong, and hands the running averages of its batch norms to
-/// [`update_running`](Self::update_running). It calls them in the same order in every pass.
+/// [`update_running`](Self::update_running). It calls them in the same order in every pass. A model that has none of these
+/// ignores its pass ([`Forward`](crate::Forward) shows one that does not).
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -156,7 +158,7 @@ impl Pass {
         self.key.ok_or(Error::DrawsWithoutKey { what })
     }
 
-    /// Sets each element of `xs` [B, ...] to 0 with probability `rate` and scales the others by 1 / (1 - rate), as
+    /// Sets each element of `xs` `[B, ...]` to 0 with probability `rate` and scales the others by 1 / (1 - rate), as
     /// `torch.nn.Dropout` does; in evaluation mode `xs` as it is.
     ///
     /// # Errors
@@ -198,7 +200,7 @@ impl Pass {
         Ok(off)
     }
 
-    /// Stochastic depth (arXiv 1603.09382): sets the whole residual branch `xs` [B, ...] of a sample to 0 with
+    /// Stochastic depth (arXiv 1603.09382): sets the whole residual branch `xs` `[B, ...]` of a sample to 0 with
     /// probability `rate` and scales it by 1 / (1 - rate) otherwise, as timm's `DropPath` does; in evaluation mode `xs`
     /// as it is.
     ///

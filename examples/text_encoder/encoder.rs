@@ -33,11 +33,6 @@ impl Encoder {
             head: candle_nn::linear(WIDTH, classes, vb.pp("head"))?,
         })
     }
-
-    /// The logits [B, classes] of whole messages.
-    pub fn classify(&self, ids: &Tensor, pass: &mut Pass) -> Result<Tensor> {
-        self.forward_kept(ids, &self.sequences(ids)?.whole(), pass)
-    }
 }
 
 impl SequenceModel for Encoder {

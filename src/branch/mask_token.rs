@@ -27,7 +27,8 @@ pub struct MaskToken<G> {
 }
 
 impl<G: MaskGenerator> MaskToken<G> {
-    /// Hides what `masking` does not keep of the grid of `block` x `block`-pixel blocks.
+    /// Hides what `masking` does not keep of the grid of `block` x `block`-pixel blocks. `block` must divide both sides of
+    /// the images, and be a multiple of the model's patch (4 pixels in a Swin), or each step is an error.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] when `block` is 0.

@@ -31,6 +31,26 @@ use crate::pass::Pass;
 /// | [`PatchDrop`] | any [`Forward`](crate::Forward) model, so any candle module through [`Plain`](crate::Plain) | blocks of the image |
 /// | [`DropSub`] | a [`Forward`](crate::Forward) model that asks its [`Pass`] for dropout | activations |
 /// | [`PathSub`] | a [`Forward`](crate::Forward) model that asks its [`Pass`] for drop path | residual branches |
+///
+/// One of your own:
+///
+/// ```
+/// use candle_core::{Result, Tensor};
+/// use masksub::{Forward, Mask, Pass, SubBranch};
+///
+/// /// The sub-branch sees images at half the contrast.
+/// struct Faint;
+///
+/// impl<M: Forward> SubBranch<M> for Faint {
+///     fn main(&self, model: &M, images: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+///         model.forward_pass(images, pass)
+///     }
+///
+///     fn sub(&self, model: &M, images: &Tensor, pass: &mut Pass) -> Result<(Tensor, Option<Mask>)> {
+///         Ok((model.forward_pass(&(images * 0.5)?, pass)?, None))
+///     }
+/// }
+/// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot make a sub-model of `{M}`",
     label = "does not implement `SubBranch<{M}>`",
@@ -39,7 +59,7 @@ use crate::pass::Pass;
             `MaskSub::wrap(module, PatchDrop::new(..)?)`"
 )]
 pub trait SubBranch<M: ?Sized, O = Tensor> {
-    /// The main branch: the untouched model. Its logits of `xs` [B, ...].
+    /// The main branch: the untouched model. Its logits of `xs` `[B, ...]`.
     ///
     /// # Errors
     /// The model's own.
@@ -62,7 +82,7 @@ impl<M: ?Sized, O, S: SubBranch<M, O> + ?Sized> SubBranch<M, O> for Box<S> {
     }
 }
 
-/// B, and the grid of `block` x `block`-pixel blocks that tile `images` [B, C, H, W].
+/// B, and the grid of `block` x `block`-pixel blocks that tile `images` `[B, C, H, W]`.
 ///
 /// # Errors
 /// [`Error::Shape`] when the sides are no positive multiples of `block`; it names the block.

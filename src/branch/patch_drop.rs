@@ -8,7 +8,7 @@ use crate::mask::{name_block, Fill, Mask, MaskGenerator};
 use crate::model::Forward;
 use crate::pass::Pass;
 
-/// Runs any model on images [B, C, H, W] in which the blocks that a generator does not keep are filled, with 0 unless
+/// Runs any model on images `[B, C, H, W]` in which the blocks that a generator does not keep are filled, with 0 unless
 /// told otherwise. It costs what the main branch costs: the image stays as large as it is.
 ///
 /// MaskSub (arXiv 2306.11339) does this for ResNet, with blocks of 32 x 32 pixels set to 0 after normalisation.
@@ -27,7 +27,9 @@ pub struct PatchDrop<G> {
 }
 
 impl<G: MaskGenerator> PatchDrop<G> {
-    /// Hides what `masking` does not keep of the grid of `block` x `block`-pixel blocks.
+    /// Hides what `masking` does not keep of the grid of `block` x `block`-pixel blocks. `block` must divide both sides of
+    /// the images, or each step is an error; for a model with patches take a multiple of theirs, so that none is hidden in
+    /// part.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) when `block` is 0.

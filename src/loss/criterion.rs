@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 
 /// A loss of logits (not probabilities) against labels: cross-entropy or binary cross-entropy.
 ///
-/// Targets are class indices (`[B]`, any integer dtype) or probabilities ([B, C], any float dtype), told apart by dtype
+/// Targets are class indices (`[B]`, any integer dtype) or probabilities (`[B, C]`, any float dtype), told apart by dtype
 /// and rank. bf16 and f16 logits are computed in f32. Value and gradient are finite for all finite logits.
 ///
 /// ```
@@ -46,7 +46,9 @@ impl Criterion {
     }
 
     /// Binary cross-entropy of each class by itself, the mean over batch and classes: `torch.nn.BCEWithLogitsLoss`.
-    /// Class indices stand for one-hot targets.
+    /// Class indices stand for one-hot targets. The sub-branch's loss beside it is [`SubModelLoss::bce`].
+    ///
+    /// [`SubModelLoss::bce`]: crate::SubModelLoss::bce
     pub fn bce_with_logits() -> Self {
         Self {
             kind: Kind::BceWithLogits,
@@ -89,10 +91,10 @@ impl Criterion {
         })
     }
 
-    /// The loss of `logits` [B, C] against `targets`, a scalar.
+    /// The loss of `logits` `[B, C]` against `targets`, a scalar.
     ///
     /// # Errors
-    /// [`Error::Shape`] when logits are not [B, C] with B, C > 0 (for cross-entropy C > 1, as a softmax over one class
+    /// [`Error::Shape`] when logits are not `[B, C]` with B, C > 0 (for cross-entropy C > 1, as a softmax over one class
     /// is constant) or targets do not agree with them; [`Error::InvalidArgument`] when a class index is not below C;
     /// [`Error::DType`] for logits that are no floats.
     pub fn forward(&self, logits: &Tensor, targets: &Tensor) -> candle_core::Result<Tensor> {
@@ -103,7 +105,8 @@ impl Criterion {
         let logits = upcast("logits", logits)?;
         let (batch, classes) = logits.dims2()?;
         if self.kind == Kind::CrossEntropy {
-            check_classes("logits", logits.dims(), classes, "Criterion::bce_with_logits()")?;
+            let instead = "Criterion::bce_with_logits()";
+            check_classes("logits", logits.dims(), classes, "[B, C]", instead)?;
         }
         let targets = self.targets(&logits, targets)?;
         Ok(match self.kind {
@@ -112,7 +115,7 @@ impl Criterion {
         })
     }
 
-    /// Targets as probabilities [B, C], smoothed and thresholded.
+    /// Targets as probabilities `[B, C]`, smoothed and thresholded.
     fn targets(&self, logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
         let classes = logits.dims()[1];
         let probabilities = if targets.dtype().is_int() {

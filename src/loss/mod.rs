@@ -58,10 +58,11 @@ fn upcast(argument: &'static str, logits: &Tensor) -> Result<Tensor> {
     Ok(logits.clone())
 }
 
-/// Refuses `dims` with a single class: a softmax over one is 1, whatever the logit, and so trains nothing.
-fn check_classes(argument: &'static str, dims: &[usize], classes: usize, instead: &str) -> Result<()> {
+/// Refuses logits with a single class, which should be `shape`: a softmax over one is 1, whatever the logit, and so trains
+/// nothing.
+fn check_classes(argument: &'static str, dims: &[usize], classes: usize, shape: &str, instead: &str) -> Result<()> {
     if classes == 1 {
-        let expected = format!("[B, .., C] with C > 1 for a softmax: for a single logit, take {instead}");
+        let expected = format!("{shape} with C > 1 for a softmax: for a single logit, take {instead}");
         return Err(Error::shape(argument, dims, expected));
     }
     Ok(())
@@ -79,7 +80,7 @@ fn log_softmax(logits: &Tensor, temperature: f64) -> Result<Tensor> {
 }
 
 /// T² / `count` times the sum of target * (offset - log(softmax(logits / T))), with `logits`, `target` and `offset`
-/// [R, C]: the cross-entropy where there is no offset, the KL divergence where it is log(target). A row of `target` may
+/// `[R, C]`: the cross-entropy where there is no offset, the KL divergence where it is log(target). A row of `target` may
 /// sum to a weight instead of 1.
 fn soft_cross_entropy(
     logits: &Tensor,
@@ -99,8 +100,8 @@ fn soft_cross_entropy(
     with_gradient(value, logits, &gradient)
 }
 
-/// T² / `count` times the sum of the binary cross-entropies between `target` [R, C] and sigmoid(logits / T), each row
-/// weighted where there are `weights` [R, 1].
+/// T² / `count` times the sum of the binary cross-entropies between `target` `[R, C]` and sigmoid(logits / T), each row
+/// weighted where there are `weights` `[R, 1]`.
 fn binary_cross_entropy(
     logits: &Tensor,
     target: &Tensor,
@@ -122,7 +123,7 @@ fn binary_cross_entropy(
 }
 
 /// T² / `count` times the sum of the weighted rows of (KL(target || p) + KL(p || target)) / 2 with p = softmax(logits / T)
-/// and `log_target` [R, C], the gradient through both terms.
+/// and `log_target` `[R, C]`, the gradient through both terms.
 fn symmetric_kl(
     logits: &Tensor,
     log_target: &Tensor,

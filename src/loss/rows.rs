@@ -8,89 +8,146 @@ use crate::mask::Mask;
 
 /// Predictions of a batch.
 pub(super) struct Rows {
-    /// [R, C], sample by sample.
+    /// `[R, C]`, sample by sample.
     pub(super) logits: Tensor,
-    /// B, which divides R.
-    pub(super) batch: usize,
-    /// [R, 1], 1 for those that are predictions and 0 for what fills a batch up; none where all are.
-    pub(super) are_there: Option<Tensor>,
+    /// Predictions of each of B samples, R in all.
+    pub(super) counts: Vec<usize>,
 }
 
-/// The logits [B, .., C], or with the classes in dimension `class_dim`; `[B]` is one logit for each sample. With a mask,
-/// of the positions that it keeps alone.
-pub(super) fn rows(
+/// The logits with the classes last: `[B, .., C]`.
+pub(super) struct Positions<'a> {
     argument: &'static str,
-    logits: &Tensor,
-    class_dim: Option<usize>,
-    kept_by: Option<&Mask>,
-) -> Result<Rows> {
-    let last = logits.rank().saturating_sub(1);
-    let class_dim = class_dim.unwrap_or(last);
-    if logits.rank() == 0 || logits.elem_count() == 0 || class_dim > last || (class_dim == 0 && last > 0) {
-        let expected = match class_dim {
-            dim if dim == last => "[B, .., C], or [B], with at least one element".to_string(),
-            dim => format!("[B, ..] with at least one element, the classes in dimension {dim} of 1.."),
-        };
-        return Err(Error::shape(argument, logits.dims(), expected));
-    }
-    let batch = logits.dims()[0];
-    let classes = if last == 0 { 1 } else { logits.dims()[class_dim] };
-    let wide = upcast(argument, logits)?;
-    let positions = match last {
-        0 => wide.unsqueeze(1)?,
-        _ if class_dim == last => wide,
-        _ => {
-            let others = (0..=last).filter(|&dim| dim != class_dim);
-            wide.permute(others.chain([class_dim]).collect::<Vec<_>>())?
-        }
-    };
-    let positions = match kept_by {
-        Some(mask) => kept(argument, &positions, logits.dims(), mask)?,
-        None => positions,
-    };
-    let logits = match positions.rank() {
-        2 => positions,
-        _ => positions.reshape(((), classes))?,
-    };
-    let are_there = match kept_by {
-        Some(mask) if mask.is_ragged() => {
-            let there = mask.attention_mask(logits.dtype(), logits.device())?;
-            Some(there.reshape(((), 1))?)
-        }
-        _ => None,
-    };
-    Ok(Rows {
-        logits,
-        batch,
-        are_there,
-    })
+    /// As they were given.
+    dims: &'a [usize],
+    logits: Tensor,
 }
 
-/// Of logits [B, .., C] for each of L positions, [B, K, C] of those that `mask` keeps; as they are, where there are K
-/// already. Pixels belong to the position of the grid in which they lie.
-fn kept(argument: &'static str, positions: &Tensor, dims: &[usize], mask: &Mask) -> Result<Tensor> {
-    let [batch, between @ .., classes] = positions.dims() else {
-        return Err(Error::shape(argument, dims, "[B, .., C]"));
-    };
-    let (batch, classes) = (*batch, *classes);
-    let count: usize = between.iter().product();
-    let grid = mask.grid();
-    let flat = |count: usize| positions.reshape((batch, count, classes));
-    if batch == mask.batch() && !between.is_empty() {
-        if count == grid.len() {
-            return mask.gather(&flat(count)?, 0);
+impl<'a> Positions<'a> {
+    /// Of logits `[B, .., C]`, or with the classes in dimension `class_dim`; `[B]` is one logit for each sample.
+    pub(super) fn new(argument: &'static str, logits: &'a Tensor, class_dim: Option<usize>) -> Result<Self> {
+        let last = logits.rank().saturating_sub(1);
+        let class_dim = class_dim.unwrap_or(last);
+        if logits.rank() == 0 || logits.elem_count() == 0 || class_dim > last || (class_dim == 0 && last > 0) {
+            let expected = match class_dim {
+                dim if dim == last => "[B, .., C], or [B], with at least one element".to_string(),
+                dim => format!("[B, ..] with at least one element, the classes in dimension {dim} of 1.."),
+            };
+            return Err(Error::shape(argument, logits.dims(), expected));
         }
-        if count == mask.num_keep() {
-            return Ok(flat(count)?);
-        }
-        if let &[height, width] = between {
-            let factor = height / grid.height;
-            if factor > 1 && (height, width) == (grid.height * factor, grid.width * factor) {
-                return mask.upsample(factor)?.gather(&flat(count)?, 0);
+        let dims = logits.dims();
+        let wide = upcast(argument, logits)?;
+        let logits = match last {
+            0 => wide.unsqueeze(1)?,
+            _ if class_dim == last => wide,
+            _ => {
+                let others = (0..=last).filter(|&dim| dim != class_dim);
+                wide.permute(others.chain([class_dim]).collect::<Vec<_>>())?
             }
+        };
+        Ok(Self { argument, dims, logits })
+    }
+
+    fn batch(&self) -> usize {
+        self.logits.dims()[0]
+    }
+
+    /// The dimensions of a sample's predictions, between batch and classes.
+    fn layout(&self) -> &[usize] {
+        let dims = self.logits.dims();
+        &dims[1..dims.len() - 1]
+    }
+
+    /// A row for each prediction.
+    fn flat(&self) -> Result<Tensor> {
+        match *self.logits.dims() {
+            [_, _] => Ok(self.logits.clone()),
+            [.., classes] => Ok(self.logits.reshape(((), classes))?),
+            [] => Err(self.misfit("[B, .., C]")),
         }
     }
-    let (batch, keep) = (mask.batch(), mask.num_keep());
-    let expected = format!("[{batch}, .., C] for {grid} positions, or a multiple of both, or the {keep} that are kept");
-    Err(Error::shape(argument, dims, expected))
+
+    fn misfit(&self, expected: impl Into<String>) -> Error {
+        Error::shape(self.argument, self.dims, expected)
+    }
+
+    /// All predictions.
+    pub(super) fn rows(&self) -> Result<Rows> {
+        let logits = self.flat()?;
+        let batch = self.batch();
+        let counts = vec![logits.dims()[0] / batch; batch];
+        Ok(Rows { logits, counts })
+    }
+}
+
+/// The predictions of the positions that `mask` keeps, of sub-branch and target alike. Either has one for each position, for
+/// each pixel (which belongs to the position in which it lies), or for the kept positions alone: its shape tells.
+pub(super) fn kept_rows(sub: &Positions, main: &Positions, mask: &Mask) -> Result<[Rows; 2]> {
+    let of_sub = Kept::new(sub, mask)?;
+    let of_main = if (main.batch(), main.layout()) == (sub.batch(), sub.layout()) {
+        of_sub.clone()
+    } else {
+        Kept::new(main, mask)?
+    };
+    Ok([of_sub.rows(sub)?, of_main.rows(main)?])
+}
+
+/// The rows of a batch that are compared.
+#[derive(Clone)]
+struct Kept {
+    /// `[R]`, i64: 32 bits may not number all rows of a batch.
+    indices: Tensor,
+    counts: Vec<usize>,
+}
+
+impl Kept {
+    fn new(positions: &Positions, mask: &Mask) -> Result<Self> {
+        let on_layout = on_layout(positions, mask)?;
+        let of_sample: usize = positions.layout().iter().product();
+        let rows = on_layout.rows().enumerate();
+        let indices =
+            rows.flat_map(|(sample, row)| row.iter().map(move |&at| (sample * of_sample) as i64 + i64::from(at)));
+        Ok(Self {
+            indices: Tensor::from_iter(indices, positions.logits.device())?,
+            counts: on_layout.rows().map(<[u32]>::len).collect(),
+        })
+    }
+
+    /// By selection, not by weights of 0: what fills a batch up may be NaN.
+    fn rows(self, positions: &Positions) -> Result<Rows> {
+        let logits = positions.flat()?.contiguous()?.index_select(&self.indices, 0)?;
+        let counts = self.counts;
+        Ok(Rows { logits, counts })
+    }
+}
+
+/// `mask` on the predictions of its samples.
+fn on_layout(positions: &Positions, mask: &Mask) -> Result<Mask> {
+    let (grid, keep) = (mask.grid(), mask.num_keep());
+    let layout = positions.layout();
+    if positions.batch() == mask.batch() {
+        if *layout == [grid.len()] && keep == grid.len() && !mask.keeps_all_in_order() {
+            let value =
+                format!("one that keeps all {keep} positions of a sample, and not of all samples in their order");
+            let allowed = "one that tells logits of all positions from those of the kept ones by their shape";
+            return Err(Error::invalid("mask", value, allowed));
+        }
+        match *layout {
+            [len] if len == grid.len() => return Ok(mask.clone()),
+            [len] if len == keep => return Ok(mask.shortened()),
+            [height, width] if (height, width) == (grid.height, grid.width) => return Ok(mask.clone()),
+            [height, width] => {
+                let factor = height / grid.height;
+                if factor > 1 && (height, width) == (grid.height * factor, grid.width * factor) {
+                    return mask.upsample(factor);
+                }
+            }
+            _ => {}
+        }
+    }
+    let expected = format!(
+        "[{}, .., C] with .. being the {grid} positions, all {} in one, a multiple of both sides, or the {keep} that are kept",
+        mask.batch(),
+        grid.len()
+    );
+    Err(positions.misfit(expected))
 }

@@ -38,6 +38,9 @@ use crate::outputs::Outputs;
 pub trait SubLoss<O = Tensor> {
     /// The loss of `sub`, in which the gradient flows, against `target`, which is detached.
     ///
+    /// With [`Mutual`](crate::Mutual) targets it is called both ways round: also with the main branch's logits as `sub` and
+    /// the sub-branch's as `target`, under the same mask.
+    ///
     /// # Errors
     /// The loss's own.
     fn compare(&self, sub: &O, target: &O, mask: Option<&Mask>) -> Result<Tensor>;

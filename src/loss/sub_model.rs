@@ -1,14 +1,15 @@
 //! The loss of the sub-branch: agree with the main branch.
 
-use candle_core::{DType, Device, Tensor, D};
+use candle_core::{Tensor, D};
 
-use super::rows::rows;
+use super::rows::{kept_rows, Positions, Rows};
 use super::{
     binary_cross_entropy, check_classes, log_softmax, scale, sigmoid, soft_cross_entropy, symmetric_kl, SubLoss,
 };
 use crate::check;
 use crate::error::{Error, Result};
 use crate::mask::Mask;
+use crate::ops;
 use crate::outputs::Outputs;
 
 /// Distance of the sub-branch's prediction from the main branch's own, which is detached here: nothing flows into it
@@ -18,8 +19,9 @@ use crate::outputs::Outputs;
 /// gradient (Hinton et al., arXiv 1503.02531). bf16 and f16 are computed in f32. Value and gradient are finite for all
 /// finite logits.
 ///
-/// The default is the soft cross-entropy. The weight of the sub-branch is not in here but
-/// [`MaskSub`](crate::MaskSub)'s.
+/// The default is the soft cross-entropy, for main branches that are trained with cross-entropy; one that is trained with
+/// binary cross-entropy, as DeiT-III's from scratch, takes [`bce`](Self::bce), for its logits are no softmax's. The weight
+/// of the sub-branch is not in here but [`MaskSub`](crate::MaskSub)'s.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -31,8 +33,8 @@ use crate::outputs::Outputs;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// Logits are [B, C], or have one prediction for each position, [B, N, C] or (with
-/// [`with_class_dim(1)`](Self::with_class_dim)) [B, C, H, W]; the loss is the mean over all predictions, or over those
+/// Logits are `[B, C]`, or have one prediction for each position, `[B, N, C]` or (with
+/// [`with_class_dim(1)`](Self::with_class_dim)) `[B, C, H, W]`; the loss is the mean over all predictions, or over those
 /// [where the mask keeps](Self::where_kept) a position. Of a model with several heads it is the sum over them.
 ///
 /// ```
@@ -121,7 +123,7 @@ impl SubModelLoss {
         Ok(Self { temperature, ..self })
     }
 
-    /// Has the classes in another dimension than the last: 1 for [B, C, H, W].
+    /// Has the classes in another dimension than the last: 1 for `[B, C, H, W]`.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] when `class_dim` is 0, which is the batch.
@@ -130,9 +132,13 @@ impl SubModelLoss {
         Ok(Self { class_dim, ..self })
     }
 
-    /// Compares predictions of kept positions only, for models that have one for each. Sub logits are of all positions or
-    /// of the kept ones alone, as a [`DropToken`](crate::DropToken) sub-branch predicts them: the target's are gathered.
-    /// Of an image [B, C, H, W] each pixel belongs to the position in which it lies.
+    /// Compares predictions of kept positions only, for models that have one for each. Logits of either side have all
+    /// positions, `[B, L, C]` or `[B, height, width, C]` like the mask's grid, or the kept ones alone, `[B, K, C]`, as a
+    /// [`DropToken`](crate::DropToken) sub-branch predicts them. Sides that are multiples of the grid's are pixels, of which
+    /// each belongs to the position in which it lies.
+    ///
+    /// A mask with K = L (of [`Sequences`](crate::Sequences) of which one keeps all) leaves open which of these `[B, L, C]`
+    /// is; unless it keeps all in their order, where both are one, it is refused with [`Error::InvalidArgument`].
     pub fn where_kept(self) -> Self {
         Self {
             kept_only: true,
@@ -150,7 +156,7 @@ impl SubModelLoss {
         Ok(Self { confidence, ..self })
     }
 
-    /// The loss of `sub_logits` against `main_logits`, [B, C] or [B, .., C], a scalar. The gradient flows into
+    /// The loss of `sub_logits` against `main_logits`, `[B, C]` or `[B, .., C]`, a scalar. The gradient flows into
     /// `sub_logits` only.
     ///
     /// # Errors
@@ -195,9 +201,14 @@ impl SubModelLoss {
                 return Err(Error::invalid("mask", value, "that of a sub-branch that masks").into());
             }
         };
-        let sub = rows("sub_logits", sub_logits, self.class_dim, kept_by)?;
-        let main = rows("main_logits", &main_logits.detach(), self.class_dim, kept_by)?;
-        if (sub.batch, sub.logits.dims()) != (main.batch, main.logits.dims())
+        let detached = main_logits.detach();
+        let sub = Positions::new("sub_logits", sub_logits, self.class_dim)?;
+        let main = Positions::new("main_logits", &detached, self.class_dim)?;
+        let [sub, main] = match kept_by {
+            Some(mask) => kept_rows(&sub, &main, mask)?,
+            None => [sub.rows()?, main.rows()?],
+        };
+        if (&sub.counts, sub.logits.dims()) != (&main.counts, main.logits.dims())
             || (kept_by.is_none() && sub_logits.dims() != main_logits.dims())
         {
             let mut expected = format!("{:?} like the main logits", main_logits.dims());
@@ -206,30 +217,24 @@ impl SubModelLoss {
             }
             return Err(Error::shape("sub_logits", sub_logits.dims(), expected).into());
         }
-        let (batch, there, sub) = (sub.batch, sub.are_there, sub.logits);
-        let main = main.logits.to_dtype(sub.dtype())?;
-        let (count, classes) = sub.dims2()?;
+        let classes = sub.logits.dim(D::Minus1)?;
         if self.kind != Kind::Bce {
-            check_classes("main_logits", main_logits.dims(), classes, "SubModelLoss::bce()")?;
+            let (dims, instead) = (main_logits.dims(), "SubModelLoss::bce()");
+            check_classes("main_logits", dims, classes, "[B, .., C]", instead)?;
         }
-        let weights = sample_weights.map(|weights| row_weights(weights, batch, &sub));
-        let (weights, count) = match (weights.transpose()?, there, kept_by) {
-            (weights, Some(there), Some(mask)) => {
-                let weights = weights.map_or_else(|| Ok(there.clone()), |weights| weights * &there)?;
-                (Some(weights), mask.rows().map(<[u32]>::len).sum())
-            }
-            (weights, ..) => (weights, count),
-        };
-        Ok(self.of_rows(&sub, &main, weights, count as f64)?)
+        let weights = sample_weights.map(|weights| row_weights(weights, &sub)).transpose()?;
+        let main = main.logits.to_dtype(sub.logits.dtype())?;
+        Ok(self.of_rows(&sub.logits, &main, weights)?)
     }
 
-    /// The loss of rows [R, C], of which `count` are there, each with a weight where there are `weights` [R, 1].
-    fn of_rows(&self, sub: &Tensor, main: &Tensor, weights: Option<Tensor>, count: f64) -> Result<Tensor> {
-        let temperature = self.temperature;
+    /// The loss of rows `[R, C]`, each with a weight where there are `weights` `[R, 1]`.
+    fn of_rows(&self, sub: &Tensor, main: &Tensor, weights: Option<Tensor>) -> Result<Tensor> {
+        let (rows, classes) = sub.dims2()?;
+        let (temperature, count) = (self.temperature, rows as f64);
         if self.kind == Kind::Bce {
             let target = sigmoid(&scale(main, temperature.recip())?)?;
             let weights = self.confident(&target, weights)?;
-            let count = count * sub.dims()[1] as f64;
+            let count = count * classes as f64;
             return binary_cross_entropy(sub, &target, weights.as_ref(), temperature, count);
         }
         let log_target = log_softmax(main, temperature)?;
@@ -276,23 +281,17 @@ impl<O: Outputs> SubLoss<O> for SubModelLoss {
     }
 }
 
-/// A weight for each of the `rows`, [R, 1], from one for each of `batch` samples.
-fn row_weights(weights: &Tensor, batch: usize, rows: &Tensor) -> Result<Tensor> {
+/// A weight for each of the `rows`, `[R, 1]`, from one for each sample.
+fn row_weights(weights: &Tensor, rows: &Rows) -> Result<Tensor> {
     const ARGUMENT: &str = "sample_weights";
-    check::vector(ARGUMENT, weights, batch)?;
+    check::vector(ARGUMENT, weights, rows.counts.len())?;
     check::float(ARGUMENT, weights)?;
-    let weights = weights.detach().to_dtype(rows.dtype())?;
-    // First to the host, then wider: Metal has no f64.
-    let on_host = weights
-        .to_device(&Device::Cpu)?
-        .to_dtype(DType::F64)?
-        .to_vec1::<f64>()?;
-    on_host
-        .iter()
-        .try_for_each(|&weight| check::non_negative(ARGUMENT, weight).map(drop))?;
-    let count = rows.dims()[0];
-    Ok(weights
-        .unsqueeze(1)?
-        .broadcast_as((batch, count / batch))?
-        .reshape((count, 1))?)
+    let weights = weights.detach().to_dtype(rows.logits.dtype())?;
+    for weight in ops::on_host(&weights)? {
+        check::non_negative(ARGUMENT, weight)?;
+    }
+    let samples = (0u32..).zip(&rows.counts);
+    let samples = samples.flat_map(|(sample, &count)| std::iter::repeat_n(sample, count));
+    let samples = Tensor::from_iter(samples, weights.device())?;
+    Ok(weights.contiguous()?.index_select(&samples, 0)?.unsqueeze(1)?)
 }

@@ -10,6 +10,10 @@ use crate::key::StepKey;
 /// Keeps or drops blocks of `block` x `block` positions as a whole, each set of blocks as likely as any other, exactly
 /// as many in every sample. Grids of any shape will do whose sides are multiples of the block.
 ///
+/// A position is what the branch draws masks of: a token under [`DropToken`](crate::DropToken), so that 4 is 64 pixels of a
+/// ViT with patches of 16; a whole block of pixels under [`PatchDrop`](crate::PatchDrop) and
+/// [`MaskToken`](crate::MaskToken), which make blocks of their own and mostly want [`RandomMasking`].
+///
 /// ```
 /// use masksub::{BlockMasking, Grid, MaskGenerator, Seed};
 /// let mask = BlockMasking::new(0.5, 4)?.generate(1, Grid::new(8, 16), Seed::new(0).at(0))?;

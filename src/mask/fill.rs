@@ -1,4 +1,4 @@
-//! What stands in an image where its pixels are hidden.
+//! The content of an image's hidden pixels.
 
 use candle_core::{DType, Tensor};
 use rand_distr::{Distribution, StandardNormal};
@@ -23,13 +23,13 @@ pub enum Fill {
 }
 
 impl Mask {
-    /// Hides the blocks of `images` [B, C, H, W] whose position is not kept: the grid lies over the whole image, so a
+    /// Hides the blocks of `images` `[B, C, H, W]` whose position is not kept: the grid lies over the whole image, so a
     /// block is H / grid.height by W / grid.width pixels. Kept pixels stay as they are, bit for bit.
     ///
     /// `key` is what [`Fill::Noise`] draws from.
     ///
     /// # Errors
-    /// [`Error::Shape`] when `images` is not [B, C, H, W] with this mask's B and sides that are multiples of its grid's;
+    /// [`Error::Shape`] when `images` is not `[B, C, H, W]` with this mask's B and sides that are multiples of its grid's;
     /// [`Error::InvalidArgument`] when [`Fill::Value`] has not C values; [`Error::DType`] for the mean of integers and
     /// noise among them.
     pub fn fill(&self, images: &Tensor, fill: &Fill, key: StepKey) -> Result<Tensor> {
@@ -86,7 +86,7 @@ impl Mask {
     }
 }
 
-/// The mean of each channel, [B, C, 1, 1].
+/// The mean of each channel, `[B, C, 1, 1]`.
 fn means(images: &Tensor) -> Result<Tensor> {
     // A sum in half precision stops growing long before the last pixel.
     let wide = if ops::is_half(images) {

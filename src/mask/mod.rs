@@ -28,6 +28,26 @@ use crate::ops;
 ///
 /// The draw for a sample may depend on the key and the sample's number only, never on other samples or on earlier
 /// steps; that is what lets a run resume and a batch be cut in micro-batches.
+///
+/// ```
+/// use masksub::{Grid, Mask, MaskGenerator, Purpose, StepKey};
+/// use rand::Rng;
+///
+/// /// Keeps one half of the columns, the left one or the right one.
+/// struct Side;
+///
+/// impl MaskGenerator for Side {
+///     fn generate(&self, batch: usize, grid: Grid, key: StepKey) -> candle_core::Result<Mask> {
+///         let half = grid.width as u32 / 2;
+///         let keep = |sample| {
+///             let first = if key.rng(sample, Purpose::MASK).random() { 0 } else { half };
+///             let rows = (0..grid.height as u32).map(|row| row * grid.width as u32 + first);
+///             rows.flat_map(|start| start..start + half).collect::<Vec<u32>>()
+///         };
+///         Ok(Mask::from_keep_indices(grid, &(0..batch).map(keep).collect::<Vec<_>>())?)
+///     }
+/// }
+/// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not say which positions are kept",
     label = "does not implement `MaskGenerator`",
@@ -50,14 +70,14 @@ impl<G: MaskGenerator + ?Sized> MaskGenerator for Box<G> {
 
 /// Positions that each sample keeps: K of the L positions of a [`Grid`], for B samples. The indices live on the host.
 ///
-/// Cloning is cheap. Every sample keeps the same number, so that a batch of shortened sequences is a tensor; samples of
-/// different lengths ([`Sequences`]) may keep different ones, of which K is the largest.
+/// Cloning is cheap. Every sample keeps the same number, so that a batch of shortened sequences is a tensor. Samples of
+/// different lengths ([`Sequences`]) may keep fewer than K: their rows are filled up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mask {
     grid: Grid,
     batch: usize,
     num_keep: usize,
-    /// [B, K], row by row.
+    /// `[B, K]`, row by row.
     keep: Arc<[u32]>,
     /// How many of each row are kept, where it is not all: what follows fills the row up.
     lengths: Option<Arc<[usize]>>,
@@ -117,11 +137,11 @@ impl Mask {
 
     /// The `num_keep` positions with the smallest `noise`, in that order; of equal ones the lower position first.
     ///
-    /// This is how the paper's code chooses (uniform `noise` [B, L], sorted); it is here so that masks recorded
+    /// This is how the paper's code chooses (uniform `noise` `[B, L]`, sorted); it is here so that masks recorded
     /// elsewhere can be made again. The generators choose in linear time.
     ///
     /// # Errors
-    /// [`Error::Shape`] when `noise` is not [B, L] with L = `grid.len()`; [`Error::InvalidArgument`] when `num_keep` is
+    /// [`Error::Shape`] when `noise` is not `[B, L]` with L = `grid.len()`; [`Error::InvalidArgument`] when `num_keep` is
     /// not within 1..=L or a noise is NaN.
     pub fn from_noise(grid: Grid, noise: &Tensor, num_keep: usize) -> Result<Self> {
         let positions = grid.len();
@@ -135,20 +155,20 @@ impl Mask {
         if num_keep == 0 || num_keep > positions {
             return Err(Error::invalid("num_keep", num_keep, format!("within 1..={positions}")));
         }
-        // First to the host, then wider: Metal has no f64.
-        let noise = noise.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_vec2::<f64>()?;
-        if noise.iter().flatten().any(|n| n.is_nan()) {
+        let batch = noise.dims()[0];
+        let noise = ops::on_host(noise)?;
+        if noise.iter().any(|n| n.is_nan()) {
             return Err(Error::invalid("noise", "NaN", "ordered numbers"));
         }
-        let mut keep = Vec::with_capacity(noise.len() * num_keep);
-        for row in &noise {
+        let mut keep = Vec::with_capacity(batch * num_keep);
+        for row in noise.chunks_exact(positions) {
             let mut order: Vec<u32> = (0..positions as u32).collect();
             // Stable, so ties keep the order of positions; 0 and -0 are one, which `total_cmp` would tell apart.
             let compare = |a: f64, b: f64| a.partial_cmp(&b).unwrap_or(std::cmp::Ordering::Equal);
             order.sort_by(|&a, &b| compare(row[a as usize], row[b as usize]));
             keep.extend_from_slice(&order[..num_keep]);
         }
-        Ok(Self::trusted(grid, noise.len(), keep))
+        Ok(Self::trusted(grid, batch, keep))
     }
 
     /// For indices that are known to be right: B rows of as many distinct positions below L.
@@ -173,7 +193,7 @@ impl Mask {
         self.batch
     }
 
-    /// K, the number of positions that each sample keeps, or the largest where samples keep different ones.
+    /// K, the number of positions that each sample keeps, or the length of their rows where some keep fewer.
     pub fn num_keep(&self) -> usize {
         self.num_keep
     }
@@ -184,7 +204,7 @@ impl Mask {
         rows.map(|(sample, row)| &row[..self.length(sample)])
     }
 
-    /// What [`rows`](Self::rows) gives, all at once, if this is a mask for `batch` samples on `grid`.
+    /// All [`rows`](Self::rows), one after the other, if this is a mask for `batch` samples on `grid`.
     pub(crate) fn indices_on(&self, grid: Grid, batch: usize) -> Result<&[u32]> {
         if (self.grid, self.batch) != (grid, batch) {
             let given = format!("for {} samples on {}", self.batch, self.grid);
@@ -194,7 +214,7 @@ impl Mask {
         Ok(&self.keep)
     }
 
-    /// The kept positions, [B, K] u32. Where samples keep fewer, any position fills the row up.
+    /// The kept positions, `[B, K]` u32. Where samples keep fewer, any position fills the row up.
     ///
     /// # Errors
     /// When the device cannot hold it.
@@ -202,7 +222,7 @@ impl Mask {
         Ok(Tensor::from_slice(&self.keep, (self.batch, self.num_keep), device)?)
     }
 
-    /// The positions that are not kept, [B, L-K] u32, ascending in every sample.
+    /// The positions that are not kept, `[B, L-K]` u32, ascending in every sample.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] when samples keep different numbers; when memory or the device cannot hold it.
@@ -219,7 +239,7 @@ impl Mask {
         Ok(Tensor::from_vec(dropped, shape, device)?)
     }
 
-    /// 1 where a position is kept and 0 elsewhere, [B, L] of `dtype`.
+    /// 1 where a position is kept and 0 elsewhere, `[B, L]` of `dtype`.
     ///
     /// # Errors
     /// When memory, the device or the dtype cannot hold it.
@@ -261,26 +281,30 @@ impl Mask {
     }
 
     /// Shortens a token sequence to its `num_prefix_tokens` P first tokens, which are never dropped, and the kept ones:
-    /// `tokens` [B, P+L, D] to [B, P+K, D]. Differentiable: rows are copied once, the backward puts them back. Where a sample
-    /// keeps fewer than K, some token fills the sequence up; [`attention_mask`](Self::attention_mask) tells.
+    /// `tokens` `[B, P+L, D]` to `[B, P+K, D]`. Differentiable: rows are copied once, the backward puts them back; where
+    /// all are kept in their order, the tokens are returned as they are. Where a sample keeps fewer than K, some token
+    /// fills the sequence up; [`attention_mask`](Self::attention_mask) tells.
     ///
     /// # Errors
-    /// [`Error::Shape`] when `tokens` is not [B, P+L, D] with this mask's B and L.
+    /// [`Error::Shape`] when `tokens` is not `[B, P+L, D]` with this mask's B and L.
     pub fn gather(&self, tokens: &Tensor, num_prefix_tokens: usize) -> Result<Tensor> {
         let sequence = num_prefix_tokens.checked_add(self.grid.len());
         if tokens.rank() != 3 || tokens.dims()[0] != self.batch || Some(tokens.dims()[1]) != sequence {
             let expected = format!("[{}, {num_prefix_tokens} + {}, D]", self.batch, self.grid.len());
             return Err(Error::shape("tokens", tokens.dims(), expected));
         }
+        if self.keeps_all_in_order() {
+            return Ok(tokens.clone());
+        }
         let dims = [self.batch, tokens.dims()[1], tokens.dims()[2]];
         Ok(ops::gather(tokens, dims, &self.keep, num_prefix_tokens)?)
     }
 
-    /// Puts `mask_token` (D numbers in any shape) in the place of the tokens [B, L, D] that are not kept. Differentiable
+    /// Puts `mask_token` (D numbers in any shape) in the place of the tokens `[B, L, D]` that are not kept. Differentiable
     /// in both; kept tokens stay as they are, bit for bit.
     ///
     /// # Errors
-    /// [`Error::Shape`] when `tokens` is not [B, L, D] with this mask's B and L, or `mask_token` has not D numbers;
+    /// [`Error::Shape`] when `tokens` is not `[B, L, D]` with this mask's B and L, or `mask_token` has not D numbers;
     /// [`Error::DType`] when their dtypes differ.
     pub fn replace(&self, tokens: &Tensor, mask_token: &Tensor) -> Result<Tensor> {
         let (batch, positions) = (self.batch, self.grid.len());
@@ -307,7 +331,7 @@ impl Mask {
             .where_cond(tokens, &token.broadcast_as(tokens.shape())?)?)
     }
 
-    /// Whether each position of each sample is kept, B * L of them.
+    /// Of each of B * L positions, true where it is kept.
     fn dense(&self) -> Result<Vec<bool>> {
         /// With what is made of each of them.
         const BYTES: usize = size_of::<u64>() + size_of::<bool>();

@@ -15,7 +15,7 @@ use crate::key::{Purpose, StepKey};
 /// No batch needs more, and any host can count them.
 const MOST_INDICES: usize = u32::MAX as usize;
 
-/// What a grid must be so that a part of it is hidden.
+/// The least grid of which a part is hidden.
 const HIDES: &str = "at least 2 positions: a single one is always kept";
 
 /// The error of a mask for blocks `block` wide, in the words of who chose the block: where there is a single one, which is
@@ -50,9 +50,9 @@ const FEWEST_POSITIONS: usize = 8 * 1024;
 ///
 /// ```
 /// use masksub::{Grid, MaskGenerator, RandomMasking, Seed};
-/// let masking = RandomMasking::new(0.75)?;
+/// let masking = RandomMasking::new(0.5)?; // MaskSub's ratio
 /// let mask = masking.generate(2, Grid::new(14, 14), Seed::new(0).at(0))?;
-/// assert_eq!((mask.batch(), mask.num_keep()), (2, 49));
+/// assert_eq!((mask.batch(), mask.num_keep()), (2, 98));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug)]

@@ -7,8 +7,8 @@ use crate::error::{Error, Result};
 use crate::grid::Grid;
 use crate::key::StepKey;
 
-/// What the L positions of each of B samples are: tokens that may be dropped, tokens that must stay, and padding behind
-/// them. Text, audio, series of any kind.
+/// The L positions of each of B samples: tokens that may be dropped, tokens that must stay, and padding behind them. Text,
+/// audio, series of any kind.
 ///
 /// Masks of it keep all tokens that must stay and, of each sample's others, the share that a generator keeps of as many
 /// positions: the ratio is of each sample's own length. Samples then keep different numbers; a shortened batch is as
@@ -33,27 +33,27 @@ pub struct Sequences {
     len: usize,
     /// Tokens of each sample.
     lengths: Vec<usize>,
-    /// Whether each of B * L positions must stay.
+    /// Of each of B * L positions, true where it must stay.
     stays: Vec<bool>,
 }
 
 impl Sequences {
-    /// Sequences whose positions are tokens where `is_token` [B, L] is not 0, as Hugging Face's `attention_mask`, and
-    /// padding behind them.
+    /// Sequences whose positions are tokens where `attention_mask` `[B, L]` is not 0, as Hugging Face's, and padding behind
+    /// them.
     ///
     /// # Errors
-    /// [`Error::Shape`] when it is not [B, L] with B, L > 0; [`Error::InvalidArgument`] when a sample has no token, or
+    /// [`Error::Shape`] when it is not `[B, L]` with B, L > 0; [`Error::InvalidArgument`] when a sample has no token, or
     /// padding before one.
-    pub fn new(is_token: &Tensor) -> Result<Self> {
+    pub fn new(attention_mask: &Tensor) -> Result<Self> {
         let expected = "[B, L] with B > 0 and L > 0";
-        let &[_, len] = is_token.dims() else {
-            return Err(Error::shape("is_token", is_token.dims(), expected));
+        let &[_, len] = attention_mask.dims() else {
+            return Err(Error::shape("attention_mask", attention_mask.dims(), expected));
         };
-        if is_token.elem_count() == 0 {
-            return Err(Error::shape("is_token", is_token.dims(), expected));
+        if attention_mask.elem_count() == 0 {
+            return Err(Error::shape("attention_mask", attention_mask.dims(), expected));
         }
         Grid::new(1, len).check_numbered()?;
-        let tokens = on_host(is_token)?;
+        let tokens = on_host(attention_mask)?;
         let length = |(sample, tokens): (usize, &[bool])| {
             let length = tokens.iter().filter(|&&token| token).count();
             if length == 0 || tokens[..length].contains(&false) {
@@ -64,7 +64,7 @@ impl Sequences {
                 };
                 let value = format!("{what} in sample {sample}");
                 return Err(Error::invalid(
-                    "is_token",
+                    "attention_mask",
                     value,
                     "at least one token, and padding behind",
                 ));
@@ -82,22 +82,20 @@ impl Sequences {
         })
     }
 
-    /// Tokens stay where `stays` [B, L] is not 0, beside those that stay already: separators, say, or what a classifier
-    /// reads.
+    /// Keeps tokens where `stays` `[B, L]` is not 0, beside those that stay already: separators, say, or what a classifier
+    /// reads. Padding is never kept, whatever `stays` says of it: Hugging Face's `special_tokens_mask`, which may be given
+    /// as it is, marks padding too (transformers, `tokenization_utils_base.py`, `_pad`).
     ///
     /// # Errors
-    /// [`Error::Shape`] when it is not [B, L] as the tokens are; [`Error::InvalidArgument`] when padding is to stay.
+    /// [`Error::Shape`] when it is not `[B, L]` as the tokens are.
     pub fn keeping(mut self, stays: &Tensor) -> Result<Self> {
         let (batch, len) = (self.lengths.len(), self.len);
         if stays.dims() != [batch, len] {
             return Err(Error::shape("stays", stays.dims(), format!("[{batch}, {len}]")));
         }
-        for (at, _) in on_host(stays)?.into_iter().enumerate().filter(|(_, stays)| *stays) {
-            if at % len >= self.lengths[at / len] {
-                let value = format!("position {} of sample {}", at % len, at / len);
-                return Err(Error::invalid("stays", value, "a token, which padding is not"));
-            }
-            self.stays[at] = true;
+        let stays = on_host(stays)?;
+        for (at, stays) in stays.into_iter().enumerate() {
+            self.stays[at] |= stays && at % len < self.lengths[at / len];
         }
         Ok(self)
     }
@@ -109,9 +107,7 @@ impl Sequences {
 
     /// The mask of a main branch: all L positions as they are, of which [`Mask::rows`] are the tokens.
     pub fn whole(&self) -> Mask {
-        let batch = self.lengths.len();
-        let all = (0..self.len as u32).collect::<Vec<_>>().repeat(batch);
-        Mask::of_lengths(Grid::new(1, self.len), all, self.lengths.clone())
+        Mask::of_first(Grid::new(1, self.len), self.lengths.clone())
     }
 
     /// The mask of a sub-branch: the tokens that must stay and, of a sample's n others, those that `masking` keeps of
@@ -149,7 +145,7 @@ impl Sequences {
     }
 }
 
-/// Whether each element is not 0.
+/// Of each element, true where it is not 0.
 fn on_host(tensor: &Tensor) -> Result<Vec<bool>> {
     let tensor = tensor.to_device(&Device::Cpu)?;
     let set = tensor.ne(&tensor.zeros_like()?)?.to_dtype(DType::U8)?;

@@ -97,7 +97,16 @@ impl<M, S: SubBranch<M, O>, O: Outputs> MaskSub<M, S, O> {
     }
 
     /// A model whose gradients are not checked, because its variables are not known: [`backward`](Self::backward)
-    /// returns those of all variables that it reached, and cannot know which it did not.
+    /// returns those of all variables that it reached, and cannot know which it did not. It takes a model as
+    /// [`new`](Self::new) does; a candle module goes in as `Plain(module)`.
+    ///
+    /// ```
+    /// use candle_core::Tensor;
+    /// use masksub::{MaskSub, PatchDrop, Plain, RandomMasking};
+    /// let module = |xs: &Tensor| xs.flatten_from(1);
+    /// let model = MaskSub::unchecked(Plain(module), PatchDrop::new(RandomMasking::new(0.5)?, 4)?);
+    /// # Ok::<(), masksub::Error>(())
+    /// ```
     pub fn unchecked(model: M, branch: S) -> Self {
         Self {
             model,
@@ -112,27 +121,25 @@ impl<M, S: SubBranch<M, O>, O: Outputs> MaskSub<M, S, O> {
 }
 
 impl<M, S: SubBranch<M, O>, O: Outputs, L, T> MaskSub<M, S, O, L, T> {
-    /// Another loss for the sub-branch than the soft cross-entropy: another [`SubModelLoss`], a closure over (sub,
-    /// target, mask), or a type of your own ([`SubLoss`]).
+    /// Another loss for the sub-branch than the soft cross-entropy, which belongs to a main branch that is trained with
+    /// cross-entropy: [`SubModelLoss::bce`] for one that is trained with binary cross-entropy, a closure over (sub, target,
+    /// mask), or a type of your own ([`SubLoss`]).
     pub fn with_sub_loss<N: SubLoss<O>>(self, sub_loss: N) -> MaskSub<M, S, O, N, T> {
-        MaskSub {
-            model: self.model,
-            branch: self.branch,
-            sub_loss,
-            target: self.target,
-            weight: self.weight,
-            params: self.params,
-            outputs: PhantomData,
-        }
+        self.with(|_, target| (sub_loss, target))
     }
 
     /// Another target for the sub-branch than the main branch's prediction: a [`Teacher`](crate::Teacher)'s, say, or
     /// [`Mutual`](crate::Mutual), by which the main branch learns from the sub-branch, too.
     pub fn with_target<N: SubTarget<O>>(self, target: N) -> MaskSub<M, S, O, L, N> {
+        self.with(|sub_loss, _| (sub_loss, target))
+    }
+
+    fn with<N, U>(self, change: impl FnOnce(L, T) -> (N, U)) -> MaskSub<M, S, O, N, U> {
+        let (sub_loss, target) = change(self.sub_loss, self.target);
         MaskSub {
             model: self.model,
             branch: self.branch,
-            sub_loss: self.sub_loss,
+            sub_loss,
             target,
             weight: self.weight,
             params: self.params,
@@ -165,10 +172,24 @@ impl<M, S: SubBranch<M, O>, O: Outputs, L, T> MaskSub<M, S, O, L, T> {
         self.model
     }
 
-    /// The logits of both branches on `xs` [B, ...], in training mode, for those who form their own loss. The graph of
+    /// The logits of both branches on `xs` `[B, ...]`, in training mode, for those who form their own loss. The graph of
     /// both lives at once, so a joint backward needs more memory than [`backward`](Self::backward).
     ///
     /// Batch statistics are not updated until [`Branches::accept`].
+    ///
+    /// ```
+    /// use candle_core::Tensor;
+    /// use candle_nn::loss::cross_entropy;
+    /// use masksub::{grad, MaskSub, Params, Seed, SubBranch, SubModelLoss};
+    /// # fn of<M, S: SubBranch<M>>(model: &MaskSub<M, S>, params: &Params, images: &Tensor, labels: &Tensor) -> masksub::Result<()> {
+    /// // What `backward` does, in one piece.
+    /// let pair = model.forward_pair(images, Seed::new(0).at(0))?;
+    /// let sub_loss = SubModelLoss::default().forward(&pair.sub, &pair.main)?; // which detaches the target
+    /// let loss = ((cross_entropy(&pair.main, labels)? + sub_loss)? * 0.5)?;
+    /// let grads = grad::backward(&loss, params)?;
+    /// pair.accept()?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// [`Error::Shape`] for an empty batch, and those of model and branch.
@@ -199,12 +220,13 @@ impl<M, S: SubBranch<M>, L, T> ModuleT for MaskSub<M, S, Tensor, L, T> {
     }
 }
 
-/// The logits of both branches, attached to the model, and the mask.
+/// Both branches of a step, as [`MaskSub::forward_pair`] has run them: their logits, in whose graphs gradients flow back to
+/// the model, and the mask.
 #[derive(Debug)]
 pub struct Branches<O = Tensor> {
-    /// Main logits.
+    /// Logits of the main branch, `[B, classes]`, or whatever the model has.
     pub main: O,
-    /// Sub logits.
+    /// Logits of the sub-branch, likewise; `[B, K, classes]` where it has one prediction for each token that is kept.
     pub sub: O,
     /// Positions that the sub-branch kept, where it masks.
     pub mask: Option<Mask>,
@@ -212,8 +234,8 @@ pub struct Branches<O = Tensor> {
 }
 
 impl<O> Branches<O> {
-    /// Accepts the step: the batch statistics that both passes have seen are committed. Dropping `Branches` instead
-    /// discards them.
+    /// Accepts the step: running statistics take in what both passes have seen of the batch. Without a call, as when a loss
+    /// is not finite, they stay as they were.
     ///
     /// # Errors
     /// When a running average and its update do not agree.

@@ -25,7 +25,7 @@ pub struct Step<O = Tensor> {
     pub main_loss: f64,
     /// The sub-branch's loss, unweighted: its distance from its target; none where its weight is 0.
     pub sub_loss: Option<f64>,
-    /// The main logits: [B, classes], or whatever the model has.
+    /// The main logits: `[B, classes]`, or whatever the model has.
     pub main_logits: O,
     /// Positions that the sub-branch kept, where it masks.
     pub mask: Option<Mask>,
@@ -38,8 +38,8 @@ impl<M, S: SubBranch<M, O>, O: Outputs, L: SubLoss<O>, T: SubTarget<O>> MaskSub<
     /// result is that of a backward through `(1 - w) * main_loss(main) + w * sub_loss(sub, detached target)`, where the
     /// target is main unless told otherwise ([`with_target`](Self::with_target)).
     ///
-    /// `xs` [B, ...] is the batch, `key` what masks, dropout and drop path are drawn from; `main_loss` is any scalar
-    /// loss of the main logits [B, classes]: mixup targets, distillation, whatever a trainer has. It is called once, but
+    /// `xs` `[B, ...]` is the batch, `key` what masks, dropout and drop path are drawn from; `main_loss` is any scalar
+    /// loss of the main logits `[B, classes]`: mixup targets, distillation, whatever a trainer has. It is called once, but
     /// for [`Mutual`](crate::Mutual) targets, under which both branches learn from the labels. Nothing is updated but
     /// batch statistics: of models that stage them in their [`Pass`], and of the batch norms of [`nn`](crate::nn), only
     /// when both losses are finite and every gradient is there; of candle's batch norms in each forward pass. Any
@@ -143,8 +143,8 @@ impl<M, S: SubBranch<M, O>, O: Outputs, L: SubLoss<O>, T: SubTarget<O>> MaskSub<
         Ok(step)
     }
 
-    /// What the main branch learns from the sub-branch, if it does, before anything of itself is there. The pass is
-    /// forgotten: the sub half draws the same once more.
+    /// The sub-branch's logits, where the main branch learns from them, before anything of the main branch is there. The
+    /// pass is forgotten: the sub half draws the same once more.
     fn sub_ahead(&self, xs: &Tensor, key: StepKey, share: f64) -> Result<Option<(O, Option<Mask>)>> {
         if share == 0.0 || self.weight == 0.0 || self.weight == 1.0 {
             return Ok(None);
@@ -154,7 +154,7 @@ impl<M, S: SubBranch<M, O>, O: Outputs, L: SubLoss<O>, T: SubTarget<O>> MaskSub<
     }
 }
 
-/// What the two branches are trained by.
+/// The losses that the two branches are trained by.
 struct Losses<'a, F, L: ?Sized> {
     labels: F,
     distance: &'a L,
@@ -196,8 +196,12 @@ impl<F, L: ?Sized> Losses<'_, F, L> {
     }
 
     fn mix(&self, labels: Tensor, distance: Tensor) -> Result<Tensor> {
+        // Of half-precision logits one loss may be in half precision, and the other one wider.
+        let (a, b) = (labels.dtype(), distance.dtype());
+        let wider = if a.size_in_bytes() > b.size_in_bytes() { a } else { b };
         // Scalars may have shape [1].
-        let [labels, distance] = [labels.reshape(())?, distance.reshape(())?];
+        let scalar = |loss: Tensor| loss.reshape(())?.to_dtype(wider);
+        let [labels, distance] = [scalar(labels)?, scalar(distance)?];
         Ok(((labels * (1.0 - self.share))? + (distance * self.share)?)?)
     }
 }

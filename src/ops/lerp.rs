@@ -5,8 +5,8 @@ use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor};
 use super::cpu::kernel;
 use super::route::on_cpu_f32;
 
-/// `start + (end - start) weight`, in the memory of `start` where that is f32 on the CPU: for a `start` that is nobody
-/// else's. `torch.lerp`. No gradient flows through it.
+/// `start + (end - start) weight`, in the memory of `start` where that is f32 on the CPU: whoever else has that memory sees
+/// it move. `torch.lerp`. No gradient flows through it.
 pub(crate) fn lerp(start: Tensor, end: &Tensor, weight: f64) -> Result<Tensor> {
     // candle writes to no empty tensor in place.
     let whole = start.elem_count() > 0 && start.is_contiguous() && end.is_contiguous() && start.dims() == end.dims();

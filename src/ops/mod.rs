@@ -124,6 +124,7 @@ mod fused;
 mod finite;
 mod fresh;
 mod lerp;
+mod on_host;
 mod sum_of_squares;
 
 // The ground that all stand on
@@ -179,6 +180,7 @@ pub use fused::window_attention_branch::{window_attention_branch, Windows};
 pub(crate) use finite::first_not_finite;
 pub(crate) use fresh::fresh;
 pub(crate) use lerp::lerp;
+pub(crate) use on_host::on_host;
 pub(crate) use sum_of_squares::{sum_of_squares, sums_of_squares};
 
 pub(crate) use autograd::accumulator::{accumulate, add_to, Gradients};

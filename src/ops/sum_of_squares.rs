@@ -3,6 +3,7 @@
 use candle_core::{DType, Device, Result, Tensor, D};
 
 use super::cpu::kernel::{self, LANES};
+use super::on_host::on_host;
 
 /// The sum of the squares of all elements, in f64, whatever the dtype. No gradient flows through it.
 pub(crate) fn sum_of_squares(tensor: &Tensor) -> Result<f64> {
@@ -37,9 +38,7 @@ pub(crate) fn composition(tensor: &Tensor) -> Result<f64> {
             0 => tensor.sqr()?.reshape(1)?,
             _ => tensor.sqr()?.sum(D::Minus1)?,
         };
-        // First to the host, then wider: Metal has no f64.
-        let rows = rows.to_device(&Device::Cpu)?.to_dtype(DType::F64)?;
-        Ok(rows.flatten_all()?.to_vec1::<f64>()?.iter().sum())
+        Ok(on_host(&rows)?.iter().sum())
     };
     let tensor = tensor.detach();
     let square = match tensor.dtype() {

@@ -24,7 +24,7 @@ use crate::mask::Mask;
     note = "take `MainBranch`, `Mutual`, or a model in `Teacher(..)`"
 )]
 pub trait SubTarget<O = Tensor> {
-    /// The target for inputs `xs` [B, ...] of which the main branch predicts `main`, detached, and the sub-branch sees
+    /// The target for inputs `xs` `[B, ...]` of which the main branch predicts `main`, detached, and the sub-branch sees
     /// what `mask` keeps, where it masks. No gradient flows into it.
     ///
     /// # Errors

@@ -13,7 +13,9 @@ use crate::mask::Mask;
 /// (1 - w) [(1 - s) loss(main) + s D(main, sub)]  +  w [(1 - s) loss(sub) + s D(sub, main)]
 /// ```
 ///
-/// so the loss that [`MaskSub::backward`](crate::MaskSub::backward) takes is called on the logits of both.
+/// so the loss that [`MaskSub::backward`](crate::MaskSub::backward) takes is called on the logits of both, and D both ways
+/// round: where a sub-branch predicts kept tokens only, D compares `[B, L, C]` with `[B, K, C]` in one call, and `[B, K, C]`
+/// with `[B, L, C]` in the other.
 ///
 /// **CoSub** (Touvron et al., arXiv 2212.04884) is that at s = 1/2, w = 1/2, with [`SubModelLoss::bce`]: a quarter for each
 /// of four terms, the targets sigmoids of detached logits (facebookresearch/deit, `engine.py`, `--cosub`). Its sub-branch

@@ -10,8 +10,9 @@ use crate::pass::Pass;
 /// The prediction of another model, in evaluation mode, on the whole input: distillation (Hinton et al., arXiv
 /// 1503.02531) into the sub-branch, while the main branch learns from the labels.
 ///
-/// Made by [`Weights::no_grad_builder`](crate::Weights::no_grad_builder) the teacher keeps nothing for a backward; made of
-/// variables it has a graph until its prediction is there.
+/// The teacher is a [`Forward`] model: this crate's are, and any candle module in [`Plain`](crate::Plain). Made by
+/// [`Weights::no_grad_builder`](crate::Weights::no_grad_builder) it keeps nothing for a backward; made of variables it has a
+/// graph until its prediction is there.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -63,6 +64,10 @@ use crate::pass::Pass;
 /// }
 /// # Ok(()) }
 /// ```
+///
+/// Averages of half-precision weights are f32. Their copy is made in f32 and sees its inputs so:
+/// `Teacher(Plain(move |xs: &Tensor| averaged.forward_t(&xs.to_dtype(DType::F32)?, false)))`. The sub losses take a target
+/// in another dtype.
 #[derive(Clone, Debug)]
 pub struct Teacher<M>(pub M);
 

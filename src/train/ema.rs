@@ -69,13 +69,10 @@ impl Ema {
         check::rate("decay", decay)?;
         let floats = vars.into_iter().filter(|(_, var)| var.dtype().is_float());
         let entry = |(name, var): (String, Var)| {
-            let average = if ops::is_half(&var) {
-                var.as_detached_tensor().to_dtype(DType::F32)?
-            } else {
-                ops::fresh(&var)?
-            };
-            // A copy.
-            let average = Var::from_tensor(&average)?;
+            let weights = var.as_detached_tensor();
+            let wide = if ops::is_half(&var) { DType::F32 } else { var.dtype() };
+            // A copy, as no detached tensor is a variable itself.
+            let average = Var::from_tensor(&weights.to_dtype(wide)?)?;
             Ok(Entry { name, var, average })
         };
         let entries = floats.map(entry).collect::<Result<Vec<_>>>()?;
@@ -158,7 +155,8 @@ impl Ema {
 
     /// The averages as weights that a model is made from, on their memory: it sees every update. The target of a
     /// sub-branch, say, by [`Weights::no_grad_builder`](crate::Weights::no_grad_builder) (see
-    /// [`Teacher`](crate::Teacher)). Of half-precision weights the averages are f32.
+    /// [`Teacher`](crate::Teacher)). Of half-precision weights the averages are f32, and so must the model be that is made
+    /// of them.
     pub fn weights(&self) -> Weights {
         let averages = self.entries.iter();
         Weights::of_vars(averages.map(|entry| (entry.name.clone(), entry.average.clone())))
@@ -213,6 +211,7 @@ impl Ema {
         let average = |entry: &Entry| {
             let tensor = find(&format!("{AVERAGE}{}", entry.name), entry.average.dims())?;
             let tensor = tensor.to_dtype(entry.average.dtype())?;
+            // A copy: what is set below may neither share an average's memory nor lie outside its own.
             Ok(ops::fresh(&tensor.to_device(entry.average.device())?)?)
         };
         let averages: Vec<Tensor> = self.entries.iter().map(average).collect::<Result<_>>()?;

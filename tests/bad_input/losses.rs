@@ -1,22 +1,13 @@
 //! Targets and logits that do not fit.
 
 use candle_core::{DType, Tensor};
-use masksub::{Criterion, Error, Grid, Mask, SubLoss, SubModelLoss};
+use masksub::{Criterion, Error, Grid, Mask, RandomMasking, Sequences, SubLoss, SubModelLoss};
 
-use super::{assert_invalid, assert_misshapen, error_of};
-use crate::common::{labels, randn, CPU};
+use super::{assert_invalid, assert_misshapen, error_of, key};
+use crate::common::{labels, randn, sub_losses, CPU};
 
 fn criteria() -> [Criterion; 2] {
     [Criterion::cross_entropy(), Criterion::bce_with_logits()]
-}
-
-fn sub_losses() -> [SubModelLoss; 4] {
-    [
-        SubModelLoss::soft_cross_entropy(),
-        SubModelLoss::kl(),
-        SubModelLoss::symmetric_kl(),
-        SubModelLoss::bce(),
-    ]
 }
 
 #[test]
@@ -140,7 +131,12 @@ fn on_masks_that_do_not_fit() {
     assert_invalid(kept.forward(&whole, &whole), "mask", "none", "masks");
     for wrong in [vec![2, 3, 3], vec![1, 4, 3], vec![2, 3], vec![2]] {
         let result = kept.compare(&randn(wrong.clone(), "wrong"), &whole, Some(&mask));
-        assert_misshapen(result, "sub_logits", &wrong, "[2, .., C] for 2 x 2 positions");
+        assert_misshapen(
+            result,
+            "sub_logits",
+            &wrong,
+            "[2, .., C] with .. being the 2 x 2 positions",
+        );
     }
     let pixels = randn((2, 3, 4, 5), "pixels");
     let kept = kept.with_class_dim(1).unwrap();
@@ -149,6 +145,60 @@ fn on_masks_that_do_not_fit() {
     // Whoever has not asked for kept positions is told.
     let result = SubModelLoss::kl().compare(&part, &whole, Some(&mask));
     assert_misshapen(result, "sub_logits", &[2, 2, 3], "where_kept");
+}
+
+/// As many pixels or positions, but other ones.
+#[test]
+fn on_images_that_are_transposed() {
+    let mask = Mask::from_keep_indices(Grid::new(2, 4), &[[0, 3, 5, 6]]).unwrap();
+    let kept = SubModelLoss::kl().where_kept().with_class_dim(1).unwrap();
+    let on = |dims: &[usize]| {
+        let logits = randn(dims, "logits");
+        kept.compare(&logits, &logits, Some(&mask))
+    };
+    for fits in [vec![1, 3, 2, 4], vec![1, 3, 8], vec![1, 3, 4], vec![1, 3, 4, 8]] {
+        assert!(on(&fits).is_ok(), "{fits:?}");
+    }
+    for wrong in [
+        vec![1, 3, 4, 2],
+        vec![1, 3, 2, 2],
+        vec![1, 3, 8, 4],
+        vec![1, 3, 2, 2, 2],
+    ] {
+        assert_misshapen(on(&wrong), "sub_logits", &wrong, "the 2 x 4 positions");
+    }
+}
+
+/// Logits of all positions or of the kept ones: nobody can know where there are as many.
+#[test]
+fn on_masks_that_keep_all_but_not_in_order() {
+    let kept = SubModelLoss::kl().where_kept();
+    let compare = |mask: &Mask, dims: &[usize]| kept.compare(&randn(dims, "sub"), &randn(dims, "main"), Some(mask));
+    let permuted = Mask::from_keep_indices(Grid::new(1, 3), &[[0, 1, 2], [0, 2, 1]]).unwrap();
+    assert_invalid(
+        compare(&permuted, &[2, 3, 5]),
+        "mask",
+        "all 3 positions",
+        "by their shape",
+    );
+    assert!(compare(&permuted, &[2, 1, 3, 5]).is_ok(), "a grid is of all positions");
+    let in_order = Mask::from_keep_indices(Grid::new(1, 3), &[[0, 1, 2], [0, 1, 2]]).unwrap();
+    assert!(compare(&in_order, &[2, 3, 5]).is_ok());
+
+    // One sample keeps all of its tokens, the other one two of them.
+    let sequences = Sequences::new(&Tensor::ones((2, 4), DType::U8, &CPU).unwrap()).unwrap();
+    let stays = Tensor::new(&[[1u8; 4], [0; 4]], &CPU).unwrap();
+    let ragged = sequences.clone().keeping(&stays).unwrap();
+    let ragged = ragged.draw(&RandomMasking::new(0.5).unwrap(), key()).unwrap();
+    assert_eq!((ragged.num_keep(), ragged.is_ragged()), (4, true));
+    assert_invalid(
+        compare(&ragged, &[2, 4, 5]),
+        "mask",
+        "all 4 positions",
+        "by their shape",
+    );
+    let everything = sequences.draw(&RandomMasking::new(0.0).unwrap(), key()).unwrap();
+    assert!(compare(&everything, &[2, 4, 5]).is_ok());
 }
 
 #[test]
@@ -246,7 +296,7 @@ fn on_a_single_class() {
     }
     let error = error_of(Criterion::cross_entropy().forward(&logits, &targets)).to_string();
     assert!(
-        error.contains("logits has shape [3, 1]") && error.contains("Criterion::bce_with_logits()"),
+        error.starts_with("logits has shape [3, 1], but must be [B, C] with C > 1") && error.contains("Criterion::bce"),
         "{error}"
     );
     assert!(SubModelLoss::bce().forward(&logits, &logits).is_ok());

@@ -21,6 +21,11 @@ fn of_masks() {
     assert_invalid(mask, "factor", "256", FITS);
     let small = Mask::from_keep_indices(Grid::new(1, 1), &vec![[0]; 1 << 20]).unwrap();
     assert_invalid(small.upsample(60_000), "factor", "60000", FITS);
+    // Of K positions, K * K scores.
+    let long = RandomMasking::new(0.5).unwrap();
+    let long = long.generate(1, Grid::new(1, 1 << 25), key()).unwrap();
+    let bias = long.attention_bias(DType::F32, &CPU);
+    assert_invalid(bias, "mask", "for 1 samples of 16777216 kept positions", FITS);
     let mask = RandomMasking::new(0.5)
         .unwrap()
         .generate(usize::MAX, Grid::new(2, 2), key());

@@ -2,6 +2,8 @@
 
 #![allow(dead_code)] // Every test file is a crate of its own and uses a part of this.
 
+pub mod oracle;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
@@ -12,7 +14,7 @@ use candle_nn::{Init, VarBuilder};
 use masksub::models::resnet::{self, BlockKind};
 use masksub::models::swin;
 use masksub::models::vit::{Config, VisionTransformer};
-use masksub::{Params, Seed, Weights};
+use masksub::{Params, Seed, SubModelLoss, Weights};
 use rand_distr::{Distribution, StandardNormal};
 
 pub const CPU: Device = Device::Cpu;
@@ -39,12 +41,19 @@ pub fn bits(tensor: &Tensor) -> Vec<u32> {
     flat.into_iter().map(f32::to_bits).collect()
 }
 
+fn norm(values: impl IntoIterator<Item = f64>) -> f64 {
+    values.into_iter().map(|v| v * v).sum::<f64>().sqrt()
+}
+
+/// ||a - b||, of whatever dtypes.
+fn difference(a: &Tensor, b: &Tensor) -> f64 {
+    assert_eq!(a.dims(), b.dims());
+    norm(numbers(a).iter().zip(numbers(b)).map(|(a, b)| a - b))
+}
+
 /// ||a - b|| / max(||b||, 1e-6).
 pub fn distance(a: &Tensor, b: &Tensor) -> f64 {
-    assert_eq!(a.dims(), b.dims());
-    let (a, b) = (numbers(a), numbers(b));
-    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
-    norm(&mut a.iter().zip(&b).map(|(a, b)| a - b)) / norm(&mut b.iter().copied()).max(1e-6)
+    difference(a, b) / norm(numbers(b)).max(1e-6)
 }
 
 /// The gradients of the parameters by name.
@@ -58,10 +67,9 @@ pub fn by_name(grads: &GradStore, params: &Params) -> BTreeMap<String, Tensor> {
 pub fn gradient_distance(ours: &BTreeMap<String, Tensor>, theirs: &BTreeMap<String, Tensor>) -> f64 {
     assert!(!theirs.is_empty());
     assert_eq!(ours.keys().collect::<Vec<_>>(), theirs.keys().collect::<Vec<_>>());
-    let norm = |t: &Tensor| numbers(t).iter().map(|v| v * v).sum::<f64>().sqrt();
-    let largest = theirs.values().map(norm).fold(0.0, f64::max);
-    let error =
-        |(name, theirs): (&String, &Tensor)| norm(&(&ours[name] - theirs).unwrap()) / norm(theirs).max(1e-3 * largest);
+    let size = |gradient: &Tensor| norm(numbers(gradient));
+    let largest = theirs.values().map(size).fold(0.0, f64::max);
+    let error = |(name, theirs): (&String, &Tensor)| difference(&ours[name], theirs) / size(theirs).max(1e-3 * largest);
     theirs.iter().map(error).fold(0.0, f64::max)
 }
 
@@ -112,6 +120,16 @@ pub fn images(batch: usize, name: &str) -> Tensor {
 pub fn labels(batch: usize, classes: usize) -> Tensor {
     let labels: Vec<u32> = (0..batch as u32).map(|i| i % classes as u32).collect();
     Tensor::new(labels, &CPU).unwrap()
+}
+
+/// Every loss of the sub-branch, [`SubModelLoss::bce`] last.
+pub fn sub_losses() -> [SubModelLoss; 4] {
+    [
+        SubModelLoss::soft_cross_entropy(),
+        SubModelLoss::kl(),
+        SubModelLoss::symmetric_kl(),
+        SubModelLoss::bce(),
+    ]
 }
 
 /// The chance that a chi-square variable with `freedom` degrees exceeds `statistic`.

@@ -12,11 +12,11 @@ use masksub::train::optim::{AdamWConfig, GroupOptimizer, LambConfig, ParamGroups
 use masksub::train::schedule::{Constant, Cosine, Schedule};
 use masksub::{
     grad, num_keep, BlockMasking, Criterion, Fill, Grid, KeyedRng, Mask, MaskGenerator, Params, RandomMasking, Result,
-    Seed, StepKey, SubModelLoss, Weights,
+    Seed, StepKey, Weights,
 };
 use rand::Rng as _;
 
-use crate::common::numbers;
+use crate::common::{numbers, sub_losses};
 use crate::draw::{self, count, float, pick, small, tensor, text};
 use crate::Scratch;
 
@@ -123,14 +123,7 @@ pub fn losses(rng: &mut KeyedRng, _: &Scratch) -> Result<()> {
         };
         criterion.forward(&logits, &targets(rng, batch, classes)?)?
     } else {
-        let loss = pick(
-            rng,
-            &[
-                SubModelLoss::soft_cross_entropy(),
-                SubModelLoss::kl(),
-                SubModelLoss::bce(),
-            ],
-        );
+        let loss = pick(rng, &sub_losses());
         let main = tensor(rng, &[batch, classes])?;
         let loss = loss.with_temperature(float(rng))?.forward(&logits, &main)?;
         let finite = |tensor: &Tensor| numbers(tensor).iter().all(|value| value.is_finite());

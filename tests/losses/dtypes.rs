@@ -4,18 +4,14 @@ use candle_core::{DType, Tensor, Var};
 use masksub::{Criterion, SubModelLoss};
 
 use super::{oracle, rows, tensor, value_and_gradient};
-use crate::common::{bits, numbers, randn, CPU};
+use crate::common::{bits, numbers, randn, sub_losses, CPU};
 
 type Loss = Box<dyn Fn(&Tensor, &Tensor) -> candle_core::Result<Tensor>>;
 
 /// Every loss, of logits and of main logits where it takes them.
 fn cases() -> Vec<(String, Loss)> {
     let mut cases: Vec<(String, Loss)> = vec![];
-    for loss in [
-        SubModelLoss::soft_cross_entropy(),
-        SubModelLoss::kl(),
-        SubModelLoss::bce(),
-    ] {
+    for loss in sub_losses() {
         for loss in [loss, loss.with_temperature(3.0).unwrap()] {
             cases.push((format!("{loss:?}"), Box::new(move |x, main| loss.forward(x, main))));
         }
@@ -81,11 +77,7 @@ fn main_and_sub_may_differ_in_dtype() {
 fn logits_that_are_not_contiguous_are_read_right() {
     let main = randn((4, 3), "main").t().unwrap();
     let sub = randn((4, 3), "sub").t().unwrap();
-    for loss in [
-        SubModelLoss::soft_cross_entropy(),
-        SubModelLoss::kl(),
-        SubModelLoss::bce(),
-    ] {
+    for loss in sub_losses() {
         let strided = loss.forward(&sub, &main).unwrap();
         let plain = loss
             .forward(&sub.contiguous().unwrap(), &main.contiguous().unwrap())

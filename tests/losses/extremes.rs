@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use masksub::{Criterion, SubModelLoss};
 
 use super::{rows, value_and_gradient};
-use crate::common::{numbers, CPU};
+use crate::common::{numbers, sub_losses, CPU};
 
 /// Rows of logits at the ends of f32 and far from each other.
 fn f32_rows() -> Vec<[f32; 3]> {
@@ -71,12 +71,7 @@ fn pairs(rows: &[Tensor]) -> Vec<(Tensor, Tensor)> {
 
 fn check(rows: &[Tensor]) {
     for (sub, main) in pairs(rows) {
-        for loss in [
-            SubModelLoss::soft_cross_entropy(),
-            SubModelLoss::kl(),
-            SubModelLoss::symmetric_kl(),
-            SubModelLoss::bce(),
-        ] {
+        for loss in sub_losses() {
             for t in TEMPERATURES {
                 let what = format!("{loss:?}, T = {t:e}, target from {:?}", numbers(&main));
                 let loss = loss.with_temperature(t).unwrap();
@@ -139,12 +134,7 @@ fn are_finite_in_bf16_and_f16() {
         let rows: Vec<Tensor> = f32_rows().iter().map(row).collect();
         assert!(rows.iter().all(|row| numbers(row).iter().all(|x| x.is_finite())));
         for (sub, main) in pairs(&rows) {
-            for loss in [
-                SubModelLoss::soft_cross_entropy(),
-                SubModelLoss::kl(),
-                SubModelLoss::symmetric_kl(),
-                SubModelLoss::bce(),
-            ] {
+            for loss in sub_losses() {
                 let what = format!("{loss:?} {dtype:?}");
                 assert_finite(&what, &sub, |x| loss.forward(x, &main));
             }
@@ -166,12 +156,7 @@ fn undefined_logits_give_an_undefined_loss() {
                 let loss = numbers(&criterion.forward(&broken, &classes).unwrap())[0];
                 assert!(!loss.is_finite(), "{criterion:?}: {loss} of {row:?}");
             }
-            for loss in [
-                SubModelLoss::soft_cross_entropy(),
-                SubModelLoss::kl(),
-                SubModelLoss::symmetric_kl(),
-                SubModelLoss::bce(),
-            ] {
+            for loss in sub_losses() {
                 for t in [0.5, 1.0, 2.0] {
                     let loss = loss.with_temperature(t).unwrap();
                     let value = numbers(&loss.forward(&broken, &fine).unwrap())[0];
@@ -180,12 +165,7 @@ fn undefined_logits_give_an_undefined_loss() {
             }
             // A target that is NaN is undefined; one that is infinite is a class of probability 1 in BCE.
             if row[at].is_nan() {
-                for loss in [
-                    SubModelLoss::soft_cross_entropy(),
-                    SubModelLoss::kl(),
-                    SubModelLoss::symmetric_kl(),
-                    SubModelLoss::bce(),
-                ] {
+                for loss in sub_losses() {
                     let value = numbers(&loss.forward(&fine, &broken).unwrap())[0];
                     assert!(!value.is_finite(), "{loss:?}: {value} of a target {row:?}");
                 }

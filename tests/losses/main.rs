@@ -5,13 +5,12 @@ mod common;
 mod criterion;
 mod dtypes;
 mod extremes;
-mod oracle;
+mod kept;
 mod sub_model;
 
 use candle_core::{DType, Tensor, Var};
+use common::oracle::{self, Rows};
 use common::{numbers, randn, CPU};
-
-type Rows = Vec<Vec<f64>>;
 
 fn tensor(rows: &Rows, dtype: DType) -> Tensor {
     Tensor::new(rows.clone(), &CPU).unwrap().to_dtype(dtype).unwrap()

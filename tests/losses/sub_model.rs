@@ -4,7 +4,7 @@ use candle_core::{DType, Tensor, Var, D};
 use masksub::SubModelLoss;
 
 use super::{compare, logits, oracle, tensor, value_and_gradient, Rows};
-use crate::common::{numbers, randn, CPU};
+use crate::common::{numbers, randn, sub_losses, CPU};
 
 const TEMPERATURES: [f64; 5] = [0.25, 0.5, 1.0, 2.0, 8.0];
 
@@ -147,7 +147,7 @@ fn kl_is_zero_where_both_agree() {
 type Pair = fn(&Tensor, &Tensor) -> Tensor;
 
 /// The losses, and each as it would be if the target were not detached.
-fn losses() -> [(SubModelLoss, Pair); 3] {
+fn losses() -> [(SubModelLoss, Pair); 4] {
     fn log_softmax(x: &Tensor) -> Tensor {
         candle_nn::ops::log_softmax(x, D::Minus1).unwrap()
     }
@@ -164,6 +164,9 @@ fn losses() -> [(SubModelLoss, Pair); 3] {
             .unwrap();
         (sum / sub.dims()[0] as f64).unwrap()
     }
+    fn attached_symmetric_kl(sub: &Tensor, main: &Tensor) -> Tensor {
+        ((attached_kl(sub, main) + attached_kl(main, sub)).unwrap() * 0.5).unwrap()
+    }
     fn attached_bce(sub: &Tensor, main: &Tensor) -> Tensor {
         let sigmoid = |x: &Tensor| candle_nn::ops::sigmoid(x).unwrap();
         let target = sigmoid(main);
@@ -171,10 +174,12 @@ fn losses() -> [(SubModelLoss, Pair); 3] {
         let miss = ((1.0 - &target).unwrap() * (1.0 - sigmoid(sub)).unwrap().log().unwrap()).unwrap();
         (hit + miss).unwrap().mean_all().unwrap().neg().unwrap()
     }
+    let [ce, kl, symmetric_kl, bce] = sub_losses();
     [
-        (SubModelLoss::soft_cross_entropy(), attached_ce),
-        (SubModelLoss::kl(), attached_kl),
-        (SubModelLoss::bce(), attached_bce),
+        (ce, attached_ce),
+        (kl, attached_kl),
+        (symmetric_kl, attached_symmetric_kl),
+        (bce, attached_bce),
     ]
 }
 

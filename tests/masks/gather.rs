@@ -46,6 +46,15 @@ fn takes_rows_in_any_order() {
 }
 
 #[test]
+fn returns_the_tokens_where_all_are_kept_in_order() {
+    let tokens = randn((2, 5, 3), "tokens");
+    let gathered = some_mask(2, Grid::new(2, 2), 0.0).gather(&tokens, 1).unwrap();
+    assert_eq!(gathered.id(), tokens.id());
+    let permuted = Mask::from_keep_indices(Grid::new(2, 2), &[[0, 1, 2, 3], [0, 1, 3, 2]]).unwrap();
+    compare(1, &permuted, &tokens);
+}
+
+#[test]
 fn takes_tokens_that_are_not_contiguous() {
     let mask = some_mask(2, Grid::new(2, 3), 0.5);
     let transposed = randn((2, 4, 6), "transposed").transpose(1, 2).unwrap();

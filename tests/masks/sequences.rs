@@ -81,6 +81,19 @@ fn tokens_stay_where_they_are_told() {
     assert_eq!(twice.unwrap(), sequences);
 }
 
+/// As Hugging Face's `special_tokens_mask` does.
+#[test]
+fn padding_is_not_kept_where_it_is_marked() {
+    let marked = [(0, 0), (1, 0), (1, 3), (1, 4), (2, 1), (2, 4)];
+    let of_tokens: Vec<_> = marked
+        .into_iter()
+        .filter(|&(sample, at)| at < [5, 3, 1][sample])
+        .collect();
+    assert_eq!(of_tokens, [(0, 0), (1, 0)]);
+    let keeping = |marked: &[(usize, usize)]| of_lengths(&[5, 3, 1], 5).keeping(&at(marked, 3, 5)).unwrap();
+    assert_eq!(keeping(&marked), keeping(&of_tokens));
+}
+
 #[test]
 fn micro_batches_draw_what_the_whole_batch_does() {
     let sequences = of_lengths(&[12, 5, 7, 9], 12);
@@ -143,7 +156,10 @@ fn what_needs_as_many_in_every_sample_refuses() {
         ragged.upsample(2).map(drop),
     ] {
         let error = result.unwrap_err().to_string();
-        assert!(error.contains("mask is with different numbers"), "{error}");
+        assert!(
+            error.contains("mask is one of which samples keep fewer than 2 positions"),
+            "{error}"
+        );
     }
     let error = ragged.attention_bias(DType::U8, &CPU).unwrap_err();
     assert!(matches!(error, Error::DType { argument: "dtype", .. }), "{error}");
@@ -168,11 +184,11 @@ fn refuse_what_is_none() {
     let none = message(vec![vec![1, 0], vec![0, 0]]);
     assert_eq!(
         none,
-        "is_token is no token in sample 1, but must be at least one token, and padding behind"
+        "attention_mask is no token in sample 1, but must be at least one token, and padding behind"
     );
     let before = message(vec![vec![0, 1]]);
     assert!(
-        before.starts_with("is_token is padding before a token in sample 0"),
+        before.starts_with("attention_mask is padding before a token in sample 0"),
         "{before}"
     );
     for shape in [vec![3], vec![0, 3], vec![3, 0], vec![1, 2, 3]] {
@@ -181,7 +197,7 @@ fn refuse_what_is_none() {
             matches!(
                 error,
                 Error::Shape {
-                    argument: "is_token",
+                    argument: "attention_mask",
                     ..
                 }
             ),
@@ -189,11 +205,6 @@ fn refuse_what_is_none() {
         );
     }
     let stays = |stays: Tensor| of_lengths(&[2, 3], 3).keeping(&stays).unwrap_err().to_string();
-    let padding = stays(at(&[(0, 2)], 2, 3));
-    assert_eq!(
-        padding,
-        "stays is position 2 of sample 0, but must be a token, which padding is not"
-    );
     assert!(stays(at(&[], 3, 3)).starts_with("stays has shape [3, 3], but must be [2, 3]"));
 
     let sequences = of_lengths(&[2, 3], 3);

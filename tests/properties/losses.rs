@@ -1,27 +1,20 @@
 //! Losses beside their formulas, sample by sample and class by class.
 
 use candle_core::{DType, Tensor, Var};
-use masksub::{Criterion, SubModelLoss};
+use masksub::Criterion;
 use proptest::prelude::*;
 
-use crate::common::{numbers, CPU};
+use crate::common::{numbers, oracle, sub_losses, CPU};
 use crate::{any_float, any_lying, furthest, normal, tolerance, Lying};
 
 /// log softmax of a row at a temperature.
 fn log_softmax(row: &[f64], temperature: f64) -> Vec<f64> {
-    let scaled: Vec<f64> = row.iter().map(|x| x / temperature).collect();
-    let max = scaled.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let log_sum = max + scaled.iter().map(|x| (x - max).exp()).sum::<f64>().ln();
-    scaled.iter().map(|x| x - log_sum).collect()
-}
-
-fn sigmoid(x: f64) -> f64 {
-    1.0 / (1.0 + (-x).exp())
+    oracle::log_softmax(&row.iter().map(|x| x / temperature).collect::<Vec<_>>())
 }
 
 /// -t log p - (1 - t) log(1 - p)
 fn binary(x: f64, target: f64) -> f64 {
-    -target * sigmoid(x).ln() - (1.0 - target) * sigmoid(-x).ln()
+    oracle::bce(&vec![vec![x]], &vec![vec![target]])
 }
 
 /// Value and gradient of a loss of logits.
@@ -73,7 +66,7 @@ proptest! {
         let main = normal(&[batch, classes], dtype, lying.0, "main");
         let sub = normal(&[batch, classes], dtype, lying.1, "sub");
         let (rows, targets) = (numbers(&sub), numbers(&main));
-        let [mut soft, mut kl, mut bce] = [0.0; 3];
+        let [mut soft, mut kl, mut reverse, mut bce] = [0.0; 4];
         for sample in 0..batch {
             let row = |of: &[f64]| of[sample * classes..][..classes].to_vec();
             let log_p = log_softmax(&row(&rows), temperature);
@@ -81,15 +74,14 @@ proptest! {
             for class in 0..classes {
                 soft -= log_t[class].exp() * log_p[class];
                 kl += log_t[class].exp() * (log_t[class] - log_p[class]);
-                bce += binary(row(&rows)[class] / temperature, sigmoid(row(&targets)[class] / temperature));
+                reverse += log_p[class].exp() * (log_p[class] - log_t[class]);
+                bce += binary(row(&rows)[class] / temperature, oracle::sigmoid(row(&targets)[class] / temperature));
             }
         }
         let scale = temperature * temperature / batch as f64;
-        for (loss, expected) in [
-            (SubModelLoss::soft_cross_entropy(), soft * scale),
-            (SubModelLoss::kl(), kl * scale),
-            (SubModelLoss::bce(), bce * scale / classes as f64),
-        ] {
+        let expected = [soft, kl, (kl + reverse) / 2.0, bce / classes as f64];
+        for (loss, expected) in sub_losses().into_iter().zip(expected) {
+            let expected = scale * expected;
             let loss = loss.with_temperature(temperature).unwrap();
             let (value, gradient) = loss_and_gradient(&sub, |sub| loss.forward(sub, &main));
             let wide = if dtype == DType::F64 { 1e-12 } else { tolerance(DType::F32) };

@@ -18,7 +18,7 @@ mod token_models;
 mod two_halves;
 mod weight;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Tensor, D};
 use candle_nn::{AdamW, Optimizer, ParamsAdamW};
 use common::{labels, randn, tiny, CPU};
 use masksub::models::vit::Config;
@@ -52,6 +52,14 @@ fn adam(params: &Params, lr: f64) -> AdamW {
         ..Default::default()
     };
     AdamW::new(params.vars(), adam).unwrap()
+}
+
+/// Mean over rows of the cross-entropy between softmax(target) and softmax(sub), rows the last but one dimensions.
+fn soft(sub: &Tensor, target: &Tensor) -> candle_core::Result<Tensor> {
+    let log_softmax = |xs: &Tensor| candle_nn::ops::log_softmax(xs, D::Minus1);
+    let target = log_softmax(&target.detach())?.exp()?;
+    let rows = (target.elem_count() / target.dim(D::Minus1)?) as f64;
+    (target * log_softmax(sub)?)?.sum_all()? / -rows
 }
 
 /// Images [B, 1, 8, 8] of three classes that are told apart by the brightness of their rows, with noise.

@@ -1,7 +1,7 @@
 //! Targets of the sub-branch, against loops in f64 over a linear model: losses and, by finite differences, gradients.
 
 use candle_core::{DType, Tensor, Var};
-use candle_nn::Optimizer;
+use candle_nn::{ModuleT, Optimizer};
 use masksub::models::resnet::{BlockKind, ResNet};
 use masksub::models::vit::{Config, VisionTransformer};
 use masksub::train::ema::Ema;
@@ -12,13 +12,14 @@ use masksub::{
 
 use super::probe::Probe;
 use super::{adam, drop_token, dropping, half, key};
-use crate::common::{bits, by_name, gradient_distance, images, labels, numbers, randn, small_resnet, vit, CPU};
+use crate::common::oracle::{self, bce, cross_entropy as ce, sigmoid, softmax, Rows};
+use crate::common::{
+    bits, by_name, gradient_distance, images, labels, numbers, randn, small_resnet, sub_losses, vit, CPU,
+};
 
 const PIXELS: usize = 16;
 const CLASSES: usize = 3;
 const BATCH: usize = 5;
-
-type Rows = Vec<Vec<f64>>;
 
 /// logits = pixels W, the weights PIXELS * CLASSES numbers.
 fn logits(pixels: &Rows, weights: &[f64]) -> Rows {
@@ -27,38 +28,9 @@ fn logits(pixels: &Rows, weights: &[f64]) -> Rows {
     pixels.iter().map(of_row).collect()
 }
 
-fn softmax(row: &[f64]) -> Vec<f64> {
-    let sum: f64 = row.iter().map(|x| x.exp()).sum();
-    row.iter().map(|x| x.exp() / sum).collect()
-}
-
-fn sigmoid(x: f64) -> f64 {
-    1.0 / (1.0 + (-x).exp())
-}
-
-/// Mean of f over pairs of rows.
-fn mean(a: &Rows, b: &Rows, f: impl Fn(&[f64], &[f64]) -> f64) -> f64 {
-    a.iter().zip(b).map(|(a, b)| f(a, b)).sum::<f64>() / a.len() as f64
-}
-
-/// Cross-entropy of logits against probabilities.
-fn ce(logits: &Rows, targets: &Rows) -> f64 {
-    let of_row = |x: &[f64], t: &[f64]| softmax(x).iter().zip(t).map(|(p, t)| -t * p.ln()).sum();
-    mean(logits, targets, of_row)
-}
-
-fn bce(logits: &Rows, targets: &Rows) -> f64 {
-    mean(logits, targets, |x, t| {
-        let term = |(&x, t): (&f64, &f64)| -t * sigmoid(x).ln() - (1.0 - t) * sigmoid(-x).ln();
-        x.iter().zip(t).map(term).sum::<f64>() / CLASSES as f64
-    })
-}
-
+/// KL(softmax(p) || softmax(q)) of logits.
 fn kl(p: &Rows, q: &Rows) -> f64 {
-    mean(p, q, |p, q| {
-        let (p, q) = (softmax(p), softmax(q));
-        p.iter().zip(&q).map(|(p, q)| p * (p / q).ln()).sum()
-    })
+    oracle::kl(&map(p, softmax), &map(q, softmax))
 }
 
 fn map(rows: &Rows, f: impl Fn(&[f64]) -> Vec<f64>) -> Rows {
@@ -66,7 +38,7 @@ fn map(rows: &Rows, f: impl Fn(&[f64]) -> Vec<f64>) -> Rows {
 }
 
 fn sigmoids(rows: &Rows) -> Rows {
-    map(rows, |row| row.iter().map(|&x| sigmoid(x)).collect())
+    oracle::map(rows, sigmoid)
 }
 
 /// A linear model, in f64, its batch and what is left of that under the step's mask.
@@ -211,6 +183,20 @@ fn a_teacher_that_sees_what_is_kept() {
 }
 
 #[test]
+fn a_masked_teacher_sees_all_where_nothing_is_masked() {
+    let xs = images(4, "masked teacher");
+    let [student, teacher] = [1, 2].map(|seed| vit(&dropping(Config::deit3_tiny(5)), seed));
+    let sub_loss = |target: Box<dyn SubTarget>| {
+        let model = MaskSub::new(&student.0, DropSub::new(0.2).unwrap(), &student.1).with_target(target);
+        let loss = |logits: &Tensor| Criterion::cross_entropy().forward(logits, &labels(4, 5));
+        model.backward(&xs, key(), loss).unwrap().sub_loss
+    };
+    let masked = sub_loss(Box::new(MaskedTeacher(teacher.0.clone())));
+    assert_eq!(masked, sub_loss(Box::new(Teacher(teacher.0))));
+    assert_ne!(masked, sub_loss(Box::new(MainBranch)));
+}
+
+#[test]
 fn an_averaged_copy_sees_every_update() {
     let (xs, ys) = (images(4, "averaged"), labels(4, 5));
     let cfg = crate::common::tiny(Config::deit3_tiny(5));
@@ -248,6 +234,29 @@ fn an_averaged_copy_sees_every_update() {
     let deeper = Config { depth: 3, ..cfg };
     let error = VisionTransformer::new(&deeper, ema.weights().no_grad_builder(DType::F32, &CPU)).unwrap_err();
     assert!(matches!(Error::from(error), Error::MissingWeight { .. }));
+}
+
+/// Averages of half-precision weights are f32: their copy sees its inputs in f32, too.
+#[test]
+fn an_averaged_copy_of_half_precision_weights() {
+    let (xs, ys) = (images(4, "averaged"), labels(4, 5));
+    let cfg = crate::common::tiny(Config::deit3_tiny(5));
+    let weights = Weights::seeded(masksub::Seed::new(1));
+    let student = VisionTransformer::new(&cfg, weights.var_builder(DType::BF16, &CPU)).unwrap();
+    let params = Params::from_varmap(weights.varmap());
+    let ema = Ema::of(weights.varmap(), 0.6).unwrap();
+    let averaged = VisionTransformer::new(&cfg, ema.weights().no_grad_builder(DType::F32, &CPU)).unwrap();
+    let expected = averaged.forward_t(&xs.to_dtype(DType::BF16).unwrap().to_dtype(DType::F32).unwrap(), false);
+    let expected = expected.unwrap();
+    let teacher = Teacher(Plain(move |xs: &Tensor| {
+        averaged.forward_t(&xs.to_dtype(DType::F32)?, false)
+    }));
+    let model = MaskSub::new(student, drop_token(), &params).with_target(teacher);
+    let xs = xs.to_dtype(DType::BF16).unwrap();
+    let step = model.backward(&xs, key(), |logits| Criterion::cross_entropy().forward(logits, &ys));
+    let sub = model.forward_pair(&xs, key()).unwrap().sub;
+    let expected = numbers(&SubModelLoss::default().forward(&sub, &expected).unwrap())[0];
+    assert!((step.unwrap().sub_loss.unwrap() - expected).abs() < 1e-6);
 }
 
 /// facebookresearch/deit's `--cosub`: a quarter of each of four terms, the targets detached.
@@ -290,6 +299,39 @@ fn r_drop_has_gradients_through_both_arguments() {
     });
 }
 
+/// Losses of half-precision logits are in half precision where candle computes them, and in f32 here.
+#[test]
+fn mutual_losses_may_differ_in_dtype() {
+    let linear = Linear::new();
+    let weights = Var::from_tensor(&linear.weights.to_dtype(DType::F32).unwrap()).unwrap();
+    let xs = linear.xs.to_dtype(DType::F32).unwrap();
+    let gradient = |of_logits: DType, of_labels: DType| {
+        let matrix = weights.as_tensor().clone();
+        let net = move |xs: &Tensor| xs.flatten_from(1)?.matmul(&matrix)?.to_dtype(of_logits);
+        let params = Params::new([("w".to_string(), weights.clone())]);
+        let model = MaskSub::wrap(net, PatchDrop::new(half(), 2).unwrap(), params);
+        let step = model
+            .with_target(Mutual::new(0.5).unwrap())
+            .backward(&xs, key(), |logits| {
+                candle_nn::loss::cross_entropy(logits, &linear.ys)?.to_dtype(of_labels)
+            });
+        numbers(step.unwrap().grads.get(&weights).unwrap())
+    };
+    let expected = gradient(DType::F32, DType::F32);
+    for (of_logits, of_labels, tolerance) in [
+        (DType::BF16, DType::BF16, 0.05),
+        (DType::F16, DType::F16, 0.01),
+        (DType::F32, DType::F64, 1e-6),
+    ] {
+        for (ours, expected) in gradient(of_logits, of_labels).iter().zip(&expected) {
+            assert!(
+                (ours - expected).abs() < tolerance,
+                "{of_logits:?}: {ours} instead of {expected}"
+            );
+        }
+    }
+}
+
 #[test]
 fn the_weight_stands_beside_the_share() {
     let linear = Linear::new();
@@ -330,12 +372,7 @@ fn samples_count_by_their_weight_and_their_targets_confidence() {
     let model = MaskSub::wrap(net(linear.weights.as_tensor().clone()), branch(), &linear.params);
     let labels = |logits: &Tensor| Criterion::cross_entropy().forward(logits, &linear.ys);
     let of_samples = Tensor::new(&[0.0, 1.0, 2.5, 0.0, 0.5], &CPU).unwrap();
-    for (name, loss) in [
-        ("soft", SubModelLoss::soft_cross_entropy()),
-        ("kl", SubModelLoss::kl()),
-        ("symmetric", SubModelLoss::symmetric_kl()),
-        ("bce", SubModelLoss::bce()),
-    ] {
+    for (name, loss) in ["soft", "kl", "symmetric", "bce"].into_iter().zip(sub_losses()) {
         // As sure as the third surest.
         let main = logits(&linear.main, &linear.w());
         let probabilities = if name == "bce" {

@@ -3,16 +3,16 @@
 //! Each trains, its gradients in f32 are those of a joint loss in f64 that is written out here, and it keeps no more of
 //! the graph alive than a classifier does.
 
-use candle_core::{DType, Result, Tensor, D};
+use candle_core::{DType, Result, Tensor};
 use candle_nn::loss::{cross_entropy, mse};
 use candle_nn::{Conv2d, Linear, Module, Optimizer, VarBuilder};
 use masksub::{
-    grad, DropToken, Forward, Grid, Mask, MaskSub, Outputs, Params, Pass, PatchDrop, Seed, SubBranch, SubLoss,
+    grad, DropToken, Forward, Grid, Mask, MaskSub, Mutual, Outputs, Params, Pass, PatchDrop, Seed, SubBranch, SubLoss,
     SubModelLoss, TokenModel, Weights,
 };
 
 use super::probe::Probe;
-use super::{adam, drop_token, half, key};
+use super::{adam, drop_token, half, key, soft};
 use crate::common::{by_name, gradient_distance, labels, randn, CPU};
 
 const CLASSES: usize = 3;
@@ -159,17 +159,6 @@ fn data(step: usize) -> (Tensor, Targets) {
     (xs, targets)
 }
 
-fn log_softmax(xs: &Tensor) -> Result<Tensor> {
-    candle_nn::ops::log_softmax(xs, D::Minus1)
-}
-
-/// Mean over rows of the cross-entropy between softmax(target) and softmax(sub), rows the last but one dimensions.
-fn soft(sub: &Tensor, target: &Tensor) -> Result<Tensor> {
-    let target = log_softmax(&target.detach())?.exp()?;
-    let rows = (target.elem_count() / target.dim(D::Minus1)?) as f64;
-    (target * log_softmax(sub)?)?.sum_all()? / -rows
-}
-
 fn rows(xs: &Tensor) -> Result<Tensor> {
     xs.reshape(((), CLASSES))
 }
@@ -222,11 +211,7 @@ impl<M, S: SubBranch<M, O>, O: Outputs> Task<M, S, O> {
             );
         }
         let joint = grad::backward(&((main + sub).unwrap() * 0.5).unwrap(), &wide_params).unwrap();
-        let ours = by_name(&step.grads, &params).into_iter();
-        let ours = ours
-            .map(|(name, grad)| (name, grad.to_dtype(DType::F64).unwrap()))
-            .collect();
-        let error = gradient_distance(&ours, &by_name(&joint, &wide_params));
+        let error = gradient_distance(&by_name(&step.grads, &params), &by_name(&joint, &wide_params));
         assert!(error < 1e-5, "{what}: {error:e}");
 
         let mut optimizer = adam(&params, 2e-2);
@@ -316,6 +301,37 @@ fn classes_of_tokens() {
         ..classification()
     };
     assert_eq!(task.check("token classification"), MOST);
+}
+
+/// Both learn from the other branch where the sub-branch has kept a token: of all rows in one, of the kept ones in the other.
+#[test]
+fn classes_of_tokens_that_learn_from_each_other() {
+    let weights = Weights::seeded(Seed::new(4));
+    let net = Net::new(&weights.var_builder(DType::F64, &CPU), Net::class_of_each);
+    let params = Params::from_varmap(weights.varmap()).filter(|name| !name.starts_with("number"));
+    let model = MaskSub::new(net, drop_token(), &params)
+        .with_target(Mutual::new(0.4).unwrap())
+        .with_sub_loss(SubModelLoss::default().where_kept());
+    let (xs, targets) = data(0);
+    let xs = xs.to_dtype(DType::F64).unwrap();
+    let of_labels = |logits: &Tensor| {
+        let of_rows = targets.classes.unsqueeze(1)?.repeat((1, logits.dim(1)?))?;
+        cross_entropy(&rows(logits)?, &of_rows.flatten_all()?)
+    };
+    let step = model.backward(&xs, key(), of_labels).unwrap();
+
+    let pair = model.forward_pair(&xs, key()).unwrap();
+    let (main, sub) = (&pair.main, &pair.sub);
+    let main_kept = kept(main, pair.mask.as_ref().unwrap()).unwrap();
+    let distance = soft(sub, &main_kept).unwrap();
+    let expected = distance.to_scalar::<f64>().unwrap();
+    assert!((step.sub_loss.unwrap() - expected).abs() < 1e-10);
+    let of_distances = (distance + soft(&main_kept, sub).unwrap()).unwrap();
+    let of_labels = (of_labels(main).unwrap() + of_labels(sub).unwrap()).unwrap();
+    let total = ((of_labels * 0.3).unwrap() + (of_distances * 0.2).unwrap()).unwrap();
+    let joint = by_name(&grad::backward(&total, &params).unwrap(), &params);
+    let error = gradient_distance(&by_name(&step.grads, &params), &joint);
+    assert!(error < 1e-10, "{error:e}");
 }
 
 fn segmentation() -> Task<Segmenter, PatchDrop<masksub::RandomMasking>, Tensor> {

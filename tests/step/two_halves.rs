@@ -9,7 +9,9 @@ use masksub::{
 };
 
 use super::{drop_token, dropping, key};
-use crate::common::{bits, by_name, distance, gradient_distance, images, labels, numbers, tiny, tiny_forms, vit};
+use crate::common::{
+    bits, by_name, distance, gradient_distance, images, labels, numbers, sub_losses, tiny, tiny_forms, vit,
+};
 
 /// The gradients of the joint loss from one backward through both branches.
 fn joint<S: SubBranch<VisionTransformer>>(
@@ -32,11 +34,8 @@ fn give_the_gradients_of_the_joint_loss() {
     for (name, form) in tiny_forms(5) {
         let cfg = dropping(form);
         let cfg = Config { embed_dim: 24, ..cfg };
-        for sub_loss in [
-            SubModelLoss::soft_cross_entropy(),
-            SubModelLoss::kl().with_temperature(2.0).unwrap(),
-            SubModelLoss::bce(),
-        ] {
+        for sub_loss in sub_losses() {
+            let sub_loss = sub_loss.with_temperature(2.0).unwrap();
             for weight in [0.1, 0.5, 0.9] {
                 let (vit, params) = vit(&cfg, 1);
                 let model = MaskSub::new(vit, drop_token(), &params).with_sub_loss(sub_loss);

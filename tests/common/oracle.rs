@@ -1,8 +1,8 @@
-//! The formulas, term by term.
+//! The formulas of losses, term by term, over rows of logits or probabilities.
 
-use super::Rows;
+pub type Rows = Vec<Vec<f64>>;
 
-fn log_softmax(row: &[f64]) -> Vec<f64> {
+pub fn log_softmax(row: &[f64]) -> Vec<f64> {
     let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let sum: f64 = row.iter().map(|x| (x - max).exp()).sum();
     row.iter().map(|x| x - max - sum.ln()).collect()
