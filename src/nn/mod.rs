@@ -93,3 +93,20 @@ pub use rnn::{gru, lstm, GRUConfig, LSTMConfig, GRU, LSTM, RNN};
 pub use sequential::{seq, Sequential};
 pub use var_builder::VarBuilder;
 pub use var_map::VarMap;
+
+use crate::error::{Error, Result};
+use candle_core::Tensor;
+
+/// True where the gradient of one of the tensors may be asked for.
+pub(crate) fn tracked(tensors: &[&Tensor]) -> bool {
+    tensors.iter().any(|tensor| tensor.track_op())
+}
+
+/// An error where the gradient of `tensor`, which would be lost, may be asked for.
+fn refuse_gradients(argument: &'static str, tensor: &Tensor) -> Result<()> {
+    if tracked(&[tensor]) {
+        let allowed = "detached: its gradient would be lost silently";
+        return Err(Error::invalid(argument, "a tensor with a gradient", allowed));
+    }
+    Ok(())
+}
