@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor};
 
 use super::attention::scores::{self, Scores};
-use super::attention::tracked;
+use super::tracked;
 use crate::check;
 
 pub use super::dropout::{dropout, Dropout};
@@ -20,7 +20,7 @@ pub use candle_nn::ops::{
 /// - `q`: [B, H, S, D]
 /// - `k`: [B, H', T, D], `v`: [B, H', T, E], H' a divisor of H: as many query heads in turn share a key and value head
 /// - `mask`: added to the scores, of a shape that is broadcast to [B, H, S, T]
-/// - `do_causal`: hides from query i the keys after i + T - S
+/// - `do_causal`: hides from query i the keys after i + T - S; of more queries than keys the first see none
 /// - `softcapping`: c in cap(x) = c tanh(x / c); 1 stands for none, as in candle-nn
 ///
 /// Returns [B, H, S, E]. A query from which every key is hidden gets zeros.
@@ -51,10 +51,16 @@ pub fn sdpa(
     let (queries, keys) = scores::lengths(q, k)?;
     let causal = do_causal.then(|| scores::Causal::at_the_end(queries, keys));
     let causal = causal.map(|causal| causal.bias(q)).transpose()?;
+    let mask = match mask {
+        Some(mask) => {
+            scores::check_mask(mask, [q.dim(0)?, q.dim(1)?, queries, keys])?;
+            Some(mask.to_dtype(scores::wide(q))?)
+        }
+        None => None,
+    };
     let bias = match (mask, causal) {
         (Some(mask), Some(causal)) => Some(mask.broadcast_add(&causal)?),
-        (Some(mask), None) => Some(mask.clone()),
-        (None, causal) => causal,
+        (mask, causal) => mask.or(causal),
     };
     let scores = Scores {
         scale: f64::from(scale),
