@@ -64,6 +64,8 @@ mod rms_norm;
 pub mod rotary_emb;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 /// [`attention::varlen`] under its older name.
 pub mod varlen_attention {
     pub use super::attention::varlen::*;
