@@ -82,8 +82,8 @@ pub(crate) fn serves(few: usize, heads: usize) -> bool {
 /// A mask of numbers that is broadcast to `scores`, [B, H, S, T].
 pub(crate) fn check_mask(mask: &Tensor, scores: [usize; 4]) -> Result<()> {
     check::float("mask", mask)?;
-    let sizes = mask.dims().iter().rev().zip(scores.iter().rev());
-    if mask.rank() <= scores.len() && sizes.into_iter().all(|(&size, &whole)| size == 1 || size == whole) {
+    let mut sizes = mask.dims().iter().rev().zip(scores.iter().rev());
+    if (1..=scores.len()).contains(&mask.rank()) && sizes.all(|(&size, &whole)| size == 1 || size == whole) {
         return Ok(());
     }
     let expected = format!("one that is broadcast to [B, H, S, T] = {scores:?}");

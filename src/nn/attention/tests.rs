@@ -241,7 +241,7 @@ fn errors_name_the_argument() {
     assert!(message(fits[0], fits[1], fits[2], 0.0).starts_with("softcapping is 0"));
     // A mask may not make more queries or sequences of them.
     let [q, k, v] = fits.map(|shape| random(shape, 0));
-    for shape in [&[4, 5][..], &[2, 1, 3, 5], &[7]] {
+    for shape in [&[4, 5][..], &[2, 1, 3, 5], &[7], &[]] {
         let refused = sdpa(&q, &k, &v, Some(&random(shape, 1)), false, 1.0, 1.0);
         let expected =
             format!("mask has shape {shape:?}, but must be one that is broadcast to [B, H, S, T] = [1, 4, 3, 5]");
