@@ -15,6 +15,24 @@ use crate::pass::Pass;
 ///
 /// [`Plain`] makes one of any candle module. A model with dropout, drop path or batch norm of its own implements it to
 /// take part in them through the [`Pass`].
+///
+/// ```
+/// # use candle_core::{DType, Device, Tensor};
+/// # use masksub::{nn::Linear, DropSub, MaskSub, Plain};
+/// # let net = Linear::new(Tensor::zeros((4, 4), DType::F32, &Device::Cpu)?, None);
+/// let model = MaskSub::unchecked(Plain(net), DropSub::new(0.1)?);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// Without it, a candle module is none:
+///
+/// ```compile_fail,E0277
+/// # use candle_core::{DType, Device, Tensor};
+/// # use masksub::{nn::Linear, DropSub, MaskSub};
+/// # let net = Linear::new(Tensor::zeros((4, 4), DType::F32, &Device::Cpu)?, None);
+/// let model = MaskSub::unchecked(net, DropSub::new(0.1)?);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is no model that a sub-branch can run as a whole",
     label = "does not implement `Forward`",
@@ -33,6 +51,26 @@ pub trait Forward<O = Tensor> {
 ///
 /// Tokens are P prefix tokens (class, distillation, register), which are never dropped, followed by one token for each
 /// of the L positions of the grid.
+///
+/// A module that is run as a whole has blocks of its images to hide:
+///
+/// ```
+/// # use candle_core::{DType, Device, Tensor};
+/// # use masksub::{nn::Linear, MaskSub, PatchDrop, Plain, RandomMasking};
+/// # let net = Linear::new(Tensor::zeros((4, 4), DType::F32, &Device::Cpu)?, None);
+/// let model = MaskSub::unchecked(Plain(net), PatchDrop::new(RandomMasking::new(0.5)?, 16)?);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// and no tokens to drop:
+///
+/// ```compile_fail,E0277
+/// # use candle_core::{DType, Device, Tensor};
+/// # use masksub::{nn::Linear, DropToken, MaskSub, Plain, RandomMasking};
+/// # let net = Linear::new(Tensor::zeros((4, 4), DType::F32, &Device::Cpu)?, None);
+/// let model = MaskSub::unchecked(Plain(net), DropToken::new(RandomMasking::new(0.5)?));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is no model whose tokens can be dropped",
     label = "does not implement `TokenModel`",
