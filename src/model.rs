@@ -35,6 +35,26 @@ use crate::pass::Pass;
 ///     }
 /// }
 /// ```
+///
+/// A candle module in [`Plain`] is one:
+///
+/// ```
+/// # use candle_core::{DType, Device, Tensor};
+/// # use masksub::{nn::Linear, DropSub, MaskSub, Plain};
+/// # let net = Linear::new(Tensor::zeros((4, 4), DType::F32, &Device::Cpu)?, None);
+/// let model = MaskSub::unchecked(Plain(net), DropSub::new(0.1)?);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// and by itself is none:
+///
+/// ```compile_fail,E0277
+/// # use candle_core::{DType, Device, Tensor};
+/// # use masksub::{nn::Linear, DropSub, MaskSub};
+/// # let net = Linear::new(Tensor::zeros((4, 4), DType::F32, &Device::Cpu)?, None);
+/// let model = MaskSub::unchecked(net, DropSub::new(0.1)?);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is no model that a sub-branch can run as a whole",
     label = "does not implement `Forward`",
@@ -88,6 +108,26 @@ pub trait Forward<O = Tensor> {
 ///         self.head.forward(&tokens.mean(1)?)
 ///     }
 /// }
+/// ```
+///
+/// A module that is run as a whole has blocks of its images to hide:
+///
+/// ```
+/// # use candle_core::{DType, Device, Tensor};
+/// # use masksub::{nn::Linear, MaskSub, PatchDrop, Plain, RandomMasking};
+/// # let net = Linear::new(Tensor::zeros((4, 4), DType::F32, &Device::Cpu)?, None);
+/// let model = MaskSub::unchecked(Plain(net), PatchDrop::new(RandomMasking::new(0.5)?, 16)?);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// and no tokens to drop:
+///
+/// ```compile_fail,E0277
+/// # use candle_core::{DType, Device, Tensor};
+/// # use masksub::{nn::Linear, DropToken, MaskSub, Plain, RandomMasking};
+/// # let net = Linear::new(Tensor::zeros((4, 4), DType::F32, &Device::Cpu)?, None);
+/// let model = MaskSub::unchecked(Plain(net), DropToken::new(RandomMasking::new(0.5)?));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is no model whose tokens can be dropped",

@@ -11,7 +11,7 @@ pub const SIDE: usize = 8;
 pub const TRAIN: usize = 1200;
 
 pub struct Digits {
-    /// [B, 1, 8, 8], with mean 0 and standard deviation 1.
+    /// [B, 1, 8, 8]; those that are trained on have mean 0 and standard deviation 1.
     images: Tensor,
     labels: Tensor,
     order: Vec<u32>,
@@ -21,15 +21,16 @@ impl Digits {
     pub fn load() -> Result<Self> {
         let file = candle_core::safetensors::load_buffer(include_bytes!("../data/digits.safetensors"), &Device::Cpu)?;
         let images = file.get("images").context("there are images")?.to_dtype(DType::F32)?;
-        let mean = images.mean_all()?;
-        let centred = images.broadcast_sub(&mean)?;
-        let std = centred.sqr()?.mean_all()?.sqrt()?;
         let count = images.dim(0)? as u32;
         // The file is ordered by writer: shuffled, every writer is in both parts.
         let mut order: Vec<u32> = (0..count).collect();
         order.shuffle(&mut Seed::new(0).at(0).step_rng(Purpose::custom(0)));
+        // Of the images that are trained on alone: of the others nothing is known.
+        let trained_on = images.index_select(&Tensor::new(&order[..TRAIN], &Device::Cpu)?, 0)?;
+        let mean = trained_on.mean_all()?;
+        let std = trained_on.broadcast_sub(&mean)?.sqr()?.mean_all()?.sqrt()?;
         Ok(Self {
-            images: centred.broadcast_div(&std)?.unsqueeze(1)?,
+            images: images.broadcast_sub(&mean)?.broadcast_div(&std)?.unsqueeze(1)?,
             labels: file.get("labels").context("there are labels")?.to_dtype(DType::U32)?,
             order,
         })

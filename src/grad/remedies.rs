@@ -4,7 +4,8 @@
 pub(super) fn remedy(reason: &str) -> Option<&'static str> {
     let unsupported = ["backward not supported", "backward is not supported"];
     if !unsupported.iter().any(|words| reason.contains(words)) {
-        // A gradient of another shape than what it belongs to: candle's convolution alone computes such.
+        // A gradient of another shape than what it belongs to: of candle's operations its convolution alone computes
+        // such; one of somebody's own may.
         return reason.contains("shape mismatch in add").then_some(CONV2D);
     }
     let known = REMEDIES.iter().find(|(operation, _)| reason.contains(operation));
@@ -12,7 +13,7 @@ pub(super) fn remedy(reason: &str) -> Option<&'static str> {
 }
 
 /// By what candle calls the operation.
-const REMEDIES: [(&str, &str); 6] = [
+const REMEDIES: [(&str, &str); 5] = [
     (
         "maxpool2d",
         "Max pooling whose windows overlap has no backward in candle (and where it has one, gradients come out divided by \
@@ -39,19 +40,18 @@ const REMEDIES: [(&str, &str); 6] = [
         "A transposed convolution of sequences has no backward in candle: take masksub::nn::ConvTranspose1d, or call \
          masksub::ops::conv_transpose1d(&xs, &weight, bias, config)",
     ),
-    ("ceil", "Rounding has no derivative: detach what it is of"),
 ];
 
 const CONV2D: &str =
-    "candle's backward of a convolution gives a gradient of another shape than its input where the stride \
-                      leaves unlike remainders of the two sides: take masksub::nn::Conv2d, or call \
-                      masksub::ops::conv2d(&xs, &weight, bias, config)";
+    "A backward gave a gradient of another shape than its input. candle's convolution does where the stride \
+    leaves unlike remainders of the two sides: take masksub::nn::Conv2d, or call \
+    masksub::ops::conv2d(&xs, &weight, bias, config). A custom operation whose bwd does is to be mended itself";
 
 const ANY: &str = "candle has no backward for this operation: replace it by one that has, or detach what leads to it";
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{DType, Device, Result, Tensor, Var};
+    use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor, Var};
     use candle_nn::{Conv1dConfig, Conv2dConfig, ConvTranspose1dConfig};
 
     use crate::ops::testing::{random, relative};
@@ -153,6 +153,38 @@ mod tests {
             "masksub::ops::conv2d(&xs, &weight, bias, config)",
             &|xs| ops::conv2d(xs, &kernel, None, strided),
         );
+    }
+
+    /// An operation of one's own whose gradient is a row too long, or that has none.
+    struct Own {
+        too_long: bool,
+    }
+
+    impl CustomOp1 for Own {
+        fn name(&self) -> &'static str {
+            "own"
+        }
+
+        fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+            Ok((storage.clone(), layout.shape().clone()))
+        }
+
+        fn bwd(&self, xs: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+            match self.too_long {
+                true => Tensor::cat(&[grad, &xs.narrow(0, 0, 1)?], 0).map(Some),
+                false => Err(candle_core::Error::BackwardNotSupported { op: self.name() }),
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_known_is_not_taken_for_another() {
+        let xs = var(&[2, 3], 0);
+        let remedy_for_own = |too_long| remedy_for(&xs, |xs| xs.apply_op1(Own { too_long })? + xs);
+        assert_eq!(remedy_for_own(false), super::ANY);
+        let too_long = remedy_for_own(true);
+        assert!(too_long.contains("A custom operation whose bwd does"), "{too_long}");
+        assert_eq!(super::remedy("out of memory"), None);
     }
 
     /// Gradients of Σ (xs given op)² by `op` and by `right`, how far apart.

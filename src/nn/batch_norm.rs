@@ -21,7 +21,8 @@ pub use candle_nn::BatchNormConfig;
 /// Where [`candle_nn::BatchNorm`] writes the running statistics in the forward pass, this one hands them to the [`Pass`]
 /// that runs the model on this thread: that of [`MaskSub::wrap`](crate::MaskSub::wrap) or [`Plain`](crate::Plain), or of
 /// [`Pass::scope`] elsewhere. They change when the step is accepted, and one that is rejected leaves them as they were.
-/// Outside of a pass it updates them at once.
+/// Outside of a pass it updates them at once. In a pass of evaluation `forward_t(xs, true)` normalises by the batch, as it
+/// is told, and leaves the running ones as they are.
 #[derive(Clone, Debug)]
 pub struct BatchNorm {
     running_mean: Var,
@@ -154,7 +155,7 @@ impl BatchNorm {
     }
 
     /// Normalises `xs` [B, C, ..] by the statistics of the batch, which the running ones take up: when the pass that it
-    /// runs in is accepted, or at once outside of one.
+    /// runs in is accepted, or at once outside of one. In a pass of evaluation they stay as they are.
     ///
     /// # Errors
     /// As [`ops::batch_norm`](crate::ops::batch_norm()).
@@ -409,6 +410,32 @@ mod tests {
         }
         let error = BatchNorm::new(4, mean.clone(), var, weight, bias, 1e-3).unwrap_err();
         assert_eq!(error.to_string(), "weight has shape [5], but must be [4]");
+    }
+
+    #[test]
+    fn statistics_stay_in_a_pass_of_evaluation() {
+        let norm = batch_norm(
+            5,
+            1e-3,
+            VarBuilder::from_varmap(&VarMap::new(), DType::F64, &Device::Cpu),
+        )
+        .unwrap();
+        let (xs, before) = (random(&[3, 5], 0), norm.running_mean().copy().unwrap());
+        let mut pass = Pass::eval();
+        let ys = pass.scope(|_| norm.forward_t(&xs, true).unwrap());
+        pass.commit().unwrap();
+        assert_eq!(relative(norm.running_mean(), &before), 0.0);
+        assert!(
+            ys.mean(0)
+                .unwrap()
+                .abs()
+                .unwrap()
+                .sum_all()
+                .unwrap()
+                .to_scalar::<f64>()
+                .unwrap()
+                < 1e-12
+        );
     }
 
     #[test]

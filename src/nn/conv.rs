@@ -88,7 +88,8 @@ layer!(
 );
 
 impl Conv2d {
-    /// The convolution with a batch norm behind it, by its running statistics, in one layer: for prediction.
+    /// The convolution with a batch norm behind it, by its running statistics, in one layer: for prediction. Gradients of
+    /// what it gives reach the parameters of both, and no statistics.
     ///
     /// # Errors
     ///
@@ -98,11 +99,12 @@ impl Conv2d {
             weight: scale,
             bias: shift,
         } = bn.affine();
-        let scale = scale.div(&(bn.running_var() + bn.eps())?.sqrt()?)?;
+        let [mean, var] = [bn.running_mean(), bn.running_var()].map(Tensor::detach);
+        let scale = scale.div(&(var + bn.eps())?.sqrt()?)?;
         let weight = self.weight.broadcast_mul(&scale.reshape(((), 1, 1, 1))?)?;
         let mean = match &self.bias {
-            None => bn.running_mean().clone(),
-            Some(bias) => (bn.running_mean() - bias)?,
+            None => mean,
+            Some(bias) => (mean - bias)?,
         };
         Ok(Self {
             weight,
@@ -112,17 +114,19 @@ impl Conv2d {
     }
 }
 
-/// A bias that is new: uniform within `bound`.
-fn uniform(bound: f64) -> Init {
+/// New parameters, uniform within 1 / sqrt(f), f the product of `fan`.
+fn uniform(fan: &[usize]) -> Init {
+    let bound = fan.iter().map(|&size| size as f64).product::<f64>().sqrt().recip();
     Init::Uniform { lo: -bound, up: bound }
 }
 
-/// A [`Conv1d`] whose parameters are `weight` and `bias` of `vb`. New ones are drawn as candle-nn draws them: a normal
+/// A [`Conv1d`] whose parameters are `weight`, [C', C / groups, k], and `bias`, `[C']`, of `vb`, where C is
+/// `in_channels`, C' `out_channels` and k `kernel_size`. New ones are drawn as candle-nn draws them: a normal
 /// weight of variance 2 / (C / groups * k), a bias uniform within 1 / sqrt(C).
 ///
 /// # Errors
 ///
-/// If `vb` lacks a parameter or has it in another shape.
+/// If `vb` lacks a parameter or has it in another shape, or the groups do not divide C.
 pub fn conv1d(
     in_channels: usize,
     out_channels: usize,
@@ -131,8 +135,7 @@ pub fn conv1d(
     vb: VarBuilder,
 ) -> Result<Conv1d> {
     let mut layer = conv1d_no_bias(in_channels, out_channels, kernel_size, cfg, vb.clone())?;
-    let bound = 1.0 / (in_channels as f64).sqrt();
-    layer.bias = Some(vb.get_with_hints(out_channels, "bias", uniform(bound))?);
+    layer.bias = Some(vb.get_with_hints(out_channels, "bias", uniform(&[in_channels]))?);
     Ok(layer)
 }
 
@@ -153,12 +156,13 @@ pub fn conv1d_no_bias(
     Ok(Conv1d::new(weight, None, cfg))
 }
 
-/// A [`Conv2d`] whose parameters are `weight` and `bias` of `vb`. New ones are drawn as candle-nn draws them: a normal
+/// A [`Conv2d`] whose parameters are `weight`, [C', C / groups, k, k], and `bias`, `[C']`, of `vb`, where C is
+/// `in_channels`, C' `out_channels` and k `kernel_size`. New ones are drawn as candle-nn draws them: a normal
 /// weight of variance 2 / (C / groups * k * k), a bias uniform within 1 / sqrt(C).
 ///
 /// # Errors
 ///
-/// If `vb` lacks a parameter or has it in another shape.
+/// If `vb` lacks a parameter or has it in another shape, or the groups do not divide C.
 pub fn conv2d(
     in_channels: usize,
     out_channels: usize,
@@ -167,8 +171,7 @@ pub fn conv2d(
     vb: VarBuilder,
 ) -> Result<Conv2d> {
     let mut layer = conv2d_no_bias(in_channels, out_channels, kernel_size, cfg, vb.clone())?;
-    let bound = 1.0 / (in_channels as f64).sqrt();
-    layer.bias = Some(vb.get_with_hints(out_channels, "bias", uniform(bound))?);
+    layer.bias = Some(vb.get_with_hints(out_channels, "bias", uniform(&[in_channels]))?);
     Ok(layer)
 }
 
@@ -194,12 +197,13 @@ pub fn conv2d_no_bias(
     Ok(Conv2d::new(weight, None, cfg))
 }
 
-/// A [`ConvTranspose1d`] whose parameters are `weight` and `bias` of `vb`. New ones are drawn as candle-nn draws them:
-/// uniform within 1 / sqrt(C' k).
+/// A [`ConvTranspose1d`] whose parameters are `weight`, [C, C' / groups, k], and `bias`, `[C']`, of `vb`, where C is
+/// `in_channels`, C' `out_channels` and k `kernel_size`. New ones are drawn as candle-nn draws them: uniform
+/// within 1 / sqrt(C' k).
 ///
 /// # Errors
 ///
-/// If `vb` lacks a parameter or has it in another shape.
+/// If `vb` lacks a parameter or has it in another shape, or the groups do not divide C'.
 pub fn conv_transpose1d(
     in_channels: usize,
     out_channels: usize,
@@ -208,8 +212,7 @@ pub fn conv_transpose1d(
     vb: VarBuilder,
 ) -> Result<ConvTranspose1d> {
     let mut layer = conv_transpose1d_no_bias(in_channels, out_channels, kernel_size, cfg, vb.clone())?;
-    let bound = 1.0 / (out_channels as f64 * kernel_size as f64).sqrt();
-    layer.bias = Some(vb.get_with_hints(out_channels, "bias", uniform(bound))?);
+    layer.bias = Some(vb.get_with_hints(out_channels, "bias", uniform(&[out_channels, kernel_size]))?);
     Ok(layer)
 }
 
@@ -225,14 +228,14 @@ pub fn conv_transpose1d_no_bias(
     cfg: ConvTranspose1dConfig,
     vb: VarBuilder,
 ) -> Result<ConvTranspose1d> {
-    let bound = 1.0 / (out_channels as f64 * kernel_size as f64).sqrt();
     let shape = (in_channels, of_group(out_channels, cfg.groups)?, kernel_size);
-    let weight = vb.get_with_hints(shape, "weight", uniform(bound))?;
+    let weight = vb.get_with_hints(shape, "weight", uniform(&[out_channels, kernel_size]))?;
     Ok(ConvTranspose1d::new(weight, None, cfg))
 }
 
-/// A [`ConvTranspose2d`] whose parameters are `weight` and `bias` of `vb`. New ones are drawn as candle-nn draws them:
-/// uniform within 1 / (sqrt(C') k).
+/// A [`ConvTranspose2d`] whose parameters are `weight`, [C, C', k, k], and `bias`, `[C']`, of `vb`, where C is
+/// `in_channels`, C' `out_channels` and k `kernel_size`. New ones are drawn as candle-nn draws them: uniform
+/// within 1 / sqrt(C' k * k).
 ///
 /// # Errors
 ///
@@ -245,8 +248,7 @@ pub fn conv_transpose2d(
     vb: VarBuilder,
 ) -> Result<ConvTranspose2d> {
     let mut layer = conv_transpose2d_no_bias(in_channels, out_channels, kernel_size, cfg, vb.clone())?;
-    let bound = 1.0 / (out_channels as f64).sqrt() / kernel_size as f64;
-    layer.bias = Some(vb.get_with_hints(out_channels, "bias", uniform(bound))?);
+    layer.bias = Some(vb.get_with_hints(out_channels, "bias", uniform(&[out_channels, kernel_size, kernel_size]))?);
     Ok(layer)
 }
 
@@ -262,9 +264,8 @@ pub fn conv_transpose2d_no_bias(
     cfg: ConvTranspose2dConfig,
     vb: VarBuilder,
 ) -> Result<ConvTranspose2d> {
-    let bound = 1.0 / (out_channels as f64).sqrt() / kernel_size as f64;
     let shape = (in_channels, out_channels, kernel_size, kernel_size);
-    let weight = vb.get_with_hints(shape, "weight", uniform(bound))?;
+    let weight = vb.get_with_hints(shape, "weight", uniform(&[out_channels, kernel_size, kernel_size]))?;
     Ok(ConvTranspose2d::new(weight, None, cfg))
 }
 
@@ -399,6 +400,11 @@ mod tests {
             let expected = norm.forward_t(&conv.forward(&xs).unwrap(), false).unwrap();
             let absorbed = conv.absorb_bn(&norm).unwrap().forward(&xs).unwrap();
             assert!(relative(&absorbed, &expected) < 1e-6);
+            // Statistics are no parameters.
+            let grads = absorbed.sum_all().unwrap().backward().unwrap();
+            assert!(grads.get(norm.running_mean()).is_none() && grads.get(norm.running_var()).is_none());
+            let (weight, bias) = norm.weight_and_bias().unwrap();
+            assert!([weight, bias, conv.weight()].iter().all(|var| grads.get(var).is_some()));
         }
     }
 

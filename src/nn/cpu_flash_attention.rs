@@ -2,12 +2,12 @@
 
 use candle_core::{Result, Tensor, WithDType};
 
-use super::attention::{flash_attn, AttnMask};
+use super::attention::cpu_flash::standard;
 
-/// The same as [`flash_attn`], with an optional mask.
+/// The same as [`run_flash_attn_cpu`](standard::run_flash_attn_cpu) there.
 ///
 /// # Errors
-/// As [`flash_attn`].
+/// As there.
 #[deprecated(note = "candle-nn has replaced it by `attention::{flash_attn, AttnMask}`")]
 pub fn run_flash_attn_cpu<T>(
     q: &Tensor,
@@ -21,6 +21,5 @@ pub fn run_flash_attn_cpu<T>(
 where
     T: WithDType + num_traits::Float + 'static,
 {
-    let mask = mask.map_or(AttnMask::None, |mask| AttnMask::Mask(mask.clone()));
-    flash_attn::<T>(q, k, v, softmax_scale, mask, max_bias, softcap)
+    standard::run_flash_attn_cpu::<T>(q, k, v, mask, softmax_scale, max_bias, softcap)
 }

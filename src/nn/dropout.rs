@@ -2,6 +2,7 @@
 
 use candle_core::{ModuleT, Result, Tensor};
 
+use crate::check;
 use crate::error::Error;
 use crate::pass::with_current;
 
@@ -12,7 +13,8 @@ use crate::pass::with_current;
 /// Its signature has no key to draw from, so it takes part in the [`Pass`](crate::Pass) that runs the model on this
 /// thread: that of [`MaskSub::wrap`](crate::MaskSub::wrap) or [`Plain`](crate::Plain), or of
 /// [`Pass::scope`](crate::Pass::scope) elsewhere. Main and sub-branch draw apart, a run resumes at any step, and
-/// [`DropSub`](crate::DropSub) sets the rate. Outside training, or with a rate of 0, no pass is needed.
+/// [`DropSub`](crate::DropSub) sets the rate. Outside training, or with a rate of 0, no pass is needed. In a pass of
+/// evaluation nothing is dropped, whatever flag it is called with.
 ///
 /// PyTorch's `torch.nn.Dropout(drop_p)`.
 #[derive(Clone, Debug)]
@@ -21,7 +23,7 @@ pub struct Dropout {
 }
 
 impl Dropout {
-    /// With a probability in [0, 1), which is checked when it is used.
+    /// With a probability in [0, 1), which is checked when it is used, in evaluation too.
     pub fn new(drop_p: f32) -> Self {
         Self { drop_p }
     }
@@ -34,10 +36,10 @@ impl Dropout {
     /// [0, 1).
     pub fn forward(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
         if train {
-            dropout(xs, self.drop_p)
-        } else {
-            Ok(xs.clone())
+            return dropout(xs, self.drop_p);
         }
+        check::rate("drop_p", f64::from(self.drop_p))?;
+        Ok(xs.clone())
     }
 }
 
@@ -47,13 +49,15 @@ impl ModuleT for Dropout {
     }
 }
 
-/// What [`Dropout`] does in training: [`candle_nn::ops::dropout`], repeatable.
+/// Dropout as [`Dropout`] does it in training, and in a pass of evaluation nothing: [`candle_nn::ops::dropout`],
+/// repeatable.
 ///
 /// # Errors
 ///
 /// As [`Dropout::forward`].
 pub fn dropout(xs: &Tensor, drop_p: f32) -> Result<Tensor> {
-    match with_current(|pass| pass.dropout(xs, f64::from(drop_p))) {
+    let rate = check::rate("drop_p", f64::from(drop_p))?;
+    match with_current(|pass| pass.dropout(xs, rate)) {
         Some(dropped) => dropped,
         None if drop_p == 0.0 => Ok(xs.clone()),
         None => Err(Error::DrawsWithoutKey { what: "dropout" }.into()),
@@ -102,15 +106,26 @@ mod tests {
             values(&Dropout::new(0.0).forward(&ones(), true).unwrap()),
             values(&ones())
         );
-        for rate in [1.0, f32::NAN] {
-            let error = Pass::train(Seed::new(0).at(0)).scope(|_| dropout(&ones(), rate).unwrap_err());
-            assert!(matches!(
-                Error::from(error),
-                Error::InvalidArgument {
-                    argument: "dropout",
-                    ..
-                }
-            ));
+        let evaluated = Pass::eval().scope(|_| layer.forward_t(&ones(), true).unwrap());
+        assert_eq!(values(&evaluated), values(&ones()));
+    }
+
+    #[test]
+    fn a_rate_out_of_range_is_refused_wherever_it_is_used() {
+        for rate in [1.0, -0.1, f32::NAN] {
+            let layer = Dropout::new(rate);
+            for refused in [
+                Pass::train(Seed::new(0).at(0)).scope(|_| dropout(&ones(), rate)),
+                Pass::eval().scope(|train| layer.forward_t(&ones(), train)),
+                layer.forward(&ones(), true),
+                layer.forward(&ones(), false),
+            ] {
+                let error = Error::from(refused.unwrap_err());
+                assert!(
+                    matches!(error, Error::InvalidArgument { argument: "drop_p", .. }),
+                    "{error}"
+                );
+            }
         }
     }
 

@@ -1,9 +1,10 @@
 //! Caches of keys and values, for generation, that do not cut the gradients of training.
 //!
 //! candle-nn's caches detach what they are given, or copy it where no gradient follows: keys and values of a model that is
-//! trained through one never learn. These behave as candle-nn's where no gradient is asked for. Where one is, a cache
-//! that is empty gives back what it was given; one that is not is an [`Error::InvalidArgument`], because the keys in it
-//! are of an earlier pass: reset it before each step (`clear_kv_cache` in most of candle-transformers' models).
+//! trained through one never learn. These behave as candle-nn's where no gradient is asked for. Where one is, `append` of
+//! a cache that is empty gives back what it was given; one that is not is an [`Error::InvalidArgument`], because the keys
+//! in it are of an earlier pass: reset it before each step (`clear_kv_cache` in most of candle-transformers' models). What
+//! they hold, and give out by other methods, is detached.
 //!
 //! All methods that are not here are candle-nn's, through [`Deref`].
 
@@ -11,7 +12,8 @@ use std::ops::{Deref, DerefMut};
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::attention::tracked;
+use super::{refuse_gradients, tracked};
+use crate::check;
 use crate::error::Error;
 
 pub use candle_nn::kv_cache::{rope_i_inplace, IndicesAndMask, RawInterleavedKvCache};
@@ -25,6 +27,24 @@ fn check_empty(argument: &'static str, length: usize) -> Result<()> {
     let allowed =
         "detached, or appended to an empty cache: what is in it is of an earlier pass. Reset it before each step";
     Err(Error::invalid(argument, value, allowed).into())
+}
+
+/// An error unless `xs` can follow what a cache has `held` along `dim`: what fails later leaves half of it appended.
+fn check_follows(argument: &'static str, xs: &Tensor, dim: usize, held: Option<&Tensor>) -> Result<()> {
+    if xs.rank() <= dim {
+        return Err(Error::shape(argument, xs.dims(), format!("more than {dim} dimensions")).into());
+    }
+    let Some(held) = held else { return Ok(()) };
+    check::same_dtype(argument, xs, "what the cache holds", held)?;
+    let others = |xs: &Tensor| [&xs.dims()[..dim], &xs.dims()[dim + 1..]].concat();
+    if xs.rank() != held.rank() || others(xs) != others(held) {
+        let expected = format!(
+            "that of what the cache holds, {:?}, but for dimension {dim}",
+            held.dims()
+        );
+        return Err(Error::shape(argument, xs.dims(), expected).into());
+    }
+    Ok(())
 }
 
 macro_rules! through_deref {
@@ -64,15 +84,35 @@ impl Cache {
         Self(candle_nn::kv_cache::Cache::new(dim, max_seq_len))
     }
 
-    /// Appends `src`, detached.
+    /// Appends `src`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for a tensor with a gradient when the cache is not empty; candle-nn's.
+    /// [`Error::InvalidArgument`] for a tensor with a gradient, which nothing that the cache gives out would bring back
+    /// (as [`KvCache::append`] does), and for a cache of no positions; [`Error::Shape`] and [`Error::DType`] for one that
+    /// cannot follow what is in it.
     pub fn append(&mut self, src: &Tensor) -> Result<()> {
-        if tracked(&[src]) {
-            check_empty("src", self.current_seq_len())?;
+        refuse_gradients("src", src)?;
+        self.check("src", src)?;
+        self.0.append(&src.contiguous()?)
+    }
+
+    /// An error where [`join`](Self::join) would give one.
+    fn check(&self, argument: &'static str, xs: &Tensor) -> Result<()> {
+        if tracked(&[xs]) {
+            check_empty(argument, self.current_seq_len())?;
         }
-        self.0.append(&src.detach())
+        // candle-nn's would grow by nothing for ever.
+        check::at_least_one("max_seq_len", self.max_seq_len())?;
+        check_follows(argument, xs, self.dim(), self.all_data().as_ref())
+    }
+
+    /// Appends `xs`, checked, and returns all that it has: of an empty cache `xs`, where it has a gradient.
+    fn join(&mut self, xs: &Tensor) -> Result<Tensor> {
+        self.0.append(&xs.detach().contiguous()?)?;
+        match self.current_data()? {
+            Some(all) if !tracked(&[xs]) => Ok(all),
+            _ => Ok(xs.clone()),
+        }
     }
 }
 
@@ -110,7 +150,7 @@ impl KvCache {
         &mut self.v
     }
 
-    /// The keys in it.
+    /// The keys in it, detached.
     ///
     /// # Errors
     /// candle-nn's.
@@ -118,7 +158,7 @@ impl KvCache {
         self.k.current_data()
     }
 
-    /// The values in it.
+    /// The values in it, detached.
     ///
     /// # Errors
     /// candle-nn's.
@@ -129,16 +169,12 @@ impl KvCache {
     /// Appends keys and values; returns all that it has. Of an empty cache those are `k` and `v`, gradients and all.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for a tensor with a gradient when the cache is not empty; candle-nn's.
+    /// [`Error::InvalidArgument`] for a tensor with a gradient when the cache is not empty; [`Error::Shape`] and
+    /// [`Error::DType`] for one that cannot follow what is in it. Nothing is appended then.
     pub fn append(&mut self, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
-        let append = |cache: &mut Cache, xs: &Tensor| -> Result<Tensor> {
-            cache.append(xs)?;
-            match cache.current_data()? {
-                Some(all) if !tracked(&[xs]) => Ok(all),
-                _ => Ok(xs.clone()),
-            }
-        };
-        Ok((append(&mut self.k, k)?, append(&mut self.v, v)?))
+        self.k.check("k", k)?;
+        self.v.check("v", v)?;
+        Ok((self.k.join(k)?, self.v.join(v)?))
     }
 
     /// The number of positions in it.
@@ -166,14 +202,24 @@ impl RotatingCache {
     /// Appends `src`; returns all that can be attended to. Of an empty cache that is `src`, gradients and all.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for a tensor with a gradient when the cache is not empty; candle-nn's.
+    /// [`Error::InvalidArgument`] for a tensor with a gradient when the cache is not empty; [`Error::Shape`] and
+    /// [`Error::DType`] for one that cannot follow what is in it. Nothing is appended then.
     pub fn append(&mut self, src: &Tensor) -> Result<Tensor> {
-        if !tracked(&[src]) {
-            return self.0.append(src);
+        self.check("src", src)?;
+        self.join(src)
+    }
+
+    /// An error where [`join`](Self::join) would give one.
+    fn check(&self, argument: &'static str, xs: &Tensor) -> Result<()> {
+        if tracked(&[xs]) {
+            check_empty(argument, self.current_seq_len())?;
         }
-        check_empty("src", self.current_seq_len())?;
-        self.0.append(&src.detach())?;
-        Ok(src.clone())
+        check_follows(argument, xs, self.dim(), self.all_data().as_ref())
+    }
+
+    fn join(&mut self, xs: &Tensor) -> Result<Tensor> {
+        let all = self.0.append(&xs.detach())?;
+        Ok(if tracked(&[xs]) { xs.clone() } else { all })
     }
 }
 
@@ -211,7 +257,7 @@ impl RotatingKvCache {
         &mut self.v
     }
 
-    /// The keys in it.
+    /// The keys in it, detached.
     ///
     /// # Errors
     /// candle-nn's.
@@ -219,7 +265,7 @@ impl RotatingKvCache {
         self.k.current_data()
     }
 
-    /// The values in it.
+    /// The values in it, detached.
     ///
     /// # Errors
     /// candle-nn's.
@@ -231,9 +277,12 @@ impl RotatingKvCache {
     /// and all.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for a tensor with a gradient when the cache is not empty; candle-nn's.
+    /// [`Error::InvalidArgument`] for a tensor with a gradient when the cache is not empty; [`Error::Shape`] and
+    /// [`Error::DType`] for one that cannot follow what is in it. Nothing is appended then.
     pub fn append(&mut self, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
-        Ok((self.k.append(k)?, self.v.append(v)?))
+        self.k.check("k", k)?;
+        self.v.check("v", v)?;
+        Ok((self.k.join(k)?, self.v.join(v)?))
     }
 
     /// Where the next position is written.
@@ -279,8 +328,11 @@ impl ConcatKvCache {
     /// Appends keys and values; returns all that it has. Of an empty cache those are `k` and `v`, gradients and all.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for a tensor with a gradient when the cache is not empty; candle-nn's.
+    /// [`Error::InvalidArgument`] for a tensor with a gradient when the cache is not empty; [`Error::Shape`] and
+    /// [`Error::DType`] for one that cannot follow what is in it. Nothing is appended then.
     pub fn append(&mut self, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
+        check_follows("k", k, self.dim(), self.0.k())?;
+        check_follows("v", v, self.dim(), self.0.v())?;
         if !tracked(&[k, v]) {
             return self.0.append(k, v);
         }
@@ -331,9 +383,13 @@ impl ScatteredKvCache {
     /// more those are `k` and `v`, gradients and all.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for a tensor with a gradient that is shorter than the context; candle-nn's.
+    /// [`Error::InvalidArgument`] for a tensor with a gradient that is shorter than the context; [`Error::Shape`] for
+    /// values of another shape than the keys; candle-nn's.
     pub fn append(&mut self, k: &Tensor, v: &Tensor, iam: &IndicesAndMask) -> Result<(Tensor, Tensor)> {
         let context = self.k().dim(2)?;
+        if v.dims() != k.dims() {
+            return Err(Error::shape("v", v.dims(), format!("{:?} like k", k.dims())).into());
+        }
         if tracked(&[k, v]) && k.dim(2)? < context {
             let value = format!("a tensor of {} positions with a gradient", k.dim(2)?);
             let allowed =
@@ -418,6 +474,75 @@ mod tests {
             let (k, k0) = (tracked(&next, &next).unwrap().0, plain(&next, &next).unwrap().0);
             assert_eq!(relative(&k, &k0), 0.0, "{name}");
         }
+    }
+
+    #[test]
+    fn a_cache_by_itself_refuses_gradients() {
+        let mut cache = Cache::new(2, 8);
+        let xs = random(&[1, 2, 3, 4], 0);
+        let error = cache.append(&Var::from_tensor(&xs).unwrap()).unwrap_err().to_string();
+        assert!(error.starts_with("src is a tensor with a gradient"), "{error}");
+        assert_eq!(cache.current_seq_len(), 0);
+        // Also one that lies otherwise.
+        cache
+            .append(
+                &xs.transpose(1, 3)
+                    .unwrap()
+                    .contiguous()
+                    .unwrap()
+                    .transpose(1, 3)
+                    .unwrap(),
+            )
+            .unwrap();
+        assert_eq!(relative(&cache.current_data().unwrap().unwrap(), &xs), 0.0);
+        let error = Cache::new(2, 0).append(&xs).unwrap_err().to_string();
+        assert_eq!(error, "max_seq_len is 0, but must be at least 1");
+    }
+
+    #[test]
+    fn keys_are_not_appended_where_values_are_refused() {
+        let xs = random(&[1, 2, 3, 4], 0);
+        let refused = [
+            random(&[1, 2, 3, 5], 1),
+            random(&[3, 4], 1),
+            random(&[1, 2], 1),
+            xs.to_dtype(DType::F32).unwrap(),
+            Var::from_tensor(&xs).unwrap().as_tensor().clone(),
+        ];
+        let (mut all, mut last, mut joined) = (KvCache::new(2, 8), RotatingKvCache::new(2, 4), ConcatKvCache::new(2));
+        all.append(&xs, &xs).unwrap();
+        last.append(&xs, &xs).unwrap();
+        joined.append(&xs, &xs).unwrap();
+        let mut scattered = ScatteredCacheBuilder::new(1, 4, DType::F64, &Device::Cpu).unwrap();
+        let iam = scattered.indices_and_mask(3, &[true]).unwrap();
+        let mut scattered = scattered.make_cache(2, 4).unwrap();
+        for (i, v) in refused.iter().enumerate() {
+            let k = random(&[1, 2, 3, 4], 2);
+            let errors =
+                [all.append(&k, v), last.append(&k, v), joined.append(&k, v)].map(|appended| appended.unwrap_err());
+            for error in errors {
+                let error = error.to_string();
+                assert!(error.starts_with("v ") || i == 4, "{error}");
+            }
+            assert_eq!(all.current_seq_len(), 3);
+            assert_eq!((last.current_seq_len(), joined.current_seq_len()), (3, 3));
+            assert_eq!(relative(&last.k().unwrap().unwrap(), &xs), 0.0);
+            assert_eq!(relative(joined.k().unwrap(), &xs), 0.0);
+        }
+        let (k, short) = (random(&[1, 2, 3, 4], 2), random(&[1, 2, 2, 4], 3));
+        let error = scattered.append(&k, &short, &iam).unwrap_err().to_string();
+        assert_eq!(error, "v has shape [1, 2, 2, 4], but must be [1, 2, 3, 4] like k");
+        assert_eq!(
+            scattered
+                .k()
+                .abs()
+                .unwrap()
+                .sum_all()
+                .unwrap()
+                .to_scalar::<f64>()
+                .unwrap(),
+            0.0
+        );
     }
 
     #[test]

@@ -135,39 +135,12 @@ pub fn layer_norm_no_bias(size: usize, eps: f64, vb: VarBuilder) -> Result<Layer
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use super::*;
-    use crate::ops::testing::{random, relative};
+    use crate::nn::testing::{assert_equal, assert_trains, single};
+    use crate::ops::testing::relative;
     use candle_core::{DType, Device, Var};
     use candle_nn::VarMap;
-
-    pub(in crate::nn) fn single(shape: &[usize], seed: u64) -> Tensor {
-        random(shape, seed).to_dtype(DType::F32).unwrap()
-    }
-
-    /// Every one of `vars` gets a gradient from a module applied to a contiguous input, which candle-nn's do not give.
-    pub(in crate::nn) fn assert_trains(module: &impl Module, vars: &[&Var]) {
-        let xs = Var::from_tensor(&single(&[2, 3, 6], 9)).unwrap();
-        let loss = (module.forward(&xs).unwrap() * single(&[2, 3, 6], 10))
-            .unwrap()
-            .sum_all()
-            .unwrap();
-        let grads = loss.backward().unwrap();
-        for var in vars.iter().chain([&&xs]) {
-            let norm = grads.get(var).expect("a gradient").sqr().unwrap().sum_all().unwrap();
-            assert!(norm.to_scalar::<f32>().unwrap() > 0.0);
-        }
-    }
-
-    pub(in crate::nn) fn assert_equal(ours: &impl Module, candles: &impl Module) {
-        let xs = single(&[2, 3, 6], 9);
-        // candle's fused kernel in one case, its composition in the other.
-        for xs in [xs.clone(), xs.transpose(0, 1).unwrap()] {
-            let (ours, candles) = (ours.forward(&xs).unwrap(), candles.forward(&xs).unwrap());
-            let error = relative(&ours, &candles);
-            assert!(error < 1e-6, "{error:e}");
-        }
-    }
 
     #[test]
     fn layer_norms_equal_candles_and_train() {

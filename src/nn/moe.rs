@@ -6,13 +6,13 @@
 use candle_core::quantized::QTensor;
 use candle_core::{DType, Result, Tensor};
 
-use super::attention::tracked;
-use crate::error::Error;
+use super::refuse_gradients;
 
 /// Products of tokens with the weights of the experts that each was sent to: [`candle_nn::moe::moe_gemm`], on CUDA only.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] when an argument has a gradient to be computed: candle-nn's kernel would cut it silently.
+/// [`Error::InvalidArgument`](crate::Error::InvalidArgument) when an argument has a gradient to be computed: candle-nn's
+/// kernel would cut it silently.
 /// Those of candle-nn's.
 pub fn moe_gemm(
     input: &Tensor,
@@ -60,14 +60,6 @@ pub fn moe_gemm_gguf(
     }
     let (ids, experts) = (sorted_token_ids, experts_ids);
     candle_nn::moe::moe_gemm_gguf(input, weights, topk_weights, ids, experts, topk, is_prefill, dtype)
-}
-
-fn refuse_gradients(argument: &'static str, tensor: &Tensor) -> Result<()> {
-    if tracked(&[tensor]) {
-        let allowed = "detached: the kernel has no backward, and the gradient would be lost silently";
-        return Err(Error::invalid(argument, "a tensor with a gradient", allowed).into());
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -64,8 +64,8 @@ pub fn rms_norm(size: usize, eps: f64, vb: VarBuilder) -> Result<RmsNorm> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::layer_norm::tests::{assert_equal, assert_trains, single};
     use super::*;
+    use crate::nn::testing::{assert_equal, assert_trains, single};
     use crate::ops::testing::relative;
     use candle_core::{DType, Device, Var};
     use candle_nn::VarMap;

@@ -9,6 +9,7 @@ use crate::key::Seed;
 use crate::ops::testing::{random, relative};
 use crate::weights::Weights;
 
+/// Standard normal numbers in `f32`.
 pub(super) fn single(shape: &[usize], seed: u64) -> Tensor {
     random(shape, seed).to_dtype(DType::F32).unwrap()
 }
@@ -73,5 +74,30 @@ pub(super) fn assert_same_layer<A, B>(
     for (name, ours) in &ours {
         let error = relative(ours, &candles[name]);
         assert!(error < 2e-6, "{name} is off by {error:e}");
+    }
+}
+
+/// Every one of `vars`, and the input [2, 3, 6], gets a gradient from a norm of a contiguous input, which candle-nn's do not
+/// give.
+pub(super) fn assert_trains(module: &impl Module, vars: &[&Var]) {
+    let xs = Var::from_tensor(&single(&[2, 3, 6], 9)).unwrap();
+    let loss = (module.forward(&xs).unwrap() * single(&[2, 3, 6], 10))
+        .unwrap()
+        .sum_all()
+        .unwrap();
+    let grads = loss.backward().unwrap();
+    for var in vars.iter().chain([&&xs]) {
+        let norm = grads.get(var).expect("a gradient").sqr().unwrap().sum_all().unwrap();
+        assert!(norm.to_scalar::<f32>().unwrap() > 0.0);
+    }
+}
+
+/// A norm of ours has candle-nn's result, of its fused kernel in one case, of its composition in the other.
+pub(super) fn assert_equal(ours: &impl Module, candles: &impl Module) {
+    let xs = single(&[2, 3, 6], 9);
+    for xs in [xs.clone(), xs.transpose(0, 1).unwrap()] {
+        let (ours, candles) = (ours.forward(&xs).unwrap(), candles.forward(&xs).unwrap());
+        let error = relative(&ours, &candles);
+        assert!(error < 1e-6, "{error:e}");
     }
 }

@@ -55,10 +55,17 @@ impl Drop for Scope<'_> {
 /// What `f` gives of the pass whose scope this thread is in, if it is in one.
 pub(crate) fn with_current<T>(f: impl FnOnce(&mut Pass) -> T) -> Option<T> {
     // Not borrowed meanwhile: `f` may wait for other threads, and be given work that enters a scope.
-    let mut pass = CURRENT.take()?;
-    let result = f(&mut pass);
-    CURRENT.set(Some(pass));
-    Some(result)
+    let mut lent = Lent(CURRENT.take());
+    lent.0.as_mut().map(f)
+}
+
+/// Puts the current pass back at its end, also when there is a panic.
+struct Lent(Option<Pass>);
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        CURRENT.set(self.0.take());
+    }
 }
 
 #[cfg(test)]
@@ -121,6 +128,22 @@ mod tests {
         }));
         assert!(caught.is_err() && draw().is_none());
         assert!(pass.is_train() && pass.dropout_sites() == 1);
+    }
+
+    #[test]
+    fn a_panic_of_a_layer_leaves_the_pass_in_its_scope() {
+        let mut pass = pass(0);
+        let then = pass.scope(|_| {
+            let caught = std::panic::catch_unwind(|| {
+                with_current(|pass| {
+                    pass.skip_dropout(0.0, 1).unwrap();
+                    panic!("on purpose");
+                })
+            });
+            assert!(caught.is_err());
+            draw()
+        });
+        assert!(then.is_some() && pass.is_train() && pass.dropout_sites() == 2);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! MASKSUB_FUZZ_SEED=7 MASKSUB_FUZZ_CASE=12345 cargo test --release --test fuzz -- --nocapture
 //! ```
 
+mod attention;
 #[path = "../common/mod.rs"]
 mod common;
 mod draw;
@@ -34,7 +35,7 @@ static LIMITED: memory::Limited = memory::Limited;
 /// A kind of case: it is accepted, or refused by an error. A panic is a fault.
 type Run = fn(&mut KeyedRng, &Scratch) -> Result<()>;
 
-const KINDS: [(&str, Run); 23] = [
+const KINDS: [(&str, Run); 24] = [
     ("weights of a file", readers::weights),
     ("pretrained", readers::pretrained),
     ("checkpoint", readers::checkpoint),
@@ -55,6 +56,7 @@ const KINDS: [(&str, Run); 23] = [
     ("fused operations", operations::fused),
     ("residual blocks", operations::residual),
     ("layers", operations::layers),
+    ("attention", attention::attention),
     ("vit", models::vit),
     ("swin", models::swin),
     ("resnet", models::resnet),

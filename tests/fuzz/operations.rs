@@ -25,7 +25,7 @@ fn windows(rng: &mut KeyedRng) -> (Grid, usize, usize) {
 }
 
 /// A count as it is meant, most often.
-fn near(rng: &mut KeyedRng, meant: usize) -> usize {
+pub fn near(rng: &mut KeyedRng, meant: usize) -> usize {
     if rng.random_bool(0.8) {
         meant
     } else {
@@ -40,14 +40,14 @@ fn factors(rng: &mut KeyedRng, batch: usize) -> Option<Vec<f32>> {
 }
 
 /// Goes back from a result to what it came from.
-fn back(ys: &Tensor) -> Result<()> {
+pub fn back(ys: &Tensor) -> Result<()> {
     if ys.track_op() && ys.dtype().is_float() {
         ys.sum_all()?.backward()?;
     }
     Ok(())
 }
 
-fn var(rng: &mut KeyedRng, shape: &[usize]) -> Result<Tensor> {
+pub fn var(rng: &mut KeyedRng, shape: &[usize]) -> Result<Tensor> {
     let tensor = tensor(rng, shape)?;
     Ok(match tensor.dtype().is_float() {
         // In the layout that was drawn.

@@ -13,10 +13,3 @@ pub use candle_nn::attention::AttnMask;
 pub use cpu_flash::flash_attn;
 pub use cpu_flash::varlen::flash_attn_varlen_cpu;
 pub use varlen::flash_attn_varlen_unfused;
-
-use candle_core::Tensor;
-
-/// True where the gradient of one of the tensors may be asked for.
-pub(crate) fn tracked(tensors: &[&Tensor]) -> bool {
-    tensors.iter().any(|tensor| tensor.track_op())
-}

@@ -12,7 +12,7 @@ pub(crate) struct Scores {
     pub(crate) scale: f64,
     /// c of c tanh(x / c), which follows.
     pub(crate) softcap: Option<f64>,
-    /// Added at the end, in a shape that is broadcast to [B, H, S, T]; -inf hides a key.
+    /// Added at the end, in a shape that is broadcast to [B, H, S, T] and the dtype that is [`wide`]; -inf hides a key.
     pub(crate) bias: Option<Tensor>,
 }
 
@@ -20,15 +20,16 @@ impl Scores {
     /// softmax(scores) v, [B, H, S, E], of `q` [B, H, S, D], `k` [B, H', T, D] and `v` [B, H'', T, E]; heads that are
     /// fewer serve as many query heads in turn. A query from which every key is hidden gets zeros.
     pub(crate) fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-        check(q, k, v)?;
+        check_shapes(q, k, v)?;
+        let (batch, heads, queries, _) = q.dims4()?;
+        let (_, _, keys, width) = v.dims4()?;
+        if keys == 0 || batch * heads * queries * width == 0 {
+            return Tensor::zeros((batch, heads, queries, width), q.dtype(), q.device());
+        }
         if !ops::is_half(q) {
             return self.composition(q, k, v);
         }
-        let wide = Self {
-            bias: self.bias.as_ref().map(|bias| bias.to_dtype(DType::F32)).transpose()?,
-            ..*self
-        };
-        ops::in_f32(&[q, k, v], |t| wide.composition(&t[0], &t[1], &t[2]))
+        ops::in_f32(&[q, k, v], |t| self.composition(&t[0], &t[1], &t[2]))
     }
 
     fn composition(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
@@ -64,22 +65,46 @@ pub(crate) fn lengths(q: &Tensor, k: &Tensor) -> Result<(usize, usize)> {
     }
 }
 
-fn check(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<()> {
+/// The dtype of scores: `f32` for half precision.
+pub(crate) fn wide(xs: &Tensor) -> DType {
+    if ops::is_half(xs) {
+        DType::F32
+    } else {
+        xs.dtype()
+    }
+}
+
+/// Tells whether `few` heads of keys or values serve `heads` of queries.
+pub(crate) fn serves(few: usize, heads: usize) -> bool {
+    few > 0 && heads.is_multiple_of(few)
+}
+
+/// A mask of numbers that is broadcast to `scores`, [B, H, S, T].
+pub(crate) fn check_mask(mask: &Tensor, scores: [usize; 4]) -> Result<()> {
+    check::float("mask", mask)?;
+    let mut sizes = mask.dims().iter().rev().zip(scores.iter().rev());
+    if (1..=scores.len()).contains(&mask.rank()) && sizes.all(|(&size, &whole)| size == 1 || size == whole) {
+        return Ok(());
+    }
+    let expected = format!("one that is broadcast to [B, H, S, T] = {scores:?}");
+    Err(Error::shape("mask", mask.dims(), expected).into())
+}
+
+fn check_shapes(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<()> {
     check::float("q", q)?;
     check::same_dtype("k", k, "q", q)?;
     check::same_dtype("v", v, "q", q)?;
     let (_, keys) = lengths(q, k)?;
     let (batch, heads, _, width) = q.dims4()?;
-    let divides = |part: usize| part > 0 && heads.is_multiple_of(part);
     match *k.dims() {
-        [b, h, _, d] if b == batch && divides(h) && d == width => {}
+        [b, h, _, d] if b == batch && serves(h, heads) && d == width => {}
         _ => {
             let expected = format!("[{batch}, H', T, {width}] with H' a divisor of {heads}");
             return Err(Error::shape("k", k.dims(), expected).into());
         }
     }
     match *v.dims() {
-        [b, h, t, _] if b == batch && divides(h) && t == keys => Ok(()),
+        [b, h, t, _] if b == batch && serves(h, heads) && t == keys => Ok(()),
         _ => {
             let expected = format!("[{batch}, H', {keys}, E] with H' a divisor of {heads}");
             Err(Error::shape("v", v.dims(), expected).into())
@@ -98,7 +123,8 @@ fn repeated(xs: &Tensor, heads: usize) -> Result<Tensor> {
         .reshape((batch, heads, length, width))
 }
 
-/// A bias [1, H, S, T] of the numbers that `of` gives for head, query and key, in the dtype and on the device of `like`.
+/// A bias [1, H, S, T] of the numbers that `of` gives for head, query and key, in the dtype of the scores and on the
+/// device of `like`.
 pub(crate) fn bias_of(
     [heads, queries, keys]: [usize; 3],
     like: &Tensor,
@@ -110,7 +136,7 @@ pub(crate) fn bias_of(
             data.extend((0..keys).map(|key| of(head, query, key)));
         }
     }
-    Tensor::from_vec(data, (1, heads, queries, keys), like.device())?.to_dtype(like.dtype())
+    Tensor::from_vec(data, (1, heads, queries, keys), like.device())?.to_dtype(wide(like))
 }
 
 /// Query i sees the keys up to i + `offset`.
@@ -118,7 +144,8 @@ pub(crate) fn bias_of(
 pub(crate) struct Causal {
     pub(crate) queries: usize,
     pub(crate) keys: usize,
-    pub(crate) offset: usize,
+    /// Below 0 where the first queries see nothing.
+    pub(crate) offset: i64,
 }
 
 impl Causal {
@@ -127,14 +154,14 @@ impl Causal {
         Self {
             queries,
             keys,
-            offset: keys.saturating_sub(queries),
+            offset: keys as i64 - queries as i64,
         }
     }
 
     /// The bias that hides what is not seen.
     pub(crate) fn bias(self, like: &Tensor) -> Result<Tensor> {
         bias_of([1, self.queries, self.keys], like, |_, query, key| {
-            if key <= query + self.offset {
+            if key as i64 <= query as i64 + self.offset {
                 0.0
             } else {
                 f32::NEG_INFINITY

@@ -1,14 +1,11 @@
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::attention as candles;
 
-use super::cpu_flash::{causal, composition, standard};
+use super::cpu_flash::{causal, standard};
 use super::*;
 use crate::nn::ops::sdpa;
+use crate::nn::testing::single;
 use crate::ops::testing::{check_derivative, random, relative};
-
-fn single(shape: &[usize], seed: u64) -> Tensor {
-    random(shape, seed).to_dtype(DType::F32).unwrap()
-}
 
 /// The same numbers as a tensor whose gradient may be asked for.
 fn var(xs: &Tensor) -> Tensor {
@@ -61,9 +58,10 @@ fn settings() -> Vec<Setting> {
                 6,
                 AttnMask::Mask(mask(1, 6).abs().unwrap().affine(-1.0, 0.0).unwrap()),
                 alibi,
-                None,
+                cap,
             ));
             settings.push((1, 5, 5, AttnMask::causal(), alibi, cap));
+            settings.push((1, 5, 3, AttnMask::causal_with_offset(1), alibi, cap));
         }
     }
     settings
@@ -90,8 +88,7 @@ fn is_differentiable() {
     for (batch, queries, keys, mask, alibi, cap) in settings() {
         let shape = [batch, keys, 3, 4];
         let shapes: [&[usize]; 3] = [&[batch, queries, 6, 4], &shape, &shape];
-        // Not the kernel, which has no f64 result.
-        let op = |t: &[Tensor]| composition(&t[0], &t[1], &t[2], 0.5, &mask, alibi, cap);
+        let op = |t: &[Tensor]| flash_attn::<f64>(&t[0], &t[1], &t[2], 0.5, mask.clone(), alibi, cap);
         check_derivative(&op, &shapes, 3);
     }
 }
@@ -182,7 +179,11 @@ fn defined(q: &Tensor, k: &Tensor, v: &Tensor, causal: bool, cap: f64) -> Tensor
     for (b, h, i) in (0..batch).flat_map(|b| (0..heads).flat_map(move |h| (0..queries).map(move |i| (b, h, i)))) {
         let at = |j: usize| (b * few + h * few / heads) * keys + j;
         let query = &q[(b * heads + h) * queries + i];
-        let seen = if causal { i + 1 + keys - queries } else { keys };
+        let seen = if causal {
+            (i + 1 + keys).saturating_sub(queries)
+        } else {
+            keys
+        };
         let weight = |j: usize| {
             let score: f64 = query.iter().zip(&k[at(j)]).map(|(a, b)| a * b).sum::<f64>() * 0.5;
             if cap == 1.0 {
@@ -192,7 +193,10 @@ fn defined(q: &Tensor, k: &Tensor, v: &Tensor, causal: bool, cap: f64) -> Tensor
             }
         };
         let total: f64 = (0..seen).map(weight).sum();
-        let element = |e: usize| (0..seen).map(|j| weight(j) * v[at(j)][e]).sum::<f64>() / total;
+        let element = |e: usize| match seen {
+            0 => 0.0,
+            _ => (0..seen).map(|j| weight(j) * v[at(j)][e]).sum::<f64>() / total,
+        };
         out.extend((0..v[0].len()).map(element));
     }
     let width = v[0].len();
@@ -202,12 +206,16 @@ fn defined(q: &Tensor, k: &Tensor, v: &Tensor, causal: bool, cap: f64) -> Tensor
 #[test]
 fn sdpa_is_its_definition_and_differentiable() {
     let shapes: [&[usize]; 3] = [&[2, 4, 3, 5], &[2, 2, 6, 5], &[2, 2, 6, 3]];
+    // More queries than keys, the first of which see none.
+    let few: [&[usize]; 3] = [&[2, 4, 5, 3], &[2, 2, 3, 3], &[2, 2, 3, 2]];
     for (causal, cap) in [(false, 1.0), (true, 1.0), (false, 3.0), (true, 3.0)] {
         let op = |t: &[Tensor]| sdpa(&t[0], &t[1], &t[2], None, causal, 0.5, cap);
-        let t = [0, 1, 2].map(|i| random(shapes[i], i as u64));
-        let error = relative(&op(&t).unwrap(), &defined(&t[0], &t[1], &t[2], causal, f64::from(cap)));
-        assert!(error < 1e-13, "{error:e}");
-        check_derivative(&op, &shapes, 5);
+        for shapes in [shapes, few] {
+            let t = [0, 1, 2].map(|i| random(shapes[i], i as u64));
+            let error = relative(&op(&t).unwrap(), &defined(&t[0], &t[1], &t[2], causal, f64::from(cap)));
+            assert!(error < 1e-13, "{error:e}");
+            check_derivative(&op, &shapes, 5);
+        }
     }
     // A mask is added, and gets a gradient.
     let masked = |t: &[Tensor]| sdpa(&t[0], &t[1], &t[2], Some(&t[3]), true, 0.5, 1.0);
@@ -231,4 +239,12 @@ fn errors_name_the_argument() {
     assert_eq!(message(fits[0], fits[1], &[1, 2, 4, 2], 1.0), expected);
     assert!(message(&[4, 3, 2], fits[1], fits[2], 1.0).starts_with("q has shape [4, 3, 2]"));
     assert!(message(fits[0], fits[1], fits[2], 0.0).starts_with("softcapping is 0"));
+    // A mask may not make more queries or sequences of them.
+    let [q, k, v] = fits.map(|shape| random(shape, 0));
+    for shape in [&[4, 5][..], &[2, 1, 3, 5], &[7], &[]] {
+        let refused = sdpa(&q, &k, &v, Some(&random(shape, 1)), false, 1.0, 1.0);
+        let expected =
+            format!("mask has shape {shape:?}, but must be one that is broadcast to [B, H, S, T] = [1, 4, 3, 5]");
+        assert_eq!(refused.unwrap_err().to_string(), expected);
+    }
 }

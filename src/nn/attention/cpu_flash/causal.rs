@@ -2,8 +2,8 @@
 
 use candle_core::{Result, Tensor, WithDType};
 
-use super::super::{tracked, AttnMask};
-use super::composition;
+use super::super::AttnMask;
+use crate::error::Error;
 
 // Of slices, that of decoding: there is no gradient to lose.
 pub use candle_nn::attention::cpu_flash::causal::causal_decode_f32_interleaved;
@@ -12,7 +12,7 @@ pub use candle_nn::attention::cpu_flash::causal::causal_decode_f32_interleaved;
 /// [`candle_nn::attention::cpu_flash::causal::run_causal_attn_cpu`] with a backward.
 ///
 /// # Errors
-/// As [`flash_attn`](super::flash_attn); candle-nn's for B > 1, where no gradient is asked for.
+/// As [`flash_attn`](super::flash_attn), and for B > 1.
 pub fn run_causal_attn_cpu<T>(
     q: &Tensor,
     k: &Tensor,
@@ -25,17 +25,9 @@ pub fn run_causal_attn_cpu<T>(
 where
     T: WithDType + num_traits::Float,
 {
-    use candle_nn::attention::cpu_flash::causal;
-    if q.device().is_cpu() && !tracked(&[q, k, v]) {
-        return causal::run_causal_attn_cpu::<T>(q, k, v, softmax_scale, kv_offset, max_bias, softcap);
+    if q.dims().first().is_some_and(|&batch| batch != 1) {
+        return Err(Error::shape("q", q.dims(), "[1, S, H, D]").into());
     }
-    composition(
-        q,
-        k,
-        v,
-        softmax_scale,
-        &AttnMask::Causal { kv_offset },
-        max_bias,
-        softcap,
-    )
+    let mask = AttnMask::Causal { kv_offset };
+    super::flash_attn::<T>(q, k, v, softmax_scale, mask, max_bias, softcap)
 }

@@ -1,14 +1,15 @@
 //! Attention of packed sequences by candle-nn's kernel, where no gradient is asked for.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
-use super::super::{tracked, varlen};
+use super::super::varlen::{Packed, Window};
+use crate::nn::tracked;
 
-/// The same as [`flash_attn_varlen_unfused`](varlen::flash_attn_varlen_unfused):
+/// The same as [`flash_attn_varlen_unfused`](super::super::varlen::flash_attn_varlen_unfused):
 /// [`candle_nn::attention::flash_attn_varlen_cpu`] with a backward.
 ///
 /// # Errors
-/// As there; candle-nn's, where no gradient is asked for.
+/// As there.
 #[expect(clippy::too_many_arguments, reason = "candle-nn's signature")]
 pub fn flash_attn_varlen_cpu(
     q: &Tensor,
@@ -24,23 +25,29 @@ pub fn flash_attn_varlen_cpu(
     window_left: Option<usize>,
     window_right: Option<usize>,
 ) -> Result<Tensor> {
-    let attention = if q.device().is_cpu() && !tracked(&[q, k, v]) {
-        candle_nn::attention::flash_attn_varlen_cpu
-    } else {
-        varlen::flash_attn_varlen_unfused
-    };
-    attention(
+    let (left, right) = (window_left, window_right);
+    let window = Window { causal, left, right };
+    let packed = Packed::new([q, k, v], alibi_slopes, [seqlens_q, seqlens_k], window)?;
+    let taken = matches!(q.dtype(), DType::F32 | DType::F16) && q.elem_count() > 0;
+    if !taken || !q.device().is_cpu() || tracked(&[q, k, v]) {
+        return packed.composition(q, k, v, softmax_scale);
+    }
+    let slopes = packed
+        .slopes
+        .map(|slopes| Tensor::new(slopes, q.device()))
+        .transpose()?;
+    candle_nn::attention::flash_attn_varlen_cpu(
         q,
         k,
         v,
-        alibi_slopes,
+        slopes.as_ref(),
         seqlens_q,
         seqlens_k,
         max_seqlen_q,
         max_seqlen_k,
         softmax_scale,
         causal,
-        window_left,
-        window_right,
+        packed.window.left,
+        packed.window.right,
     )
 }
