@@ -1,4 +1,4 @@
-//! Differentiable operations for training vision models.
+//! Differentiable operations for training.
 //!
 //! On the CPU in `f32` they run kernels with a forward and a backward of their own, compiled for several instruction
 //! sets and dispatched at run time; everywhere else they are composed of candle's operations, as those are everywhere
