@@ -19,6 +19,7 @@ mod mutate;
 mod operations;
 mod readers;
 mod settings;
+mod steps;
 mod tally;
 mod worker;
 
@@ -35,7 +36,7 @@ static LIMITED: memory::Limited = memory::Limited;
 /// A kind of case: it is accepted, or refused by an error. A panic is a fault.
 type Run = fn(&mut KeyedRng, &Scratch) -> Result<()>;
 
-const KINDS: [(&str, Run); 24] = [
+const KINDS: [(&str, Run); 28] = [
     ("weights of a file", readers::weights),
     ("pretrained", readers::pretrained),
     ("checkpoint", readers::checkpoint),
@@ -57,6 +58,10 @@ const KINDS: [(&str, Run); 24] = [
     ("residual blocks", operations::residual),
     ("layers", operations::layers),
     ("attention", attention::attention),
+    ("sequences", steps::sequences),
+    ("mask ratios", steps::ratios),
+    ("replicas", steps::replicas),
+    ("steps", steps::steps),
     ("vit", models::vit),
     ("swin", models::swin),
     ("resnet", models::resnet),

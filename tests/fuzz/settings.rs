@@ -25,7 +25,8 @@ pub fn key(rng: &mut KeyedRng) -> StepKey {
     Seed::new(rng.random()).at(count(rng)).with_first_sample(count(rng))
 }
 
-fn generator(rng: &mut KeyedRng) -> Result<Box<dyn MaskGenerator>> {
+/// A generator of masks.
+pub fn generator(rng: &mut KeyedRng) -> Result<Box<dyn MaskGenerator>> {
     Ok(match rng.random() {
         true => Box::new(RandomMasking::new(float(rng))?),
         false => Box::new(BlockMasking::new(float(rng), count(rng))?),
@@ -197,7 +198,7 @@ fn rule(rng: &mut KeyedRng) -> Box<dyn Rule> {
 }
 
 /// Parameters of any shape, and gradients that may not be theirs.
-fn params(rng: &mut KeyedRng) -> Result<(Params, GradStore)> {
+pub fn params(rng: &mut KeyedRng) -> Result<(Params, GradStore)> {
     let mut grads = GradStore::default();
     let mut vars = BTreeMap::new();
     for i in 0..rng.random_range(0..4) {

@@ -94,7 +94,7 @@ fn line(f: &mut fmt::Formatter<'_>, name: &str, counts: Counts) -> fmt::Result {
     } = counts;
     writeln!(
         f,
-        "{name:18} {cases:8} cases, {accepted:8} accepted, {typed:8} refused, {in_candles_words:6} in candle's words, \
+        "{name:31} {cases:8} cases, {accepted:8} accepted, {typed:8} refused, {in_candles_words:6} in candle's words, \
          {faults} faults, {seconds:.1} s"
     )
 }
