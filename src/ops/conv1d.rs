@@ -75,6 +75,16 @@ mod tests {
     use crate::ops::testing::{check, check_derivative, random, rng};
     use rand::Rng as _;
 
+    fn config(stride: usize, padding: usize, dilation: usize, groups: usize) -> Conv1dConfig {
+        Conv1dConfig {
+            padding,
+            stride,
+            dilation,
+            groups,
+            cudnn_fwd_algo: None,
+        }
+    }
+
     fn kernel(config: Conv1dConfig) -> impl Fn(&[Tensor]) -> Result<Tensor> + Sync {
         move |args| conv1d(&args[0], &args[1], args.get(2), config)
     }
@@ -111,13 +121,7 @@ mod tests {
             (1, 1, 2600, 2, 2, 3, 1),
             (2, 2, 1100, 1, 700, 2, 2),
         ] {
-            let config = Conv1dConfig {
-                padding,
-                stride,
-                dilation,
-                groups,
-                cudnn_fwd_algo: None,
-            };
+            let config = config(stride, padding, dilation, groups);
             let weight = [2 * groups, 2, 3];
             check(
                 &kernel(config),
@@ -132,13 +136,7 @@ mod tests {
     #[test]
     fn composition_is_candles() {
         for (stride, padding, dilation, groups) in [(1, 1, 1, 1), (2, 1, 1, 1), (2, 2, 3, 2), (3, 0, 1, 4)] {
-            let config = Conv1dConfig {
-                padding,
-                stride,
-                dilation,
-                groups,
-                cudnn_fwd_algo: None,
-            };
+            let config = config(stride, padding, dilation, groups);
             let (xs, weight) = (random(&[2, 4, 17], 0), random(&[8, 4 / groups, 3], 1));
             let ours = composition(&xs, &weight, None, config).unwrap();
             let candles = xs.conv1d(&weight, padding, stride, dilation, groups).unwrap();
@@ -149,13 +147,7 @@ mod tests {
     #[test]
     fn composition_has_the_right_derivative() {
         for (seed, stride, padding, dilation, groups) in [(0, 1, 1, 1, 1), (1, 2, 3, 1, 1), (2, 3, 2, 2, 2)] {
-            let config = Conv1dConfig {
-                padding,
-                stride,
-                dilation,
-                groups,
-                cudnn_fwd_algo: None,
-            };
+            let config = config(stride, padding, dilation, groups);
             check_derivative(&reference(config), &[&[2, 4, 9], &[4, 4 / groups, 3], &[4]], seed);
         }
     }
