@@ -240,6 +240,20 @@ fn there_is_a_whole_one_at_every_moment() {
     assert!(error.contains("run.previous.safetensors"), "{error}");
 }
 
+/// Who reads while a run writes, or after its kill, is not sent to the one before.
+#[test]
+fn the_last_is_in_its_place_while_the_next_is_put_there() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("run.safetensors");
+    checkpoint(0).save(&path).unwrap();
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| (1..200).for_each(|step| checkpoint(step).save(&path).unwrap()));
+        while !writer.is_finished() {
+            assert!(path.exists());
+        }
+    });
+}
+
 #[test]
 fn a_directory_is_left_where_it_is() {
     let directory = tempfile::tempdir().unwrap();

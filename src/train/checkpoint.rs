@@ -137,7 +137,8 @@ impl Checkpoint {
     }
 
     /// Writes the checkpoint to `path` by way of a temporary file beside it. What was at `path` becomes the one before:
-    /// `run.safetensors` is kept as `run.previous.safetensors`.
+    /// `run.safetensors` is kept as `run.previous.safetensors`. Where the file system has hard links, there is a whole
+    /// checkpoint at `path` at any moment.
     ///
     /// # Errors
     /// [`Error::File`] when a file cannot be written, the disk being full, say. What was there is there as before.
@@ -312,7 +313,7 @@ fn write(path: &Path, tensors: &BTreeMap<String, Tensor>, metadata: BTreeMap<Str
     })?;
     fs::set_permissions(&temporary, permissions)?;
     OpenOptions::new().write(true).open(&temporary)?.sync_all()?;
-    match fs::rename(path, previous(path)) {
+    match keep_as_previous(path, &workshop) {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
         _ => fs::rename(&temporary, path)?,
     }
@@ -320,6 +321,16 @@ fn write(path: &Path, tensors: &BTreeMap<String, Tensor>, metadata: BTreeMap<Str
     #[cfg(unix)]
     File::open(directory(path))?.sync_all()?;
     Ok(())
+}
+
+/// Gives the checkpoint at `path` its second name, so that there is one at `path` at any moment, whoever looks for it. A
+/// file system without such names (FAT, some that come over a network) has it moved, and for a moment it is away.
+fn keep_as_previous(path: &Path, workshop: &Path) -> std::io::Result<()> {
+    let second = workshop.join("previous");
+    match fs::hard_link(path, &second) {
+        Ok(()) => fs::rename(second, previous(path)),
+        Err(_) => fs::rename(path, previous(path)),
+    }
 }
 
 /// Where a checkpoint is written before it is put at `path`: in the same file system, and in a directory of its own,
