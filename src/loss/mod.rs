@@ -100,6 +100,14 @@ fn soft_cross_entropy(
     with_gradient(value, logits, &gradient)
 }
 
+/// `xs` `[R, C]`, its rows multiplied by `weights` `[R, 1]`, if there are any.
+fn weighted(xs: Tensor, weights: Option<&Tensor>) -> Result<Tensor> {
+    match weights {
+        Some(weights) => Ok(xs.broadcast_mul(weights)?),
+        None => Ok(xs),
+    }
+}
+
 /// T² / `count` times the sum of the binary cross-entropies between `target` `[R, C]` and sigmoid(logits / T), each row
 /// weighted where there are `weights` `[R, 1]`.
 fn binary_cross_entropy(
@@ -109,16 +117,12 @@ fn binary_cross_entropy(
     temperature: f64,
     count: f64,
 ) -> Result<Tensor> {
-    let weighted = |xs: Tensor| match weights {
-        Some(weights) => xs.broadcast_mul(weights),
-        None => Ok(xs),
-    };
     let scaled = scale(&logits.detach(), temperature.recip())?;
     // max(x, 0) - x t + log(1 + exp(-|x|)): no exponential of a positive number.
     let tail = (scaled.abs()?.neg()?.exp()? + 1.0)?.log()?;
-    let value = weighted(((scaled.relu()? - (&scaled * target)?)? + tail)?)?;
+    let value = weighted(((scaled.relu()? - (&scaled * target)?)? + tail)?, weights)?;
     let value = scaled_sum(&value, temperature * temperature / count)?;
-    let gradient = scale(&weighted((sigmoid(&scaled)? - target)?)?, temperature / count)?;
+    let gradient = scale(&weighted((sigmoid(&scaled)? - target)?, weights)?, temperature / count)?;
     with_gradient(value, logits, &gradient)
 }
 
@@ -131,20 +135,19 @@ fn symmetric_kl(
     temperature: f64,
     count: f64,
 ) -> Result<Tensor> {
-    let weighted = |xs: Tensor| match weights {
-        Some(weights) => xs.broadcast_mul(weights),
-        None => Ok(xs),
-    };
     let log_probs = log_softmax(&logits.detach(), temperature)?;
     let (target, probs) = (log_target.exp()?, log_probs.exp()?);
     // Of like sign where probabilities differ, so no term of the sum is below 0.
     let surprise = (&log_probs - log_target)?;
     let half = 0.5 * temperature;
-    let value = weighted(((&probs - &target)? * &surprise)?)?;
+    let value = weighted(((&probs - &target)? * &surprise)?, weights)?;
     let value = scaled_sum(&value, half * temperature / count)?;
     let reverse = (&probs * &surprise)?.sum_keepdim(D::Minus1)?;
     let through_probs = (&probs * surprise.broadcast_sub(&reverse)?)?;
-    let gradient = scale(&weighted(((&probs - &target)? + through_probs)?)?, half / count)?;
+    let gradient = scale(
+        &weighted(((&probs - &target)? + through_probs)?, weights)?,
+        half / count,
+    )?;
     with_gradient(value, logits, &gradient)
 }
 

@@ -119,14 +119,27 @@ impl Update for AdamWConfig {
         let [m, v] = buffers else {
             return Ok((weights.clone(), buffers.to_vec()));
         };
-        let grad = (grad * settings.grad_scale)?;
-        let m = ((m * self.beta1)? + (&grad * (1.0 - self.beta1))?)?;
-        let v = ((v * self.beta2)? + (grad.sqr()? * (1.0 - self.beta2))?)?;
-        let root = ((&v / bias_correction(self.beta2, settings.step))?.sqrt()? + self.eps)?;
-        let step = ((&m / root)? * (settings.lr / bias_correction(self.beta1, settings.step)))?;
-        let weights = ((weights * (1.0 - settings.lr * settings.weight_decay))? - step)?;
+        let (m, v, direction) = compose_adam(settings, grad, [m, v], [self.beta1, self.beta2], self.eps)?;
+        let weights = ((weights * (1.0 - settings.lr * settings.weight_decay))? - (direction * settings.lr)?)?;
         Ok((weights, vec![m, v]))
     }
+}
+
+/// The moments `m` and `v` after `grad`, and the direction of Adam's step (Kingma and Ba, arXiv 1412.6980, algorithm 1), of
+/// candle's operations.
+pub(super) fn compose_adam(
+    settings: &UpdateSettings,
+    grad: &Tensor,
+    [m, v]: [&Tensor; 2],
+    [beta1, beta2]: [f64; 2],
+    eps: f64,
+) -> Result<(Tensor, Tensor, Tensor)> {
+    let grad = (grad * settings.grad_scale)?;
+    let m = ((m * beta1)? + (&grad * (1.0 - beta1))?)?;
+    let v = ((v * beta2)? + (grad.sqr()? * (1.0 - beta2))?)?;
+    let root = ((&v / bias_correction(beta2, settings.step))?.sqrt()? + eps)?;
+    let direction = ((&m / bias_correction(beta1, settings.step))? / root)?;
+    Ok((m, v, direction))
 }
 
 /// 1 - beta^t: what a moment that started at 0 is short of.

@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::adamw::{bias_correction, check_adam};
+use super::adamw::{bias_correction, check_adam, compose_adam};
 use super::rule::private::{Piece, Update, UpdateSettings};
 use super::rule::Rule;
 use crate::check;
@@ -190,11 +190,7 @@ impl Update for LambConfig {
         let [m, v] = buffers else {
             return Ok((weights.clone(), buffers.to_vec()));
         };
-        let grad = (grad * settings.grad_scale)?;
-        let m = ((m * self.beta1)? + (&grad * (1.0 - self.beta1))?)?;
-        let v = ((v * self.beta2)? + (grad.sqr()? * (1.0 - self.beta2))?)?;
-        let root = ((&v / bias_correction(self.beta2, settings.step))?.sqrt()? + self.eps)?;
-        let direction = ((&m / bias_correction(self.beta1, settings.step))? / root)?;
+        let (m, v, direction) = compose_adam(settings, grad, [m, v], [self.beta1, self.beta2], self.eps)?;
         let direction = (direction + (weights * settings.weight_decay)?)?;
         let mut lr = settings.lr;
         if settings.weight_decay > 0.0 {
