@@ -1,4 +1,7 @@
 use super::*;
+use crate::{config, sources};
+use masksub::{Purpose, Seed};
+use rand::Rng;
 
 fn parse(args: &str) -> Result<Flags, String> {
     let args = args.split_whitespace().map(OsString::from).collect();
@@ -108,9 +111,9 @@ fn values_out_of_range_are_refused_by_name() {
         ("--temperature", &["0", "-1", "inf", "nan"], "above 0"),
         ("--lr", &["0", "inf"], "above 0"),
         ("--weight-decay", &["-1", "inf"], "at least 0"),
-        ("--epochs", &["0", "-1", "1.5"], "at least 1"),
-        ("--batch-size", &["0", "99999999999"], "at least 1"),
-        ("--train-size", &["0"], "at least 1"),
+        ("--epochs", &["0", "-1", "1.5"], "from 1 to"),
+        ("--batch-size", &["0", "99999999999"], "from 1 to"),
+        ("--train-size", &["0"], "from 1 to"),
         ("--image-size", &["0", "5000"], "from 1 to 4096"),
         ("--patch-size", &["0"], "from 1 to 4096"),
         ("--device", &["gpu", "cuda:x", "cuda:-1", "cpu:1"], "cuda:N"),
@@ -123,10 +126,10 @@ fn values_out_of_range_are_refused_by_name() {
         ("--magnitude", &["11", "-1", "nan"], "from 0 to 10"),
         ("--color-jitter", &["1.1"], "from 0 to 1"),
         ("--random-erasing", &["2"], "from 0 to 1"),
-        ("--repeated-augment", &["0"], "at least 1"),
+        ("--repeated-augment", &["0"], "from 1 to"),
         ("--interpolation", &["nearest"], "bicubic"),
         ("--crop-pct", &["0", "1.1"], "above 0 and at most 1"),
-        ("--workers", &["0"], "at least 1"),
+        ("--workers", &["0"], "from 1 to"),
     ] {
         for value in values {
             let error = parse(&format!("{flag}={value}")).unwrap_err();
@@ -235,7 +238,7 @@ fn brief_help_has_a_line_for_each_flag_under_its_heading() {
 
 #[test]
 fn the_mask_ratio_may_end_elsewhere() {
-    use masksub::{Grid, MaskGenerator, Seed};
+    use masksub::{Grid, MaskGenerator};
     let kept = |args: &str, step| {
         let masking = parse(args).unwrap().masking(1200).unwrap();
         let mask = masking.generate(1, Grid::new(1, 100), Seed::new(0).at(step)).unwrap();
@@ -246,4 +249,87 @@ fn the_mask_ratio_may_end_elsewhere() {
     let to_nothing = "--mask-ratio 0.8 --mask-ratio-end 0";
     assert_eq!([0, last / 2, last].map(|step| kept(to_nothing, step)), [20, 60, 100]);
     assert!(parse("--mask-ratio-end 1").is_err());
+}
+
+/// A number, a word of the program's own, or nothing that makes sense.
+fn any_value(arg: &clap::Arg, rng: &mut impl Rng) -> String {
+    const ODD: [&str; 20] = [
+        "0",
+        "1",
+        "2",
+        "3",
+        "7",
+        "16",
+        "224",
+        "0.5",
+        "0.05",
+        "1e-3",
+        "-1",
+        "1e308",
+        "1e-320",
+        "inf",
+        "NaN",
+        "4294967296",
+        "18446744073709551615",
+        "9007199254740993",
+        "",
+        "ünï",
+    ];
+    let words: Vec<String> = arg
+        .get_possible_values()
+        .iter()
+        .map(|word| word.get_name().to_string())
+        .collect();
+    match rng.random_range(0..8) {
+        0 => ODD[rng.random_range(0..ODD.len())].to_string(),
+        _ if !words.is_empty() => words[rng.random_range(0..words.len())].clone(),
+        _ => ODD[rng.random_range(0..10)].to_string(),
+    }
+}
+
+/// Everything that flags are asked before the first step, of combinations that nobody would type.
+#[test]
+fn any_flags_are_taken_or_refused() {
+    let command = Flags::command();
+    // Of files and devices there are other tests.
+    let elsewhere = ["help", "version", "out", "init_from", "teacher", "resume", "device"];
+    let args: Vec<_> = command
+        .get_arguments()
+        .filter(|arg| !elsewhere.contains(&arg.get_id().as_str()))
+        .collect();
+    let mut taken = 0;
+    for case in 0..4000 {
+        let mut rng = Seed::new(case).at(0).rng(0, Purpose::MASK);
+        let mut line = vec![];
+        for _ in 0..rng.random_range(1..6) {
+            let arg = args[rng.random_range(0..args.len())];
+            let Some(long) = arg.get_long() else { continue };
+            line.push(OsString::from(format!("--{long}")));
+            if arg.get_action().takes_values() {
+                line.push(any_value(arg, &mut rng).into());
+            }
+        }
+        println!("{case}: {line:?}"); // the last one is the one that failed
+        let Ok(flags) = Flags::from_arguments(line) else {
+            continue;
+        };
+        taken += 1;
+        flags.warnings();
+        let _ = config::config(&flags).map(|config| config::print(&config));
+        let _ = sources::print(&flags);
+        let _ = flags.masking(1200);
+        let _ = flags
+            .training
+            .schedule(19)
+            .map(|schedule| [0, 1, 18, 19, 1 << 40].map(|step| schedule.at(step)));
+        flags.training.ends_in_warmup(19);
+        let _ = flags.training.mix(10);
+        for images in [1, 2, 63, 1200] {
+            let _ = flags.training.steps_per_epoch(images);
+        }
+        if let Ok(network) = flags.network(10) {
+            let _ = flags.input.settings(&network);
+        }
+    }
+    assert!(taken > 400, "{taken}");
 }

@@ -39,7 +39,7 @@ pub fn whole(text: &str, allowed: std::ops::RangeInclusive<usize>, words: &str) 
 }
 
 pub fn at_least_1(text: &str) -> Result<usize, String> {
-    whole(text, 1..=u32::MAX as usize, "that is at least 1")
+    whole(text, 1..=u32::MAX as usize, "from 1 to 4294967295")
 }
 
 pub fn side(text: &str) -> Result<usize, String> {

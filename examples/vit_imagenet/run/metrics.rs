@@ -137,6 +137,7 @@ pub fn parse(text: &str) -> Result<Vec<Epoch>> {
 #[cfg(test)]
 pub mod tests {
     use super::*;
+    use rand::Rng;
 
     pub fn epoch(n: usize) -> Epoch {
         Epoch {
@@ -189,5 +190,31 @@ pub mod tests {
         for broken in ["", "a,b\n", &text.replace("0.00015", "x")] {
             assert!(parse(broken).is_err(), "{broken}");
         }
+    }
+
+    /// Of a checkpoint that somebody else wrote, say.
+    #[test]
+    fn any_text_is_read_or_refused() {
+        let whole = exact(&[epoch(1), epoch(2), epoch(7)]).unwrap();
+        let mut rng = masksub::Seed::new(0).at(0).rng(0, masksub::Purpose::MASK);
+        let mut read = 0;
+        for _ in 0..20_000 {
+            let mut text: Vec<char> = whole.chars().collect();
+            for _ in 0..rng.random_range(1..4) {
+                let at = rng.random_range(0..text.len().max(1));
+                match rng.random_range(0..3) {
+                    0 if !text.is_empty() => drop(text.remove(at)),
+                    0 | 1 => text.insert(at, ['"', ',', '\n', '-', 'e', '9', 'ü'][rng.random_range(0..7)]),
+                    _ => text.truncate(at + 1),
+                }
+            }
+            let text: String = text.into_iter().collect();
+            if let Ok(epochs) = parse(&text) {
+                read += 1;
+                let again = exact(&epochs).unwrap();
+                assert_eq!(exact(&parse(&again).unwrap()).unwrap(), again, "{text}");
+            }
+        }
+        assert!(read > 1000, "{read}");
     }
 }
