@@ -21,6 +21,9 @@ pub enum Filter {
     Bicubic,
 }
 
+/// Bytes that a thread may keep: more than photographs need.
+const MOST_KEPT: usize = 64 << 20;
+
 thread_local! {
     // Keeps its buffers between images.
     static RESIZER: RefCell<Resizer> = RefCell::new(Resizer::new());
@@ -97,21 +100,36 @@ fn resize(
     options: &ResizeOptions,
 ) -> Result<Image> {
     let values = num_values(width, height)?;
-    // Weights of the pixels that each row and each column of the result is made of, in two precisions.
-    let weights = |from: u32, to: usize| {
-        let scale = f64::from(from) / to as f64;
-        let taps = 2 * (REACH * scale.max(1.0)).ceil() as usize + 1;
-        to.checked_mul(taps)?.checked_mul(2 * size_of::<f64>())
-    };
-    let tables = weights(source.width(), width).zip(weights(source.height(), height));
-    let bytes = tables.and_then(|(columns, rows)| values.checked_add(columns)?.checked_add(rows));
+    let bytes = workspace(source, width, height).and_then(|more| values.checked_add(more));
     check::fits_memory("size", format!("{width} x {height}"), bytes, 1)?;
     let mut pixels = vec![0; values];
     let target = TypedImage::<U8x3>::from_buffer(width as u32, height as u32, &mut pixels);
     let mut target = target.map_err(refused)?;
-    let resized = RESIZER.with_borrow_mut(|resizer| resizer.resize_typed(source, &mut target, options));
+    let resized = RESIZER.with_borrow_mut(|resizer| {
+        let resized = resizer.resize_typed(source, &mut target, options);
+        if resizer.size_of_internal_buffers() > MOST_KEPT {
+            resizer.reset_internal_buffers();
+        }
+        resized
+    });
     resized.map_err(refused)?;
     Image::from_raw(width, height, pixels)
+}
+
+/// Bytes that fast_image_resize 6.1 has besides the result: the columns of `source` at the new height, and for each row and
+/// each column of the result the weights of the pixels that it is made of, in two precisions, with where they lie.
+fn workspace(source: &impl ImageView<Pixel = U8x3>, width: usize, height: usize) -> Option<usize> {
+    /// A slice of weights, its bounds, and what an allocation takes at least.
+    const LINE: usize = 3 * size_of::<Vec<i16>>();
+    let weights = |from: u32, to: usize| {
+        let scale = f64::from(from) / to as f64;
+        let taps = 2 * (REACH * scale.max(1.0)).ceil() as usize + 1;
+        to.checked_mul(taps * (size_of::<f64>() + size_of::<i16>()) + LINE)
+    };
+    let columns = (source.width() as usize + 1).checked_mul(height)?.checked_mul(3)?;
+    columns
+        .checked_add(weights(source.width(), width)?)?
+        .checked_add(weights(source.height(), height)?)
 }
 
 /// What cannot happen after the checks above, as an error instead of a panic.

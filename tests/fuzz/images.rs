@@ -158,3 +158,11 @@ pub fn numbers(rng: &mut KeyedRng, _: &Scratch) -> Result<()> {
     };
     RandomErasing::new(float(rng))?.apply(&mut out, size, rng)
 }
+
+/// Resizing asks for the tables of its weights, too, which for a strip are most of what it takes.
+#[test]
+fn a_strip_is_refused_before_memory_ends() {
+    let image = Image::from_raw(3, 8, vec![7; 72]).unwrap();
+    let made = [8, 19, 20, 24].map(|height| image.resized(4, height << 20, Filter::Bicubic).is_ok());
+    assert!(made[0] && !made[3], "{made:?}");
+}

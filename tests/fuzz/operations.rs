@@ -10,6 +10,7 @@ use masksub::{nn, Grid, KeyedRng, Pass, Result, Seed, Weights};
 use rand::Rng as _;
 
 use crate::draw::{self, count, float, pick, small, tensor};
+use crate::memory;
 use crate::settings::key;
 use crate::Scratch;
 
@@ -41,7 +42,9 @@ fn factors(rng: &mut KeyedRng, batch: usize) -> Option<Vec<f32>> {
 
 /// Goes back from a result to what it came from.
 pub fn back(ys: &Tensor) -> Result<()> {
-    if ys.track_op() && ys.dtype().is_float() {
+    // For the gradient of a sum candle takes twice the memory of what is summed, and asks nobody whether it is there.
+    let affordable = ys.elem_count() < memory::MOST / ys.dtype().size_in_bytes().max(1) / 4;
+    if affordable && ys.track_op() && ys.dtype().is_float() {
         ys.sum_all()?.backward()?;
     }
     Ok(())
