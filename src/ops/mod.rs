@@ -141,6 +141,7 @@ pub(crate) use layer_norm::layer_norm_with;
 pub use rms_norm::rms_norm;
 pub(crate) use rms_norm::rms_norm_with;
 
+pub(crate) use attention::attend;
 pub use attention::attention;
 pub use window::{merge_neighbours, relative_position_bias, shift_mask, window_partition, window_reverse};
 pub use window_attention::window_attention;
