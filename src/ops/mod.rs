@@ -68,6 +68,10 @@
 //! - [`mish`](mish()), [`relu`](relu()), [`sigmoid`](sigmoid()), [`silu`]
 //! - [`softmax`](softmax()), [`softmax_last_dim`]
 //!
+//! # Scales and gates
+//!
+//! - [`broadcast_mul`](broadcast_mul()): a layer scale, a gate of channels
+//!
 //! # Whole branches in one operation
 //!
 //! The same as the operations one by one, without what they write and read in between.
@@ -116,6 +120,9 @@ mod quick_gelu;
 mod relu;
 mod sigmoid;
 mod softmax;
+
+// Scales and gates
+mod broadcast_mul;
 
 // Whole branches in one operation
 mod fused;
@@ -168,6 +175,8 @@ pub use relu::relu;
 pub use sigmoid::{sigmoid, silu};
 pub use softmax::{softmax, softmax_last_dim};
 
+pub use broadcast_mul::broadcast_mul;
+
 pub use fused::affine::Affine;
 pub use fused::attention_branch::{attention_branch, AttentionBranch, Tokens};
 pub use fused::conv_norm::{ConvNorm, RunningStatistics};
@@ -196,6 +205,7 @@ pub mod reference {
     pub use super::add_relu::composition as add_relu;
     pub use super::attention::composition as attention;
     pub use super::batch_norm::{composition as batch_norm, composition_eval as batch_norm_eval};
+    pub use super::broadcast_mul::composition as broadcast_mul;
     pub use super::conv1d::composition as conv1d;
     pub use super::conv2d::{
         composition as conv2d, composition_transposed as conv_transpose2d,
