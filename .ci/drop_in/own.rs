@@ -89,8 +89,11 @@ const MODELS: [&str; 5] = ["vit-s", "resnet50", "convnext-t", "efficientnet-b0",
 /// Those of them that this crate has, too.
 const OWN: [&str; 2] = ["vit-s", "resnet50"];
 /// Models that more edits make faster, and the edits in the order in which they are made.
-const EDITED: [(&str, &[&str]); 3] =
-    [("convnext-t", &["gelu", "scale"]), ("efficientnet-b0", &["silu", "scale"]), ("bert-base", &["gelu", "attention"])];
+const EDITED: [(&str, &[&str]); 3] = [
+    ("convnext-t", &["gelu", "scale"]),
+    ("efficientnet-b0", &["silu", "scale"]),
+    ("bert-base", &["gelu", "attention"]),
+];
 const TIMES: usize = 5;
 /// Threads of a process that is measured.
 const THREADS: &str = "2";

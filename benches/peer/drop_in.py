@@ -86,7 +86,7 @@ def main():
         """Seconds of a step, MiB of the process."""
         if which == "torch":
             return json.loads(run([flags.python, __file__, "--peer", name], keep))
-        # The crate's own kernels run on rayon's threads; a source that is made of candle's operations wants candle's, too.
+        # The crate's own kernels run on rayon's threads; a source made of candle's operations wants candle's, too.
         threads = {"CANDLE_NUM_THREADS": "1" if which == "own" else "2"}
         return [float(number) for number in run([ours, "--time", name, which], {**threads, **keep}).split()]
 
