@@ -143,7 +143,7 @@ fn table(part: &str) -> Result<bool> {
     for (name, fault, why) in NOT_WHOLE {
         println!("{name}: {fault}; {why}.");
     }
-    Ok(well && (!part.is_empty() || own::gradients()? && own::trains()?))
+    Ok(well && (!part.is_empty() || own::gradients()? && own::edited()? && own::trains()?))
 }
 
 struct Row {

@@ -28,6 +28,24 @@ bench!(
     |_| |x: &[Var]| reference::add_relu(&x[0], &x[1])
 );
 
+// Layer scale.
+bench!(
+    broadcast_mul,
+    MAPS: Map,
+    |m: Map| vec![m.var(), var(&[m.channels, 1, 1])],
+    |_| |x: &[Var]| ops::broadcast_mul(&x[0], &x[1]),
+    |_| |x: &[Var]| reference::broadcast_mul(&x[0], &x[1])
+);
+
+// Squeeze and excitation.
+bench!(
+    broadcast_mul_by_samples,
+    MAPS: Map,
+    |m: Map| vec![m.var(), var(&[BATCH, m.channels, 1, 1])],
+    |_| |x: &[Var]| ops::broadcast_mul(&x[0], &x[1]),
+    |_| |x: &[Var]| reference::broadcast_mul(&x[0], &x[1])
+);
+
 bench!(
     batch_norm_eval,
     RESNET_MAPS: Map,

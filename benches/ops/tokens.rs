@@ -90,3 +90,15 @@ bench!(
     |s: Size| move |x: &[Var]| ops::attention(&x[0], s.heads),
     |s: Size| move |x: &[Var]| reference::attention(&x[0], s.heads)
 );
+
+bench!(
+    sdpa,
+    |s: Size| [(); 3]
+        .map(|()| var(&[BATCH, s.heads, s.tokens, s.width / s.heads]))
+        .to_vec(),
+    |_| |x: &[Var]| masksub::nn::ops::sdpa(&x[0], &x[1], &x[2], None, false, 0.125, 1.0),
+    |_| |x: &[Var]| {
+        let scores = (x[0].matmul(&x[1].t()?)? * 0.125)?;
+        reference::softmax(&scores, candle_core::D::Minus1)?.matmul(&x[2])
+    }
+);

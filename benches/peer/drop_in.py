@@ -7,7 +7,9 @@
 A step is forward and backward on two threads, in a process of its own, as `.ci/drop-in DIR --time` has it. PyTorch's models
 are timm's (`convnext_tiny`, `efficientnet_b0`) and transformers' (`BertModel`), eager, in float32, with nothing dropped.
 Prints medians, and the median of the rounds' ratios with their range: below 1 the model with masksub::nn is faster or
-smaller.
+smaller. A row that begins with "and" is the model after one more edit of its source, those of `.ci/drop-in`.
+
+With `--keep-memory` glibc gives no memory back to the system, in all processes alike: `KEEP` below.
 """
 
 import argparse
@@ -23,6 +25,10 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Beside whom: the crate's own model, or PyTorch's.
 BESIDE = {"vit-s": "own", "resnet50": "own", "convnext-t": "torch", "efficientnet-b0": "torch", "bert-base": "torch"}
+# What makes models faster besides the import, as `.ci/drop-in` calls it, each on top of the ones before it.
+EDITS = {"convnext-t": ["gelu", "scale"], "efficientnet-b0": ["silu", "scale"], "bert-base": ["gelu", "attention"]}
+# Freed memory is used again, by all threads, in the place of fresh memory with a page fault for every 4 KiB.
+KEEP = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "17179869184", "MALLOC_ARENA_MAX": "1"}
 STEPS = 5
 
 
@@ -55,8 +61,8 @@ def peer(name):
     print(json.dumps([statistics.median(times[1:]), peak]))
 
 
-def run(command):
-    environment = {**os.environ, "RAYON_NUM_THREADS": "2", "CANDLE_NUM_THREADS": "1", "OMP_NUM_THREADS": "2"}
+def run(command, variables):
+    environment = {**os.environ, "RAYON_NUM_THREADS": "2", "OMP_NUM_THREADS": "2", **variables}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode != 0:
         sys.exit(f"{' '.join(command)} failed:\n{done.stderr}")
@@ -67,30 +73,35 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(BESIDE), choices=list(BESIDE))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--keep-memory", action="store_true", help="have glibc keep what is freed")
     parser.add_argument("--python", default=sys.executable, help="an interpreter that has PyTorch, timm and transformers")
     parser.add_argument("--peer", help=argparse.SUPPRESS)
     flags = parser.parse_args()
     if flags.peer:
         return peer(flags.peer)
     ours = str(ROOT / "target/release/run")
+    keep = KEEP if flags.keep_memory else {}
+
+    def measured(name, which):
+        """Seconds of a step, MiB of the process."""
+        if which == "torch":
+            return json.loads(run([flags.python, __file__, "--peer", name], keep))
+        # The crate's own kernels run on rayon's threads; a source made of candle's operations wants candle's, too.
+        threads = {"CANDLE_NUM_THREADS": "1" if which == "own" else "2"}
+        return [float(number) for number in run([ours, "--time", name, which], {**threads, **keep}).split()]
+
     print("| model | with masksub::nn | beside | time | memory |\n|---|---:|---:|---:|---:|")
     for name in flags.models:
-        rounds = []
-        for _ in range(flags.rounds):
-            stand_in = [float(number) for number in run([ours, "--time", name, "stand-in"]).split()]
-            if BESIDE[name] == "own":
-                other = [float(number) for number in run([ours, "--time", name, "own"]).split()]
-            else:
-                other = json.loads(run([flags.python, __file__, "--peer", name]))
-            rounds.append((stand_in, other))
-        cells = []
-        for which in (0, 1):
-            seconds, mib = (statistics.median(both[which][i] for both in rounds) for i in (0, 1))
-            cells.append(f"{seconds:.3f} s, {mib:.0f} MiB")
-        for i in (0, 1):
-            ratios = [a[i] / b[i] for a, b in rounds]
-            cells.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
-        print(f"| {name} | {cells[0]} | {BESIDE[name]}: {cells[1]} | {cells[2]} | {cells[3]} |", flush=True)
+        candidates = ["stand-in", *EDITS.get(name, [])]
+        rounds = [[measured(name, which) for which in [*candidates, BESIDE[name]]] for _ in range(flags.rounds)]
+        middle = lambda which: [statistics.median(every[which][i] for every in rounds) for i in (0, 1)]
+        beside = "{}: {:.3f} s, {:.0f} MiB".format(BESIDE[name], *middle(-1))
+        for which, candidate in enumerate(candidates):
+            cells = [name if which == 0 else f"and {candidate}", "{:.3f} s, {:.0f} MiB".format(*middle(which)), beside]
+            for i in (0, 1):
+                ratios = [every[which][i] / every[-1][i] for every in rounds]
+                cells.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+            print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -68,6 +68,10 @@
 //! - [`mish`](mish()), [`relu`](relu()), [`sigmoid`](sigmoid()), [`silu`]
 //! - [`softmax`](softmax()), [`softmax_last_dim`]
 //!
+//! # Scales and gates
+//!
+//! - [`broadcast_mul`](broadcast_mul()): a layer scale, a gate of channels
+//!
 //! # Whole branches in one operation
 //!
 //! The same as the operations one by one, without what they write and read in between.
@@ -117,6 +121,9 @@ mod relu;
 mod sigmoid;
 mod softmax;
 
+// Scales and gates
+mod broadcast_mul;
+
 // Whole branches in one operation
 mod fused;
 
@@ -141,6 +148,7 @@ pub(crate) use layer_norm::layer_norm_with;
 pub use rms_norm::rms_norm;
 pub(crate) use rms_norm::rms_norm_with;
 
+pub(crate) use attention::attend;
 pub use attention::attention;
 pub use window::{merge_neighbours, relative_position_bias, shift_mask, window_partition, window_reverse};
 pub use window_attention::window_attention;
@@ -166,6 +174,8 @@ pub use quick_gelu::quick_gelu;
 pub use relu::relu;
 pub use sigmoid::{sigmoid, silu};
 pub use softmax::{softmax, softmax_last_dim};
+
+pub use broadcast_mul::broadcast_mul;
 
 pub use fused::affine::Affine;
 pub use fused::attention_branch::{attention_branch, AttentionBranch, Tokens};
@@ -195,6 +205,7 @@ pub mod reference {
     pub use super::add_relu::composition as add_relu;
     pub use super::attention::composition as attention;
     pub use super::batch_norm::{composition as batch_norm, composition_eval as batch_norm_eval};
+    pub use super::broadcast_mul::composition as broadcast_mul;
     pub use super::conv1d::composition as conv1d;
     pub use super::conv2d::{
         composition as conv2d, composition_transposed as conv_transpose2d,

@@ -1,4 +1,4 @@
-//! Attention of candle's operations, with all that candle-nn's fused kernels take besides.
+//! Attention with all that candle-nn's fused kernels take besides: by a kernel, or of candle's operations.
 
 use candle_core::{DType, Result, Tensor, D};
 
@@ -27,9 +27,19 @@ impl Scores {
             return Tensor::zeros((batch, heads, queries, width), q.dtype(), q.device());
         }
         if !ops::is_half(q) {
-            return self.composition(q, k, v);
+            return self.routed(q, k, v);
         }
-        ops::in_f32(&[q, k, v], |t| self.composition(&t[0], &t[1], &t[2]))
+        ops::in_f32(&[q, k, v], |t| self.routed(&t[0], &t[1], &t[2]))
+    }
+
+    /// By the kernel where there is one for it.
+    fn routed(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+        if self.softcap.is_none() {
+            if let Some(attended) = ops::attend(q, k, v, self.scale as f32, self.bias.as_ref())? {
+                return Ok(attended);
+            }
+        }
+        self.composition(q, k, v)
     }
 
     fn composition(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {

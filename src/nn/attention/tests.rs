@@ -5,7 +5,7 @@ use super::cpu_flash::{causal, standard};
 use super::*;
 use crate::nn::ops::sdpa;
 use crate::nn::testing::single;
-use crate::ops::testing::{check_derivative, random, relative};
+use crate::ops::testing::{check, check_derivative, random, relative};
 
 /// The same numbers as a tensor whose gradient may be asked for.
 fn var(xs: &Tensor) -> Tensor {
@@ -224,6 +224,69 @@ fn sdpa_is_its_definition_and_differentiable() {
     let hiding = Tensor::full(f64::NEG_INFINITY, (3, 6), &Device::Cpu).unwrap();
     let ys = sdpa(&t[0], &t[1], &t[2], Some(&hiding), false, 0.5, 1.0).unwrap();
     assert_eq!(ys.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap(), 0.0);
+}
+
+/// sdpa of candle's operations.
+fn composed(t: &[Tensor], mask: Option<&Tensor>) -> Result<Tensor> {
+    let heads = t[0].dim(1)?;
+    let many = |xs: &Tensor| {
+        let (batch, few, length, width) = xs.dims4()?;
+        let dims = (batch, few, heads / few, length, width);
+        xs.unsqueeze(2)?
+            .broadcast_as(dims)?
+            .reshape((batch, heads, length, width))
+    };
+    let scores = (t[0].contiguous()?.matmul(&many(&t[1])?.t()?)? * 0.5)?;
+    let scores = match mask {
+        Some(mask) => scores.broadcast_add(&mask.to_dtype(scores.dtype())?)?,
+        None => scores,
+    };
+    candle_nn::ops::softmax(&scores, candle_core::D::Minus1)?.matmul(&many(&t[2])?)
+}
+
+#[test]
+fn the_kernel_equals_its_composition() {
+    let masks: [&[usize]; 6] = [&[2, 6, 4, 5], &[2, 1, 1, 5], &[1, 6, 4, 1], &[4, 5], &[5], &[6, 1, 1]];
+    let masks = masks.into_iter().map(|shape| Some((random(shape, 9) * 2.0).unwrap()));
+    for (seed, mask) in (0..).zip(masks.chain([None])) {
+        let kernel = |t: &[Tensor]| sdpa(&t[0], &t[1], &t[2], mask.as_ref(), false, 0.5, 1.0);
+        let reference = |t: &[Tensor]| composed(t, mask.as_ref());
+        for (few, width) in [(6, 3), (2, 7), (1, 7)] {
+            let shapes: [&[usize]; 3] = [&[2, 6, 4, 3], &[2, few, 5, 3], &[2, few, 5, width]];
+            check(&kernel, &reference, &shapes, seed);
+        }
+    }
+    // Several blocks of queries.
+    let kernel = |t: &[Tensor]| sdpa(&t[0], &t[1], &t[2], None, false, 0.5, 1.0);
+    check(
+        &kernel,
+        &|t| composed(t, None),
+        &[&[1, 2, 300, 5], &[1, 1, 70, 5], &[1, 1, 70, 4]],
+        20,
+    );
+}
+
+#[test]
+fn the_kernel_gives_nothing_to_a_query_that_sees_nothing() {
+    let inputs = [[2, 4, 5, 3], [2, 2, 6, 3], [2, 2, 6, 3]].map(|shape| random(&shape, 1));
+    let run = |dtype| {
+        let vars = inputs
+            .each_ref()
+            .map(|xs| Var::from_tensor(&xs.to_dtype(dtype).unwrap()).unwrap());
+        let ys = sdpa(&vars[0], &vars[1], &vars[2], Some(&mask(5, 6)), false, 0.5, 1.0).unwrap();
+        let grads = ys.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+        let mut results = vec![ys.detach()];
+        results.extend(vars.iter().map(|var| grads.get(var).unwrap().clone()));
+        results
+    };
+    let hidden = run(DType::F32)[0].narrow(2, 3, 1).unwrap();
+    assert_eq!(
+        hidden.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap(),
+        0.0
+    );
+    for (kernel, composition) in run(DType::F32).iter().zip(run(DType::F64)) {
+        assert!(relative(kernel, &composition) < 1e-6);
+    }
 }
 
 #[test]

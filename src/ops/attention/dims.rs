@@ -60,8 +60,13 @@ impl Dims {
 
     /// Queries whose scores are held at a time: nearly equal blocks of at most [`QUERIES`].
     pub(super) fn block(&self) -> usize {
-        self.queries.div_ceil(self.queries.div_ceil(QUERIES))
+        blocks_of(self.queries)
     }
+}
+
+/// The size of nearly equal blocks of so many queries, at most [`QUERIES`].
+pub(super) fn blocks_of(queries: usize) -> usize {
+    queries.div_ceil(queries.div_ceil(QUERIES))
 }
 
 /// Most queries whose scores are held at a time, so that a block of scores stays in the second-level cache.

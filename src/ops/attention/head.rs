@@ -42,7 +42,7 @@ kernel::simd_fn! {
 
 kernel::simd_fn! {
     /// Turns scores into probabilities p, and the gradient h of p into that of the scores, p (h - `mean_h`).
-    fn backward_row<S>(scores: &mut [f32], h: &mut [f32], stats: [f32; 2], mean_h: f32) -> () {
+    pub(super) fn backward_row<S>(scores: &mut [f32], h: &mut [f32], stats: [f32; 2], mean_h: f32) -> () {
         let [max, scale] = stats;
         for (s, h) in scores.iter_mut().zip(h) {
             let p = math::exp::<S>(*s - max) * scale;
@@ -172,7 +172,7 @@ impl HeadRows {
 }
 
 /// `out = scale * a b`, or `out += scale * a b`, with `out` rows of `width`.
-fn product(out: &mut [f32], width: usize, write: Write, scale: f32, a: Mat, b: Mat) {
+pub(super) fn product(out: &mut [f32], width: usize, write: Write, scale: f32, a: Mat, b: Mat) {
     let rows = out.len() / width;
     let mut out = MatMut::rows(out, rows, width, width);
     matrix::matmul(&mut out, write, scale, a, b, Parallelism::None);

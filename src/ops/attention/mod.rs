@@ -4,6 +4,7 @@ mod dims;
 mod head;
 mod heads;
 mod rows;
+mod separate;
 #[cfg(test)]
 mod tests;
 
@@ -17,6 +18,7 @@ use crate::check;
 pub(crate) use dims::Dims;
 pub(crate) use head::ScoreBias;
 pub(crate) use heads::Heads;
+pub(crate) use separate::attend;
 
 /// y = softmax(q kᵀ / √d) v in each head, the heads' results side by side.
 ///
