@@ -135,7 +135,11 @@ fn of_wrapped_modules_are_their_own() {
         let weights = pretrained.unwrap().weights(Seed::new(0));
         vit(&timm_vit(9), &weights);
         weights.check_exact(|_| false).unwrap();
-        assert_eq!(weights.notes(), ["format timm-vit, 32 tensors"], "{wrapper}");
+        let below = wrapper.trim_end_matches('.');
+        assert_eq!(
+            weights.notes(),
+            [format!("format timm-vit, 32 tensors, below `{below}`")]
+        );
     }
 }
 
