@@ -104,7 +104,14 @@ fn resize(
         to.checked_mul(taps)?.checked_mul(2 * size_of::<f64>())
     };
     let tables = weights(source.width(), width).zip(weights(source.height(), height));
-    let bytes = tables.and_then(|(columns, rows)| values.checked_add(columns)?.checked_add(rows));
+    // The image between the two directions, as wide as the new one and as high as the old.
+    let between = width
+        .checked_mul(source.height() as usize)
+        .and_then(|pixels| pixels.checked_mul(3));
+    let bytes = tables.zip(between).and_then(|((columns, rows), between)| {
+        let tables = columns.checked_add(rows)?;
+        values.checked_add(tables)?.checked_add(between)
+    });
     check::fits_memory("size", format!("{width} x {height}"), bytes, 1)?;
     let mut pixels = vec![0; values];
     let target = TypedImage::<U8x3>::from_buffer(width as u32, height as u32, &mut pixels);

@@ -131,9 +131,9 @@ use std::path::Path;
 pub use format::Format;
 pub use resize::Resize;
 
-use crate::error::Result;
 #[cfg(doc)]
 use crate::error::Error;
+use crate::error::Result;
 use crate::grid::Grid;
 use crate::key::Seed;
 use crate::weights::Weights;
