@@ -52,7 +52,7 @@ pub enum Format {
     TorchvisionVit,
     /// torchvision's Swin (`torchvision-swin`).
     TorchvisionSwin,
-    /// Google's ViT (`google-vit`), in the `.npz` archives of `vision_transformer` and big_vision.
+    /// Google's ViT (`google-vit`), in the `.npz` archives of `vision_transformer`.
     GoogleVit,
 }
 
