@@ -39,7 +39,7 @@ pub(crate) fn read_safetensors(path: &Path) -> Result<Vec<u8>, Fault> {
 }
 
 /// The header of a safetensors file of `len` bytes, and where the tensors begin behind it.
-pub(crate) fn safetensors_header(mut file: &File, len: u64) -> Result<(Metadata, u64), Fault> {
+pub(crate) fn safetensors_header(mut file: impl Read, len: u64) -> Result<(Metadata, u64), Fault> {
     let mut header_len = [0; 8];
     if len < header_len.len() as u64 {
         return Err(format!("it is cut off: {len} bytes have no room for a header").into());

@@ -14,6 +14,7 @@ use rand_distr::{Distribution, Normal};
 use crate::check;
 use crate::error::{Error, Fault, Result};
 use crate::file;
+use crate::grid::Grid;
 use crate::key::Seed;
 use crate::ops;
 use crate::params;
@@ -68,8 +69,29 @@ pub(crate) trait Source: Send {
     /// Tells whether one of `left_over` may stay there without the user's leave.
     fn may_leave(&self, name: &str) -> bool;
 
+    /// A model has told on which grid the positions of a weight lie, before it asks for it.
+    fn tell_grid(&mut self, _name: &str, _grid: Grid) {}
+
     /// Lines that say what was done to the values.
     fn notes(&self) -> Vec<String>;
+}
+
+/// Stands between a weight's name and a grid: names have no such character.
+const TOLD: char = '\0';
+
+/// Tells on which grid the positions of weight `name` of `vb` lie, which their number does not tell.
+///
+/// A builder passes on nothing but names and shapes, so that it goes as a question about a tensor that there cannot be:
+/// [`Weights`] understands it, any other source says no.
+pub(crate) fn tell_grid(vb: &VarBuilder, name: &str, grid: Grid) {
+    vb.contains_tensor(&format!("{name}{TOLD}{} {}", grid.height, grid.width));
+}
+
+/// What [`tell_grid`] has told.
+fn told(question: &str) -> Option<(&str, Grid)> {
+    let (name, sides) = question.split_once(TOLD)?;
+    let (height, width) = sides.split_once(' ')?;
+    Some((name, Grid::new(height.parse().ok()?, width.parse().ok()?)))
 }
 
 /// Tensors in memory, under the model's own names.
@@ -367,7 +389,11 @@ impl SimpleBackend for Weights {
     }
 
     fn contains_tensor(&self, name: &str) -> bool {
-        let state = self.lock();
+        let mut state = self.lock();
+        if let Some((name, grid)) = told(name) {
+            state.source.tell_grid(name, grid);
+            return false;
+        }
         self.lookup(name).is_some() || state.source.has(name)
     }
 }

@@ -1,46 +1,194 @@
-//! Checkpoints that peers wrote, loaded into the crate's models: the logits beside the peers' own.
+//! Checkpoints that peers wrote, loaded into the crate's models: logits and gradients beside the peers' own.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{bail, ensure, Context, Result};
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use candle_nn::ModuleT;
 use masksub::models::resnet::ResNet;
 use masksub::models::swin::{self, SwinTransformer};
 use masksub::models::vit::{self, Activation, VisionTransformer};
-use masksub::pretrained::{Format, Pretrained};
-use masksub::{Seed, Weights};
+use masksub::pretrained::{Format, Pretrained, Resize};
+use masksub::{MaskSub, Params, Seed, Weights};
 
+use crate::model::vit_branch;
 use crate::recorded::Recorded;
 use crate::report::{Group, Report};
 
-/// Loads the checkpoint beside the file, and compares logits at its own image size and, where recorded, at another.
+/// Loads the checkpoint beside the file, and compares logits at its own image size and, where recorded, at others, the
+/// gradients of a loss, and the logits of what is left when tokens are dropped. A file of wrappings names several
+/// checkpoints, of the same logits.
 pub fn compare(path: &Path, file: &Recorded, report: &mut Report) -> Result<()> {
-    let checkpoint = path.with_file_name(file.text("checkpoint")?);
-    at_size(&checkpoint, file, "input", "logits_eval", report)?;
-    if file.tensors.contains_key("input_resized") {
-        at_size(&checkpoint, file, "input_resized", "logits_resized", report)?;
+    let beside = |name: &str| path.with_file_name(name);
+    for wrapped in file.config["files"].as_array().into_iter().flatten() {
+        let name = wrapped.as_str().context("its files are no names")?;
+        wrapping(&beside(name), name, file, report)?;
+    }
+    let checkpoint = beside(file.text("checkpoint")?);
+    let recorded = |name: &str| file.tensors.contains_key(name);
+    let loaded = load(&checkpoint, file, "input", report)?;
+    loaded.logits(file, "input", "logits_eval", report)?;
+    if recorded("loss") {
+        gradients(&checkpoint, &loaded, file, report)?;
+    }
+    if recorded("noise") {
+        loaded.dropped(file, report)?;
+    }
+    for size in ["resized", "rectangular"] {
+        let [input, logits] = ["input", "logits"].map(|name| format!("{name}_{size}"));
+        if recorded(&input) {
+            load(&checkpoint, file, &input, report)?.logits(file, &input, &logits, report)?;
+        }
     }
     Ok(())
 }
 
-fn at_size(checkpoint: &Path, file: &Recorded, input: &str, logits: &str, report: &mut Report) -> Result<()> {
-    let pretrained = Pretrained::open(checkpoint)?;
-    let (format, recorded) = (pretrained.format(), file.text("layout")?);
-    if format.name() != recorded {
+/// A checkpoint of several wrappings: its likeliest weights, and those of another key where it has averaged ones, too.
+fn wrapping(checkpoint: &Path, name: &str, file: &Recorded, report: &mut Report) -> Result<()> {
+    let compare = |pretrained: Pretrained, logits: &str, report: &mut Report| {
+        let model = Loaded::new(pretrained, file, file.get("input")?)?;
+        let ours = model.network.forward(file.get("input")?)?;
+        report.compare(Group::Main, format!("{name} {logits}"), &ours, file.get(logits)?)
+    };
+    compare(Pretrained::open(checkpoint)?, "logits_eval", report)?;
+    for (wrapped, key) in [("both", "state_dict_ema"), ("teacher", "student")] {
+        if name.contains(wrapped) {
+            compare(Pretrained::open_key(checkpoint, key)?, "logits_ema", report)?;
+        }
+    }
+    Ok(())
+}
+
+/// A model, whichever it is.
+enum Network {
+    Vit(VisionTransformer),
+    Swin(SwinTransformer),
+    ResNet(ResNet),
+}
+
+impl Network {
+    fn forward(&self, xs: &Tensor) -> candle_core::Result<Tensor> {
+        match self {
+            Self::Vit(model) => model.forward_t(xs, false),
+            Self::Swin(model) => model.forward_t(xs, false),
+            Self::ResNet(model) => model.forward_t(xs, false),
+        }
+    }
+}
+
+/// A checkpoint in a model of ours.
+struct Loaded {
+    weights: Weights,
+    network: Network,
+}
+
+/// Loads a checkpoint for the images that are recorded as `input`.
+fn load(checkpoint: &Path, file: &Recorded, input: &str, report: &mut Report) -> Result<Loaded> {
+    let mut pretrained = Pretrained::open(checkpoint)?;
+    let format = pretrained.format();
+    if file.config["layout"].is_string() {
+        // Those were all resized alike, whatever their writers do.
+        pretrained = pretrained.with_resize(Resize::Bicubic);
+    }
+    if let Some(recorded) = file.config["layout"]
+        .as_str()
+        .filter(|recorded| format.name() != *recorded)
+    {
         let failure = format!("recognised as {format}, but recorded as {recorded}");
         report.failures.push(failure);
     }
-    let (xs, weights) = (file.get(input)?, pretrained.weights(Seed::new(0)));
-    let model = build(format, file, xs, &weights)?;
-    weights.check_exact(|_| false)?;
-    set_fresh(file, &weights)?;
-    report.notes.extend(weights.notes());
-    let ours = model.forward_t(xs, false)?;
-    report.compare(Group::Main, logits, &ours, file.get(logits)?)
+    let loaded = Loaded::new(pretrained, file, file.get(input)?)?;
+    report.notes.extend(loaded.weights.notes());
+    Ok(loaded)
 }
 
-fn build(format: Format, file: &Recorded, xs: &Tensor, weights: &Weights) -> Result<Box<dyn ModuleT>> {
+impl Loaded {
+    fn new(pretrained: Pretrained, file: &Recorded, xs: &Tensor) -> Result<Self> {
+        let format = pretrained.format();
+        let weights = pretrained.weights(Seed::new(0));
+        let network = build(format, file, xs, &weights)?;
+        weights.check_exact(|_| false)?;
+        set_fresh(file, &weights)?;
+        Ok(Self { weights, network })
+    }
+
+    fn logits(&self, file: &Recorded, input: &str, logits: &str, report: &mut Report) -> Result<()> {
+        let ours = self.network.forward(file.get(input)?)?;
+        report.compare(Group::Main, logits, &ours, file.get(logits)?)
+    }
+
+    /// The sub-branch that keeps the positions of the smallest noise.
+    fn dropped(self, file: &Recorded, report: &mut Report) -> Result<()> {
+        let Network::Vit(model) = self.network else {
+            bail!("tokens of what is no ViT were dropped");
+        };
+        let branch = vit_branch(model.config(), file.get("noise")?, file.number("ratio")?)?;
+        let params = Params::from_varmap(self.weights.varmap());
+        let pair = MaskSub::new(model, branch, &params).forward_pair(file.get("input")?, Seed::new(0).at(0))?;
+        report.compare(Group::Sub, "logits_sub", &pair.sub, file.get("logits_sub")?)
+    }
+}
+
+/// Compares the loss and its gradients. They are recorded by the checkpoint's names, so that they are brought under the
+/// model's own as weights are: as a checkpoint, of gradients where there are weights.
+fn gradients(checkpoint: &Path, loaded: &Loaded, file: &Recorded, report: &mut Report) -> Result<()> {
+    let classes = file.get("target_classes")?.to_dtype(DType::U32)?;
+    let logits = loaded.network.forward(file.get("input")?)?;
+    let loss = candle_nn::loss::cross_entropy(&logits, &classes)?;
+    report.compare(Group::Loss, "loss", &loss, &file.number_at("loss")?)?;
+    let params = Params::from_varmap(loaded.weights.varmap()).allow_missing("mask_token");
+    let grads = masksub::grad::backward(&loss, &params)?;
+
+    // Buffers have no gradients, and tell what model it is.
+    let mut theirs: BTreeMap<_, _> = match checkpoint.extension().is_some_and(|ending| ending == "safetensors") {
+        true => candle_core::safetensors::load(checkpoint, &Device::Cpu)?
+            .into_iter()
+            .collect(),
+        false => BTreeMap::new(),
+    };
+    let recorded = file.below("grad/").map(|(name, grad)| (name.to_string(), grad.clone()));
+    theirs.extend(recorded);
+    let directory = tempfile::tempdir()?;
+    let path = directory.path().join("gradients.safetensors");
+    safetensors::serialize_to_file(&theirs, None, &path)?;
+    let theirs = Pretrained::open(&path)?.weights(Seed::new(0));
+    let format = Pretrained::open(checkpoint)?.format();
+    build(format, file, file.get("input")?, &theirs)?;
+
+    let (theirs, drawn) = (theirs.state(), theirs.drawn());
+    for (name, var) in params
+        .iter()
+        .filter(|(name, _)| !drawn.iter().any(|drawn| drawn == name))
+    {
+        let ours = grads
+            .get(var)
+            .with_context(|| format!("there is no gradient of {name}"))?;
+        let recorded = theirs
+            .get(name)
+            .with_context(|| format!("no gradient of {name} is recorded"))?;
+        compare_gradient(name, ours, recorded, report)?;
+    }
+    Ok(())
+}
+
+/// Compares a gradient but for a key's bias, whose true one is 0: what is recorded there is rounding.
+fn compare_gradient(name: &str, ours: &Tensor, recorded: &Tensor, report: &mut Report) -> Result<()> {
+    if ["key.bias", "k_proj.bias"].iter().any(|key| name.ends_with(key)) {
+        return Ok(());
+    }
+    if name.ends_with("qkv.bias") {
+        let dim = ours.dim(0)? / 3;
+        for part in [0, 2] {
+            let [ours, recorded] = [ours, recorded].map(|bias| bias.narrow(0, part * dim, dim));
+            report.compare(Group::Grad, format!("grad/{name}"), &ours?, &recorded?)?;
+        }
+        return Ok(());
+    }
+    report.compare(Group::Grad, format!("grad/{name}"), ours, recorded)
+}
+
+fn build(format: Format, file: &Recorded, xs: &Tensor, weights: &Weights) -> Result<Network> {
     let vb = weights.var_builder(DType::F32, xs.device());
     let (_, channels, height, width) = xs.dims4()?;
     ensure!(
@@ -49,11 +197,11 @@ fn build(format: Format, file: &Recorded, xs: &Tensor, weights: &Weights) -> Res
     );
     let image_size = (height, width);
     Ok(match format {
-        Format::ResNet => {
+        Format::ResNet | Format::HfResNet => {
             // Its momentum does not matter in evaluation.
-            Box::new(ResNet::new(&file.resnet_config()?, vb)?)
+            Network::ResNet(ResNet::new(&file.resnet_config()?, vb)?)
         }
-        Format::TimmSwin | Format::MicrosoftSwin => {
+        Format::TimmSwin | Format::MicrosoftSwin | Format::HfSwin | Format::TorchvisionSwin => {
             let resized = height != file.count("image_size")?;
             let window_size = if resized { "resized_window_size" } else { "window_size" };
             let cfg = swin::Config {
@@ -65,14 +213,14 @@ fn build(format: Format, file: &Recorded, xs: &Tensor, weights: &Weights) -> Res
                 window_size: file.count(window_size)?,
                 ..file.swin_config()?
             };
-            Box::new(SwinTransformer::new(&cfg, vb)?)
+            Network::Swin(SwinTransformer::new(&cfg, vb)?)
         }
         _ => {
             let cfg = vit::Config {
                 image_size,
                 ..vit_config(format, file)?
             };
-            Box::new(VisionTransformer::new(&cfg, vb)?)
+            Network::Vit(VisionTransformer::new(&cfg, vb)?)
         }
     })
 }
@@ -85,9 +233,9 @@ fn vit_config(format: Format, file: &Recorded) -> Result<vit::Config> {
         ..cfg
     };
     let form = match format {
-        Format::TimmVit => class_token(vit::Config::mae_base(classes)),
+        Format::TimmVit | Format::TorchvisionVit | Format::GoogleVit => class_token(vit::Config::mae_base(classes)),
         Format::TimmDeit3 | Format::FacebookDeit3 => vit::Config::deit3_base(classes),
-        Format::MaePretrained | Format::MaeFinetuned => vit::Config::mae_base(classes),
+        Format::MaePretrained | Format::MaeFinetuned | Format::HfMaePretrained => vit::Config::mae_base(classes),
         Format::HfVit => vit::Config::hf_base(classes),
         Format::HfClip | Format::OpenClip => vit::Config::clip_base(classes),
         Format::HfClipClassifier => vit::Config::hf_clip_base(classes),

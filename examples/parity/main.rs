@@ -11,6 +11,7 @@ mod checkpoint;
 mod losses;
 mod model;
 mod optim;
+mod peer;
 mod recorded;
 mod report;
 #[cfg(test)]

@@ -11,6 +11,8 @@ use masksub::models::vit::{self, Activation, Pool, WeightNames};
 use masksub::Weights;
 use serde_json::Value;
 
+use crate::peer;
+
 /// A file of recorded tensors and its configuration.
 pub struct Recorded {
     pub tensors: BTreeMap<String, Tensor>,
@@ -27,7 +29,7 @@ impl Recorded {
         let tensors = candle_core::safetensors::load_buffer(&bytes, device)?;
         Ok(Self {
             tensors: tensors.into_iter().collect(),
-            config: serde_json::from_str(config)?,
+            config: peer::described(serde_json::from_str(config)?)?,
         })
     }
 

@@ -126,6 +126,87 @@ fn checkpoints_of_peers() {
     }
 }
 
+/// Models and wrappings as their writers save them, with gradients, dropped tokens and other sizes where recorded.
+#[test]
+fn models_and_wrappings_of_peers() {
+    let names = [
+        "google_vit",
+        "hf_clip_classification",
+        "hf_clip_vision",
+        "hf_resnet",
+        "hf_swin",
+        "hf_vit_sharded",
+        "hf_vit_state_dict",
+        "hf_vitmae",
+        "timm_swin_window",
+        "timm_vit_antialias",
+        "torchvision_swin",
+        "torchvision_vit",
+        "torchvision_vit_resized",
+        "wrapped",
+    ];
+    for name in names {
+        check(&format!("models/{name}.expect"));
+    }
+}
+
+/// Each of what is recorded of a peer's model is compared.
+#[test]
+fn a_model_that_is_not_what_was_recorded_fails() {
+    use Group::{Grad, Loss, Main, Sub};
+    let directory = tempfile::tempdir().unwrap();
+    for (name, checkpoint, tensor, group) in [
+        (
+            "timm_vit_antialias",
+            "timm_vit_antialias.safetensors",
+            "logits_resized",
+            Main,
+        ),
+        (
+            "timm_vit_antialias",
+            "timm_vit_antialias.safetensors",
+            "logits_rectangular",
+            Main,
+        ),
+        (
+            "timm_vit_antialias",
+            "timm_vit_antialias.safetensors",
+            "logits_sub",
+            Sub,
+        ),
+        ("timm_vit_antialias", "timm_vit_antialias.safetensors", "loss", Loss),
+        (
+            "timm_vit_antialias",
+            "timm_vit_antialias.safetensors",
+            "grad/blocks.0.attn.qkv.weight",
+            Grad,
+        ),
+        ("torchvision_vit", "torchvision_vit.pth", "grad/heads.head.bias", Grad),
+        ("google_vit", "google_vit.npz", "logits_resized", Main),
+    ] {
+        let beside = directory.path().join("models");
+        std::fs::create_dir_all(&beside).unwrap();
+        std::fs::copy(fixture(&format!("models/{checkpoint}")), beside.join(checkpoint)).unwrap();
+        let path = changed(
+            &format!("models/{name}.expect.safetensors"),
+            directory.path(),
+            |tensors| {
+                let value = tensors.get_mut(tensor).unwrap();
+                *value = (&*value * (1.0 + 1e-3)).unwrap();
+            },
+        );
+        let (report, code) = run(&path);
+        assert!(code == 1 && report.failures.is_empty(), "{tensor}: {report}");
+        for (other, _) in Group::ALL {
+            assert_eq!(
+                report.largest(other).unwrap_or(0.0) > 5e-4,
+                other == group,
+                "{tensor}: {report}"
+            );
+        }
+    }
+}
+
 /// A file of recorded values with this configuration and nothing recorded.
 fn recorded(directory: &Path, config: &str) -> PathBuf {
     let path = directory.join("recorded.safetensors");

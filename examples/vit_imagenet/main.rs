@@ -100,7 +100,7 @@ fn run(given: Flags) -> Result<End> {
     let seed = Seed::new(flags.seed);
     let weights = match (&saved, &flags.init_from) {
         (Some(saved), _) => saved.weights()?,
-        (None, Some(file)) => open(file)?.weights(seed),
+        (None, Some(file)) => open(file, flags.init_key.as_deref())?.weights(seed),
         (None, None) => Weights::seeded(seed),
     };
 
@@ -259,8 +259,12 @@ impl Training<'_> {
 }
 
 /// A checkpoint that is recognised, or a hint where it is one of a run.
-fn open(file: &Path) -> Result<Pretrained> {
-    Pretrained::open(file).map_err(|error| match Checkpoint::load(file) {
+fn open(file: &Path, key: Option<&str>) -> Result<Pretrained> {
+    let opened = match key {
+        Some(key) => Pretrained::open_key(file, key),
+        None => Pretrained::open(file),
+    };
+    opened.map_err(|error| match Checkpoint::load(file) {
         Ok(_) => anyhow!(
             "{} is the checkpoint of a run: go on with --resume --out, or begin from its model.safetensors",
             file.display()

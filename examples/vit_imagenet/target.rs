@@ -33,7 +33,7 @@ pub fn target(flags: &Flags, network: &Network, ema: Option<&Ema>) -> Result<Box
                 .teacher
                 .as_ref()
                 .context("--target teacher needs --teacher FILE")?;
-            let weights = crate::open(file)?.weights(Seed::new(flags.seed));
+            let weights = crate::open(file, None)?.weights(Seed::new(flags.seed));
             let teacher = predicting(&weights)?;
             weights.check_exact(|name| name == "mask_token")?;
             teacher

@@ -125,7 +125,8 @@ fn a_tree_of_small_grey_images_trains_the_digits_model_and_its_weights_load_agai
     let (first, weights, out) = run("a", &[]);
     let (again, same_weights, _) = run("b", &[]);
     assert!(first == again && weights == same_weights);
-    let (resumed, _, _) = run("c", &["--init-from", path_str(&out.join("model.safetensors"))]);
+    // From the directory, in which model.safetensors is.
+    let (resumed, _, _) = run("c", &["--init-from", path_str(&out)]);
     // With everything a recipe can ask of its images, and whoever prepares them.
     let recipe = "--augment resized-crop --auto-augment three-augment --color-jitter 0.3 --random-erasing 0.25 \
                   --repeated-augment 3 --interpolation random --crop-pct 0.9 --workers";
@@ -183,6 +184,8 @@ fn what_cannot_work_ends_with_a_sentence() {
     let out = root.path().join("out");
     assert!(vit_imagenet(&short(&["--out", path_str(&out)]), 1).status.success());
     let weights = out.join("model.safetensors");
+    let error = refused(&["--init-from", path_str(&weights), "--init-key", "state_dict_ema"]);
+    assert!(error.contains("key is \"state_dict_ema\""), "{error}");
     let error = refused(&["--init-from", path_str(&weights), "--patch-size", "4"]);
     assert!(error.contains("patch_embed.proj.weight"), "{error}");
     let error = refused(&[

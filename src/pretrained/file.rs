@@ -1,80 +1,116 @@
-//! A checkpoint's file: which tensors it holds and where, each read when it is asked for.
+//! Tensors of a checkpoint: which its files hold and where, each read when it is asked for.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::pth;
-use super::stored::{Contents, Stored};
-use crate::error::{Fault, Result};
+use super::archive::Archive;
+use super::layout::{self, Ambiguous, Layout};
+use super::part::Part;
+use super::shards::{self, Index};
+use super::stored::{Contents, Dictionary, Stored};
+use super::{npz, pth};
+use crate::error::{listed, Error, Fault, Result};
 use crate::file;
 
-/// Prefixes that PyTorch puts before the names of a module that it wraps: `DistributedDataParallel` and
-/// `torch.compile`.
-const WRAPPERS: [&str; 2] = ["module.", "_orig_mod."];
-
-/// A file of tensors. Nothing of it is in memory but names and sizes.
+/// A checkpoint's tensors. Nothing of them is in memory but names and sizes.
 pub(super) struct TensorFile {
     /// As the user gave it.
     pub(super) path: String,
-    file: File,
+    parts: Vec<Part>,
+    /// Those of the model, by their names behind `prefix`.
     pub(super) tensors: BTreeMap<String, Stored>,
+    /// Names of tensors that are not behind it.
+    pub(super) outside: Vec<String>,
+    /// Start of the model's names.
+    pub(super) prefix: String,
     /// The key that the tensors lie below, in a file that has others.
     pub(super) key: Option<String>,
     /// Keys of the file beside them.
     pub(super) beside: Vec<String>,
+    /// Keys of which weights lie below, too.
+    pub(super) alternatives: Vec<String>,
 }
 
 impl TensorFile {
-    /// Opens a safetensors or a PyTorch file. Its first bytes say which it is: the endings of names differ (`.pth`,
-    /// `.pt`, `.bin`).
+    /// Opens a checkpoint, and finds a known format in it: below the key or behind the start of names that is `wanted`,
+    /// where one is. First bytes say what kind a file is: the endings of names differ (`.pth`, `.pt`, `.bin`).
     ///
     /// # Errors
-    /// [`Error::File`](crate::Error::File) for one that cannot be read, is cut off, or is neither;
-    /// [`Error::CodeInCheckpoint`](crate::Error::CodeInCheckpoint).
-    pub(super) fn open(path: &Path) -> Result<Self> {
-        let name = path.display().to_string();
-        let fail = |fault: Fault| fault.of_file(path);
-        let io = |error: std::io::Error| fail(error.into());
-        let (mut file, len) = file::open(path).map_err(fail)?;
-        let mut first = vec![];
-        file.by_ref().take(16).read_to_end(&mut first).map_err(io)?;
-        file.seek(SeekFrom::Start(0)).map_err(io)?;
-        let contents = match first[..] {
-            [] => Err(fail("it is empty".into())),
-            // A safetensors file starts with the length of its header, which may be any byte.
-            [_, _, _, _, 0, 0, 0, 0, b'{', ..] => read_safetensors(&file, len).map_err(fail),
-            [b'P', b'K', ..] => pth::read_zip(&name, &file, len),
-            [0x80, ..] => pth::read_legacy(&name, &file, len),
-            _ => Err(fail("it is neither a safetensors nor a PyTorch file".into())),
-        }?;
-        let Contents { tensors, key, beside } = contents;
-        if tensors.is_empty() {
-            return Err(fail("it holds no tensor".into()));
+    /// [`Error::File`] for one that cannot be read, is cut off, or is of no kind that is read; [`Error::CodeInCheckpoint`];
+    /// [`Error::UnknownFormat`]; [`Error::InvalidArgument`] where nothing is `wanted`, or it must be said.
+    pub(super) fn open(path: &Path, wanted: Option<&str>) -> Result<(Self, Layout)> {
+        let files = shards::files(path)?;
+        let parts = files.paths.iter().map(|path| Part::open(path));
+        let parts = parts.collect::<Result<Vec<_>>>()?;
+        let contents = parts.iter().map(|part| contents(part, wanted));
+        let contents = contents.collect::<Result<Vec<_>>>()?;
+        if let Some(index) = &files.index {
+            check_index(index, &parts, &contents)?;
         }
-        Ok(Self {
+        let Contents { dictionaries, keys } = merged(&parts, contents)?;
+        let name = path.display().to_string();
+        let found = match layout::find(&dictionaries, wanted) {
+            Ok(found) => found,
+            Err(Ambiguous(prefixes)) => {
+                let starts: Vec<_> = prefixes.iter().map(|prefix| prefix.trim_end_matches('.')).collect();
+                let allowed = format!(
+                    "one of [{}], for Pretrained::open_key: {name} holds them all",
+                    listed(&starts)
+                );
+                return Err(Error::invalid("key", "not said", allowed));
+            }
+        };
+        let Some((index, layout)) = found else {
+            return Err(unknown(name, wanted, dictionaries, &keys));
+        };
+        let others = dictionaries.iter().enumerate().filter(|(other, _)| *other != index);
+        let alternatives = others.filter_map(|(_, other)| other.key.clone()).collect();
+        let Some(Dictionary { key, tensors, others }) = dictionaries.into_iter().nth(index) else {
+            return Err(unknown(name, wanted, vec![], &keys));
+        };
+        let mut beside: Vec<_> = match &key {
+            Some(key) => others.iter().map(|other| format!("{key}.{other}")).collect(),
+            None => others,
+        };
+        if let Some(key) = &key {
+            beside.extend(keys.into_iter().filter(|other| other != key));
+        }
+        let mut file = Self {
             path: name,
-            file,
-            tensors: unwrapped(tensors),
+            parts,
+            tensors: BTreeMap::new(),
+            outside: vec![],
+            prefix: layout.prefix.clone(),
             key,
             beside,
-        })
+            alternatives,
+        };
+        for (name, stored) in tensors {
+            match name.strip_prefix(&layout.prefix) {
+                Some(bare) => drop(file.tensors.insert(bare.to_string(), stored)),
+                None => file.outside.push(name),
+            }
+        }
+        Ok((file, layout))
     }
 
     /// A tensor as the file has it, on the CPU.
     ///
     /// # Errors
-    /// [`Error::File`](crate::Error::File) when the file cannot be read any more.
+    /// [`Error::File`] when the file cannot be read any more.
     pub(super) fn read(&self, stored: &Stored) -> Result<Tensor> {
-        let fail = |error: std::io::Error| Fault::from(error).of_file(Path::new(&self.path));
+        let Some(part) = self.parts.get(stored.part) else {
+            return Err(Fault::from("a part of it is gone").of_file(Path::new(&self.path)));
+        };
+        let fail = |error: std::io::Error| Fault::from(error).of_file(&part.path);
         let size = stored.dtype.size_in_bytes();
         let mut bytes = vec![0; stored.span() * size];
-        let mut file = &self.file;
-        file.seek(SeekFrom::Start(stored.start)).map_err(fail)?;
-        file.read_exact(&mut bytes).map_err(fail)?;
+        let mut reader = part.reader();
+        reader.seek(SeekFrom::Start(stored.start)).map_err(fail)?;
+        reader.read_exact(&mut bytes).map_err(fail)?;
         if stored.strides != Stored::contiguous_strides(&stored.shape) {
             bytes = in_order(&bytes, stored);
         }
@@ -87,19 +123,101 @@ impl TensorFile {
     }
 }
 
-/// The tensors by their names within the wrappers that are around all of them: one may wrap another.
-fn unwrapped(mut tensors: BTreeMap<String, Stored>) -> BTreeMap<String, Stored> {
-    let around_all = |tensors: &BTreeMap<String, Stored>| {
-        let mut wrappers = WRAPPERS.into_iter();
-        wrappers.find(|wrapper| tensors.keys().all(|name| name.starts_with(wrapper)))
-    };
-    // As deep as a model may be wrapped by both, whatever a file says.
-    for _ in WRAPPERS {
-        let Some(wrapper) = around_all(&tensors) else { break };
-        let bare = |name: String| name.strip_prefix(wrapper).map(str::to_string).unwrap_or(name);
-        tensors = tensors.into_iter().map(|(name, stored)| (bare(name), stored)).collect();
+/// Checkpoints whose names are of no known format, or not of the key that was asked for.
+fn unknown(path: String, wanted: Option<&str>, dictionaries: Vec<Dictionary>, keys: &[String]) -> Error {
+    if let Some(wanted) = wanted {
+        let allowed = format!(
+            "a key of {path}, or the start of its weights' names, where those of a known format lie; its keys are [{}]",
+            listed(keys)
+        );
+        return Error::invalid("key", format!("{wanted:?}"), allowed);
     }
-    tensors
+    Error::UnknownFormat {
+        path,
+        names: dictionaries
+            .into_iter()
+            .next()
+            .unwrap_or_default()
+            .tensors
+            .into_keys()
+            .collect(),
+        known: super::Format::ALL.map(super::Format::name).join(", "),
+    }
+}
+
+/// What a file holds, whatever its kind.
+fn contents(part: &Part, wanted: Option<&str>) -> Result<Contents> {
+    let fail = |fault: Fault| fault.of_file(&part.path);
+    let start = part.start().map_err(|error| fail(error.into()))?;
+    let contents = match start[..] {
+        [] => Err(fail("it is empty".into())),
+        // A safetensors file starts with the length of its header, which may be any byte.
+        [_, _, _, _, 0, 0, 0, 0, b'{', ..] => read_safetensors(part).map_err(fail),
+        [b'P', b'K', ..] => {
+            let archive = Archive::read(part).map_err(fail)?;
+            match pth::read_zip(part, &archive, wanted)? {
+                Some(contents) => Ok(contents),
+                None => npz::read(part, &archive).map_err(fail),
+            }
+        }
+        [0x80, ..] => pth::read_legacy(part, wanted),
+        _ => Err(fail(foreign(&start).into())),
+    }?;
+    if contents.dictionaries.iter().all(|read| read.tensors.is_empty()) {
+        return Err(fail("it holds no tensor".into()));
+    }
+    Ok(contents)
+}
+
+/// Tells what a file is that is not read, by its first bytes.
+fn foreign(start: &[u8]) -> &'static str {
+    if start.starts_with(b"\x89HDF") {
+        return "it is an HDF5 file, as Keras writes it, which is not read: save the weights as .safetensors";
+    }
+    if start.starts_with(b"version https://git-lfs") {
+        return "it stands for a file that Git LFS has not fetched yet: run git lfs pull";
+    }
+    if start.starts_with(b"GGUF") {
+        return "it is a GGUF file, whose quantised weights cannot be trained: give the .safetensors it was made from";
+    }
+    "it is neither a safetensors nor a PyTorch file"
+}
+
+/// Refuses shards that do not hold what their index says.
+fn check_index(index: &Index, parts: &[Part], contents: &[Contents]) -> Result<()> {
+    let holds = |number: usize, name: &str| {
+        let dictionaries = contents.get(number).map(|contents| &contents.dictionaries);
+        dictionaries.is_some_and(|all| all.iter().any(|dictionary| dictionary.tensors.contains_key(name)))
+    };
+    let missing = index.places.iter().find(|(name, number)| !holds(**number, name));
+    let Some((name, number)) = missing else { return Ok(()) };
+    let shard = parts
+        .get(*number)
+        .map(|part| part.path.display().to_string())
+        .unwrap_or_default();
+    Err(Fault::from(format!("{name} is not in {shard}, where it says that it is")).of_file(&index.path))
+}
+
+/// The dictionaries of all parts as those of one file.
+fn merged(parts: &[Part], contents: Vec<Contents>) -> Result<Contents> {
+    let mut all = Contents::default();
+    for ((number, contents), part) in contents.into_iter().enumerate().zip(parts) {
+        for mut read in contents.dictionaries {
+            read.tensors.values_mut().for_each(|stored| stored.part = number);
+            let Some(whole) = all.dictionaries.iter_mut().find(|whole| whole.key == read.key) else {
+                all.dictionaries.push(read);
+                continue;
+            };
+            if let Some(twice) = read.tensors.keys().find(|name| whole.tensors.contains_key(*name)) {
+                let fault = format!("tensor {twice} is in it and in another shard");
+                return Err(Fault::from(fault).of_file(&part.path));
+            }
+            whole.tensors.extend(read.tensors);
+            whole.others.extend(read.others);
+        }
+        all.keys.extend(contents.keys.into_iter().filter(|_| number == 0));
+    }
+    Ok(all)
 }
 
 /// The elements of a strided tensor one after the other.
@@ -123,8 +241,10 @@ fn in_order(bytes: &[u8], stored: &Stored) -> Vec<u8> {
 }
 
 /// The header alone.
-fn read_safetensors(file: &File, len: u64) -> std::result::Result<Contents, Fault> {
-    let (metadata, data) = file::safetensors_header(file, len)?;
+fn read_safetensors(part: &Part) -> std::result::Result<Contents, Fault> {
+    let mut reader = part.reader();
+    reader.seek(SeekFrom::Start(0))?;
+    let (metadata, data) = file::safetensors_header(reader, part.len)?;
     let mut tensors = BTreeMap::new();
     for (name, info) in metadata.tensors() {
         // candle knows some types by name alone, and gives them no size.
@@ -135,6 +255,7 @@ fn read_safetensors(file: &File, len: u64) -> std::result::Result<Contents, Faul
             dtype.ok_or_else(|| format!("tensor {name} has elements of {:?}, which is not read here", info.dtype))?;
         let (first, last) = info.data_offsets;
         let stored = Stored {
+            part: 0,
             dtype,
             strides: Stored::contiguous_strides(&info.shape),
             shape: info.shape.clone(),
@@ -143,10 +264,13 @@ fn read_safetensors(file: &File, len: u64) -> std::result::Result<Contents, Faul
         stored.check(&name, (last - first) as u64)?;
         tensors.insert(name, stored);
     }
-    Ok(Contents {
+    let whole = Dictionary {
         tensors,
-        key: None,
-        beside: vec![],
+        ..Default::default()
+    };
+    Ok(Contents {
+        dictionaries: vec![whole],
+        keys: vec![],
     })
 }
 
@@ -156,6 +280,7 @@ mod tests {
 
     fn stored(shape: &[usize], strides: &[usize]) -> Stored {
         Stored {
+            part: 0,
             dtype: DType::F32,
             shape: shape.to_vec(),
             strides: strides.to_vec(),

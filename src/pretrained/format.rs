@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use super::names::POSITION_TABLE;
+use super::resize::Resize;
 use super::stored::Stored;
 
 /// A project's names and shapes, as a checkpoint has them.
@@ -40,6 +42,18 @@ pub enum Format {
     MicrosoftSwin,
     /// timm's and torchvision's ResNet (`resnet`), and candle-transformers'.
     ResNet,
+    /// Hugging Face's ViT-MAE after pre-training (`hf-mae-pretrained`), with its decoder: there is no head.
+    HfMaePretrained,
+    /// Hugging Face's Swin (`hf-swin`).
+    HfSwin,
+    /// Hugging Face's ResNet (`hf-resnet`).
+    HfResNet,
+    /// torchvision's ViT (`torchvision-vit`).
+    TorchvisionVit,
+    /// torchvision's Swin (`torchvision-swin`).
+    TorchvisionSwin,
+    /// Google's ViT (`google-vit`), in the `.npz` archives of `vision_transformer`.
+    GoogleVit,
 }
 
 /// An architecture. Within it, checkpoint and model may have different names for the same weight.
@@ -63,7 +77,7 @@ impl Family {
 }
 
 impl Format {
-    pub(super) const ALL: [Self; 13] = [
+    pub(super) const ALL: [Self; 19] = [
         Self::TimmVit,
         Self::TimmDeit3,
         Self::TimmClip,
@@ -77,6 +91,12 @@ impl Format {
         Self::OpenClip,
         Self::MicrosoftSwin,
         Self::ResNet,
+        Self::HfMaePretrained,
+        Self::HfSwin,
+        Self::HfResNet,
+        Self::TorchvisionVit,
+        Self::TorchvisionSwin,
+        Self::GoogleVit,
     ];
 
     /// The name, as `Display` gives it.
@@ -95,65 +115,176 @@ impl Format {
             Self::OpenClip => "open-clip",
             Self::MicrosoftSwin => "microsoft-swin",
             Self::ResNet => "resnet",
+            Self::HfMaePretrained => "hf-mae-pretrained",
+            Self::HfSwin => "hf-swin",
+            Self::HfResNet => "hf-resnet",
+            Self::TorchvisionVit => "torchvision-vit",
+            Self::TorchvisionSwin => "torchvision-swin",
+            Self::GoogleVit => "google-vit",
         }
     }
 
     pub(super) const fn family(self) -> Family {
         match self {
-            Self::TimmSwin | Self::MicrosoftSwin => Family::Swin,
-            Self::ResNet => Family::ResNet,
+            Self::TimmSwin | Self::MicrosoftSwin | Self::HfSwin | Self::TorchvisionSwin => Family::Swin,
+            Self::ResNet | Self::HfResNet => Family::ResNet,
             _ => Family::Vit,
         }
     }
 
-    /// The format of these tensors, which lie below `key` in their file; `None` for one that is not known.
-    pub(super) fn recognise(tensors: &BTreeMap<String, Stored>, key: Option<&str>) -> Option<Self> {
-        let has = |name: &str| tensors.contains_key(name);
-        let has_below = |prefix: &str| tensors.keys().any(|name| name.starts_with(prefix));
+    /// How its writer resizes positions, or tables of relative ones, when it loads them for another grid.
+    pub(super) fn resize(self, key: &str) -> Resize {
+        match self {
+            Self::TimmSwin if key.ends_with(POSITION_TABLE) => Resize::Geometric,
+            // timm/layers/pos_embed.py, open_clip/model.py (resize_pos_embed)
+            Self::TimmVit | Self::TimmDeit3 | Self::TimmClip | Self::OpenClip => Resize::AntialiasedBicubic,
+            // torchvision/models/vision_transformer.py (interpolate_embeddings)
+            Self::TorchvisionVit => Resize::AlignedBicubic,
+            // vit_jax/checkpoint.py (interpolate_posembed): scipy.ndimage.zoom of order 1
+            Self::GoogleVit => Resize::AlignedLinear,
+            _ => Resize::Bicubic,
+        }
+    }
+
+    /// The format of the tensors behind `prefix`, which lie below `key` in their file, and the start of its names that
+    /// these lack; `None` for one that is not known.
+    pub(super) fn recognise(
+        tensors: &BTreeMap<String, Stored>,
+        prefix: &str,
+        key: Option<&str>,
+    ) -> Option<(Self, &'static str)> {
+        let names = Behind { tensors, prefix };
+        let has = |name: &str| names.get(name).is_some();
         // Each is told by weights that its relatives (SigLIP, DINOv2, SwinV2, ResNets with a deep stem) do not have.
-        if has("visual.conv1.weight") && has_below("visual.transformer.resblocks.0.") {
-            return Some(Self::OpenClip);
+        if has("visual.conv1.weight") && names.any_below("visual.transformer.resblocks.0.") {
+            return Some((Self::OpenClip, ""));
         }
-        if ["", "clip."]
-            .iter()
-            .any(|prefix| has(&format!("{prefix}vision_model.pre_layrnorm.weight")))
-        {
-            let classifies = has("classifier.weight");
-            return Some(if classifies {
-                Self::HfClipClassifier
+        if has("class_embedding") && has("ln_pre.weight") && names.any_below("transformer.resblocks.0.") {
+            return Some((Self::OpenClip, "visual."));
+        }
+        let of_vit = names.hugging_faces().or_else(|| names.timms(key));
+        of_vit.or_else(|| names.swins()).or_else(|| names.others())
+    }
+}
+
+/// The names behind a prefix.
+struct Behind<'a> {
+    tensors: &'a BTreeMap<String, Stored>,
+    prefix: &'a str,
+}
+
+impl Behind<'_> {
+    fn get(&self, name: &str) -> Option<&Stored> {
+        self.tensors.get(&format!("{}{name}", self.prefix))
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.get(name).is_some()
+    }
+
+    /// Whether there is a name that begins so.
+    fn any_below(&self, start: &str) -> bool {
+        let start = format!("{}{start}", self.prefix);
+        let next = self.tensors.range(start.clone()..).next();
+        next.is_some_and(|(name, _)| name.starts_with(&start))
+    }
+
+    /// Hugging Face's ViT, MAE and CLIP.
+    fn hugging_faces(&self) -> Option<(Format, &'static str)> {
+        let starts = |starts: [&str; 2], name: &str| starts.iter().any(|start| self.has(&format!("{start}{name}")));
+        if starts(["", "clip."], "vision_model.pre_layrnorm.weight") {
+            return Some(match self.has("classifier.weight") {
+                true => (Format::HfClipClassifier, ""),
+                false => (Format::HfClip, ""),
+            });
+        }
+        if self.has("pre_layrnorm.weight") && self.has("embeddings.class_embedding") {
+            return Some((Format::HfClip, "vision_model."));
+        }
+        let vit = |name: &str| starts(["", "vit."], name);
+        let block = vit("encoder.layer.0.layernorm_before.weight") || vit("layers.0.layernorm_before.weight");
+        // DeiT has another token, BEiT and Data2Vec have scales.
+        let other = vit("embeddings.distillation_token") || vit("encoder.layer.0.lambda_1");
+        if !block || other || !vit("embeddings.cls_token") {
+            return None;
+        }
+        let pretrained = self.any_below("decoder.decoder_");
+        Some((
+            if pretrained {
+                Format::HfMaePretrained
             } else {
-                Self::HfClip
-            });
-        }
-        if ["", "vit."]
+                Format::HfVit
+            },
+            "",
+        ))
+    }
+
+    /// The ViTs with timm's names.
+    fn timms(&self, key: Option<&str>) -> Option<(Format, &'static str)> {
+        if !["patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "cls_token"]
             .iter()
-            .any(|prefix| has(&format!("{prefix}encoder.layer.0.layernorm_before.weight")))
+            .all(|name| self.has(name))
         {
-            return Some(Self::HfVit);
+            return None;
         }
-        if has("patch_embed.proj.weight") && has("layers.0.blocks.0.attn.relative_position_bias_table") {
-            let is_timm =
-                has_below("head.fc.") || has_below("layers.1.downsample.") && !has_below("layers.0.downsample.");
-            return Some(if is_timm { Self::TimmSwin } else { Self::MicrosoftSwin });
+        let positions = self
+            .get("pos_embed")
+            .and_then(|stored| stored.shape.iter().rev().nth(1));
+        let square = positions.is_some_and(|count| super::square(*count).is_some());
+        // What facebookresearch publishes of MAE's pre-training has no decoder, and lies below `model`.
+        let encoder = key == Some("model") && !self.any_below("head.");
+        let format = match () {
+            _ if self.any_below("decoder_") => Format::MaePretrained,
+            _ if self.has("fc_norm.weight") && !self.has("norm.weight") => Format::MaeFinetuned,
+            _ if self.has("norm_pre.weight") => Format::TimmClip,
+            _ if self.has("blocks.0.gamma_1") => Format::FacebookDeit3,
+            _ if self.has("blocks.0.ls1.gamma") && square => Format::TimmDeit3,
+            _ if encoder => Format::MaePretrained,
+            _ => Format::TimmVit,
+        };
+        Some((format, ""))
+    }
+
+    fn swins(&self) -> Option<(Format, &'static str)> {
+        if self.has("patch_embed.proj.weight") && self.has("layers.0.blocks.0.attn.relative_position_bias_table") {
+            let is_timm = self.any_below("head.fc.")
+                || self.any_below("layers.1.downsample.") && !self.any_below("layers.0.downsample.");
+            return Some((
+                if is_timm {
+                    Format::TimmSwin
+                } else {
+                    Format::MicrosoftSwin
+                },
+                "",
+            ));
         }
-        if has("patch_embed.proj.weight") && has("blocks.0.attn.qkv.weight") && has("cls_token") {
-            let positions = tensors
-                .get("pos_embed")
-                .and_then(|stored| stored.shape.iter().rev().nth(1));
-            let square = positions.is_some_and(|count| super::square(*count).is_some());
-            // What facebookresearch publishes of MAE's pre-training has no decoder, and lies below `model`.
-            let encoder = key == Some("model") && !has_below("head.");
-            return Some(match () {
-                _ if has_below("decoder_") => Self::MaePretrained,
-                _ if has("fc_norm.weight") && !has("norm.weight") => Self::MaeFinetuned,
-                _ if has("norm_pre.weight") => Self::TimmClip,
-                _ if has("blocks.0.gamma_1") => Self::FacebookDeit3,
-                _ if has("blocks.0.ls1.gamma") && square => Self::TimmDeit3,
-                _ if encoder => Self::MaePretrained,
-                _ => Self::TimmVit,
-            });
+        if self.has("features.0.0.weight") && self.has("features.1.0.attn.relative_position_bias_table") {
+            return Some((Format::TorchvisionSwin, ""));
         }
-        (has("conv1.weight") && has("bn1.running_mean") && has("layer1.0.conv1.weight")).then_some(Self::ResNet)
+        let tables = ["self", "relative_position_bias"].iter().any(|part| {
+            let table = format!("encoder.layers.0.blocks.0.attention.{part}.relative_position_bias_table");
+            self.has(&table) || self.has(&format!("swin.{table}"))
+        });
+        tables.then_some((Format::HfSwin, ""))
+    }
+
+    /// ResNets, and ViTs of those who train nothing else here.
+    fn others(&self) -> Option<(Format, &'static str)> {
+        let all = |names: [&str; 3]| names.iter().all(|name| self.has(name));
+        if all(["conv1.weight", "bn1.running_mean", "layer1.0.conv1.weight"]) {
+            return Some((Format::ResNet, ""));
+        }
+        if ["", "resnet."].iter().any(|start| {
+            self.has(&format!("{start}embedder.embedder.convolution.weight"))
+                && self.has(&format!("{start}encoder.stages.0.layers.0.layer.0.convolution.weight"))
+        }) {
+            return Some((Format::HfResNet, ""));
+        }
+        if self.has("conv_proj.weight") && self.has("encoder.layers.encoder_layer_0.self_attention.in_proj_weight") {
+            return Some((Format::TorchvisionVit, ""));
+        }
+        let block = self.any_below("Transformer.encoderblock_0.MultiHeadDotProductAttention_");
+        (self.has("embedding.kernel") && self.has("cls") && block).then_some((Format::GoogleVit, ""))
     }
 }
 

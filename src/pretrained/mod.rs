@@ -1,8 +1,8 @@
 //! Checkpoints of other projects, loaded into the crate's models.
 //!
-//! [`Pretrained::open`] reads a `.safetensors` file or what `torch.save` wrote (`.pth`, `.pt`, `.bin`), recognises from
-//! the names and shapes of its tensors whose it is, and gives [`Weights`]: the source of trainable variables that a
-//! model is made from.
+//! [`Pretrained::open`] reads a `.safetensors` file, what `torch.save` wrote (`.pth`, `.pt`, `.bin`), an archive of
+//! `numpy.savez` (`.npz`), or a directory of `save_pretrained`, recognises from the names and shapes of its tensors whose
+//! it is, and gives [`Weights`]: the source of trainable variables that a model is made from.
 //!
 //! ```
 //! use candle_core::{DType, Device};
@@ -44,14 +44,42 @@
 //! [`vit::WeightNames::Clip`](crate::models::vit::WeightNames::Clip) as well as a
 //! [`vit::WeightNames::Timm`](crate::models::vit::WeightNames::Timm).
 //!
+//! # What is recognised
+//!
+//! | names of | models | positions are resized |
+//! |---|---|---|
+//! | timm | ViT and DeiT, DeiT-III, CLIP's tower | antialiased bicubic |
+//! | timm | Swin | tables in a geometric series |
+//! | facebookresearch | DeiT-III, MAE before and after fine-tuning | bicubic |
+//! | Hugging Face, its files and its `state_dict()` in memory | ViT, ViT-MAE, CLIP (all, the tower, a classifier), Swin, ResNet | bicubic |
+//! | OpenCLIP, OpenAI | CLIP, all of it or the tower | antialiased bicubic |
+//! | torchvision | ViT, Swin, ResNet | bicubic with aligned corners; tables bicubic |
+//! | Microsoft | Swin | tables bicubic |
+//! | Google (JAX), `.npz` | ViT | linear with aligned corners |
+//!
+//! Whatever wraps the weights is taken off, and [`Weights::notes`] says what it was:
+//!
+//! | wrapping | |
+//! |---|---|
+//! | a directory, `*.index.json`, any shard (`model-00001-of-00003.safetensors`) | all shards are read; one that is missing, torn or another model's is named |
+//! | `model`, `state_dict`, `model_state_dict`, `module` (DeepSpeed), `net`, `teacher`, any other key | the likeliest that holds a known format; averaged weights (`state_dict_ema`) only where there are no others, or by [`Pretrained::open_key`] |
+//! | `module.`, `_orig_mod.`, `model.`, `backbone.`, any prefix up to six modules deep | the outermost that a known format stands behind; two alike are an error, which [`Pretrained::open_key`] resolves |
+//! | gzip | inflated in memory |
+//! | `AveragedModel`'s count, an `args` namespace, an optimizer's state | left out |
+//!
+//! What is refused says what it is: a model pickled whole or scripted ([`Error::CodeInCheckpoint`]), HDF5, GGUF, a pointer
+//! of Git LFS, compressed archives, shards without their siblings.
+//!
+//! # What is fitted
+//!
 //! Where shapes differ, a model still gets
-//! - position embeddings and Swin's tables of relative positions, resized by bicubic interpolation as PyTorch's
-//!   `interpolate(mode="bicubic", align_corners=False, antialias=False)` does it; the class token's position stays as
-//!   it is. timm's own resizing (`resample_abs_pos_embed`) is antialiased by default, so that its models of another
-//!   image size have slightly other positions, and logits, than those here. **The grid of the model's positions is
-//!   taken for a square where their count is one**, and so is the checkpoint's: for a grid of another shape, even one
-//!   of as many positions (7 x 28 instead of 14 x 14), call [`Pretrained::with_grid`], or they are copied in the wrong
-//!   order without a note;
+//! - position embeddings and Swin's tables of relative positions, resized as the project does it whose names the file has
+//!   (the table above, [`Resize`]), or in the way of [`Pretrained::with_resize`]; the class token's position stays as it
+//!   is. (DeiT's files have timm's names, and are taken for timm's.) The crate's ViT tells the grid of its images, square
+//!   or not. Of any other model the number of positions tells it: a square where it can be one, for which a line of
+//!   [`Weights::notes`] says so; for any other grid, even one of as many positions (7 x 28 instead of 14 x 14), call
+//!   [`Pretrained::with_grid`]. A file's positions lie on a square where they can;
+//! - a kernel for images of one channel, the sum over the three, and of others, repeated and scaled, as timm does it;
 //! - a head for another number of classes, drawn from the seed as the configuration says.
 //!
 //! Any other shape is an [`Error::MisshapenWeight`], and a model of another architecture an
@@ -81,77 +109,115 @@
 //! A pickle can hold code. It is read as data: nothing is imported or called, and a file that holds code where weights
 //! should be is an [`Error::CodeInCheckpoint`]. Tensors are read when a model asks for them.
 
+mod archive;
 mod file;
+mod fit;
 mod format;
+mod layout;
 mod names;
+mod notes;
+mod npz;
+mod part;
 mod pickle;
 mod pth;
 mod resize;
+mod respelled;
+mod shards;
 mod source;
 mod stored;
 
 use std::path::Path;
 
 pub use format::Format;
+pub use resize::Resize;
 
-use crate::error::{Error, Result};
+#[cfg(doc)]
+use crate::error::Error;
+use crate::error::Result;
 use crate::grid::Grid;
 use crate::key::Seed;
 use crate::weights::Weights;
 use file::TensorFile;
-use source::PeerSource;
+use layout::Layout;
+use source::{Fitting, PeerSource};
 
 /// A checkpoint of another project, recognised: see the [module](self).
 pub struct Pretrained {
     file: TensorFile,
-    format: Format,
-    grid: Option<Grid>,
+    layout: Layout,
+    fitting: Fitting,
 }
 
 impl Pretrained {
-    /// Opens a checkpoint, and recognises its format. The weights of a PyTorch file may lie below `model` or
-    /// `state_dict`; those of either kind of file may all have `module.` (`DistributedDataParallel`) or `_orig_mod.`
-    /// (`torch.compile`) before their names. Which kind it is, its first bytes tell.
+    /// Opens a checkpoint, and recognises its format: a file, an index of shards or one of them, or the directory that
+    /// holds them. What the weights are wrapped in is taken off, as the [module](self) says. Which kind a file is, its
+    /// first bytes tell.
     ///
     /// # Errors
-    /// [`Error::File`] for a file that cannot be read, is cut off, or is neither a safetensors nor a PyTorch file;
-    /// [`Error::CodeInCheckpoint`] for one that holds code; [`Error::UnknownFormat`] for weights of no known format.
+    /// [`Error::File`] for a file that cannot be read, is cut off, lacks shards, or is of a kind that is not read;
+    /// [`Error::CodeInCheckpoint`] for one that holds code where weights should be; [`Error::UnknownFormat`] for weights of
+    /// no known format; [`Error::InvalidArgument`] for several models alike, between which
+    /// [`open_key`](Self::open_key) chooses.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        let file = TensorFile::open(path.as_ref())?;
-        match Format::recognise(&file.tensors, file.key.as_deref()) {
-            Some(format) => Ok(Self {
-                file,
-                format,
-                grid: None,
-            }),
-            None => Err(Error::UnknownFormat {
-                path: file.path,
-                names: file.tensors.into_keys().collect(),
-                known: Format::ALL.map(Format::name).join(", "),
-            }),
-        }
+        Self::open_place(path.as_ref(), None)
+    }
+
+    /// Opens a checkpoint that holds several models' weights, and takes those below `key`: of timm's `state_dict` and
+    /// `state_dict_ema`, of DINO's `student` and `teacher`. It may as well be the start of their names.
+    ///
+    /// ```no_run
+    /// # use masksub::pretrained::Pretrained;
+    /// let averaged = Pretrained::open_key("last.pth.tar", "state_dict_ema")?;
+    /// # Ok::<(), masksub::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), and [`Error::InvalidArgument`] where no known format lies below `key`.
+    pub fn open_key(path: impl AsRef<Path>, key: &str) -> Result<Self> {
+        Self::open_place(path.as_ref(), Some(key))
+    }
+
+    fn open_place(path: &Path, key: Option<&str>) -> Result<Self> {
+        let (file, layout) = TensorFile::open(path, key)?;
+        Ok(Self {
+            file,
+            layout,
+            fitting: Fitting::default(),
+        })
     }
 
     /// The project whose names and shapes the checkpoint has.
     pub fn format(&self) -> Format {
-        self.format
+        self.layout.format
     }
 
-    /// Sets the grid of the model's patches. **Call it whenever images are not square**: position embeddings do not tell
-    /// their grid, and a count that is a square is taken for a square grid, without an error or a note. Of a model of
-    /// 7 x 28 patches and a checkpoint of 14 x 14, each row would be two of the checkpoint's. The checkpoint's positions
-    /// are always taken for a square where they can be one.
+    /// Sets the grid of the model's patches, for models of others: the crate's ViT tells its own, from which this may not
+    /// differ. **Call it whenever their images are not square**: position embeddings do not tell their grid, and a count
+    /// that is a square is taken for a square grid. Of a model of 7 x 28 patches and a checkpoint of 14 x 14, each row
+    /// would be two of the checkpoint's.
     ///
     /// ```no_run
     /// # use masksub::{pretrained::Pretrained, Grid};
     /// let pretrained = Pretrained::open("vit.safetensors")?.with_grid(Grid::new(7, 28));
     /// # Ok::<(), masksub::Error>(())
     /// ```
-    pub fn with_grid(self, grid: Grid) -> Self {
-        Self {
-            grid: Some(grid),
-            ..self
-        }
+    pub fn with_grid(mut self, grid: Grid) -> Self {
+        self.fitting.grid = Some(grid);
+        self
+    }
+
+    /// Resizes positions in another way than the project does whose names the checkpoint has: a checkpoint of timm's
+    /// that was fine-tuned elsewhere, say.
+    ///
+    /// ```no_run
+    /// # use masksub::pretrained::{Pretrained, Resize};
+    /// // facebookresearch's DeiT has timm's names, and resizes without antialias.
+    /// let pretrained = Pretrained::open("deit_small_patch16_224.pth")?.with_resize(Resize::Bicubic);
+    /// # Ok::<(), masksub::Error>(())
+    /// ```
+    pub fn with_resize(mut self, resize: Resize) -> Self {
+        self.fitting.resize = Some(resize);
+        self
     }
 
     /// The weights, and what is drawn from `seed` for want of them. Once the model is made, [`Weights::notes`] tells
@@ -165,7 +231,7 @@ impl Pretrained {
     /// [`Error::InvalidArgument`] for a grid that does not have the model's positions, or is not known.
     pub fn weights(self, seed: Seed) -> Weights {
         let path = self.file.path.clone();
-        let source = PeerSource::new(self.file, self.format, self.grid);
+        let source = PeerSource::new(self.file, &self.layout, self.fitting);
         Weights::from_source(path, Box::new(source), seed)
     }
 }
@@ -174,7 +240,7 @@ impl std::fmt::Debug for Pretrained {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Pretrained")
             .field("path", &self.file.path)
-            .field("format", &self.format)
+            .field("format", &self.format())
             .finish()
     }
 }

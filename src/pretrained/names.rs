@@ -1,6 +1,7 @@
 //! One name for each weight, whatever a checkpoint or a model calls it; and what a checkpoint may leave over.
 
 use super::format::{Family, Format};
+use super::respelled::{replaced, resnet_name, swin_name};
 use crate::models::vit::names::{Names, Qkv, CLIP, HUGGING_FACE, TIMM};
 use crate::weights::is_buffer;
 
@@ -21,14 +22,82 @@ const OPEN_CLIP: Names = Names {
     ..TIMM
 };
 
-const FORMS: [&Names; 4] = [&TIMM, &HUGGING_FACE, &CLIP, &OPEN_CLIP];
+/// The names that transformers has in memory from 5 on, and so in what `torch.save` makes of its `state_dict()`.
+const HUGGING_FACE_5: Names = Names {
+    blocks: "vit.layers",
+    qkv: Qkv::Apart(["attention.q_proj", "attention.k_proj", "attention.v_proj"]),
+    proj: "attention.o_proj",
+    fc1: "mlp.fc1",
+    fc2: "mlp.fc2",
+    ..HUGGING_FACE
+};
+
+const TORCHVISION: Names = Names {
+    patch_embed: "conv_proj",
+    cls_token: "class_token",
+    pos_embed: "encoder.pos_embedding",
+    blocks: "encoder.layers",
+    norm1: "ln_1",
+    qkv: Qkv::Packed("self_attention.in_proj"),
+    proj: "self_attention.out_proj",
+    norm2: "ln_2",
+    fc1: "mlp.0",
+    fc2: "mlp.3",
+    norm: "encoder.ln",
+    head: "heads.head",
+    ..TIMM
+};
+
+/// torchvision's before 0.13.
+const OLD_TORCHVISION: Names = Names {
+    fc1: "mlp.linear_1",
+    fc2: "mlp.linear_2",
+    ..TORCHVISION
+};
+
+/// Google's `vision_transformer` (JAX), with dots for slashes.
+const GOOGLE: Names = Names {
+    patch_embed: "embedding",
+    cls_token: "cls",
+    pos_embed: "Transformer.posembed_input.pos_embedding",
+    blocks: "Transformer.encoderblock",
+    norm1: "LayerNorm_0",
+    qkv: Qkv::Apart([
+        "MultiHeadDotProductAttention_1.query",
+        "MultiHeadDotProductAttention_1.key",
+        "MultiHeadDotProductAttention_1.value",
+    ]),
+    proj: "MultiHeadDotProductAttention_1.out",
+    norm2: "LayerNorm_2",
+    fc1: "MlpBlock_3.Dense_0",
+    fc2: "MlpBlock_3.Dense_1",
+    norm: "Transformer.encoder_norm",
+    ..TIMM
+};
+
+const FORMS: [&Names; 8] = [
+    &TIMM,
+    &HUGGING_FACE,
+    &HUGGING_FACE_5,
+    &CLIP,
+    &OPEN_CLIP,
+    &TORCHVISION,
+    &OLD_TORCHVISION,
+    &GOOGLE,
+];
 /// Prefixes that whole models have before the names of towers that are saved alone.
 const PREFIXES: [&str; 3] = ["", "vit.", "clip."];
-/// Spellings as if a weight were no module's, or, as timm's LayerScale, a module's own.
-const SPELLINGS: [(&str, &str); 3] = [
+/// Spellings as if a weight were no module's, or, as timm's LayerScale, a module's own; numbers behind a name; and what
+/// JAX calls a weight.
+const SPELLINGS: [(&str, &str); 8] = [
     (".attn.in_proj_", ".attn.in_proj."),
+    (".self_attention.in_proj_", ".self_attention.in_proj."),
     (".ls1.gamma", ".gamma_1"),
     (".ls2.gamma", ".gamma_2"),
+    (".encoder_layer_", "."),
+    (".encoderblock_", ".encoderblock."),
+    (".kernel", ".weight"),
+    (".scale", ".weight"),
 ];
 
 /// Key of the position embedding.
@@ -39,6 +108,8 @@ pub(super) const POSITION_TABLE: &str = ".relative_position_bias_table";
 pub(super) const HEAD: &str = "head.";
 /// Key of the final norm's weight.
 pub(super) const NORM: &str = "norm.weight";
+/// Keys of the kernels that read an image's channels.
+pub(super) const INPUT_KERNELS: [&str; 2] = ["patch_embed.proj.weight", "conv1.weight"];
 /// Query, key and value, packed and apart, in their order.
 pub(super) const QKV: &str = ".attn.qkv.";
 pub(super) const APART: [&str; 3] = [".attn.q.", ".attn.k.", ".attn.v."];
@@ -49,14 +120,13 @@ impl Family {
     pub(super) fn key(self, name: &str, shape: Option<&[usize]>) -> Option<String> {
         match self {
             Self::Vit => {
-                let spelled = SPELLINGS
-                    .iter()
-                    .fold(name.to_string(), |name, (from, to)| name.replace(from, to));
+                let spelled = replaced(name, &SPELLINGS);
                 let whole = PREFIXES.map(|prefix| format!("{prefix}{spelled}"));
                 let mut keys = whole.iter().flat_map(|name| FORMS.map(|form| timm_name(form, name)));
                 keys.find_map(|key| key)
             }
             Self::Swin => {
+                let name = &swin_name(name);
                 let (module, leaf) = name.rsplit_once('.').unwrap_or(("", name));
                 if let Some((stage, merging)) = module.strip_prefix("layers.").and_then(|rest| rest.split_once('.')) {
                     stage.parse::<usize>().ok()?;
@@ -73,6 +143,7 @@ impl Family {
                 }
             }
             Self::ResNet => {
+                let name = &resnet_name(name);
                 let (module, leaf) = name.rsplit_once('.')?;
                 let stages = ["layer1.", "layer2.", "layer3.", "layer4."];
                 match module {
@@ -151,6 +222,9 @@ const CLASS_NORM: &str = "the norm of the class token, which the head does not r
 /// that nobody knows.
 pub(super) fn known_leftover(format: Format, name: &str) -> Option<&'static str> {
     let starts = |starts: &[&str]| starts.iter().any(|start| name.starts_with(start));
+    if name == "n_averaged" {
+        return Some("the count of averaged weights");
+    }
     if is_buffer(name) || name.ends_with("position_ids") {
         return Some("buffers that follow from the configuration");
     }
@@ -160,6 +234,10 @@ pub(super) fn known_leftover(format: Format, name: &str) -> Option<&'static str>
         Format::HfVit if starts(&["vit.pooler.", "pooler."]) => Some("the pooler"),
         Format::HfVit if name == "vit.embeddings.mask_token" || name == "embeddings.mask_token" => {
             Some("the mask token of pre-training")
+        }
+        Format::HfMaePretrained if starts(&["decoder."]) => Some("the decoder"),
+        Format::HfMaePretrained if starts(&["vit.layernorm.", "layernorm."]) => {
+            Some("the norm that mean pooling replaces by fc_norm")
         }
         Format::HfClip | Format::HfClipClassifier if name.contains("vision_model.post_layernorm.") => Some(CLASS_NORM),
         Format::OpenClip if starts(&["visual.ln_post."]) => Some(CLASS_NORM),
@@ -193,11 +271,11 @@ pub(super) fn known_leftover(format: Format, name: &str) -> Option<&'static str>
 /// has lost it.
 pub(super) fn known_missing(format: Format, key: &str) -> bool {
     match format {
-        Format::MaePretrained => key.starts_with(HEAD) || key.starts_with("fc_norm."),
+        Format::MaePretrained | Format::HfMaePretrained => key.starts_with(HEAD) || key.starts_with("fc_norm."),
         // FT-CLIP's `fc_norm` is new, too.
         Format::HfClip | Format::OpenClip => key.starts_with(HEAD) || key.starts_with("fc_norm."),
         Format::TimmClip => key.starts_with("fc_norm."),
-        Format::TimmSwin | Format::MicrosoftSwin => key == "mask_token",
+        Format::TimmSwin | Format::MicrosoftSwin | Format::HfSwin | Format::TorchvisionSwin => key == "mask_token",
         _ => false,
     }
 }

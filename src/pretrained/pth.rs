@@ -1,44 +1,35 @@
 //! Files that `torch.save` writes: the zip archives of today, and the format before PyTorch 1.6.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fs::File;
+use std::collections::{HashMap, HashSet};
 use std::io::{BufReader, ErrorKind, Read, Seek, SeekFrom};
 
 use candle_core::DType;
-use zip::{CompressionMethod, ZipArchive};
 
+use super::archive::{Archive, Run};
+use super::layout;
+use super::part::Part;
 use super::pickle::{Id, Pickle, Value, MOST_BYTES};
-use super::stored::{Contents, Stored};
+use super::stored::{Contents, Dictionary, Stored};
 use crate::error::{Error, Fault, Result};
 
 /// The number that a legacy file starts with, as a pickled integer (torch/serialization.py).
 const LEGACY_MAGIC: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
-/// Keys below which training scripts save the weights: facebookresearch and Microsoft `model`, timm and Lightning
-/// `state_dict`.
-const KEYS: [&str; 2] = ["model", "state_dict"];
 /// Most dimensions of a tensor: those of checkpoints have 4.
 const MOST_DIMS: usize = 8;
 /// Most of one tensor's wrappings: a parameter of a subclass is two.
 const MOST_WRAPPINGS: usize = 4;
 
-/// A run of elements in the file.
-#[derive(Clone, Copy)]
-struct Storage {
-    start: u64,
-    bytes: u64,
-}
-
 /// Errors of one file.
-struct Path<'a>(&'a str);
+struct Path<'a>(&'a std::path::Path);
 
 impl Path<'_> {
     fn fail(&self, fault: impl Into<Fault>) -> Error {
-        fault.into().of_file(self.0.as_ref())
+        fault.into().of_file(self.0)
     }
 
     fn code(&self, what: impl ToString) -> Error {
         Error::CodeInCheckpoint {
-            path: self.0.to_string(),
+            path: self.0.display().to_string(),
             what: what.to_string(),
         }
     }
@@ -48,70 +39,50 @@ impl Path<'_> {
     }
 }
 
-/// Reads what a zip archive says of its tensors.
-pub(super) fn read_zip(path: &str, file: &File, len: u64) -> Result<Contents> {
-    let path = Path(path);
-    let damaged = |error: zip::result::ZipError| path.fail(Fault::caused_by("it is cut off, or no zip archive", error));
-    let mut archive = ZipArchive::new(BufReader::new(file)).map_err(damaged)?;
-    let (mut entries, mut compressed) = (BTreeMap::new(), None);
-    for index in 0..archive.len() {
-        let entry = archive.by_index_raw(index).map_err(damaged)?;
-        let name = entry.name().map_err(damaged)?.into_owned();
-        if entry.compression() != CompressionMethod::Stored || entry.encrypted() {
-            compressed = Some(name.clone());
-        }
-        if let Some(start) = entry.data_start() {
-            // What it announces, and no more than there is.
-            let bytes = entry.size().min(len.saturating_sub(start));
-            entries.insert(name, Storage { start, bytes });
-        }
-    }
-    // All entries lie in one folder, called as the file was when it was saved.
-    let pickles = entries.keys().filter_map(|name| name.strip_suffix("data.pkl"));
-    let mut folders = pickles.filter(|folder| folder.matches('/').count() <= 1);
-    let folder = folders
-        .next()
-        .ok_or_else(|| path.fail("it is a zip archive, but not one of torch.save"))?;
+/// The folder of an archive that all of `torch.save`'s entries lie in, called as the file was when it was saved.
+fn folder(archive: &Archive) -> Option<&str> {
+    let mut pickles = archive.entries.keys().filter_map(|name| name.strip_suffix("data.pkl"));
+    pickles.find(|folder| folder.matches('/').count() <= 1)
+}
+
+/// Reads what a zip archive says of its tensors; `None` for one that `torch.save` did not write.
+pub(super) fn read_zip(part: &Part, archive: &Archive, key: Option<&str>) -> Result<Option<Contents>> {
+    let path = Path(&part.path);
+    let Some(folder) = folder(archive) else { return Ok(None) };
+    let entries = &archive.entries;
     if entries.keys().any(|name| name.starts_with(&format!("{folder}code/"))) {
         return Err(path.code("it is a TorchScript archive"));
     }
-    if let Some(name) = compressed {
+    if let Some(name) = &archive.compressed {
         return Err(path.fail(format!("{name} is compressed in it, which torch.save never does")));
     }
     let read = |name: &str, most: u64| -> Result<Option<Vec<u8>>> {
-        let Some(entry) = entries.get(&format!("{folder}{name}")) else {
-            return Ok(None);
-        };
-        let mut bytes = vec![];
-        let mut file = file;
-        file.seek(SeekFrom::Start(entry.start))
-            .map_err(|error| path.fail(error))?;
-        let read = file.take(entry.bytes.min(most)).read_to_end(&mut bytes);
-        read.map_err(|error| path.fail(error))?;
-        Ok(Some(bytes))
+        let entry = entries.get(&format!("{folder}{name}"));
+        let bytes = entry.map(|entry| part.bytes(entry.start, entry.bytes.min(most)));
+        bytes.transpose().map_err(|error| path.fail(error))
     };
     if read("byteorder", 8)?.is_some_and(|order| order != b"little") {
         return Err(path.fail("its numbers are big-endian: save it on a little-endian machine"));
     }
     let bytes = read("data.pkl", MOST_BYTES)?.unwrap_or_default();
     let pickle = path.pickle(&mut &bytes[..])?;
-    contents(&path, &pickle, |key, _| {
-        Ok(entries.get(&format!("{folder}data/{key}")).copied())
-    })
+    let find = |storage: &str, _| Ok(entries.get(&format!("{folder}data/{storage}")).copied());
+    contents(&path, &pickle, key, find).map(Some)
 }
 
 /// Reads what a file of the format before PyTorch 1.6 says of its tensors: pickles of a magic number, of a version, of
 /// the machine, of the object, of the storages' keys; then each storage's length and numbers. A single pickle without
 /// all that starts with the same byte, and can hold no tensor.
-pub(super) fn read_legacy(path: &str, file: &File, len: u64) -> Result<Contents> {
-    let path = Path(path);
-    let mut input = BufReader::new(file);
+pub(super) fn read_legacy(part: &Part, wanted: Option<&str>) -> Result<Contents> {
+    let path = Path(&part.path);
+    let mut input = BufReader::new(part.reader());
     let mut start = [0; 14];
+    input.seek(SeekFrom::Start(0)).map_err(|error| path.fail(error))?;
     let has_magic = input.read_exact(&mut start).is_ok() && start[4..] == LEGACY_MAGIC;
     input.seek(SeekFrom::Start(0)).map_err(|error| path.fail(error))?;
     let mut object = path.pickle(&mut input)?;
     if !has_magic {
-        return contents(&path, &object, |_, _| Ok(None));
+        return contents(&path, &object, wanted, |_, _| Ok(None));
     }
     for _version_and_machine in 0..2 {
         path.pickle(&mut input)?;
@@ -139,10 +110,13 @@ pub(super) fn read_legacy(path: &str, file: &File, len: u64) -> Result<Contents>
         let width = dtype.ok_or_else(|| path.fail(format!("storage {key} has elements of an unknown kind")))?;
         let bytes = u64::from_le_bytes(count).checked_mul(width.size_in_bytes() as u64);
         let (bytes, start) = (bytes.ok_or_else(cut_off)?, at + 8);
-        at = start.checked_add(bytes).filter(|end| *end <= len).ok_or_else(cut_off)?;
-        storages.insert(key, Storage { start, bytes });
+        at = start
+            .checked_add(bytes)
+            .filter(|end| *end <= part.len)
+            .ok_or_else(cut_off)?;
+        storages.insert(key, Run { start, bytes });
     }
-    contents(&path, &object, |key, is_view| {
+    contents(&path, &object, wanted, |key, is_view| {
         if is_view {
             let fault = format!("storage {key} is a view of another one, as PyTorch before 0.4 saved them");
             return Err(path.fail(fault));
@@ -176,9 +150,14 @@ fn dtype(storage: &str) -> Option<DType> {
     })
 }
 
-/// The tensors of the pickled object: its own, or those below one of its keys. `find` gives a storage by its key, and
-/// is told whether it is a view.
-fn contents(path: &Path, pickle: &Pickle, find: impl Fn(&str, bool) -> Result<Option<Storage>>) -> Result<Contents> {
+/// The dictionaries of the pickled object: itself, and those below its keys, of which `wanted` may name one. `find` gives
+/// a storage by its key, and is told whether it is a view.
+fn contents(
+    path: &Path,
+    pickle: &Pickle,
+    wanted: Option<&str>,
+    find: impl Fn(&str, bool) -> Result<Option<Run>>,
+) -> Result<Contents> {
     let root = pickle.root();
     if let Some((callable, _)) = pickle.call(root) {
         return Err(path.code(format!("it is an object that {callable} would make")));
@@ -186,47 +165,87 @@ fn contents(path: &Path, pickle: &Pickle, find: impl Fn(&str, bool) -> Result<Op
     let Some(items) = pickle.dict(root) else {
         return Err(path.fail("it holds no dictionary of weights"));
     };
-    let below = |wanted: &str| {
-        let mut named = items.iter().filter(|(key, _)| pickle.text(*key) == Some(wanted));
-        named.find_map(|(_, value)| pickle.dict(*value))
-    };
-    // Whatever else lies beside it: PyTorch's own example saves its best accuracy as a tensor.
-    let key = KEYS.into_iter().find(|key| below(key).is_some());
-    let weights = key.and_then(below).unwrap_or(items);
-
-    let mut tensors = BTreeMap::new();
-    let mut beside = vec![];
     // A name that the file has once may stand in many places.
     let mut seen = HashSet::new();
-    for (name_id, value) in weights {
-        let Some(name) = pickle.text(*name_id) else { continue };
-        if let Some(args) = as_tensor(pickle, *value) {
-            tensors.insert(name.to_string(), stored(path, pickle, name, args, &find)?);
-        } else if let Some((callable, _)) = pickle.call(*value) {
-            return Err(path.code(format!("{name} is an object that {callable} would make")));
-        } else if seen.insert(*name_id) {
-            beside.push(key.map_or(name.to_string(), |key| format!("{key}.{name}")));
+    let mut keys = items.iter().filter(|(name, _)| seen.insert(*name));
+    let keys: Vec<&str> = keys.by_ref().filter_map(|(name, _)| pickle.text(*name)).collect();
+    let places = places(pickle, wanted);
+    let (mut dictionaries, mut fault) = (vec![], None);
+    for (key, items) in places {
+        match dictionary(path, pickle, key, items, &find) {
+            Ok(read) => dictionaries.push(read),
+            // Of the weights it is told, of what lies beside them it does not matter.
+            Err(error) if key.is_some_and(layout::is_key) => return Err(error),
+            Err(error) => fault = fault.or(Some(error)),
         }
     }
-    if let Some(key) = key {
-        seen.clear();
-        let others = items.iter().filter(|(name_id, _)| seen.insert(*name_id));
-        let others = others.filter_map(|(name_id, _)| pickle.text(*name_id));
-        beside.extend(others.filter(|other| *other != key).map(str::to_string));
+    match fault {
+        Some(fault) if dictionaries.is_empty() => return Err(fault),
+        _ => {}
     }
-    if tensors.is_empty() {
-        let keys: Vec<_> = items.iter().filter_map(|(name, _)| pickle.text(*name)).collect();
-        let where_to = KEYS.join("` nor below `");
+    if dictionaries.iter().all(|read| read.tensors.is_empty()) {
         return Err(path.fail(format!(
-            "it holds no weights, neither itself nor below `{where_to}`; its keys are [{}]",
+            "it holds no weights, neither itself nor below a key; its keys are [{}]",
             crate::error::listed(&keys)
         )));
     }
-    Ok(Contents {
-        tensors,
+    let keys = keys.into_iter().map(str::to_string).collect();
+    Ok(Contents { dictionaries, keys })
+}
+
+/// A key, and the items of the dictionary below it.
+type Place<'a> = (Option<&'a str>, &'a [(Id, Id)]);
+
+/// Dictionaries in which tensors are, the likeliest to be the weights first, each once: below the keys that scripts save
+/// weights below, the object itself (PyTorch's own example saves its best accuracy as a tensor beside the weights), and
+/// those below other keys. Of one that is `wanted`, it alone.
+fn places<'a>(pickle: &'a Pickle, wanted: Option<&str>) -> Vec<Place<'a>> {
+    let tensors = |value: Id| {
+        let items = pickle.dict(value)?;
+        let is_tensor = |(_, value): &(Id, Id)| as_tensor(pickle, *value).is_some();
+        items.iter().any(is_tensor).then_some(items)
+    };
+    let root = pickle.dict(pickle.root()).unwrap_or_default();
+    let mut seen = HashSet::new();
+    let below = root.iter().filter_map(|(name, value)| {
+        let (key, items) = (pickle.text(*name)?, tensors(*value)?);
+        seen.insert(*value).then_some((Some(key), items))
+    });
+    let mut places: Vec<Place> = below.collect();
+    if let Some(place) = places.iter().find(|(key, _)| key.is_some() && *key == wanted) {
+        return vec![*place];
+    }
+    if places.is_empty() || tensors(pickle.root()).is_some() {
+        places.push((None, root));
+    }
+    places.sort_by_key(|(key, _)| key.map_or(layout::rank_of_none(), layout::rank));
+    places
+}
+
+fn dictionary(
+    path: &Path,
+    pickle: &Pickle,
+    key: Option<&str>,
+    items: &[(Id, Id)],
+    find: impl Fn(&str, bool) -> Result<Option<Run>>,
+) -> Result<Dictionary> {
+    let mut read = Dictionary {
         key: key.map(str::to_string),
-        beside,
-    })
+        ..Default::default()
+    };
+    let mut seen = HashSet::new();
+    for (name_id, value) in items {
+        let Some(name) = pickle.text(*name_id) else { continue };
+        if let Some(args) = as_tensor(pickle, *value) {
+            read.tensors
+                .insert(name.to_string(), stored(path, pickle, name, args, &find)?);
+        } else if let Some((callable, _)) = pickle.call(*value) {
+            return Err(path.code(format!("{name} is an object that {callable} would make")));
+        } else if seen.insert(*name_id) {
+            read.others.push(name.to_string());
+        }
+    }
+    Ok(read)
 }
 
 /// The arguments a tensor is rebuilt from (storage, offset, size, strides), below what it is wrapped in.
@@ -260,7 +279,7 @@ fn stored(
     pickle: &Pickle,
     name: &str,
     args: &[Id],
-    find: impl Fn(&str, bool) -> Result<Option<Storage>>,
+    find: impl Fn(&str, bool) -> Result<Option<Run>>,
 ) -> Result<Stored> {
     let damaged = || path.fail(format!("tensor {name} is described as no tensor is"));
     // Before it is copied: all tensors of a file may share one size.
@@ -289,6 +308,7 @@ fn stored(
         .and_then(|offset| (offset as u64).checked_mul(dtype.size_in_bytes() as u64));
     let offset = offset.ok_or_else(damaged)?;
     let stored = Stored {
+        part: 0,
         dtype,
         shape: counts(*size).ok_or_else(damaged)?,
         strides: counts(*strides).ok_or_else(damaged)?,
@@ -308,9 +328,9 @@ mod tests {
 
     /// The object of a pickle, where every storage is one number.
     fn of_pickle(bytes: &[u8]) -> Result<Contents> {
-        let path = Path("w.pth");
+        let path = Path("w.pth".as_ref());
         let pickle = path.pickle(&mut { bytes })?;
-        contents(&path, &pickle, |_, _| Ok(Some(Storage { start: 0, bytes: 4 })))
+        contents(&path, &pickle, None, |_, _| Ok(Some(Run { start: 0, bytes: 4 })))
     }
 
     #[test]
@@ -320,7 +340,8 @@ mod tests {
                 (X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x01tQK\x00(";
             of_pickle(&[&start[..], &b"K\x01".repeat(dims), b"tq\x00h\x00tRs."].concat())
         };
-        assert_eq!(of_ones(MOST_DIMS).unwrap().tensors["w"].shape, [1; MOST_DIMS]);
+        let contents = of_ones(MOST_DIMS).unwrap();
+        assert_eq!(contents.dictionaries[0].tensors["w"].shape, [1; MOST_DIMS]);
         let error = of_ones(MOST_DIMS + 1).map(drop).unwrap_err().to_string();
         assert!(error.contains("tensor w is described as no tensor is"), "{error}");
     }
@@ -340,8 +361,9 @@ mod tests {
         ]
         .concat();
         let contents = of_pickle(&model).unwrap();
-        assert_eq!(contents.beside, ["model.a", "b"]);
+        assert_eq!(contents.keys, ["model", "b"]);
+        assert_eq!(contents.dictionaries[0].others, ["a"]);
         let bare = [&b"}"[..], tensor, &beside(b"a"), b"."].concat();
-        assert_eq!(of_pickle(&bare).unwrap().beside, ["a"]);
+        assert_eq!(of_pickle(&bare).unwrap().dictionaries[0].others, ["a"]);
     }
 }

@@ -1,45 +1,87 @@
-//! Bicubic interpolation of tables of positions, as PyTorch does it.
+//! Tables of positions for another grid, as each project resizes them.
 
-use candle_core::{DType, Result, Storage, Tensor, WithDType};
+use std::fmt;
+
+use candle_core::{DType, Storage, Tensor, WithDType};
 
 use crate::check;
+use crate::error::{Error, Result};
 use crate::grid::Grid;
 use crate::ops::cpu::kernel::contiguous_range;
 
-/// Keys' cubic convolution at this parameter is PyTorch's `bicubic`.
-const A: f64 = -0.75;
-
-/// Resizes the values at the positions of a grid, [P + H W, D] with H W of `from`, to [P + H' W', D] with H' W' of `to`:
-/// `interpolate(mode="bicubic", align_corners=False, antialias=False)`. The first P rows stay as they are.
+/// Ways of resizing positions to another grid. The default is that of the project whose names a checkpoint has;
+/// [`Pretrained::with_resize`](super::Pretrained::with_resize) chooses another.
 ///
-/// A position's value is the sum over the four nearest in each direction, weighted by the cubic convolution kernel
-/// (Keys, 1981); beyond the edge its position repeats. Computed in f64 and rounded once, to f32 unless `values` are f64.
-/// Beside `values` and the result it needs a row of the grid.
-pub(super) fn bicubic(values: &Tensor, from: Grid, to: Grid) -> Result<Tensor> {
-    match values.dtype() {
-        DType::F64 => resized::<f64>(values, from, to),
-        _ => resized::<f32>(&values.to_dtype(DType::F32)?, from, to),
+/// `Display` gives what [`Weights::notes`](crate::Weights::notes) says of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Resize {
+    /// PyTorch's `interpolate(mode="bicubic")`, of four neighbours in each direction. Hugging Face, facebookresearch,
+    /// Microsoft's Swin.
+    Bicubic,
+    /// The same with `antialias=True`: another cubic kernel, wider where a grid shrinks. timm's ViT and OpenCLIP.
+    AntialiasedBicubic,
+    /// [`Bicubic`](Self::Bicubic) with `align_corners=True`: corners stay where they are. torchvision's ViT.
+    AlignedBicubic,
+    /// Linear between two neighbours, where corners stay (`scipy.ndimage.zoom` of order 1). Google's ViT.
+    AlignedLinear,
+    /// For tables of relative positions: the old offsets are spread over the new ones as a geometric series, dense in
+    /// the middle, and linear between. timm's Swin, after BEiT (`timm/layers/pos_embed_rel.py`).
+    Geometric,
+}
+
+impl fmt::Display for Resize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Bicubic => "bicubic",
+            Self::AntialiasedBicubic => "antialiased bicubic",
+            Self::AlignedBicubic => "bicubic with aligned corners",
+            Self::AlignedLinear => "linear with aligned corners",
+            Self::Geometric => "in a geometric series",
+        })
     }
 }
 
-fn resized<T: WithDType>(values: &Tensor, from: Grid, to: Grid) -> Result<Tensor> {
+/// Resizes the values at the positions of a grid, [P + H W, D] with H W of `from`, to [P + H' W', D] with H' W' of `to`.
+/// The first P rows stay as they are.
+///
+/// Computed in f64 and rounded once, to f32 unless `values` are f64. Beside `values` and the result it needs a row of the
+/// grid.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] for a grid that does not fit in memory, and for [`Resize::Geometric`] of sides without a
+/// middle.
+pub(super) fn resized(values: &Tensor, from: Grid, to: Grid, how: Resize) -> Result<Tensor> {
+    let sides = [from.height, from.width, to.height, to.width];
+    if how == Resize::Geometric && sides.iter().any(|side| side.is_multiple_of(2)) {
+        let allowed = "for tables of relative positions alone, whose sides are odd";
+        return Err(Error::invalid("resize", format!("{how:?} of {from} to {to}"), allowed));
+    }
+    match values.dtype() {
+        DType::F64 => of_type::<f64>(values, from, to, how),
+        _ => of_type::<f32>(&values.to_dtype(DType::F32)?, from, to, how),
+    }
+}
+
+fn of_type<T: WithDType>(values: &Tensor, from: Grid, to: Grid, how: Resize) -> Result<Tensor> {
     let (rows, dim) = values.dims2()?;
     let values = values.contiguous()?;
     let (storage, layout) = values.storage_and_layout();
     let (Storage::Cpu(storage), Some(range)) = (&*storage, contiguous_range(layout)) else {
-        candle_core::bail!("positions are resized on the CPU");
+        return Err(Error::invalid("positions", "elsewhere", "on the CPU"));
     };
     let (prefix, values) = T::cpu_storage_as_slice(storage)?[range].split_at((rows - from.len()) * dim);
     let len = to.len().checked_mul(dim).and_then(|len| len.checked_add(prefix.len()));
     // As it is resized, in the dtype of the model, and as a variable.
     check::fits_memory("grid", to, len, size_of::<T>() + 2 * size_of::<f64>())?;
-    check::fits_memory("grid", to, to.height.checked_add(to.width), size_of::<Taps>())?;
+    let taps_size = size_of::<Taps>() + MOST_TAPS * size_of::<(usize, f64)>();
+    check::fits_memory("grid", to, to.height.checked_add(to.width), taps_size)?;
     let mut resized = Vec::with_capacity(len.unwrap_or_default());
     resized.extend_from_slice(prefix);
-    let columns = taps(from.width, to.width);
+    let columns = taps(how, from.width, to.width);
     // One direction after the other.
     let mut blend = vec![0.0; from.width * dim];
-    for taps in taps(from.height, to.height) {
+    for taps in taps(how, from.height, to.height) {
         blend.fill(0.0);
         for (row, weight) in taps {
             let row = values.iter().skip(row * blend.len());
@@ -55,150 +97,118 @@ fn resized<T: WithDType>(values: &Tensor, from: Grid, to: Grid) -> Result<Tensor
         }
     }
     let rows = rows - from.len() + to.len();
-    Tensor::from_vec(resized, (rows, dim), &candle_core::Device::Cpu)
+    Ok(Tensor::from_vec(resized, (rows, dim), &candle_core::Device::Cpu)?)
 }
 
 /// What a position takes of which others.
-type Taps = [(usize, f64); 4];
+type Taps = Vec<(usize, f64)>;
+/// Most of them, where a grid does not shrink.
+const MOST_TAPS: usize = 5;
 
 /// For each of `to` positions, what it takes of which of `from`.
-fn taps(from: usize, to: usize) -> Vec<Taps> {
+fn taps(how: Resize, from: usize, to: usize) -> Vec<Taps> {
     let scale = from as f64 / to as f64;
-    let of = |index: usize| {
-        let at = (index as f64 + 0.5) * scale - 0.5;
-        [-1.0, 0.0, 1.0, 2.0].map(|tap| {
-            let position = at.floor() + tap;
-            // Beyond the edge, the last position counts again.
-            (position.clamp(0.0, from as f64 - 1.0) as usize, kernel(at - position))
-        })
-    };
-    (0..to).map(of).collect()
+    let centred = |index: usize| (index as f64 + 0.5) * scale - 0.5;
+    // One position lies at the first corner.
+    let aligned = |index: usize| index as f64 * (from as f64 - 1.0) / (to as f64 - 1.0).max(1.0);
+    match how {
+        Resize::Bicubic => (0..to).map(|index| cubic(centred(index), from)).collect(),
+        Resize::AlignedBicubic => (0..to).map(|index| cubic(aligned(index), from)).collect(),
+        Resize::AlignedLinear => (0..to).map(|index| linear(aligned(index), from)).collect(),
+        Resize::AntialiasedBicubic => (0..to)
+            .map(|index| antialiased(centred(index), from, scale.max(1.0)))
+            .collect(),
+        Resize::Geometric => geometric(from, to),
+    }
 }
 
-fn kernel(distance: f64) -> f64 {
+/// The four nearest in each direction, weighted by the cubic convolution kernel (Keys, 1981); beyond the edge its position
+/// repeats.
+fn cubic(at: f64, from: usize) -> Taps {
+    /// The kernel's parameter in PyTorch's `bicubic`.
+    const A: f64 = -0.75;
+    let tap = |tap: f64| {
+        let position = at.floor() + tap;
+        // Beyond the edge, the last position counts again.
+        (
+            position.clamp(0.0, from as f64 - 1.0) as usize,
+            kernel(A, at - position),
+        )
+    };
+    [-1.0, 0.0, 1.0, 2.0].map(tap).to_vec()
+}
+
+/// Those within two positions, of the new grid where it is the coarser one. Beyond the edge there is nothing, and the
+/// weights of what there is are made to sum to one.
+fn antialiased(at: f64, from: usize, scale: f64) -> Taps {
+    /// The kernel's parameter in PyTorch with `antialias=True`, as in Pillow.
+    const A: f64 = -0.5;
+    let bound = |at: f64| at.clamp(0.0, from as f64) as usize;
+    let within = bound((at - 2.0 * scale + 1.0).floor())..bound((at + 2.0 * scale + 1.0).floor());
+    let taps: Taps = within
+        .map(|index| (index, kernel(A, (index as f64 - at) / scale)))
+        .collect();
+    let sum: f64 = taps.iter().map(|(_, weight)| weight).sum();
+    taps.into_iter().map(|(index, weight)| (index, weight / sum)).collect()
+}
+
+fn linear(at: f64, from: usize) -> Taps {
+    let left = (at.floor() as usize).min(from.saturating_sub(2));
+    let share = at - left as f64;
+    match from {
+        1 => vec![(0, 1.0)],
+        _ => vec![(left, 1.0 - share), (left + 1, share)],
+    }
+}
+
+/// Offsets from the middle: the old ones lie at sums of a geometric series whose ratio brings the last of them to the last
+/// of the new ones, as far as it lies between 1.01 and 1.5. Beyond the last one its value counts.
+fn geometric(from: usize, to: usize) -> Vec<Taps> {
+    let (old, new) = ((from / 2) as i32, (to / 2) as f64);
+    let (mut left, mut right, mut ratio) = (1.01f64, 1.5f64, 1.01f64);
+    while right - left > 1e-6 {
+        ratio = (left + right) / 2.0;
+        if (1.0 - ratio.powi(old)) / (1.0 - ratio) > new {
+            right = ratio;
+        } else {
+            left = ratio;
+        }
+    }
+    let mut sums = vec![0.0];
+    for power in 0..old {
+        sums.push(sums.last().copied().unwrap_or_default() + ratio.powi(power));
+    }
+    let offsets: Vec<f64> = sums
+        .iter()
+        .skip(1)
+        .rev()
+        .map(|sum| -sum)
+        .chain(sums.iter().copied())
+        .collect();
+    let between = |at: f64| {
+        let right = offsets
+            .partition_point(|offset| *offset < at)
+            .clamp(1, offsets.len().max(2) - 1);
+        match (offsets.get(right - 1), offsets.get(right)) {
+            (Some(a), Some(b)) => {
+                let share = ((at - a) / (b - a)).clamp(0.0, 1.0);
+                vec![(right - 1, 1.0 - share), (right, share)]
+            }
+            _ => vec![(0, 1.0)],
+        }
+    };
+    (0..to).map(|index| between(index as f64 - new)).collect()
+}
+
+/// The cubic convolution kernel of parameter a.
+fn kernel(a: f64, distance: f64) -> f64 {
     let x = distance.abs();
     match x {
-        _ if x <= 1.0 => ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0,
-        _ if x < 2.0 => (((x - 5.0) * x + 8.0) * x - 4.0) * A,
+        _ if x <= 1.0 => ((a + 2.0) * x - (a + 3.0)) * x * x + 1.0,
+        _ if x < 2.0 => (((x - 5.0) * x + 8.0) * x - 4.0) * a,
         _ => 0.0,
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::key::Seed;
-    use candle_core::Device;
-    use rand::Rng;
-
-    fn noise(height: usize, width: usize, dim: usize) -> Vec<f64> {
-        let mut rng = Seed::new(3).rng_for("bicubic");
-        (0..height * width * dim).map(|_| rng.random::<f64>() - 0.5).collect()
-    }
-
-    fn resized(values: &[f64], from: Grid, dim: usize, to: Grid) -> Vec<f64> {
-        let values = Tensor::from_vec(values.to_vec(), (from.len(), dim), &Device::Cpu).unwrap();
-        let resized = bicubic(&values, from, to).unwrap();
-        assert_eq!(resized.dims(), [to.len(), dim]);
-        resized.flatten_all().unwrap().to_vec1().unwrap()
-    }
-
-    /// The definition, pixel by pixel: four neighbours in either direction, weighted by the polynomials written out for
-    /// a = -3/4.
-    fn brute_force(values: &[f64], from: Grid, dim: usize, to: Grid) -> Vec<f64> {
-        let coefficients = |t: f64| {
-            let far = |x: f64| -0.75 * x * x * x + 3.75 * x * x - 6.0 * x + 3.0;
-            let near = |x: f64| 1.25 * x * x * x - 2.25 * x * x + 1.0;
-            [far(t + 1.0), near(t), near(1.0 - t), far(2.0 - t)]
-        };
-        let mut out = vec![];
-        for y in 0..to.height {
-            for x in 0..to.width {
-                for d in 0..dim {
-                    let source = |i: usize, from: usize, to: usize| (i as f64 + 0.5) * from as f64 / to as f64 - 0.5;
-                    let (sy, sx) = (source(y, from.height, to.height), source(x, from.width, to.width));
-                    let (cy, cx) = (coefficients(sy - sy.floor()), coefficients(sx - sx.floor()));
-                    let mut sum = 0.0;
-                    for (i, wy) in cy.iter().enumerate() {
-                        for (j, wx) in cx.iter().enumerate() {
-                            let row = (sy.floor() as i64 + i as i64 - 1).clamp(0, from.height as i64 - 1) as usize;
-                            let column = (sx.floor() as i64 + j as i64 - 1).clamp(0, from.width as i64 - 1) as usize;
-                            sum += wy * wx * values[(row * from.width + column) * dim + d];
-                        }
-                    }
-                    out.push(sum);
-                }
-            }
-        }
-        out
-    }
-
-    #[test]
-    fn follows_its_definition() {
-        for (from, to) in [
-            ((4, 4), (6, 6)),
-            ((7, 7), (11, 11)),
-            ((14, 14), (12, 12)),
-            ((5, 3), (2, 9)),
-            ((3, 8), (8, 3)),
-            ((1, 1), (3, 2)),
-            ((4, 2), (1, 1)),
-        ] {
-            let (from, to) = (Grid::new(from.0, from.1), Grid::new(to.0, to.1));
-            let values = noise(from.height, from.width, 3);
-            let ours = resized(&values, from, 3, to);
-            let theirs = brute_force(&values, from, 3, to);
-            for (a, b) in ours.iter().zip(&theirs) {
-                assert!((a - b).abs() < 1e-12, "{from} to {to}: {a} instead of {b}");
-            }
-        }
-    }
-
-    #[test]
-    fn what_does_not_fit_in_memory_is_refused() {
-        let values = Tensor::zeros((4, 3), DType::F32, &Device::Cpu).unwrap();
-        for to in [
-            Grid::new(1 << 25, 1 << 25),
-            Grid::new(1, 1 << 44),
-            Grid::new(usize::MAX, 2),
-        ] {
-            let message = bicubic(&values, Grid::new(2, 2), to).unwrap_err().to_string();
-            assert_eq!(
-                message,
-                format!("grid is {to}, but must be so small that the result fits in memory")
-            );
-        }
-    }
-
-    #[test]
-    fn the_same_size_is_the_same() {
-        let grid = Grid::new(3, 5);
-        let values = noise(3, 5, 2);
-        assert_eq!(resized(&values, grid, 2, grid), values);
-    }
-
-    #[test]
-    fn what_is_even_stays_even() {
-        let ours = resized(&[2.5; 12], Grid::new(4, 3), 1, Grid::new(9, 5));
-        assert!(ours.iter().all(|value| (value - 2.5).abs() < 1e-12));
-    }
-
-    #[test]
-    fn what_stands_before_the_positions_stays_and_halves_are_rounded_once() {
-        let (from, to) = (Grid::new(3, 3), Grid::new(4, 2));
-        let values = Tensor::from_vec(noise(11, 1, 2), (11, 2), &Device::Cpu).unwrap();
-        for dtype in [DType::F32, DType::BF16] {
-            let values = values.to_dtype(dtype).unwrap();
-            let ours = bicubic(&values, from, to).unwrap();
-            assert_eq!((ours.dims(), ours.dtype()), (&[10, 2][..], DType::F32));
-            let wide = values.to_dtype(DType::F64).unwrap();
-            let exact = bicubic(&wide, from, to).unwrap().to_dtype(DType::F32).unwrap();
-            assert_eq!(ours.to_vec2::<f32>().unwrap(), exact.to_vec2::<f32>().unwrap());
-            let prefix = wide.narrow(0, 0, 2).unwrap().to_dtype(DType::F32).unwrap();
-            assert_eq!(
-                ours.narrow(0, 0, 2).unwrap().to_vec2::<f32>().unwrap(),
-                prefix.to_vec2::<f32>().unwrap()
-            );
-        }
-    }
-}
+mod tests;

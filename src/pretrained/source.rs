@@ -6,36 +6,57 @@ use candle_core::{Shape, Tensor};
 
 use super::file::TensorFile;
 use super::format::Format;
-use super::names::{known_leftover, known_missing, APART, HEAD, NORM, POSITION_TABLE, POS_EMBED, QKV};
+use super::layout::Layout;
+use super::names::{known_leftover, known_missing, APART, HEAD, QKV};
+use super::notes;
+use super::resize::Resize;
 use super::stored::Stored;
-use super::{resize, square};
-use crate::error::{listed, Error, Result};
+use crate::error::{Error, Result};
 use crate::grid::Grid;
 use crate::weights::Source;
 
 /// A checkpoint, and what was done with it so far.
 pub(super) struct PeerSource {
-    file: TensorFile,
-    format: Format,
-    /// The positions of the model's images, where the user said.
-    grid: Option<Grid>,
+    pub(super) file: TensorFile,
+    pub(super) format: Format,
+    /// Start of the format's names that the file's lack.
+    lacks: &'static str,
+    pub(super) fitting: Fitting,
+    /// Grids that models have told, of positions by keys.
+    pub(super) grids: BTreeMap<String, Grid>,
     /// The file's name of each weight.
     names: BTreeMap<String, String>,
     /// Tensors that were taken, by the file's names.
-    taken: BTreeSet<String>,
+    pub(super) taken: BTreeSet<String>,
     /// The weight that `find` gave last, and the file's names of it.
     given: Option<(String, Vec<String>)>,
     /// Weights that were drawn though the file might have had them, by keys.
-    drawn: BTreeSet<String>,
+    pub(super) drawn: BTreeSet<String>,
+    pub(super) done: Done,
+}
+
+/// Ways of fitting that the user has chosen.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Fitting {
+    /// The positions of the model's images.
+    pub(super) grid: Option<Grid>,
+    /// In the place of the format's own.
+    pub(super) resize: Option<Resize>,
+}
+
+/// Changes that weights went through.
+#[derive(Default)]
+pub(super) struct Done {
     /// Classes of the head that was replaced, before and after.
-    head: Option<(usize, usize)>,
-    positions: Option<(Grid, Grid)>,
+    pub(super) head: Option<(usize, usize)>,
+    /// Lines about positions and channels.
+    pub(super) lines: Vec<String>,
     /// Number of tables of relative positions that were resized from one side to another.
-    tables: BTreeMap<(usize, usize), usize>,
+    pub(super) tables: BTreeMap<(usize, usize, Resize), usize>,
 }
 
 /// A weight put together from tensors of the file: one of them, a part of it, or three.
-enum Found<'a> {
+pub(super) enum Found<'a> {
     Whole(&'a Stored),
     /// The first, second or third part of a packed projection.
     Third(&'a Stored, usize),
@@ -44,7 +65,7 @@ enum Found<'a> {
 
 impl Found<'_> {
     /// The shape, without reading.
-    fn shape(&self) -> Vec<usize> {
+    pub(super) fn shape(&self) -> Vec<usize> {
         match self {
             Self::Whole(stored) => stored.shape.clone(),
             Self::Third(stored, _) => {
@@ -69,7 +90,7 @@ impl Found<'_> {
         }
     }
 
-    fn read(&self, file: &TensorFile) -> Result<Tensor> {
+    pub(super) fn read(&self, file: &TensorFile) -> Result<Tensor> {
         match self {
             Self::Whole(stored) => file.read(stored),
             Self::Third(stored, part) => {
@@ -89,10 +110,11 @@ impl Found<'_> {
 }
 
 impl PeerSource {
-    pub(super) fn new(file: TensorFile, format: Format, grid: Option<Grid>) -> Self {
+    pub(super) fn new(file: TensorFile, layout: &Layout, fitting: Fitting) -> Self {
+        let (format, lacks) = (layout.format, layout.lacks);
         let mut names = BTreeMap::new();
         for (name, stored) in &file.tensors {
-            if let Some(key) = format.family().key(name, Some(&stored.shape)) {
+            if let Some(key) = format.family().key(&format!("{lacks}{name}"), Some(&stored.shape)) {
                 // A second tensor for the same weight stays behind, and is told as left over.
                 names.entry(key).or_insert_with(|| name.clone());
             }
@@ -100,14 +122,14 @@ impl PeerSource {
         Self {
             file,
             format,
-            grid,
+            lacks,
+            fitting,
+            grids: BTreeMap::new(),
             names,
             taken: BTreeSet::new(),
             given: None,
             drawn: BTreeSet::new(),
-            head: None,
-            positions: None,
-            tables: BTreeMap::new(),
+            done: Done::default(),
         }
     }
 
@@ -118,7 +140,7 @@ impl PeerSource {
     }
 
     /// The file's tensors for a key, and their names.
-    fn found(&self, key: &str) -> Option<(Found<'_>, Vec<String>)> {
+    pub(super) fn found(&self, key: &str) -> Option<(Found<'_>, Vec<String>)> {
         let stored = |key: &str| {
             let name = self.names.get(key)?;
             Some((self.file.tensors.get(name)?, name.clone()))
@@ -136,102 +158,14 @@ impl PeerSource {
         Some((Found::Third(packed, part), vec![name]))
     }
 
-    /// The grids of the file's and of the model's positions, where they differ and both are known.
-    fn positions(&self, from: &[usize], to: &[usize]) -> Result<Option<(Grid, Grid)>> {
-        let ([lead @ .., n, d], [.., m, to_d]) = (from, to) else {
-            return Ok(None);
-        };
-        // A position of its own for the class token leaves a square.
-        let class = usize::from(*n > 1 && square(n - 1).is_some());
-        let one_table = lead.iter().all(|n| *n == 1) && d == to_d && *m > class;
-        let (Some(side), true) = (square(n - class), one_table) else {
-            return Ok(None);
-        };
-        let wanted = m - class;
-        let to = match (self.grid, square(wanted)) {
-            (Some(grid), _) if grid.len() == wanted => grid,
-            (Some(grid), _) => {
-                let allowed = format!("of the {wanted} positions that the model has");
-                return Err(Error::invalid("grid", grid, allowed));
-            }
-            (None, Some(side)) => Grid::new(side, side),
-            // As many as in the file, however they lie.
-            (None, None) if n == m => return Ok(None),
-            // A model of the other sort would have a square.
-            (None, None) if square(m + class - 1).is_some() => return Ok(None),
-            (None, None) => {
-                let allowed = format!(
-                    "said by Pretrained::with_grid: the model's {wanted} positions are no square, so that {} of {} cannot \
-                     be resized to them",
-                    POS_EMBED, self.file.path
-                );
-                return Err(Error::invalid("grid", "not known", allowed));
-            }
-        };
-        let from = Grid::new(side, side);
-        Ok((from != to).then_some((from, to)))
+    /// Tells whether the file's weight of a key was taken.
+    pub(super) fn has_taken(&self, key: &str) -> bool {
+        self.names.get(key).is_some_and(|name| self.taken.contains(name))
     }
 
-    /// Refuses the head of a classifier that reads no norm for a model that has taken the file's: its logits would be
-    /// others, and no weight missing or left over.
-    fn check_pooling(&self, key: &str) -> Result<()> {
-        let norm = self.names.get(NORM).is_some_and(|name| self.taken.contains(name));
-        if self.format != Format::HfClipClassifier || !key.starts_with(HEAD) || !norm {
-            return Ok(());
-        }
-        let allowed = format!(
-            "vit::Pool::MeanOnly: the classifier of {} ({}) reads the mean of the patch tokens, and no norm",
-            self.file.path, self.format
-        );
-        Err(Error::invalid("pool", "one with a final norm", allowed))
-    }
-
-    /// The weight in the shape asked for, or `None` where the head is to be drawn anew.
-    fn fitted(&mut self, name: &str, key: &str, shape: &[usize]) -> Result<Option<(Tensor, Vec<String>)>> {
-        let Some((found, names)) = self.found(key) else {
-            return Ok(None);
-        };
-        let got = found.shape();
-        let misshapen = || Error::MisshapenWeight {
-            path: name.to_string(),
-            got: got.clone(),
-            expected: shape.to_vec(),
-            source_name: format!("{} (as {})", self.file.path, names.join(", ")),
-        };
-        if key == POS_EMBED {
-            if let Some((from, to)) = self.positions(&got, shape)? {
-                let dim = shape.last().copied().unwrap_or(1);
-                // What stands before them, of the class token, stays as it is.
-                let positions = found.read(&self.file)?.reshape(((), dim))?;
-                let resized = resize::bicubic(&positions, from, to)?.reshape(shape)?;
-                self.positions = Some((from, to));
-                return Ok(Some((resized, names)));
-            }
-        }
-        // [1, 1, D] and `[D]` are the same to those who write them.
-        let filled = |shape: &[usize]| shape.iter().copied().skip_while(|n| *n == 1).collect::<Vec<_>>();
-        if filled(&got) == filled(shape) {
-            self.check_pooling(key)?;
-            return Ok(Some((found.read(&self.file)?.reshape(shape)?, names)));
-        }
-        match (&got[..], shape) {
-            ([offsets, heads], [to_offsets, to_heads]) if key.ends_with(POSITION_TABLE) && heads == to_heads => {
-                let (Some(side), Some(to_side)) = (square(*offsets), square(*to_offsets)) else {
-                    return Err(misshapen());
-                };
-                let table = found.read(&self.file)?;
-                let [from, to] = [side, to_side].map(|side| Grid::new(side, side));
-                let resized = resize::bicubic(&table, from, to)?.reshape(shape)?;
-                *self.tables.entry((side, to_side)).or_default() += 1;
-                Ok(Some((resized, names)))
-            }
-            ([classes, dim @ ..], [to_classes, to_dim @ ..]) if key.starts_with(HEAD) && dim == to_dim => {
-                self.head = Some((*classes, *to_classes));
-                self.taken.extend(names);
-                Ok(None)
-            }
-            _ => Err(misshapen()),
-        }
+    /// The group of a tensor that may be left over.
+    pub(super) fn leftover(&self, name: &str) -> Option<&'static str> {
+        known_leftover(self.format, &format!("{}{name}", self.lacks)).or(known_leftover(self.format, name))
     }
 }
 
@@ -278,8 +212,10 @@ impl Source for PeerSource {
     }
 
     fn left_over(&self) -> Vec<String> {
-        let names = self.file.tensors.keys();
-        names.filter(|name| !self.taken.contains(*name)).cloned().collect()
+        let names = self.file.tensors.keys().filter(|name| !self.taken.contains(*name));
+        let mut names: Vec<_> = names.chain(&self.file.outside).cloned().collect();
+        names.sort();
+        names
     }
 
     fn may_lack(&self, name: &str) -> bool {
@@ -290,57 +226,16 @@ impl Source for PeerSource {
     }
 
     fn may_leave(&self, name: &str) -> bool {
-        known_leftover(self.format, name).is_some()
+        self.leftover(name).is_some()
+    }
+
+    fn tell_grid(&mut self, name: &str, grid: Grid) {
+        if let Some(key) = self.key(name, None) {
+            self.grids.insert(key, grid);
+        }
     }
 
     fn notes(&self) -> Vec<String> {
-        let below = self.file.key.as_ref();
-        let below = below.map(|key| format!(", below `{key}`")).unwrap_or_default();
-        let mut notes = vec![format!(
-            "format {}, {} tensors{below}",
-            self.format,
-            self.file.tensors.len()
-        )];
-        if self.taken.is_empty() {
-            notes.push(format!(
-                "nothing of the file was used: no weight was asked for by a {}'s name, which starts at the root of the \
-                 builder, without a prefix",
-                self.format.family().name()
-            ));
-        }
-        if let Some((from, to)) = self.positions {
-            notes.push(format!("{POS_EMBED}: {from} -> {to} positions, bicubic"));
-        }
-        for ((from, to), count) in &self.tables {
-            let (table, tables) = (
-                POSITION_TABLE.trim_start_matches('.'),
-                if *count == 1 { "table" } else { "tables" },
-            );
-            notes.push(format!(
-                "{table}: {from} x {from} -> {to} x {to} offsets, bicubic, {count} {tables}"
-            ));
-        }
-        if let Some((from, to)) = self.head {
-            notes.push(format!("head: {from} -> {to} classes, drawn anew"));
-        }
-        let known = |key: &&String| known_missing(self.format, key) && !(self.head.is_some() && key.starts_with(HEAD));
-        let drawn: Vec<_> = self.drawn.iter().filter(known).map(String::as_str).collect();
-        if !drawn.is_empty() {
-            notes.push(format!("not in the file, so drawn: {}", drawn.join(", ")));
-        }
-        let mut groups = BTreeMap::<_, usize>::new();
-        for name in self.left_over() {
-            if let Some(group) = known_leftover(self.format, &name) {
-                *groups.entry(group).or_default() += 1;
-            }
-        }
-        for (group, count) in groups {
-            let tensors = if count == 1 { "tensor" } else { "tensors" };
-            notes.push(format!("left out: {group}, {count} {tensors}"));
-        }
-        if !self.file.beside.is_empty() {
-            notes.push(format!("left out: {}, beside the weights", listed(&self.file.beside)));
-        }
-        notes
+        notes::of(self)
     }
 }

@@ -9,6 +9,8 @@ use crate::error::Fault;
 /// Place of a tensor in a file.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Stored {
+    /// Number of the file, of those that a checkpoint is cut into.
+    pub(super) part: usize,
     pub(super) dtype: DType,
     pub(super) shape: Vec<usize>,
     /// Elements from one neighbour to the next, in each dimension.
@@ -78,9 +80,19 @@ impl Stored {
     }
 }
 
-/// Tensors and keys that a reader gives.
-pub(super) struct Contents {
-    pub(super) tensors: BTreeMap<String, Stored>,
+/// A dictionary of tensors, of which a file has one or several.
+#[derive(Default)]
+pub(super) struct Dictionary {
+    /// The key that it lies below; `None` for the file itself.
     pub(super) key: Option<String>,
-    pub(super) beside: Vec<String>,
+    pub(super) tensors: BTreeMap<String, Stored>,
+    /// Names in it of what is no tensor.
+    pub(super) others: Vec<String>,
+}
+
+/// Dictionaries that a reader finds, the likeliest to hold the weights first, and all keys of the file.
+#[derive(Default)]
+pub(super) struct Contents {
+    pub(super) dictionaries: Vec<Dictionary>,
+    pub(super) keys: Vec<String>,
 }

@@ -22,6 +22,7 @@ mod settings;
 mod steps;
 mod tally;
 mod worker;
+mod wrapped;
 
 use std::path::PathBuf;
 
@@ -36,9 +37,12 @@ static LIMITED: memory::Limited = memory::Limited;
 /// A kind of case: it is accepted, or refused by an error. A panic is a fault.
 type Run = fn(&mut KeyedRng, &Scratch) -> Result<()>;
 
-const KINDS: [(&str, Run); 28] = [
+const KINDS: [(&str, Run); 31] = [
     ("weights of a file", readers::weights),
     ("pretrained", readers::pretrained),
+    ("shards", wrapped::shards),
+    ("archives of arrays", wrapped::arrays),
+    ("gzip", wrapped::gzip),
     ("checkpoint", readers::checkpoint),
     ("saved and loaded", settings::saved),
     ("masks", settings::masks),

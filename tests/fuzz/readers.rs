@@ -9,7 +9,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use masksub::models::resnet::ResNet;
 use masksub::models::swin::SwinTransformer;
 use masksub::models::vit::{Config, Pool, VisionTransformer};
-use masksub::pretrained::Pretrained;
+use masksub::pretrained::{Pretrained, Resize};
 use masksub::train::checkpoint::Checkpoint;
 use masksub::train::ema::Ema;
 use masksub::train::optim::{AdamW, AdamWConfig};
@@ -38,7 +38,7 @@ pub fn valid_files() -> Vec<Vec<u8>> {
 }
 
 /// A file for a reader of weights.
-fn file(rng: &mut KeyedRng, scratch: &Scratch) -> Vec<u8> {
+pub fn file(rng: &mut KeyedRng, scratch: &Scratch) -> Vec<u8> {
     match rng.random_range(0..10) {
         0 => scratch.files[rng.random_range(0..scratch.files.len())].clone(),
         1..6 => {
@@ -92,9 +92,39 @@ pub fn weights(rng: &mut KeyedRng, scratch: &Scratch) -> Result<()> {
 /// [`Pretrained`], and one of the models.
 pub fn pretrained(rng: &mut KeyedRng, scratch: &Scratch) -> Result<()> {
     let bytes = file(rng, scratch);
-    let mut pretrained = Pretrained::open(scratch.write("pretrained", &bytes))?;
+    load(rng, &scratch.write("pretrained", &bytes), tiny)
+}
+
+/// The ViT of `fixtures/pth`, of a published form.
+pub fn tiny(form: Config, side: usize) -> Config {
+    let cfg = Config {
+        embed_dim: 4,
+        depth: 1,
+        num_heads: 2,
+        mlp_dim: 8,
+        ..form
+    };
+    cfg.with_input(side, 2, 1)
+}
+
+/// Whatever a model asks of a checkpoint, most often a ViT that `vit` makes of a published form and the images' side.
+pub fn load(rng: &mut KeyedRng, path: &Path, vit: fn(Config, usize) -> Config) -> Result<()> {
+    let mut pretrained = match rng.random_range(0..6) {
+        0 => Pretrained::open_key(path, pick(rng, &["model", "state_dict", "", ".", "a.b"]))?,
+        _ => Pretrained::open(path)?,
+    };
     if rng.random_bool(0.2) {
         pretrained = pretrained.with_grid(masksub::Grid::new(count(rng), count(rng)));
+    }
+    if rng.random_bool(0.3) {
+        let ways = [
+            Resize::Bicubic,
+            Resize::AntialiasedBicubic,
+            Resize::AlignedBicubic,
+            Resize::AlignedLinear,
+            Resize::Geometric,
+        ];
+        pretrained = pretrained.with_resize(pick(rng, &ways));
     }
     let weights = pretrained.weights(Seed::new(1));
     let vb = weights.var_builder(draw::dtype(rng), &Device::Cpu);
@@ -102,7 +132,7 @@ pub fn pretrained(rng: &mut KeyedRng, scratch: &Scratch) -> Result<()> {
         0 => ResNet::new(&small_resnet(masksub::models::resnet::BlockKind::Basic), vb).map(drop),
         1 => SwinTransformer::new(&small_swin(), vb).map(drop),
         _ => {
-            // Those of `fixtures/pth`, and of the size that they are for or another one, be it beyond all measure.
+            // Of the size that the file is for or another one, be it beyond all measure.
             let side = match rng.random_range(0..10) {
                 0..5 => 4,
                 5..9 => 2 * rng.random_range(1..9),
@@ -110,13 +140,11 @@ pub fn pretrained(rng: &mut KeyedRng, scratch: &Scratch) -> Result<()> {
             };
             let form = pick(rng, &[Config::mae_base(3), Config::mae_base(3), Config::deit3_tiny(3)]);
             let cfg = Config {
-                embed_dim: 4,
-                depth: 1,
-                num_heads: 2,
-                mlp_dim: 8,
                 pool: Pool::ClassToken,
-                ..form.with_input(side, 2, 1)
+                ..vit(form, side)
             };
+            let in_channels = pick(rng, &[cfg.in_channels, cfg.in_channels, 1, 3, 2]);
+            let cfg = Config { in_channels, ..cfg };
             VisionTransformer::new(&cfg, vb).map(drop)
         }
     };

@@ -55,7 +55,7 @@ fn every_form_that_pytorch_writes_has_the_same_weights() {
         assert_eq!(
             weights.notes(),
             [
-                "format timm-vit, 20 tensors, below `model`",
+                "format timm-vit, 20 tensors, below `model` and `module`",
                 "left out: optimizer, epoch, best_acc1, args, scaler, beside the weights"
             ],
             "{name}"

@@ -1,5 +1,6 @@
 //! Checkpoints of other projects in the crate's models: whose they are, what is resized, missing or left over.
 
+mod channels;
 mod clip;
 #[path = "../common/mod.rs"]
 mod common;
@@ -8,8 +9,10 @@ mod formats;
 mod names;
 mod of_candle_transformers;
 mod positions;
+mod shards;
 mod the_head;
 mod what_differs;
+mod wrappings;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -32,6 +35,13 @@ fn checkpoint(name: &str) -> PathBuf {
     } else {
         file("safetensors")
     }
+}
+
+/// A file of `tests/fixtures/models`, as a peer wrote it.
+fn model_file(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures/models")
+        .join(name)
 }
 
 fn recorded(name: &str) -> HashMap<String, Tensor> {

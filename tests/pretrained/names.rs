@@ -1,16 +1,17 @@
 //! Names: checkpoint and model may call the same weight by different ones.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use candle_core::{DType, Device};
 use candle_nn::ModuleT;
 use masksub::models::swin::{self, SwinTransformer};
 use masksub::models::vit::{Config, VisionTransformer, WeightNames};
-use masksub::pretrained::Pretrained;
+use masksub::pretrained::{Format, Pretrained};
 use masksub::{Error, Params, Seed, Weights};
 
-use super::{recorded, saved, small, tensors, timm_vit, var, vb, vit, weights};
-use crate::common::{bits, distance, numbers, randn, random_values, shapes_of};
+use super::{checkpoint, model_file, recorded, saved, small, tensors, timm_vit, var, vb, vit, weights, Tensors};
+use crate::common::{bits, distance, numbers, randn, random_values, shapes_of, CPU};
 
 #[test]
 fn of_any_checkpoint_fit_any_form_of_the_vit() {
@@ -125,6 +126,88 @@ fn of_mergings_are_found_without_a_shape() {
     }
 }
 
+/// The tensors of a file with parts of their names replaced.
+fn renamed(path: &Path, parts: &[(&str, &str)]) -> Tensors {
+    let tensors = candle_core::safetensors::load(path, &CPU).unwrap().into_iter();
+    let renamed = |name: String| parts.iter().fold(name, |name, (from, to)| name.replace(from, to));
+    tensors.map(|(name, tensor)| (renamed(name), tensor)).collect()
+}
+
+/// The weights that a Swin or a ViT like the recorded one takes of a file.
+fn state(path: &Path, format: Format) -> BTreeMap<String, Vec<u32>> {
+    let pretrained = Pretrained::open(path).unwrap();
+    assert_eq!(pretrained.format(), format);
+    let weights = pretrained.weights(Seed::new(0));
+    if format == Format::HfSwin {
+        let cfg = swin::Config {
+            image_size: (64, 64),
+            embed_dim: 16,
+            depths: vec![2, 2],
+            num_heads: vec![2, 4],
+            window_size: 4,
+            ..swin::Config::tiny(9)
+        };
+        SwinTransformer::new(&cfg, vb(&weights)).unwrap();
+    } else {
+        let narrow = Config {
+            embed_dim: 24,
+            mlp_dim: 96,
+            ..small(Config::mae_base(9))
+        };
+        let cfg = match format {
+            Format::OpenClip => small(Config::clip_base(9)),
+            _ => narrow,
+        };
+        vit(&cfg, &weights);
+    }
+    weights.check_exact(|_| false).unwrap();
+    weights
+        .state()
+        .into_iter()
+        .map(|(name, tensor)| (name, bits(&tensor)))
+        .collect()
+}
+
+// What transformers calls the modules in memory from 5 on is what torch.save makes of its state_dict(); the tower of
+// OpenCLIP alone has the names that the text tower has in the whole.
+#[test]
+fn that_a_project_has_in_memory_or_in_a_part_stand_for_the_same() {
+    let directory = tempfile::tempdir().unwrap();
+    let attention: [(&str, &str); 4] = [
+        ("attention.attention.query", "attention.q_proj"),
+        ("attention.attention.key", "attention.k_proj"),
+        ("attention.attention.value", "attention.v_proj"),
+        ("attention.output.dense", "attention.o_proj"),
+    ];
+    let mlp = [("intermediate.dense", "mlp.fc1"), ("output.dense", "mlp.fc2")];
+    let vit = [&attention[..], &mlp, &[("vit.encoder.layer.", "vit.layers.")]].concat();
+    let swin = [
+        (
+            "attention.self.relative_position_bias_table",
+            "attention.relative_position_bias.relative_position_bias_table",
+        ),
+        ("attention.self.query", "attention.q_proj"),
+        ("attention.self.key", "attention.k_proj"),
+        ("attention.self.value", "attention.v_proj"),
+        ("attention.output.dense", "attention.o_proj"),
+        ("intermediate.dense", "mlp.fc1"),
+        ("output.dense", "mlp.fc2"),
+    ];
+    for (path, parts, format) in [
+        (model_file("hf_vitmae.safetensors"), &vit[..], Format::HfMaePretrained),
+        (model_file("hf_swin.safetensors"), &swin, Format::HfSwin),
+        (model_file("hf_swin.safetensors"), &[("swin.", "")], Format::HfSwin),
+    ] {
+        let other = saved(directory.path(), &renamed(&path, parts));
+        assert_eq!(state(&other, format), state(&path, format), "{format}");
+    }
+    let path = checkpoint("open_clip");
+    let tower = renamed(&path, &[]).into_iter();
+    let tower = tower.filter_map(|(name, tensor)| Some((name.strip_prefix("visual.")?.to_string(), tensor)));
+    let other = saved(directory.path(), &tower.collect());
+    assert_eq!(state(&other, Format::OpenClip), state(&path, Format::OpenClip));
+}
+
 #[test]
 fn of_wrapped_modules_are_their_own() {
     let directory = tempfile::tempdir().unwrap();
@@ -135,7 +218,11 @@ fn of_wrapped_modules_are_their_own() {
         let weights = pretrained.unwrap().weights(Seed::new(0));
         vit(&timm_vit(9), &weights);
         weights.check_exact(|_| false).unwrap();
-        assert_eq!(weights.notes(), ["format timm-vit, 32 tensors"], "{wrapper}");
+        let below = wrapper.trim_end_matches('.');
+        assert_eq!(
+            weights.notes(),
+            [format!("format timm-vit, 32 tensors, below `{below}`")]
+        );
     }
 }
 

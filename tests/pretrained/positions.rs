@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
 use masksub::models::vit::{Config, VisionTransformer};
-use masksub::pretrained::Pretrained;
+use masksub::pretrained::{Pretrained, Resize};
 use masksub::{Error, Grid, Seed};
 
-use super::{refusal, saved, small, tensors, timm_vit, var, vit, weights};
+use super::{checkpoint, refusal, saved, small, tensors, timm_vit, var, vb, vit, weights};
 use crate::common::{bits, numbers, randn, random_values, CPU};
 
 #[test]
@@ -33,7 +33,7 @@ fn of_the_class_token_stay_where_the_grid_grows() {
         weights.notes(),
         [
             "format timm-vit, 32 tensors",
-            "pos_embed: 4 x 4 -> 6 x 6 positions, bicubic"
+            "pos_embed: 4 x 4 -> 6 x 6 positions, antialiased bicubic"
         ]
     );
 }
@@ -53,7 +53,7 @@ fn by_rows(directory: &Path) -> PathBuf {
 }
 
 #[test]
-fn of_a_grid_that_is_no_square_need_it_said() {
+fn of_a_grid_that_is_no_square_are_resized_to_it() {
     let directory = tempfile::tempdir().unwrap();
     let path = by_rows(directory.path());
     let cfg = Config {
@@ -61,40 +61,94 @@ fn of_a_grid_that_is_no_square_need_it_said() {
         ..timm_vit(9)
     };
     let open = || Pretrained::open(&path).unwrap();
-    let unsaid = refusal(&cfg, &open().weights(Seed::new(0)));
-    assert!(
-        matches!(&unsaid, Error::InvalidArgument { argument: "grid", .. }),
-        "{unsaid}"
-    );
-    assert!(
-        unsaid.to_string().contains("with_grid") && unsaid.to_string().contains("20 positions"),
-        "{unsaid}"
-    );
-    let wrong = refusal(&cfg, &open().with_grid(Grid::new(5, 5)).weights(Seed::new(0)));
-    assert!(
-        wrong.to_string().contains("5 x 5") && wrong.to_string().contains("20 positions"),
-        "{wrong}"
-    );
-
-    let weights = open().with_grid(Grid::new(4, 5)).weights(Seed::new(0));
+    let weights = open().weights(Seed::new(0));
     vit(&cfg, &weights);
     // Wider, every row is what it was.
     let expected = (0..21).flat_map(|at| [if at == 0 { 100.0 } else { f64::from((at - 1) / 5) }; 48]);
     for (ours, expected) in numbers(&var(&weights, "pos_embed")).into_iter().zip(expected) {
         assert!((ours - expected).abs() < 1e-6, "{ours} instead of {expected}");
     }
-    assert!(weights
-        .notes()
-        .contains(&"pos_embed: 4 x 4 -> 4 x 5 positions, bicubic".to_string()));
+    let line = "pos_embed: 4 x 4 -> 4 x 5 positions, antialiased bicubic";
+    assert_eq!(weights.notes()[1], line);
 
     // As many positions in another shape are resized, too.
     let cfg = Config {
         image_size: (16, 64),
         ..timm_vit(9)
     };
-    let weights = open().with_grid(Grid::new(2, 8)).weights(Seed::new(0));
+    let weights = open().weights(Seed::new(0));
     vit(&cfg, &weights);
-    assert_eq!(weights.notes()[1], "pos_embed: 4 x 4 -> 2 x 8 positions, bicubic");
+    let line = "pos_embed: 4 x 4 -> 2 x 8 positions, antialiased bicubic";
+    assert_eq!(weights.notes()[1], line);
+
+    // What is said beside it must be the same.
+    let same = open().with_grid(Grid::new(2, 8)).weights(Seed::new(0));
+    vit(&cfg, &same);
+    assert_eq!(bits(&var(&same, "pos_embed")), bits(&var(&weights, "pos_embed")));
+    let wrong = refusal(&cfg, &open().with_grid(Grid::new(4, 4)).weights(Seed::new(0)));
+    assert_eq!(
+        wrong.to_string(),
+        "grid is 4 x 4, but must be 2 x 8, the model's own, of 17 positions"
+    );
+}
+
+// A ViT of candle-transformers asks for a number of positions, and does not say how they lie.
+#[test]
+fn of_models_of_others_need_their_grid_said_where_it_is_no_square() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = by_rows(directory.path());
+    let ask = |pretrained: Pretrained, positions: usize| {
+        let weights = pretrained.weights(Seed::new(0));
+        let asked = vb(&weights).get((1, positions, 48), "pos_embed").map_err(Error::from);
+        asked.map(|_| weights.notes()[1].clone())
+    };
+    let open = || Pretrained::open(&path).unwrap();
+    let unsaid = ask(open(), 21).unwrap_err();
+    let of_grid = matches!(&unsaid, Error::InvalidArgument { argument: "grid", .. });
+    assert!(of_grid, "{unsaid}");
+    for part in ["with_grid", "20 positions"] {
+        assert!(unsaid.to_string().contains(part), "{unsaid}");
+    }
+    let wrong = ask(open().with_grid(Grid::new(5, 5)), 21).unwrap_err();
+    for part in ["5 x 5", "20 positions"] {
+        assert!(wrong.to_string().contains(part), "{wrong}");
+    }
+    for (grid, positions) in [(Grid::new(4, 5), 21), (Grid::new(2, 8), 17)] {
+        let line = format!("pos_embed: 4 x 4 -> {grid} positions, antialiased bicubic");
+        assert_eq!(ask(open().with_grid(grid), positions).unwrap(), line);
+    }
+    let taken = "pos_embed: 4 x 4 -> 6 x 6 positions, taken for a square, antialiased bicubic";
+    assert_eq!(ask(open(), 37).unwrap(), taken);
+}
+
+#[test]
+fn are_resized_as_their_writers_do_it_or_as_one_likes() {
+    let resized = |pretrained: Pretrained| {
+        let weights = pretrained.weights(Seed::new(0));
+        vit(&timm_vit(9).with_input(48, 8, 3), &weights);
+        let last = weights.notes()[1].rsplit_once("positions, ").unwrap().1.to_string();
+        (last, numbers(&var(&weights, "pos_embed")))
+    };
+    let open = || Pretrained::open(checkpoint("timm_vit")).unwrap();
+    let (name, default) = resized(open());
+    assert_eq!(name, "antialiased bicubic");
+    for (choice, name, differs) in [
+        (Resize::AntialiasedBicubic, "antialiased bicubic", false),
+        (Resize::Bicubic, "bicubic", true),
+        (Resize::AlignedBicubic, "bicubic with aligned corners", true),
+        (Resize::AlignedLinear, "linear with aligned corners", true),
+    ] {
+        let (said, chosen) = resized(open().with_resize(choice));
+        let largest = default
+            .iter()
+            .zip(&chosen)
+            .fold(0.0, |max, (a, b)| f64::max(max, (a - b).abs()));
+        assert_eq!((&*said, largest > 1e-3), (name, differs), "{largest}");
+    }
+    let geometric = open().with_resize(Resize::Geometric).weights(Seed::new(0));
+    let error = refusal(&timm_vit(9).with_input(48, 8, 3), &geometric);
+    let of_resize = matches!(&error, Error::InvalidArgument { argument: "resize", .. });
+    assert!(of_resize, "{error}");
 }
 
 #[test]
@@ -107,7 +161,8 @@ fn of_a_checkpoint_that_is_no_square_are_taken_as_they_are() {
     let path = saved(directory.path(), &random_values(|vb| VisionTransformer::new(&cfg, vb)));
     let weights = Pretrained::open(&path).unwrap().weights(Seed::new(0));
     vit(&cfg, &weights);
-    assert_eq!(weights.notes().len(), 1);
+    let line = "pos_embed: 24 positions, taken for the model's 4 x 6";
+    assert_eq!(weights.notes()[1..], [line]);
     let weights = Pretrained::open(&path).unwrap().weights(Seed::new(0));
     let error = refusal(&timm_vit(9), &weights);
     assert!(

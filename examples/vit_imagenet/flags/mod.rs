@@ -66,11 +66,17 @@ pub struct Flags {
     #[arg(long, value_name = "PIXELS", value_parser = side, help_heading = "Model")]
     pub patch_size: Option<usize>,
 
-    /// Start from the weights in this file instead of random ones: a published checkpoint of timm, facebookresearch (DeiT,
-    /// MAE), Hugging Face, OpenCLIP, OpenAI's CLIP or Microsoft's Swin, or this example's model.safetensors;
-    /// .safetensors or .pth. Positions are resized and the head is replaced where they do not fit
+    /// Start from the weights in this file or directory instead of random ones: a published checkpoint of timm,
+    /// facebookresearch (DeiT, MAE), Hugging Face, OpenCLIP, OpenAI's CLIP, torchvision, Google or Microsoft's Swin, or this
+    /// example's model.safetensors; .safetensors, .pth, .npz or shards. Positions are resized and the head is replaced where
+    /// they do not fit
     #[arg(long, value_name = "FILE", help_heading = "Model")]
     pub init_from: Option<PathBuf>,
+
+    /// Take the weights below this key of --init-from, of a file that holds several: state_dict_ema for timm's averaged
+    /// ones, student for DINO's. Default: the likeliest, averaged ones only where there are no others
+    #[arg(long, value_name = "KEY", requires = "init_from", help_heading = "Model")]
+    pub init_key: Option<String>,
 
     /// Accept a file of --init-from that lacks some of the network's weights, or has others
     #[arg(long, requires = "init_from", help_heading = "Model")]

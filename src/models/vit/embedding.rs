@@ -8,6 +8,7 @@ use crate::check::{self, WEIGHTS};
 use crate::models::init::{pytorch_default, NORMAL, ZERO};
 use crate::nn::{layer_norm, LayerNorm};
 use crate::ops::{self, PatchEmbed};
+use crate::weights;
 
 /// Images to tokens.
 #[derive(Clone, Debug)]
@@ -40,6 +41,7 @@ impl Embedding {
             (vec![d], vec![positions, d])
         };
         let cls_token = vb.get_with_hints(cls_shape, names.cls_token, NORMAL)?;
+        weights::tell_grid(&vb, names.pos_embed, cfg.grid());
         let pos_embed = vb.get_with_hints(pos_shape, names.pos_embed, NORMAL)?;
         let pre_norm = || layer_norm(d, cfg.norm_eps, vb.pp(names.pre_norm));
         Ok(Self {

@@ -1,0 +1,210 @@
+//! Weights in a model's shapes: positions resized, channels summed, a head for other classes drawn anew.
+
+use candle_core::{DType, Tensor};
+
+use super::format::Format;
+use super::names::{HEAD, INPUT_KERNELS, NORM, POSITION_TABLE, POS_EMBED};
+use super::resize::{self, Resize};
+use super::source::PeerSource;
+use super::square;
+use crate::error::{Error, Result};
+use crate::grid::Grid;
+
+/// Channels of the images that published models are for.
+const COLOURS: usize = 3;
+
+/// What becomes of the positions of a file.
+#[derive(Debug, PartialEq)]
+enum Positions {
+    /// The shapes tell: they are the model's own, or they do not fit.
+    AsTheyAre,
+    /// They are resized; the model has not said to which grid where `taken` for a square.
+    Resized { from: Grid, to: Grid, taken: bool },
+    /// As many as in the file, which does not tell how they lie.
+    TakenFor(Grid),
+}
+
+impl PeerSource {
+    /// The weight in the shape asked for, or `None` where the head is to be drawn anew.
+    pub(super) fn fitted(&mut self, name: &str, key: &str, shape: &[usize]) -> Result<Option<(Tensor, Vec<String>)>> {
+        let fitted = match key {
+            POS_EMBED => self.fitted_positions(key, shape)?,
+            _ => None,
+        };
+        let Some((found, names)) = self.found(key) else {
+            return Ok(None);
+        };
+        if let Some(positions) = fitted {
+            return Ok(Some((positions, names)));
+        }
+        let got = found.shape();
+        let path = &self.file.path;
+        let misshapen = || Error::MisshapenWeight {
+            path: name.to_string(),
+            got: got.clone(),
+            expected: shape.to_vec(),
+            source_name: format!("{path} (as {})", names.join(", ")),
+        };
+        // [1, 1, D] and `[D]` are the same to those who write them.
+        let filled = |shape: &[usize]| shape.iter().copied().skip_while(|n| *n == 1).collect::<Vec<_>>();
+        if filled(&got) == filled(shape) {
+            self.check_pooling(key)?;
+            return Ok(Some((found.read(&self.file)?.reshape(shape)?, names)));
+        }
+        match (&got[..], shape) {
+            ([offsets, heads], [to_offsets, to_heads]) if key.ends_with(POSITION_TABLE) && heads == to_heads => {
+                let (Some(side), Some(to_side)) = (square(*offsets), square(*to_offsets)) else {
+                    return Err(misshapen());
+                };
+                let (table, how) = (found.read(&self.file)?, self.resize(key));
+                let [from, to] = [side, to_side].map(|side| Grid::new(side, side));
+                let resized = resize::resized(&table, from, to, how)?.reshape(shape)?;
+                *self.done.tables.entry((side, to_side, how)).or_default() += 1;
+                Ok(Some((resized, names)))
+            }
+            ([classes, dim @ ..], [to_classes, to_dim @ ..]) if key.starts_with(HEAD) && dim == to_dim => {
+                self.done.head = Some((*classes, *to_classes));
+                self.taken.extend(names);
+                Ok(None)
+            }
+            (&[out, COLOURS, h, w], &[to_out, channels, to_h, to_w])
+                if INPUT_KERNELS.contains(&key) && (out, h, w) == (to_out, to_h, to_w) && channels > 0 =>
+            {
+                let kernel = with_channels(&found.read(&self.file)?, channels)?;
+                let how = if channels == 1 { "summed" } else { "repeated and scaled" };
+                self.done
+                    .lines
+                    .push(format!("{key}: {COLOURS} -> {channels} channels, {how}"));
+                Ok(Some((kernel, names)))
+            }
+            _ => Err(misshapen()),
+        }
+    }
+
+    /// Positions for the model's grid; `None` where they are as they are.
+    fn fitted_positions(&mut self, key: &str, shape: &[usize]) -> Result<Option<Tensor>> {
+        let Some((found, _)) = self.found(key) else {
+            return Ok(None);
+        };
+        let (fitted, line) = match self.positions(key, &found.shape(), shape)? {
+            Positions::AsTheyAre => return Ok(None),
+            Positions::Resized { from, to, taken } => {
+                let dim = shape.last().copied().unwrap_or(1);
+                // What stands before them, of the class token, stays as it is.
+                let positions = found.read(&self.file)?.reshape(((), dim))?;
+                let how = self.resize(key);
+                let resized = resize::resized(&positions, from, to, how)?;
+                let taken = if taken { ", taken for a square" } else { "" };
+                (resized, format!("{key}: {from} -> {to} positions{taken}, {how}"))
+            }
+            Positions::TakenFor(grid) => {
+                let line = format!("{key}: {} positions, taken for the model's {grid}", grid.len());
+                (found.read(&self.file)?, line)
+            }
+        };
+        self.done.lines.push(line);
+        Ok(Some(fitted.reshape(shape)?))
+    }
+
+    /// The way in which a weight is resized.
+    fn resize(&self, key: &str) -> Resize {
+        self.fitting.resize.unwrap_or_else(|| self.format.resize(key))
+    }
+
+    /// What becomes of positions of shape `from` in a model that asks for `to`.
+    fn positions(&self, key: &str, from: &[usize], to: &[usize]) -> Result<Positions> {
+        let ([lead @ .., n, d], [.., m, to_d]) = (from, to) else {
+            return Ok(Positions::AsTheyAre);
+        };
+        if lead.iter().any(|n| *n != 1) || d != to_d {
+            return Ok(Positions::AsTheyAre);
+        }
+        let told = self.grids.get(key).copied();
+        if let (Some(said), Some(told)) = (self.fitting.grid, told.filter(|told| self.fitting.grid != Some(*told))) {
+            let allowed = format!("{told}, the model's own, of {m} positions");
+            return Err(Error::invalid("grid", said, allowed));
+        }
+        match told {
+            Some(grid) => Ok(on_grid(*n, *m, grid)),
+            None => self.on_unknown_grid(*n, *m),
+        }
+    }
+
+    /// Positions of a model that has not told how they lie.
+    fn on_unknown_grid(&self, n: usize, m: usize) -> Result<Positions> {
+        // A position of its own for the class token leaves a square.
+        let class = usize::from(n > 1 && square(n - 1).is_some());
+        if m <= class || square(n - class).is_none() {
+            return Ok(Positions::AsTheyAre);
+        }
+        let wanted = m - class;
+        match (self.fitting.grid, square(wanted)) {
+            (Some(grid), _) if grid.len() == wanted => Ok(on_grid(n, m, grid)),
+            (Some(grid), _) => {
+                let allowed = format!("of the {wanted} positions that the model has");
+                Err(Error::invalid("grid", grid, allowed))
+            }
+            (None, Some(side)) => Ok(match on_grid(n, m, Grid::new(side, side)) {
+                Positions::Resized { from, to, .. } => Positions::Resized { from, to, taken: true },
+                other => other,
+            }),
+            // As many as in the file, however they lie.
+            (None, None) if n == m => Ok(Positions::AsTheyAre),
+            // A model of the other sort would have a square.
+            (None, None) if square(m + class - 1).is_some() => Ok(Positions::AsTheyAre),
+            (None, None) => {
+                let allowed = format!(
+                    "said by Pretrained::with_grid: the model's {wanted} positions are no square, so that {} of {} cannot \
+                     be resized to them",
+                    POS_EMBED, self.file.path
+                );
+                Err(Error::invalid("grid", "not known", allowed))
+            }
+        }
+    }
+
+    /// Refuses the head of a classifier that reads no norm for a model that has taken the file's: its logits would be
+    /// others, and no weight missing or left over.
+    fn check_pooling(&self, key: &str) -> Result<()> {
+        if self.format != Format::HfClipClassifier || !key.starts_with(HEAD) || !self.has_taken(NORM) {
+            return Ok(());
+        }
+        let allowed = format!(
+            "vit::Pool::MeanOnly: the classifier of {} ({}) reads the mean of the patch tokens, and no norm",
+            self.file.path, self.format
+        );
+        Err(Error::invalid("pool", "one with a final norm", allowed))
+    }
+}
+
+/// What becomes of n positions in a model of m, of which the last lie on a grid. Those of other tokens stand before.
+fn on_grid(n: usize, m: usize, grid: Grid) -> Positions {
+    let Some(before) = m.checked_sub(grid.len()) else {
+        return Positions::AsTheyAre;
+    };
+    match n.checked_sub(before).map(|patches| (patches, square(patches))) {
+        Some((_, Some(side))) if grid == Grid::new(side, side) => Positions::AsTheyAre,
+        Some((_, Some(side))) => Positions::Resized {
+            from: Grid::new(side, side),
+            to: grid,
+            taken: false,
+        },
+        Some((patches, None)) if patches == grid.len() => Positions::TakenFor(grid),
+        _ => Positions::AsTheyAre,
+    }
+}
+
+/// The kernel [O, 3, h, w] for images of other channels, as timm's `adapt_input_conv` makes it
+/// (`timm/models/_manipulate.py`): the sum for one channel, [O, 1, h, w]; for C, the three in turns, times 3 / C.
+fn with_channels(kernel: &Tensor, channels: usize) -> candle_core::Result<Tensor> {
+    let kernel = match kernel.dtype() {
+        DType::F64 => kernel.clone(),
+        _ => kernel.to_dtype(DType::F32)?,
+    };
+    if channels == 1 {
+        return kernel.sum_keepdim(1);
+    }
+    let turns: Vec<u32> = (0..channels).map(|channel| (channel % COLOURS) as u32).collect();
+    let turns = Tensor::new(turns, kernel.device())?;
+    kernel.index_select(&turns, 1)? * (COLOURS as f64 / channels as f64)
+}

@@ -1,0 +1,118 @@
+//! Place of the weights in a checkpoint: which of its dictionaries, and behind which prefix of their names.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::format::Format;
+use super::stored::{Dictionary, Stored};
+
+/// Keys below which training scripts save the weights that they train, the likeliest first: facebookresearch and
+/// Microsoft `model`, timm and Lightning `state_dict`, DeepSpeed `module`, DINO `teacher` and `student`.
+const KEYS: [&str; 8] = [
+    "model",
+    "state_dict",
+    "model_state_dict",
+    "module",
+    "net",
+    "network",
+    "teacher",
+    "student",
+];
+/// Parts of the keys of averaged weights, of which timm's `state_dict_ema` is one.
+const AVERAGED: [&str; 4] = ["ema", "swa", "avg", "average"];
+/// Ends of names that a model has once, those of its patch embedding or stem: what stands before one is where the model
+/// begins, or above it.
+const LANDMARKS: [&str; 8] = [
+    "patch_embed.proj.weight",
+    "embeddings.patch_embeddings.projection.weight",
+    "embeddings.patch_embedding.weight",
+    "conv1.weight",
+    "conv_proj.weight",
+    "features.0.0.weight",
+    "embedder.embedder.convolution.weight",
+    "embedding.kernel",
+];
+/// Most modules that a model may be wrapped in, one in the other.
+const MOST_WRAPPERS: usize = 6;
+
+/// Tells whether scripts save weights below that key.
+pub(super) fn is_key(key: &str) -> bool {
+    KEYS.contains(&key)
+}
+
+/// Rank of what lies below a key, as the weights of a checkpoint: averaged ones come last.
+pub(super) fn rank(key: &str) -> usize {
+    let known = KEYS.iter().position(|known| *known == key);
+    known.unwrap_or(KEYS.len() + 1 + usize::from(is_average(key)))
+}
+
+fn is_average(name: &str) -> bool {
+    AVERAGED.iter().any(|part| name.contains(part))
+}
+
+/// Rank of what lies below no key.
+pub(super) fn rank_of_none() -> usize {
+    KEYS.len()
+}
+
+/// A known format, and where it stands.
+pub(super) struct Layout {
+    pub(super) format: Format,
+    /// Start of the names of all its weights, which those of its format do not have.
+    pub(super) prefix: String,
+    /// Start of the format's names, which these do not have.
+    pub(super) lacks: &'static str,
+}
+
+/// Where several models stand, and nothing tells which is meant: the starts of their names.
+pub(super) struct Ambiguous(pub(super) Vec<String>);
+
+/// The dictionary that holds a known format, by its number, and where in it that is. `wanted` is a key or the start of
+/// names, where the user has said one. `None` where no format is known.
+pub(super) fn find(dictionaries: &[Dictionary], wanted: Option<&str>) -> Result<Option<(usize, Layout)>, Ambiguous> {
+    for (index, dictionary) in dictionaries.iter().enumerate() {
+        let key = dictionary.key.as_deref();
+        let below = wanted
+            .filter(|wanted| key != Some(wanted))
+            .map(|wanted| format!("{wanted}."));
+        if let Some(layout) = find_in(&dictionary.tensors, key, below.as_deref().unwrap_or_default())? {
+            return Ok(Some((index, layout)));
+        }
+    }
+    Ok(None)
+}
+
+/// The outermost known format whose names begin with `below`.
+fn find_in(tensors: &BTreeMap<String, Stored>, key: Option<&str>, below: &str) -> Result<Option<Layout>, Ambiguous> {
+    let depth = |prefix: &str| prefix.matches('.').count();
+    let mut prefixes = BTreeSet::new();
+    for (name, landmark) in tensors
+        .keys()
+        .flat_map(|name| LANDMARKS.map(|landmark| (name, landmark)))
+    {
+        let Some(before) = name.strip_suffix(landmark) else {
+            continue;
+        };
+        if before.starts_with(below) && depth(before) <= MOST_WRAPPERS && (before.is_empty() || before.ends_with('.')) {
+            let starts = before.match_indices('.').map(|(dot, _)| &before[..=dot]);
+            prefixes.extend(starts.chain([""]).filter(|start| start.starts_with(below)));
+        }
+    }
+    let mut layouts: Vec<_> = prefixes
+        .into_iter()
+        .filter_map(|prefix| {
+            let (format, lacks) = Format::recognise(tensors, prefix, key)?;
+            let first = prefix.split('.').next().unwrap_or_default();
+            let place = (is_average(prefix), depth(prefix), rank(first));
+            let prefix = prefix.to_string();
+            Some((place, Layout { format, prefix, lacks }))
+        })
+        .collect();
+    layouts.sort_by_key(|(place, _)| *place);
+    let first = layouts.first().map(|(place, _)| *place);
+    let alike = layouts.iter().filter(|(place, _)| Some(*place) == first);
+    let alike: Vec<_> = alike.map(|(_, layout)| layout.prefix.clone()).collect();
+    if alike.len() > 1 {
+        return Err(Ambiguous(alike));
+    }
+    Ok(layouts.into_iter().next().map(|(_, layout)| layout))
+}
