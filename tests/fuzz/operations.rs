@@ -257,7 +257,7 @@ pub fn fused(rng: &mut KeyedRng, _: &Scratch) -> Result<()> {
                     weight: &tensors[7],
                     bias: &bias1,
                 },
-                activation: pick(rng, &[Activation::Gelu, Activation::QuickGelu]),
+                activation: pick(rng, &[Activation::Gelu, Activation::QuickGelu, Activation::GeluTanh]),
                 fc2: Affine {
                     weight: &fc2,
                     bias: &tensors[5],
@@ -269,14 +269,15 @@ pub fn fused(rng: &mut KeyedRng, _: &Scratch) -> Result<()> {
         _ => {
             let (p, k) = (small(rng), small(rng));
             let images = var(rng, &[b, 2, p * heads, p * k])?;
-            let (weight, class_token) = (var(rng, &[d, 2, p, p])?, var(rng, &[1, 1, d])?);
-            let length = heads * k + rng.random_range(0..2);
+            let (weight, prefix) = (var(rng, &[d, 2, p, p])?, small(rng));
+            let length = heads * k + pick(rng, &[0, 1, prefix]);
+            let prefix = var(rng, &[1, prefix, d])?;
             let positions = var(rng, &[1, length, d])?;
             let keep: Vec<u32> = (0..b).map(|_| near(rng, 0) as u32).collect();
             let embed = PatchEmbed {
                 weight: &weight,
                 bias: rng.random_bool(0.5).then(|| &tensors[0]),
-                class_token: &class_token,
+                prefix: rng.random_bool(0.8).then_some(&prefix),
                 positions: &positions,
             };
             ops::patch_embed(&images, &embed, rng.random_bool(0.5).then_some(&keep[..]))?

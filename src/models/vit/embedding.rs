@@ -57,7 +57,7 @@ impl Embedding {
         let embed = PatchEmbed {
             weight: &self.patch_weight,
             bias: self.patch_bias.as_ref(),
-            class_token: &self.cls_token,
+            prefix: Some(&self.cls_token),
             positions: &self.pos_embed,
         };
         let tokens = ops::patch_embed(xs, &embed, keep)?;
