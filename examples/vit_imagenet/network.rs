@@ -113,6 +113,8 @@ impl Network {
     /// Mean and standard deviation of its published checkpoints' images.
     pub fn normalize(&self) -> Normalize {
         match self {
+            // SigLIP's.
+            Self::Vit(cfg) if cfg.pool == Pool::Attention => Normalize::INCEPTION,
             Self::Vit(cfg) => match cfg.weight_names {
                 WeightNames::Timm => Normalize::IMAGENET,
                 WeightNames::Clip => Normalize::CLIP,
@@ -122,8 +124,8 @@ impl Network {
         }
     }
 
-    /// The share of an image's shorter side that evaluation looks at: MAE and Swin seven eighths at their usual size and
-    /// MAE all of it above, RSB 95 %, everyone else whole images. Where that was read, [`sources`](crate::sources) tells.
+    /// The share of an image's shorter side that evaluation looks at: distilled DeiT, DINOv2, MAE and Swin seven eighths
+    /// at their usual size and MAE all of it above, RSB 95 %, everyone else whole images. Where that was read, [`sources`](crate::sources) tells.
     pub fn crop_pct(&self) -> f64 {
         match self {
             Self::Vit(cfg) if cfg.weight_names == WeightNames::Timm && cfg.pool == Pool::Mean => {
@@ -133,6 +135,7 @@ impl Network {
                     1.0
                 }
             }
+            Self::Vit(cfg) if matches!(cfg.pool, Pool::ClassAndDistillation | Pool::ClassAndMean) => 0.875,
             Self::Vit(_) => 1.0,
             Self::ResNet(..) => 0.95,
             Self::Swin(_) => 0.875,

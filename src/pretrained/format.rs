@@ -28,6 +28,14 @@ pub enum Format {
     MaeFinetuned,
     /// Hugging Face's ViT (`hf-vit`), and candle-transformers'.
     HfVit,
+    /// Hugging Face's DeiT with a distillation token (`hf-deit`), with one head or both.
+    HfDeit,
+    /// Hugging Face's DINOv2 (`hf-dinov2`), with registers or without.
+    HfDinov2,
+    /// Hugging Face's SigLIP (`hf-siglip`), all of it, the vision tower, or `SiglipForImageClassification`, whose
+    /// `classifier` reads the mean of the patch tokens
+    /// ([`Pool::FinalNormThenMean`](crate::models::vit::Pool::FinalNormThenMean)).
+    HfSiglip,
     /// Hugging Face's CLIP (`hf-clip`), all of it or the vision tower, and candle-transformers'.
     HfClip,
     /// Hugging Face's `CLIPForImageClassification` (`hf-clip-classifier`): its `classifier` reads the mean of the patch
@@ -63,7 +71,7 @@ impl Family {
 }
 
 impl Format {
-    pub(super) const ALL: [Self; 13] = [
+    pub(super) const ALL: [Self; 16] = [
         Self::TimmVit,
         Self::TimmDeit3,
         Self::TimmClip,
@@ -72,6 +80,9 @@ impl Format {
         Self::MaePretrained,
         Self::MaeFinetuned,
         Self::HfVit,
+        Self::HfDeit,
+        Self::HfDinov2,
+        Self::HfSiglip,
         Self::HfClip,
         Self::HfClipClassifier,
         Self::OpenClip,
@@ -90,6 +101,9 @@ impl Format {
             Self::MaePretrained => "mae-pretrained",
             Self::MaeFinetuned => "mae-finetuned",
             Self::HfVit => "hf-vit",
+            Self::HfDeit => "hf-deit",
+            Self::HfDinov2 => "hf-dinov2",
+            Self::HfSiglip => "hf-siglip",
             Self::HfClip => "hf-clip",
             Self::HfClipClassifier => "hf-clip-classifier",
             Self::OpenClip => "open-clip",
@@ -110,7 +124,7 @@ impl Format {
     pub(super) fn recognise(tensors: &BTreeMap<String, Stored>, key: Option<&str>) -> Option<Self> {
         let has = |name: &str| tensors.contains_key(name);
         let has_below = |prefix: &str| tensors.keys().any(|name| name.starts_with(prefix));
-        // Each is told by weights that its relatives (SigLIP, DINOv2, SwinV2, ResNets with a deep stem) do not have.
+        // Each is told by weights that its relatives (SwinV2, ResNets with a deep stem) do not have.
         if has("visual.conv1.weight") && has_below("visual.transformer.resblocks.0.") {
             return Some(Self::OpenClip);
         }
@@ -125,18 +139,30 @@ impl Format {
                 Self::HfClip
             });
         }
-        if ["", "vit."]
-            .iter()
-            .any(|prefix| has(&format!("{prefix}encoder.layer.0.layernorm_before.weight")))
-        {
+        let has_in = |wholes: &[&str], name: &str| wholes.iter().any(|whole| has(&format!("{whole}{name}")));
+        if has_in(&["", "deit."], "embeddings.distillation_token") {
+            return Some(Self::HfDeit);
+        }
+        if has_in(&["", "vit."], "encoder.layer.0.layernorm_before.weight") {
             return Some(Self::HfVit);
+        }
+        if has_in(
+            &["", "dinov2.", "dinov2_with_registers."],
+            "encoder.layer.0.layer_scale1.lambda1",
+        ) {
+            return Some(Self::HfDinov2);
+        }
+        if has("vision_model.encoder.layers.0.layer_norm1.weight")
+            && has("vision_model.embeddings.patch_embedding.bias")
+        {
+            return Some(Self::HfSiglip);
         }
         if has("patch_embed.proj.weight") && has("layers.0.blocks.0.attn.relative_position_bias_table") {
             let is_timm =
                 has_below("head.fc.") || has_below("layers.1.downsample.") && !has_below("layers.0.downsample.");
             return Some(if is_timm { Self::TimmSwin } else { Self::MicrosoftSwin });
         }
-        if has("patch_embed.proj.weight") && has("blocks.0.attn.qkv.weight") && has("cls_token") {
+        if has("patch_embed.proj.weight") && has("blocks.0.attn.qkv.weight") && has("pos_embed") {
             let positions = tensors
                 .get("pos_embed")
                 .and_then(|stored| stored.shape.iter().rev().nth(1));
@@ -148,7 +174,7 @@ impl Format {
                 _ if has("fc_norm.weight") && !has("norm.weight") => Self::MaeFinetuned,
                 _ if has("norm_pre.weight") => Self::TimmClip,
                 _ if has("blocks.0.gamma_1") => Self::FacebookDeit3,
-                _ if has("blocks.0.ls1.gamma") && square => Self::TimmDeit3,
+                _ if has("blocks.0.ls1.gamma") && square && !has("reg_token") => Self::TimmDeit3,
                 _ if encoder => Self::MaePretrained,
                 _ => Self::TimmVit,
             });

@@ -21,9 +21,32 @@ const OPEN_CLIP: Names = Names {
     ..TIMM
 };
 
-const FORMS: [&Names; 4] = [&TIMM, &HUGGING_FACE, &CLIP, &OPEN_CLIP];
+/// The names of Hugging Face's DINOv2.
+const HF_DINOV2: Names = Names {
+    patch_embed: "dinov2.embeddings.patch_embeddings.projection",
+    cls_token: "dinov2.embeddings.cls_token",
+    reg_token: "dinov2.embeddings.register_tokens",
+    pos_embed: "dinov2.embeddings.position_embeddings",
+    blocks: "dinov2.encoder.layer",
+    norm1: "norm1",
+    gamma1: "layer_scale1.lambda1",
+    norm2: "norm2",
+    fc1: "mlp.fc1",
+    fc2: "mlp.fc2",
+    gamma2: "layer_scale2.lambda1",
+    norm: "dinov2.layernorm",
+    ..HUGGING_FACE
+};
+
+const FORMS: [&Names; 5] = [&TIMM, &HUGGING_FACE, &CLIP, &OPEN_CLIP, &HF_DINOV2];
 /// Prefixes that whole models have before the names of towers that are saved alone.
-const PREFIXES: [&str; 3] = ["", "vit.", "clip."];
+const PREFIXES: [&str; 4] = ["", "vit.", "clip.", "dinov2."];
+/// What some models of a form call otherwise: the whole model by its own name, and DeiT's two heads.
+const STARTS: [(&str, &str); 3] = [
+    ("deit.", "vit."),
+    ("dinov2_with_registers.", "dinov2."),
+    ("cls_classifier.", "classifier."),
+];
 /// Spellings as if a weight were no module's, or, as timm's LayerScale, a module's own.
 const SPELLINGS: [(&str, &str); 3] = [
     (".attn.in_proj_", ".attn.in_proj."),
@@ -49,9 +72,11 @@ impl Family {
     pub(super) fn key(self, name: &str, shape: Option<&[usize]>) -> Option<String> {
         match self {
             Self::Vit => {
+                let of_form = |(from, to): &(&str, &str)| Some(format!("{to}{}", name.strip_prefix(from)?));
+                let spelled = STARTS.iter().find_map(of_form).unwrap_or_else(|| name.to_string());
                 let spelled = SPELLINGS
                     .iter()
-                    .fold(name.to_string(), |name, (from, to)| name.replace(from, to));
+                    .fold(spelled, |name, (from, to)| name.replace(from, to));
                 let whole = PREFIXES.map(|prefix| format!("{prefix}{spelled}"));
                 let mut keys = whole.iter().flat_map(|name| FORMS.map(|form| timm_name(form, name)));
                 keys.find_map(|key| key)
@@ -108,9 +133,20 @@ fn find(pairs: &Pairs, own: &str) -> Option<&'static str> {
 
 /// timm's name of what `form` calls `name`.
 fn timm_name(form: &Names, name: &str) -> Option<String> {
-    let embeddings = [(form.cls_token, TIMM.cls_token), (form.pos_embed, TIMM.pos_embed)];
+    let embeddings = [
+        (form.cls_token, TIMM.cls_token),
+        (form.dist_token, TIMM.dist_token),
+        (form.reg_token, TIMM.reg_token),
+        (form.pos_embed, TIMM.pos_embed),
+    ];
     if let Some(timm) = find(&embeddings, name) {
         return Some(timm.to_string());
+    }
+    let pool = name
+        .strip_prefix(form.attn_pool)
+        .and_then(|rest| rest.strip_prefix('.'));
+    if let Some(part) = pool {
+        return Some(format!("{}.{part}", TIMM.attn_pool));
     }
     let below = name.strip_prefix(form.blocks).and_then(|rest| rest.strip_prefix('.'));
     if let Some((index, part)) = below.and_then(|rest| rest.split_once('.')) {
@@ -140,12 +176,16 @@ fn timm_name(form: &Names, name: &str) -> Option<String> {
         (form.norm, TIMM.norm),
         (form.fc_norm, TIMM.fc_norm),
         (form.head, TIMM.head),
+        (form.head_dist, TIMM.head_dist),
     ];
     find(&modules, module).map(|timm| format!("{timm}.{leaf}"))
 }
 
 /// CLIP's final norm, to a model that averages the patch tokens.
 const CLASS_NORM: &str = "the norm of the class token, which the head does not read";
+
+/// SigLIP's own pooling, to a model that averages the patch tokens.
+const ATTENTION_POOL: &str = "the attention pooling, in whose place the mean of the patch tokens is read";
 
 /// Group of a tensor that belongs to the format and not to a classifier, for a line that says so. `None` for a tensor
 /// that nobody knows.
@@ -158,6 +198,10 @@ pub(super) fn known_leftover(format: Format, name: &str) -> Option<&'static str>
         Format::MaePretrained if starts(&["decoder_", "mask_token"]) => Some("the decoder"),
         Format::MaePretrained if starts(&["norm."]) => Some("the norm that mean pooling replaces by fc_norm"),
         Format::HfVit if starts(&["vit.pooler.", "pooler."]) => Some("the pooler"),
+        Format::HfDinov2 if name.ends_with("embeddings.mask_token") => Some("the mask token of pre-training"),
+        Format::HfDeit if starts(&["deit.pooler.", "pooler."]) => Some("the pooler"),
+        Format::HfSiglip if name.contains("vision_model.head.") => Some(ATTENTION_POOL),
+        Format::HfSiglip if starts(&["text_model.", "logit_scale", "logit_bias"]) => Some("the text tower"),
         Format::HfVit if name == "vit.embeddings.mask_token" || name == "embeddings.mask_token" => {
             Some("the mask token of pre-training")
         }
@@ -195,6 +239,8 @@ pub(super) fn known_missing(format: Format, key: &str) -> bool {
     match format {
         Format::MaePretrained => key.starts_with(HEAD) || key.starts_with("fc_norm."),
         // FT-CLIP's `fc_norm` is new, too.
+        // What is published of these are towers without a head.
+        Format::HfDinov2 | Format::HfSiglip => key.starts_with(HEAD),
         Format::HfClip | Format::OpenClip => key.starts_with(HEAD) || key.starts_with("fc_norm."),
         Format::TimmClip => key.starts_with("fc_norm."),
         Format::TimmSwin | Format::MicrosoftSwin => key == "mask_token",

@@ -141,8 +141,10 @@ impl PeerSource {
         let ([lead @ .., n, d], [.., m, to_d]) = (from, to) else {
             return Ok(None);
         };
-        // A position of its own for the class token leaves a square.
-        let class = usize::from(*n > 1 && square(n - 1).is_some());
+        // Positions of their own for the class token, and for a distillation token, leave a square.
+        let class = (1..=2)
+            .find(|class| n > class && square(n - class).is_some())
+            .unwrap_or(0);
         let one_table = lead.iter().all(|n| *n == 1) && d == to_d && *m > class;
         let (Some(side), true) = (square(n - class), one_table) else {
             return Ok(None);
@@ -158,7 +160,7 @@ impl PeerSource {
             // As many as in the file, however they lie.
             (None, None) if n == m => return Ok(None),
             // A model of the other sort would have a square.
-            (None, None) if square(m + class - 1).is_some() => return Ok(None),
+            (None, None) if (0..=2).any(|other| *m > other && square(m - other).is_some()) => return Ok(None),
             (None, None) => {
                 let allowed = format!(
                     "said by Pretrained::with_grid: the model's {wanted} positions are no square, so that {} of {} cannot \

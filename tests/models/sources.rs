@@ -43,6 +43,7 @@ fn of_every_size_say_what_it_is() {
                 "intermediate_size" => cfg.mlp_dim as f64,
                 "eps" | "layer_norm_eps" => cfg.norm_eps,
                 "init_values" => cfg.layer_scale.unwrap(),
+                "reg_tokens" => cfg.num_registers as f64,
                 "image_size" | "input_resolution" => cfg.image_size.0 as f64,
                 "head_std" => cfg.head_init_std,
                 other => panic!("{other} is no value of a ViT"),

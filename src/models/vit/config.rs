@@ -32,10 +32,19 @@ pub enum DropPathSchedule {
 pub enum Pool {
     /// The class token, after the final norm.
     ClassToken,
+    /// Class and distillation token, after the final norm and each with a head of its own; the logits are the mean of
+    /// both heads' (DeiT's distilled models, arXiv 2012.12877). [`TwoHeads`](super::TwoHeads) gives them apart.
+    ClassAndDistillation,
+    /// The class token beside the mean of the patch tokens, 2 D numbers, after the final norm (DINOv2, arXiv 2304.07193).
+    ClassAndMean,
     /// The mean of the patch tokens without the class token, then `fc_norm` and no final norm (MAE fine-tuning).
     Mean,
     /// `fc_norm` on every patch token, then their mean without the class token, and no final norm (FT-CLIP).
     NormThenMean,
+    /// The final norm on every token, then the mean of the patch tokens (SigLIP without attention pooling).
+    FinalNormThenMean,
+    /// What a learned query finds in all tokens after the final norm, and an MLP behind it (SigLIP, arXiv 2303.15343).
+    Attention,
     /// The mean of the patch tokens without the class token and without any norm (Hugging Face's
     /// `CLIPForImageClassification`).
     MeanOnly,
@@ -80,7 +89,13 @@ pub struct Config {
     pub norm_eps: f64,
     /// Initial value of LayerScale (arXiv 2103.17239), where there is one.
     pub layer_scale: Option<f64>,
-    /// Gives the class token a position embedding of its own.
+    /// Puts a learned class token in front of the patches'.
+    pub class_token: bool,
+    /// Puts a distillation token behind the class token (DeiT's distilled models).
+    pub distillation_token: bool,
+    /// Learned tokens behind those, which no head reads (registers, arXiv 2309.16588).
+    pub num_registers: usize,
+    /// Gives class and distillation token position embeddings of their own. Registers have none.
     pub class_token_position: bool,
     /// Gives the patch projection a bias.
     pub patch_bias: bool,
@@ -124,6 +139,24 @@ impl Config {
         self.names().layer_of(name, self.depth)
     }
 
+    /// P, the tokens in front of the patches'.
+    pub fn num_prefix_tokens(&self) -> usize {
+        self.num_tokens_before_registers() + self.num_registers
+    }
+
+    pub(super) fn num_tokens_before_registers(&self) -> usize {
+        usize::from(self.class_token) + usize::from(self.distillation_token)
+    }
+
+    /// How many of the tokens in front of the patches' have positions.
+    pub(super) fn num_prefix_positions(&self) -> usize {
+        if self.class_token_position {
+            self.num_tokens_before_registers()
+        } else {
+            0
+        }
+    }
+
     pub(super) fn names(&self) -> &'static Names {
         match self.weight_names {
             WeightNames::Timm => &TIMM,
@@ -165,6 +198,7 @@ impl Config {
         check::divisor("num_heads", self.num_heads, dim, format_args!("embed_dim, {dim}"))?;
         check::rate("dropout", self.dropout)?;
         check::rate("drop_path", self.drop_path)?;
+        self.check_tokens()?;
         check::non_negative("norm_eps", self.norm_eps)?;
         check::non_negative("head_bias_bound", self.head_bias_bound)?;
         if !self.fits(height) || !self.fits(width) {
@@ -172,6 +206,24 @@ impl Config {
             return Err(Error::invalid("image_size", value, self.sides()));
         }
         Ok(())
+    }
+
+    /// Refuses to pool tokens that there are not.
+    fn check_tokens(&self) -> Result<()> {
+        let needed = match self.pool {
+            Pool::ClassToken | Pool::ClassAndMean => self.class_token,
+            Pool::ClassAndDistillation => self.class_token && self.distillation_token,
+            Pool::Mean | Pool::NormThenMean | Pool::FinalNormThenMean | Pool::MeanOnly | Pool::Attention => true,
+        };
+        if needed {
+            return Ok(());
+        }
+        let value = format!("{:?}", self.pool);
+        let allowed = format!(
+            "one that reads what there is: class_token is {}, distillation_token {}",
+            self.class_token, self.distillation_token
+        );
+        Err(Error::invalid("pool", value, allowed))
     }
 
     /// Refuses images that are not as configured, and gives their grid.

@@ -1,13 +1,18 @@
-//! The Vision Transformer (arXiv 2010.11929) in its published forms: DeiT-III, MAE fine-tuning, Hugging Face, CLIP.
+//! The Vision Transformer (arXiv 2010.11929) in its published forms.
 
+mod attention_pool;
 mod block;
 mod config;
 mod embedding;
+mod head;
 mod model;
 pub(crate) mod names;
+mod recipes;
 mod sizes;
 mod sources;
+mod two_heads;
 
 pub use crate::ops::Activation;
 pub use config::{Config, DropPathSchedule, Pool, WeightNames};
 pub use model::VisionTransformer;
+pub use two_heads::TwoHeads;

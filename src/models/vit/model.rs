@@ -1,19 +1,16 @@
 //! The Vision Transformer: images to tokens, tokens through the blocks, and a head on what is pooled of them.
 
-use candle_core::{Module, Result, Tensor};
-use candle_nn::{Init, ModuleT, VarBuilder};
+use candle_core::{Result, Tensor};
+use candle_nn::{ModuleT, VarBuilder};
 
 use super::block::Block;
-use super::config::{Config, Pool};
+use super::config::Config;
 use super::embedding::Embedding;
+use super::head::Head;
 use crate::error::Error;
 use crate::grid::Grid;
 use crate::mask::Mask;
 use crate::model::{Forward, TokenModel};
-use crate::models::init::{normal, ZERO};
-use crate::models::linear::Linear;
-use crate::models::pool;
-use crate::nn::{layer_norm, LayerNorm};
 use crate::ops::Tokens;
 use crate::pass::Pass;
 
@@ -45,9 +42,7 @@ pub struct VisionTransformer {
     cfg: Config,
     embedding: Embedding,
     blocks: Vec<Block>,
-    /// The final norm, or `fc_norm` where tokens are averaged; none where the head reads their bare mean.
-    norm: Option<LayerNorm>,
-    head: Linear,
+    head: Head,
 }
 
 impl VisionTransformer {
@@ -58,26 +53,13 @@ impl VisionTransformer {
     /// missing or of another shape.
     pub fn new(cfg: &Config, vb: VarBuilder) -> Result<Self> {
         cfg.check()?;
-        let (d, names) = (cfg.embed_dim, cfg.names());
-        let blocks = vb.pp(names.blocks);
+        let blocks = vb.pp(cfg.names().blocks);
         let blocks = (0..cfg.depth).map(|index| Block::new(cfg, index, blocks.pp(index)));
-        let norm = match cfg.pool {
-            Pool::ClassToken => Some(names.norm),
-            Pool::Mean | Pool::NormThenMean => Some(names.fc_norm),
-            Pool::MeanOnly => None,
-        };
-        let norm = norm.map(|name| layer_norm(d, cfg.norm_eps, vb.pp(name)));
-        let bias = match cfg.head_bias_bound {
-            0.0 => ZERO,
-            bound => Init::Uniform { lo: -bound, up: bound },
-        };
         Ok(Self {
             cfg: cfg.clone(),
             embedding: Embedding::new(cfg, vb.clone())?,
             blocks: blocks.collect::<Result<_>>()?,
-            // Before the head: a checkpoint's head is for what its norm is read by.
-            norm: norm.transpose()?,
-            head: Linear::new(d, cfg.num_classes, normal(cfg.head_init_std), bias, vb.pp(names.head))?,
+            head: Head::new(cfg, vb)?,
         })
     }
 
@@ -86,18 +68,28 @@ impl VisionTransformer {
         &self.cfg
     }
 
-    /// What the head reads of tokens [B, 1 + K, D]: [B, D]. Those behind the first are none where it is the only one read.
-    fn pool(&self, tokens: &Tensor) -> Result<Tensor> {
-        let norm = |xs: Tensor| match &self.norm {
-            Some(norm) => norm.forward(&xs.contiguous()?),
-            None => Ok(xs),
-        };
-        let patches = || tokens.narrow(1, 1, tokens.dim(1)? - 1);
-        match self.cfg.pool {
-            Pool::ClassToken => norm(tokens.narrow(1, 0, 1)?.squeeze(1)?),
-            Pool::Mean | Pool::MeanOnly => norm(pool::mean(&patches()?, 1)?),
-            Pool::NormThenMean => pool::mean(&norm(patches()?)?, 1),
+    /// What the heads read of a token sequence, once it went through the blocks.
+    pub(super) fn pooled(&self, tokens: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+        let prefix = self.cfg.num_prefix_tokens();
+        match *tokens.dims() {
+            [b, n, d] if b > 0 && n > prefix && d == self.cfg.embed_dim => {}
+            _ => {
+                let expected = format!("[B, {prefix} + K, {}] with B, K > 0", self.cfg.embed_dim);
+                return Err(Error::shape("tokens", tokens.dims(), expected).into());
+            }
         }
+        let mut tokens = tokens.clone();
+        for (i, block) in self.blocks.iter().enumerate() {
+            // The last block's other tokens are read by nothing.
+            let last = i + 1 == self.blocks.len();
+            let read = if last { self.head.reads() } else { Tokens::All };
+            tokens = block.forward(&tokens, read, pass)?;
+        }
+        self.head.pool(&tokens, pass)
+    }
+
+    pub(super) fn head(&self) -> &Head {
+        &self.head
     }
 }
 
@@ -107,7 +99,7 @@ impl TokenModel for VisionTransformer {
     }
 
     fn num_prefix_tokens(&self) -> usize {
-        1
+        self.cfg.num_prefix_tokens()
     }
 
     fn embed(&self, xs: &Tensor, keep: Option<&Mask>, _: &mut Pass) -> Result<Tensor> {
@@ -117,23 +109,7 @@ impl TokenModel for VisionTransformer {
     }
 
     fn classify(&self, tokens: &Tensor, pass: &mut Pass) -> Result<Tensor> {
-        match *tokens.dims() {
-            [b, n, d] if b > 0 && n > 1 && d == self.cfg.embed_dim => {}
-            _ => {
-                let expected = format!("[B, 1 + K, {}] with B, K > 0", self.cfg.embed_dim);
-                return Err(Error::shape("tokens", tokens.dims(), expected).into());
-            }
-        }
-        let mut tokens = tokens.clone();
-        for (i, block) in self.blocks.iter().enumerate() {
-            // The last block's other tokens are read by nothing.
-            let read = match self.cfg.pool {
-                Pool::ClassToken if i + 1 == self.blocks.len() => Tokens::First,
-                _ => Tokens::All,
-            };
-            tokens = block.forward(&tokens, read, pass)?;
-        }
-        self.head.forward(&self.pool(&tokens)?)
+        self.head.logits(&self.pooled(tokens, pass)?)
     }
 }
 

@@ -19,6 +19,18 @@ const fn ft_clip(option: &'static str) -> Source {
     Source::new("LightDXY/FT-CLIP", "models/finetune_clip.py", option)
 }
 
+const fn deit(option: &'static str) -> Source {
+    Source::new("facebookresearch/deit", "models.py", option)
+}
+
+const fn timm(option: &'static str) -> Source {
+    Source::new(
+        "huggingface/pytorch-image-models",
+        "timm/models/vision_transformer.py",
+        option,
+    )
+}
+
 const fn transformers(option: &'static str) -> Source {
     Source::new(
         "huggingface/transformers",
@@ -47,5 +59,17 @@ impl Config {
         ("hf-clip-base", transformers("openai/clip-vit-base-patch16: image_size=224 patch_size=16 hidden_size=768 num_hidden_layers=12 num_attention_heads=12 intermediate_size=3072 layer_norm_eps=1e-5")),
         ("hf-clip-large", transformers("openai/clip-vit-large-patch14: image_size=224 patch_size=14 hidden_size=1024 num_hidden_layers=24 num_attention_heads=16 intermediate_size=4096 layer_norm_eps=1e-5")),
         ("hf-base", transformers("ViTConfig: image_size=224 patch_size=16 hidden_size=768 num_hidden_layers=12 num_attention_heads=12 intermediate_size=3072 layer_norm_eps=1e-12")),
+        ("deit-tiny-distilled", deit("deit_tiny_distilled_patch16_224: patch_size=16 embed_dim=192 depth=12 num_heads=3 mlp_ratio=4 eps=1e-6")),
+        ("deit-small-distilled", deit("deit_small_distilled_patch16_224: patch_size=16 embed_dim=384 depth=12 num_heads=6 mlp_ratio=4 eps=1e-6")),
+        ("deit-base-distilled", deit("deit_base_distilled_patch16_224: patch_size=16 embed_dim=768 depth=12 num_heads=12 mlp_ratio=4 eps=1e-6")),
+        ("dinov2-small", timm("vit_small_patch14_dinov2: patch_size=14 embed_dim=384 depth=12 num_heads=6 init_values=1e-5")),
+        ("dinov2-base", timm("vit_base_patch14_dinov2: patch_size=14 embed_dim=768 depth=12 num_heads=12 init_values=1e-5")),
+        ("dinov2-large", timm("vit_large_patch14_dinov2: patch_size=14 embed_dim=1024 depth=24 num_heads=16 init_values=1e-5")),
+        ("dinov2-reg4-small", timm("vit_small_patch14_reg4_dinov2: patch_size=14 embed_dim=384 depth=12 num_heads=6 init_values=1e-5 reg_tokens=4")),
+        ("dinov2-reg4-base", timm("vit_base_patch14_reg4_dinov2: patch_size=14 embed_dim=768 depth=12 num_heads=12 init_values=1e-5 reg_tokens=4")),
+        ("dinov2-reg4-large", timm("vit_large_patch14_reg4_dinov2: patch_size=14 embed_dim=1024 depth=24 num_heads=16 init_values=1e-5 reg_tokens=4")),
+        ("siglip-base", transformers("google/siglip-base-patch16-224: image_size=224 patch_size=16 hidden_size=768 num_hidden_layers=12 num_attention_heads=12 intermediate_size=3072 layer_norm_eps=1e-6")),
+        ("siglip-large", transformers("google/siglip-large-patch16-256: image_size=256 patch_size=16 hidden_size=1024 num_hidden_layers=24 num_attention_heads=16 intermediate_size=4096 layer_norm_eps=1e-6")),
+        ("siglip-so400m", transformers("google/siglip-so400m-patch14-224: image_size=224 patch_size=14 hidden_size=1152 num_hidden_layers=27 num_attention_heads=16 intermediate_size=4304 layer_norm_eps=1e-6")),
     ];
 }

@@ -9,7 +9,7 @@ use masksub::models::vit::Config;
 use masksub::{DropToken, Grid, Mask, MaskSub, Pass, RandomMasking, TokenModel};
 
 use super::{from_values, key, random_values};
-use crate::common::{bits, distance, images, labels, numbers, tiny_forms, vit, CPU};
+use crate::common::{bits, distance, images, labels, tiny_forms, vit, CPU};
 
 fn positions_name(values: &BTreeMap<String, Tensor>) -> String {
     values.keys().find(|name| name.contains("pos")).unwrap().clone()
@@ -31,11 +31,9 @@ fn leave_a_model_of_the_kept_ones() {
             .classify(&whole.embed(&xs, Some(&mask), &mut pass).unwrap(), &mut pass)
             .unwrap();
 
-        let prefix = usize::from(cfg.class_token_position);
-        let mut rows: Vec<u32> = kept.iter().map(|at| at + prefix as u32).collect();
-        if prefix == 1 {
-            rows.insert(0, 0);
-        }
+        let before = u32::from(cfg.class_token) + u32::from(cfg.distillation_token);
+        let prefix = if cfg.class_token_position { before } else { 0 };
+        let rows: Vec<u32> = (0..prefix).chain(kept.iter().map(|at| at + prefix)).collect();
         let name_of_positions = positions_name(&values);
         let positions = &values[&name_of_positions];
         let axis = positions.rank() - 2;
@@ -99,8 +97,8 @@ fn may_be_kept_in_any_order() {
 }
 
 #[test]
-fn never_are_the_class_token() {
-    // Its gradient arrives even where a single patch is kept.
+fn never_are_prefix_tokens() {
+    // Their gradients arrive even where a single patch is kept.
     for (name, cfg) in tiny_forms(5) {
         let (vit, params) = vit(&cfg, 1);
         let branch = DropToken::new(RandomMasking::new(0.99).unwrap());
@@ -111,18 +109,20 @@ fn never_are_the_class_token() {
             })
             .unwrap();
         assert_eq!(step.mask.unwrap().num_keep(), 1);
-        let is_class_token = |name: &str| name.ends_with("cls_token") || name.ends_with("class_embedding");
-        let class: Vec<&Var> = params
-            .iter()
-            .filter(|(name, _)| is_class_token(name))
-            .map(|(_, var)| var)
-            .collect();
-        let [class] = class[..] else {
-            panic!("{name}: {} class tokens", class.len());
-        };
-        assert!(
-            numbers(step.grads.get(class).unwrap()).iter().any(|&g| g != 0.0),
+        let is_prefix = |name: &str| name.ends_with("_token") || name.ends_with("class_embedding");
+        let tokens: Vec<(&str, &Var)> = params.iter().filter(|(name, _)| is_prefix(name)).collect();
+        let expected = [cfg.class_token, cfg.distillation_token, cfg.num_registers > 0];
+        assert_eq!(
+            tokens.len(),
+            expected.into_iter().filter(|there_is| *there_is).count(),
             "{name}"
         );
+        for (token, var) in tokens {
+            // Each of the registers by itself.
+            let gradient = step.grads.get(var).unwrap().reshape(((), cfg.embed_dim)).unwrap();
+            for row in gradient.to_vec2::<f32>().unwrap() {
+                assert!(row.iter().any(|&g| g != 0.0), "{name}: {token}");
+            }
+        }
     }
 }

@@ -5,6 +5,7 @@ mod dropping;
 mod dtypes;
 mod gradients;
 mod image_shapes;
+mod peers;
 mod sizes;
 mod training;
 
