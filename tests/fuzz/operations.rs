@@ -3,8 +3,8 @@
 use candle_core::{Device, Tensor, Var};
 use candle_nn::Module;
 use masksub::ops::{
-    self, Activation, Affine, AttentionBranch, ConvNorm, MlpBranch, PatchEmbed, Pooling, ResidualBlock,
-    RunningStatistics, Tokens, Windows,
+    self, Activation, Affine, AttentionBranch, ConvNorm, MlpBranch, Pairs, PatchEmbed, Pooling, ResidualBlock,
+    Rotation, RunningStatistics, Tokens, Windows,
 };
 use masksub::{nn, Grid, KeyedRng, Pass, Result, Seed, Weights};
 use rand::Rng as _;
@@ -61,7 +61,7 @@ pub fn plain(rng: &mut KeyedRng, _: &Scratch) -> Result<()> {
     let [b, c, d, k] = [0; 4].map(|_| small(rng));
     let rank = rng.random_range(0..5);
     let any: Vec<usize> = (0..rank).map(|_| rng.random_range(0..6)).collect();
-    let ys = match rng.random_range(0..13) {
+    let ys = match rng.random_range(0..15) {
         0 => ops::gelu(&var(rng, &any)?)?,
         1 => ops::quick_gelu(&var(rng, &any)?)?,
         2 => ops::softmax_last_dim(&var(rng, &any)?)?,
@@ -93,6 +93,25 @@ pub fn plain(rng: &mut KeyedRng, _: &Scratch) -> Result<()> {
                 1 => ops::rotary_emb::rope_i(&xs, &cos, &sin)?,
                 _ => ops::rotary_emb::rope_thd(&xs, &cos, &sin)?,
             }
+        }
+        12 => {
+            let qkv = var(rng, &[b, c, 6 * d * k])?;
+            let turned = near(rng, c).min(32);
+            let angles = if rng.random() {
+                vec![turned, d]
+            } else {
+                vec![b, turned, d]
+            };
+            let rotation = Rotation {
+                cos: &var(rng, &angles)?,
+                sin: &var(rng, &angles)?,
+                pairs: pick(rng, &[Pairs::Neighbours, Pairs::Halves]),
+            };
+            ops::rotary_qkv(&qkv, near(rng, k), &rotation)?
+        }
+        13 => {
+            let (qkv, samples) = (var(rng, &[b, c, 3 * d * k])?, pick(rng, &[1, b, 3]));
+            ops::biased_attention(&qkv, near(rng, k), &var(rng, &[samples, k, c, c])?)?
         }
         11 => ops::attention(&var(rng, &[b, c, 3 * d * k])?, near(rng, k))?,
         _ => {
