@@ -19,6 +19,10 @@ pub enum Format {
     TimmClip,
     /// timm's Swin (`timm-swin`): the merging stands in front of its stage.
     TimmSwin,
+    /// timm's BEiT and BEiT v2 (`timm-beit`), and Microsoft's: relative positions in every block.
+    TimmBeit,
+    /// timm's EVA-02 and DINOv3 (`timm-eva`), which have rotary positions.
+    TimmEva,
     /// facebookresearch's DeiT-III (`facebook-deit3`): LayerScale as `gamma_1`.
     FacebookDeit3,
     /// facebookresearch's MAE after pre-training (`mae-pretrained`), with its decoder or without: there is no head.
@@ -32,6 +36,8 @@ pub enum Format {
     HfDeit,
     /// Hugging Face's DINOv2 (`hf-dinov2`), with registers or without.
     HfDinov2,
+    /// Hugging Face's DINOv3 ViT (`hf-dinov3`).
+    HfDinov3,
     /// Hugging Face's SigLIP (`hf-siglip`), all of it, the vision tower, or `SiglipForImageClassification`, whose
     /// `classifier` reads the mean of the patch tokens
     /// ([`Pool::FinalNormThenMean`](crate::models::vit::Pool::FinalNormThenMean)).
@@ -46,6 +52,12 @@ pub enum Format {
     OpenClip,
     /// Microsoft's Swin (`microsoft-swin`), and timm's before 0.9.
     MicrosoftSwin,
+    /// timm's ConvNeXt and ConvNeXt V2 (`timm-convnext`).
+    TimmConvNeXt,
+    /// facebookresearch's ConvNeXt and ConvNeXt V2 (`facebook-convnext`).
+    FacebookConvNeXt,
+    /// Hugging Face's ConvNeXt and ConvNeXt V2 (`hf-convnext`).
+    HfConvNeXt,
     /// timm's and torchvision's ResNet (`resnet`), and candle-transformers'.
     ResNet,
 }
@@ -55,38 +67,46 @@ pub enum Format {
 pub(super) enum Family {
     Vit,
     Swin,
+    ConvNeXt,
     ResNet,
 }
 
 impl Family {
-    pub(super) const ALL: [Self; 3] = [Self::Vit, Self::Swin, Self::ResNet];
+    pub(super) const ALL: [Self; 4] = [Self::Vit, Self::Swin, Self::ConvNeXt, Self::ResNet];
 
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Vit => "ViT",
             Self::Swin => "Swin",
+            Self::ConvNeXt => "ConvNeXt",
             Self::ResNet => "ResNet",
         }
     }
 }
 
 impl Format {
-    pub(super) const ALL: [Self; 16] = [
+    pub(super) const ALL: [Self; 22] = [
         Self::TimmVit,
         Self::TimmDeit3,
         Self::TimmClip,
         Self::TimmSwin,
+        Self::TimmBeit,
+        Self::TimmEva,
         Self::FacebookDeit3,
         Self::MaePretrained,
         Self::MaeFinetuned,
         Self::HfVit,
         Self::HfDeit,
         Self::HfDinov2,
+        Self::HfDinov3,
         Self::HfSiglip,
         Self::HfClip,
         Self::HfClipClassifier,
         Self::OpenClip,
         Self::MicrosoftSwin,
+        Self::TimmConvNeXt,
+        Self::FacebookConvNeXt,
+        Self::HfConvNeXt,
         Self::ResNet,
     ];
 
@@ -97,17 +117,23 @@ impl Format {
             Self::TimmDeit3 => "timm-deit3",
             Self::TimmClip => "timm-clip",
             Self::TimmSwin => "timm-swin",
+            Self::TimmBeit => "timm-beit",
+            Self::TimmEva => "timm-eva",
             Self::FacebookDeit3 => "facebook-deit3",
             Self::MaePretrained => "mae-pretrained",
             Self::MaeFinetuned => "mae-finetuned",
             Self::HfVit => "hf-vit",
             Self::HfDeit => "hf-deit",
             Self::HfDinov2 => "hf-dinov2",
+            Self::HfDinov3 => "hf-dinov3",
             Self::HfSiglip => "hf-siglip",
             Self::HfClip => "hf-clip",
             Self::HfClipClassifier => "hf-clip-classifier",
             Self::OpenClip => "open-clip",
             Self::MicrosoftSwin => "microsoft-swin",
+            Self::TimmConvNeXt => "timm-convnext",
+            Self::FacebookConvNeXt => "facebook-convnext",
+            Self::HfConvNeXt => "hf-convnext",
             Self::ResNet => "resnet",
         }
     }
@@ -115,6 +141,7 @@ impl Format {
     pub(super) const fn family(self) -> Family {
         match self {
             Self::TimmSwin | Self::MicrosoftSwin => Family::Swin,
+            Self::TimmConvNeXt | Self::FacebookConvNeXt | Self::HfConvNeXt => Family::ConvNeXt,
             Self::ResNet => Family::ResNet,
             _ => Family::Vit,
         }
@@ -152,6 +179,9 @@ impl Format {
         ) {
             return Some(Self::HfDinov2);
         }
+        if has("embeddings.register_tokens") && has("layer.0.layer_scale1.lambda1") {
+            return Some(Self::HfDinov3);
+        }
         if has("vision_model.encoder.layers.0.layer_norm1.weight")
             && has("vision_model.embeddings.patch_embedding.bias")
         {
@@ -162,24 +192,47 @@ impl Format {
                 has_below("head.fc.") || has_below("layers.1.downsample.") && !has_below("layers.0.downsample.");
             return Some(if is_timm { Self::TimmSwin } else { Self::MicrosoftSwin });
         }
-        if has("patch_embed.proj.weight") && has("blocks.0.attn.qkv.weight") && has("pos_embed") {
-            let positions = tensors
-                .get("pos_embed")
-                .and_then(|stored| stored.shape.iter().rev().nth(1));
-            let square = positions.is_some_and(|count| super::square(*count).is_some());
-            // What facebookresearch publishes of MAE's pre-training has no decoder, and lies below `model`.
-            let encoder = key == Some("model") && !has_below("head.");
-            return Some(match () {
-                _ if has_below("decoder_") => Self::MaePretrained,
-                _ if has("fc_norm.weight") && !has("norm.weight") => Self::MaeFinetuned,
-                _ if has("norm_pre.weight") => Self::TimmClip,
-                _ if has("blocks.0.gamma_1") => Self::FacebookDeit3,
-                _ if has("blocks.0.ls1.gamma") && square && !has("reg_token") => Self::TimmDeit3,
-                _ if encoder => Self::MaePretrained,
-                _ => Self::TimmVit,
-            });
+        if has("stem.0.weight") && has("stages.0.blocks.0.conv_dw.weight") {
+            return Some(Self::TimmConvNeXt);
+        }
+        if has("downsample_layers.0.0.weight") && has("stages.0.0.dwconv.weight") {
+            return Some(Self::FacebookConvNeXt);
+        }
+        if has_in(
+            &["", "convnext.", "convnextv2."],
+            "encoder.stages.0.layers.0.dwconv.weight",
+        ) {
+            return Some(Self::HfConvNeXt);
+        }
+        let projects = has("blocks.0.attn.qkv.weight") || has("blocks.0.attn.q_proj.weight");
+        if has("patch_embed.proj.weight") && projects {
+            return Some(Self::in_timms_names(tensors, key));
         }
         (has("conv1.weight") && has("bn1.running_mean") && has("layer1.0.conv1.weight")).then_some(Self::ResNet)
+    }
+
+    /// The format of a ViT that has timm's names.
+    fn in_timms_names(tensors: &BTreeMap<String, Stored>, key: Option<&str>) -> Self {
+        let has = |name: &str| tensors.contains_key(name);
+        let has_below = |prefix: &str| tensors.keys().any(|name| name.starts_with(prefix));
+        let positions = tensors
+            .get("pos_embed")
+            .and_then(|stored| stored.shape.iter().rev().nth(1));
+        let square = positions.is_some_and(|count| super::square(*count).is_some());
+        // What facebookresearch publishes of MAE's pre-training has no decoder, and lies below `model`.
+        let encoder = key == Some("model") && !has_below("head.");
+        match () {
+            _ if has("blocks.0.attn.relative_position_bias_table") => Self::TimmBeit,
+            _ if has("blocks.0.attn.q_bias") || has("blocks.0.attn.q_proj.weight") => Self::TimmEva,
+            _ if has("reg_token") && positions.is_none() => Self::TimmEva,
+            _ if has_below("decoder_") => Self::MaePretrained,
+            _ if has("fc_norm.weight") && !has("norm.weight") => Self::MaeFinetuned,
+            _ if has("norm_pre.weight") => Self::TimmClip,
+            _ if has("blocks.0.gamma_1") => Self::FacebookDeit3,
+            _ if has("blocks.0.ls1.gamma") && square && !has("reg_token") => Self::TimmDeit3,
+            _ if encoder => Self::MaePretrained,
+            _ => Self::TimmVit,
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use crate::check;
 use crate::error::{Error, Result};
 use crate::grid::Grid;
 use crate::models::rules;
+use crate::ops::Pairs;
 
 /// Names and shapes that a model's weights have, by whose they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +17,49 @@ pub enum WeightNames {
     HuggingFace,
     /// The vision tower of Hugging Face's CLIP below `clip`, and a `head`.
     Clip,
+}
+
+/// Rotary position embeddings (arXiv 2104.09864) of a grid: half of a head's pairs are turned by the row, half by the
+/// column. They go with their positions where others are dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rotary {
+    /// EVA-02's: neighbours are turned, with a base of 10000, by positions on the grid of pre-training.
+    Eva {
+        /// Side of that grid; images of another size have positions between those.
+        grid: usize,
+    },
+    /// DINOv3's: elements i and i + d/2 are turned, with a base of 100, by the patches' centres within [-1, 1]. (The
+    /// authors' random shift, jitter and scale of pre-training are not drawn.)
+    DinoV3,
+}
+
+impl Rotary {
+    pub(super) const fn pairs(self) -> Pairs {
+        match self {
+            Self::Eva { .. } => Pairs::Neighbours,
+            Self::DinoV3 => Pairs::Halves,
+        }
+    }
+}
+
+/// Biases of the projection to queries, keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QkvBias {
+    /// One for each.
+    All,
+    /// None for the keys, which would move no score against another (BEiT, EVA-02).
+    QueryAndValue,
+    /// None (timm's DINOv3).
+    Absent,
+}
+
+/// The form of a gated MLP, silu(gate) * value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gate {
+    /// Gate and value from one projection (DINOv2's giant; EVA-02, tiny and small).
+    Packed,
+    /// From two, and a layer norm on their product (EVA-02, base and large).
+    Normed,
 }
 
 /// Course of the drop-path rate over the blocks.
@@ -83,8 +127,12 @@ pub struct Config {
     pub num_heads: usize,
     /// Width of the MLP's hidden layer.
     pub mlp_dim: usize,
-    /// The MLP's activation.
+    /// The MLP's activation, where it has no gate.
     pub activation: Activation,
+    /// Makes the MLP a gated one (SwiGLU, arXiv 2002.05202).
+    pub gate: Option<Gate>,
+    /// Biases of queries, keys and values.
+    pub qkv_bias: QkvBias,
     /// Term that layer norms add to the variance.
     pub norm_eps: f64,
     /// Initial value of LayerScale (arXiv 2103.17239), where there is one.
@@ -95,6 +143,13 @@ pub struct Config {
     pub distillation_token: bool,
     /// Learned tokens behind those, which no head reads (registers, arXiv 2309.16588).
     pub num_registers: usize,
+    /// Adds a learned embedding to each position.
+    pub absolute_positions: bool,
+    /// Turns queries and keys by their positions, in every block.
+    pub rotary: Option<Rotary>,
+    /// Adds a learned bias for how far a key is from a query to the scores, from a table in every block (BEiT, arXiv
+    /// 2106.08254). It takes a class token and no other token in front.
+    pub relative_positions: bool,
     /// Gives class and distillation token position embeddings of their own. Registers have none.
     pub class_token_position: bool,
     /// Gives the patch projection a bias.
@@ -148,9 +203,14 @@ impl Config {
         usize::from(self.class_token) + usize::from(self.distillation_token)
     }
 
+    /// Whether blocks take the tokens' positions.
+    pub(super) fn has_positions_in_blocks(&self) -> bool {
+        self.rotary.is_some() || self.relative_positions
+    }
+
     /// How many of the tokens in front of the patches' have positions.
     pub(super) fn num_prefix_positions(&self) -> usize {
-        if self.class_token_position {
+        if self.absolute_positions && self.class_token_position {
             self.num_tokens_before_registers()
         } else {
             0
@@ -210,6 +270,19 @@ impl Config {
 
     /// Refuses to pool tokens that there are not.
     fn check_tokens(&self) -> Result<()> {
+        if let Some(Rotary::Eva { grid }) = self.rotary {
+            check::at_least_one("rotary", grid)?;
+        }
+        let width = self.embed_dim / self.num_heads;
+        if self.rotary.is_some() && !width.is_multiple_of(4) {
+            let allowed = format!("one that leaves heads of a multiple of 4, not {width}, for rotary positions");
+            return Err(Error::invalid("num_heads", self.num_heads, allowed));
+        }
+        if self.relative_positions && (self.num_prefix_tokens() != 1 || !self.class_token) {
+            let value = format!("true with {} tokens in front of the patches'", self.num_prefix_tokens());
+            let allowed = "false, or with a class token and no other";
+            return Err(Error::invalid("relative_positions", value, allowed));
+        }
         let needed = match self.pool {
             Pool::ClassToken | Pool::ClassAndMean => self.class_token,
             Pool::ClassAndDistillation => self.class_token && self.distillation_token,

@@ -17,7 +17,7 @@ pub(super) struct Embedding {
     patch_bias: Option<Tensor>,
     /// Class token, distillation token and registers, those that there are: [1, ., D] each.
     prefix: Vec<Tensor>,
-    /// [1, L, D], or [1, S + L, D] where the first S tokens have positions, too.
+    /// [1, L, D], or [1, S + L, D] where the first S tokens have positions, too; zeros where there are none.
     pos_embed: Tensor,
     num_prefix_positions: usize,
     pre_norm: Option<LayerNorm>,
@@ -35,9 +35,10 @@ impl Embedding {
         let patch = vb.pp(names.patch_embed);
         let bias = || patch.get_with_hints(d, "bias", bias_init);
         let table = |rows: usize, name: &str, unbatched: &[usize]| {
-            let shape = match names.batched_embeddings {
-                true => vec![1, rows, d],
-                false => unbatched.to_vec(),
+            let shape = if names.batched_embeddings {
+                vec![1, rows, d]
+            } else {
+                unbatched.to_vec()
             };
             vb.get_with_hints(shape, name, NORMAL)?.reshape((1, rows, d))
         };
@@ -58,7 +59,11 @@ impl Embedding {
             patch_weight: patch.get_with_hints((d, c, p, p), "weight", weight_init)?,
             patch_bias: cfg.patch_bias.then(bias).transpose()?,
             prefix,
-            pos_embed: table(positions, names.pos_embed, &[positions, d])?,
+            pos_embed: if cfg.absolute_positions {
+                table(positions, names.pos_embed, &[positions, d])?
+            } else {
+                Tensor::zeros((1, positions, d), vb.dtype(), vb.device())?
+            },
             num_prefix_positions: cfg.num_prefix_positions(),
             pre_norm: cfg.pre_norm.then(pre_norm).transpose()?,
         })

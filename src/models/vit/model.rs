@@ -7,6 +7,7 @@ use super::block::Block;
 use super::config::Config;
 use super::embedding::Embedding;
 use super::head::Head;
+use super::positions::Positions;
 use crate::error::Error;
 use crate::grid::Grid;
 use crate::mask::Mask;
@@ -69,23 +70,51 @@ impl VisionTransformer {
     }
 
     /// What the heads read of a token sequence, once it went through the blocks.
-    pub(super) fn pooled(&self, tokens: &Tensor, pass: &mut Pass) -> Result<Tensor> {
-        let prefix = self.cfg.num_prefix_tokens();
-        match *tokens.dims() {
-            [b, n, d] if b > 0 && n > prefix && d == self.cfg.embed_dim => {}
-            _ => {
-                let expected = format!("[B, {prefix} + K, {}] with B, K > 0", self.cfg.embed_dim);
-                return Err(Error::shape("tokens", tokens.dims(), expected).into());
-            }
-        }
+    pub(super) fn pooled(&self, tokens: &Tensor, keep: Option<&Mask>, pass: &mut Pass) -> Result<Tensor> {
+        // The last block's other tokens are read by nothing.
+        let tokens = self.through_blocks(tokens, keep, self.head.reads(), pass, |_| ())?;
+        self.head.pool(&tokens, pass)
+    }
+
+    /// A token sequence behind the last block, of which it computes the tokens that are `read`. `each` sees it behind
+    /// every block.
+    pub(super) fn through_blocks(
+        &self,
+        tokens: &Tensor,
+        keep: Option<&Mask>,
+        read: Tokens,
+        pass: &mut Pass,
+        mut each: impl FnMut(&Tensor),
+    ) -> Result<Tensor> {
+        let (batch, positions) = self.check_tokens(tokens, keep)?;
+        let positions = Positions::of(&self.cfg, positions, batch, tokens.device())?;
         let mut tokens = tokens.clone();
         for (i, block) in self.blocks.iter().enumerate() {
-            // The last block's other tokens are read by nothing.
             let last = i + 1 == self.blocks.len();
-            let read = if last { self.head.reads() } else { Tokens::All };
-            tokens = block.forward(&tokens, read, pass)?;
+            let read = if last { read } else { Tokens::All };
+            tokens = block.forward(&tokens, read, positions.as_ref(), pass)?;
+            each(&tokens);
         }
-        self.head.pool(&tokens, pass)
+        Ok(tokens)
+    }
+
+    /// B and the positions that are kept, once the tokens are those.
+    fn check_tokens<'a>(&self, tokens: &Tensor, keep: Option<&'a Mask>) -> Result<(usize, Option<&'a [u32]>)> {
+        let (prefix, grid) = (self.cfg.num_prefix_tokens(), self.cfg.grid());
+        let expected = match *tokens.dims() {
+            [b, n, d] if b > 0 && n > prefix && d == self.cfg.embed_dim => {
+                let keep = keep.map(|mask| mask.indices_on(grid, b)).transpose()?;
+                let kept = keep.map_or(grid.len(), |keep| keep.len() / b);
+                // Without a mask, whoever cut tokens need not say which: unless the blocks take their positions.
+                let any = keep.is_none() && !self.cfg.has_positions_in_blocks();
+                if any || n == prefix + kept {
+                    return Ok((b, keep));
+                }
+                format!("[{b}, {prefix} + {kept}, {d}], the tokens that `keep` keeps")
+            }
+            _ => format!("[B, {prefix} + K, {}] with B, K > 0", self.cfg.embed_dim),
+        };
+        Err(Error::shape("tokens", tokens.dims(), expected).into())
     }
 
     pub(super) fn head(&self) -> &Head {
@@ -108,15 +137,15 @@ impl TokenModel for VisionTransformer {
         self.embedding.forward(xs, keep)
     }
 
-    fn classify(&self, tokens: &Tensor, pass: &mut Pass) -> Result<Tensor> {
-        self.head.logits(&self.pooled(tokens, pass)?)
+    fn classify(&self, tokens: &Tensor, keep: Option<&Mask>, pass: &mut Pass) -> Result<Tensor> {
+        self.head.logits(&self.pooled(tokens, keep, pass)?)
     }
 }
 
 impl Forward for VisionTransformer {
     fn forward_pass(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
         let tokens = self.embed(xs, None, pass)?;
-        self.classify(&tokens, pass)
+        self.classify(&tokens, None, pass)
     }
 }
 

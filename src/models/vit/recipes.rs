@@ -1,6 +1,6 @@
 //! What the published ViTs have in common, recipe by recipe.
 
-use super::config::{Config, DropPathSchedule, Pool, WeightNames};
+use super::config::{Config, DropPathSchedule, Gate, Pool, QkvBias, Rotary, WeightNames};
 use super::Activation;
 
 /// D, blocks and heads. Tiny and small are DeiT's (arXiv 2012.12877, table 1), the others the ViT's (arXiv 2010.11929,
@@ -30,9 +30,14 @@ impl Config {
             num_heads,
             mlp_dim: 4 * embed_dim,
             activation: Activation::Gelu,
+            gate: None,
+            qkv_bias: QkvBias::All,
             norm_eps: 1e-6,
             layer_scale: Some(1e-4),
             class_token: true,
+            absolute_positions: true,
+            rotary: None,
+            relative_positions: false,
             distillation_token: false,
             num_registers: 0,
             class_token_position: false,
@@ -148,6 +153,47 @@ impl Config {
             pool: Pool::Attention,
             head_init_std: 0.02,
             ..Self::mae(size, patch_size, num_classes)
+        }
+    }
+
+    /// BEiT v2's fine-tuning model, and BEiT's (arXiv 2106.08254, 2208.06366) at 224 pixels in patches of 16: relative positions in every
+    /// block and no others, LayerScale, the mean of the patch tokens.
+    pub(super) fn beit(size: Size, num_classes: usize) -> Self {
+        Self {
+            layer_scale: Some(1e-5),
+            absolute_positions: false,
+            relative_positions: true,
+            qkv_bias: QkvBias::QueryAndValue,
+            ..Self::mae(size, 16, num_classes)
+        }
+    }
+
+    /// EVA-02 (arXiv 2303.11331) at 224 pixels in patches of 14: rotary positions beside the learned ones, a gated MLP of
+    /// 8/3 the width, the mean of the patch tokens.
+    pub(super) fn eva02(size: Size, gate: Gate, num_classes: usize) -> Self {
+        Self {
+            rotary: Some(Rotary::Eva { grid: 16 }),
+            gate: Some(gate),
+            mlp_dim: size[0] * 8 / 3,
+            qkv_bias: QkvBias::QueryAndValue,
+            head_init_std: 0.02,
+            ..Self::mae(size, 14, num_classes)
+        }
+    }
+
+    /// DINOv3 (arXiv 2508.10104) at 224 pixels in patches of 16, with the class token's head: rotary positions and no
+    /// others, four registers, LayerScale.
+    pub(super) fn dinov3(size: Size, num_classes: usize) -> Self {
+        Self {
+            layer_scale: Some(1e-5),
+            norm_eps: 1e-5,
+            num_registers: 4,
+            absolute_positions: false,
+            rotary: Some(Rotary::DinoV3),
+            qkv_bias: QkvBias::Absent,
+            pool: Pool::ClassToken,
+            head_init_std: 0.02,
+            ..Self::mae(size, 16, num_classes)
         }
     }
 }

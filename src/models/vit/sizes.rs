@@ -1,6 +1,6 @@
 //! The published ViTs: recipes in the sizes of their papers.
 
-use super::config::Config;
+use super::config::{Config, Gate};
 use super::recipes::{BASE, HUGE, LARGE, SMALL, TINY};
 use crate::models::Constructor;
 
@@ -37,6 +37,15 @@ impl Config {
         ("siglip-base", Self::siglip_base),
         ("siglip-large", Self::siglip_large),
         ("siglip-so400m", Self::siglip_so400m),
+        ("beitv2-base", Self::beitv2_base),
+        ("beitv2-large", Self::beitv2_large),
+        ("eva02-tiny", Self::eva02_tiny),
+        ("eva02-small", Self::eva02_small),
+        ("eva02-base", Self::eva02_base),
+        ("eva02-large", Self::eva02_large),
+        ("dinov3-small", Self::dinov3_small),
+        ("dinov3-base", Self::dinov3_base),
+        ("dinov3-large", Self::dinov3_large),
     ];
 
     /// DeiT-III with DeiT-tiny's width (192, 3 heads), 16-pixel patches.
@@ -168,5 +177,41 @@ impl Config {
             mlp_dim: 4304,
             ..Self::siglip([1152, 27, 16], 14, num_classes)
         }
+    }
+    /// BEiT v2 ViT-B/16, which the MaskSub paper fine-tunes.
+    pub fn beitv2_base(num_classes: usize) -> Self {
+        Self::beit(BASE, num_classes)
+    }
+    /// BEiT v2 ViT-L/16.
+    pub fn beitv2_large(num_classes: usize) -> Self {
+        Self::beit(LARGE, num_classes)
+    }
+    /// EVA-02 ViT-Ti/14.
+    pub fn eva02_tiny(num_classes: usize) -> Self {
+        Self::eva02(TINY, Gate::Packed, num_classes)
+    }
+    /// EVA-02 ViT-S/14.
+    pub fn eva02_small(num_classes: usize) -> Self {
+        Self::eva02(SMALL, Gate::Packed, num_classes)
+    }
+    /// EVA-02 ViT-B/14.
+    pub fn eva02_base(num_classes: usize) -> Self {
+        Self::eva02(BASE, Gate::Normed, num_classes)
+    }
+    /// EVA-02 ViT-L/14.
+    pub fn eva02_large(num_classes: usize) -> Self {
+        Self::eva02(LARGE, Gate::Normed, num_classes)
+    }
+    /// DINOv3 ViT-S/16.
+    pub fn dinov3_small(num_classes: usize) -> Self {
+        Self::dinov3(SMALL, num_classes)
+    }
+    /// DINOv3 ViT-B/16.
+    pub fn dinov3_base(num_classes: usize) -> Self {
+        Self::dinov3(BASE, num_classes)
+    }
+    /// DINOv3 ViT-L/16.
+    pub fn dinov3_large(num_classes: usize) -> Self {
+        Self::dinov3(LARGE, num_classes)
     }
 }

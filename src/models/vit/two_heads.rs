@@ -70,14 +70,14 @@ impl TokenModel<(Tensor, Tensor)> for TwoHeads {
         self.0.embed(xs, keep, pass)
     }
 
-    fn classify(&self, tokens: &Tensor, pass: &mut Pass) -> Result<(Tensor, Tensor)> {
-        self.0.head().both(&self.0.pooled(tokens, pass)?)
+    fn classify(&self, tokens: &Tensor, keep: Option<&Mask>, pass: &mut Pass) -> Result<(Tensor, Tensor)> {
+        self.0.head().both(&self.0.pooled(tokens, keep, pass)?)
     }
 }
 
 impl Forward<(Tensor, Tensor)> for TwoHeads {
     fn forward_pass(&self, xs: &Tensor, pass: &mut Pass) -> Result<(Tensor, Tensor)> {
         let tokens = self.embed(xs, None, pass)?;
-        self.classify(&tokens, pass)
+        self.classify(&tokens, None, pass)
     }
 }

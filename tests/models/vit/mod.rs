@@ -3,6 +3,7 @@
 mod dropped_tokens;
 mod dropping;
 mod dtypes;
+mod features;
 mod gradients;
 mod image_shapes;
 mod peers;

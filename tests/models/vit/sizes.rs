@@ -46,6 +46,15 @@ fn are_the_published_ones() {
         ("siglip-base", 93.7),
         ("siglip-large", 317.0),
         ("siglip-so400m", 428.8),
+        ("beitv2-base", 86.5),
+        ("beitv2-large", 304.4),
+        ("eva02-tiny", 5.7),
+        ("eva02-small", 22.0),
+        ("eva02-base", 86.5),
+        ("eva02-large", 304.3),
+        ("dinov3-small", 22.0),
+        ("dinov3-base", 86.4),
+        ("dinov3-large", 304.1),
     ]
     .into();
     assert_eq!(Config::SIZES.len(), published.len());
@@ -58,6 +67,10 @@ fn are_the_published_ones() {
     // timm's own counts.
     assert_eq!(count(&Config::deit_small_distilled(1000)), 22_436_432);
     assert_eq!(count(&Config::siglip_base(1000)), 93_653_224);
+    assert_eq!(count(&Config::beitv2_base(1000)), 86_530_984);
+    assert_eq!(count(&Config::eva02_tiny(1000)), 5_695_144);
+    assert_eq!(count(&Config::eva02_large(1000)), 304_293_800);
+    assert_eq!(count(&Config::dinov3_large(1000)), 304_104_424);
     assert_eq!(count(&Config::siglip_so400m(1000)), 428_833_704);
 }
 
