@@ -206,7 +206,7 @@ fn vit(name: &str, size: Option<Constructor<vit::Config>>, num_classes: usize, f
 fn whole(image_size: usize, channels: usize, flags: &Flags) -> Result<Input> {
     ensure!(
         flags.patch_size.is_none(),
-        "--patch-size is for networks that cut the image in patches, which a ResNet or ConvNeXt does not"
+        "--patch-size is for networks that cut the image in patches, which a ResNet does not, and a ConvNeXt neither"
     );
     if flags.takes_images() {
         input(image_size, channels, flags)

@@ -13,7 +13,8 @@ use crate::pass::Pass;
 /// A distilled DeiT (arXiv 2012.12877) that returns the logits of both heads, of the class token and of the distillation
 /// token, [B, classes] each, instead of their mean: for training, in which the sub-branch then matches each.
 ///
-/// The main loss gets both, as in the paper's hard distillation:
+/// The main loss gets both, here as in the paper's hard distillation: the sum of the heads' losses, as
+/// [`SubModelLoss`](crate::SubModelLoss) takes the sum of theirs.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -30,7 +31,7 @@ use crate::pass::Pass;
 /// let images = Tensor::zeros((2, 3, 32, 32), DType::F32, &Device::Cpu)?;
 /// let (labels, of_teacher) = (Tensor::new(&[3u32, 7], &Device::Cpu)?, Tensor::new(&[3u32, 1], &Device::Cpu)?);
 /// let step = model.backward(&images, Seed::new(0).at(0), |(class, distilled)| {
-///     (cross_entropy(class, &labels)? + cross_entropy(distilled, &of_teacher)?)? / 2.0
+///     cross_entropy(class, &labels)? + cross_entropy(distilled, &of_teacher)?
 /// })?;
 /// assert_eq!(step.main_logits.1.dims(), [2, 10]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())

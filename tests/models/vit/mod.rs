@@ -6,6 +6,7 @@ mod dtypes;
 mod features;
 mod gradients;
 mod image_shapes;
+mod parts;
 mod peers;
 mod sizes;
 mod training;
