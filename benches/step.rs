@@ -12,6 +12,7 @@ use std::time::Instant;
 use anyhow::{bail, ensure, Context, Result};
 use candle_core::{DType, Device, Tensor, Var};
 use clap::{value_parser, Parser, ValueEnum};
+use masksub::models::convnext::{self, ConvNeXt};
 use masksub::models::resnet::{self, ResNet};
 use masksub::models::swin::{self, SwinTransformer};
 use masksub::models::vit::{self, VisionTransformer};
@@ -24,7 +25,7 @@ use serde_json::json;
 /// Time and peak memory of a forward pass, a plain training step and a MaskSub step, each in a process of its own
 #[derive(Parser)]
 struct Flags {
-    /// A published size of ViT, ResNet or Swin
+    /// A published size of ViT, ResNet, ConvNeXt or Swin
     #[arg(long, default_value = "deit3-small")]
     model: String,
     /// Images in a batch
@@ -36,7 +37,7 @@ struct Flags {
     /// Share of tokens or blocks that the sub-branch hides
     #[arg(long, default_value_t = 0.5)]
     ratio: f64,
-    /// Rate of stochastic depth, of a ViT and, growing to it, of a Swin
+    /// Rate of stochastic depth, of a ViT and, growing to it, of a Swin or ConvNeXt
     #[arg(long, default_value_t = 0.0)]
     drop_path: f64,
     /// What the sub-branch of a MaskSub step learns from; only with --what masksub
@@ -182,6 +183,16 @@ fn measure(what: What, flags: &Flags) -> Result<()> {
             target,
         );
     }
+    if let Some(size) = find(convnext::Config::SIZES, &flags.model) {
+        let cfg = convnext::Config {
+            drop_path: flags.drop_path,
+            ..size(classes)
+        };
+        let convnext = ConvNeXt::new(&cfg, vb)?;
+        let target = target(flags, || ConvNeXt::new(&cfg, teaching))?;
+        let branch = PatchDrop::new(masking, block)?;
+        return time(what, flags, &device, &weights, convnext, branch, target);
+    }
     if let Some(size) = find(swin::Config::SIZES, &flags.model) {
         let cfg = swin::Config {
             image_size,
@@ -201,7 +212,7 @@ fn measure(what: What, flags: &Flags) -> Result<()> {
         );
     }
     bail!(
-        "--model is {}, but must be the name of a published size of ViT, ResNet or Swin",
+        "--model is {}, but must be the name of a published size of ViT, ResNet, ConvNeXt or Swin",
         flags.model
     )
 }
@@ -243,7 +254,7 @@ impl TokenModel for Rest {
         }
     }
 
-    fn classify(&self, _: &Tensor, _: &mut Pass) -> candle_core::Result<Tensor> {
+    fn classify(&self, _: &Tensor, _: Option<&Mask>, _: &mut Pass) -> candle_core::Result<Tensor> {
         Ok(self.logits.clone())
     }
 }

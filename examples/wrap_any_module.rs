@@ -99,7 +99,7 @@ impl TokenModel for Patches {
         })
     }
 
-    fn classify(&self, tokens: &Tensor, _: &mut Pass) -> candle_core::Result<Tensor> {
+    fn classify(&self, tokens: &Tensor, _: Option<&Mask>, _: &mut Pass) -> candle_core::Result<Tensor> {
         tokens.apply(&self.mix)?.gelu_erf()?.mean(1)?.apply(&self.head)
     }
 }

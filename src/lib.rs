@@ -19,7 +19,7 @@
 //!
 //! | feature | default | |
 //! |---|---|---|
-//! | `models` | yes | ViT, ResNet and Swin: [`models`] |
+//! | `models` | yes | ViT, ResNet, ConvNeXt and Swin: [`models`] |
 //! | `train` | yes | optimizers, schedules, averages, mixup and cutmix, checkpoints of a run: [`train`] |
 //! | `pretrained` | yes | checkpoints of other projects, for the models: [`pretrained`] |
 //! | `augment` | no | the recipes' image transforms |

@@ -104,7 +104,7 @@ pub trait Forward<O = Tensor> {
 ///         }
 ///     }
 ///
-///     fn classify(&self, tokens: &Tensor, _: &mut Pass) -> Result<Tensor> {
+///     fn classify(&self, tokens: &Tensor, _: Option<&Mask>, _: &mut Pass) -> Result<Tensor> {
 ///         self.head.forward(&tokens.mean(1)?)
 ///     }
 /// }
@@ -152,12 +152,13 @@ pub trait TokenModel<O = Tensor> {
     /// The model's own.
     fn embed(&self, xs: &Tensor, keep: Option<&Mask>, pass: &mut Pass) -> Result<Tensor>;
 
-    /// The logits of a token sequence: `[B, classes]`, or whatever the model has; `[B, K, classes]` where each token has
-    /// its own.
+    /// The logits of a token sequence, as [`embed`](Self::embed) returned it under the same `keep`: `[B, classes]`, or
+    /// whatever the model has; `[B, K, classes]` where each token has its own. `keep` is for models whose blocks take
+    /// positions, too: rotary ones, or relative biases, must be those of the tokens that are kept.
     ///
     /// # Errors
     /// The model's own.
-    fn classify(&self, tokens: &Tensor, pass: &mut Pass) -> Result<O>;
+    fn classify(&self, tokens: &Tensor, keep: Option<&Mask>, pass: &mut Pass) -> Result<O>;
 }
 
 /// A model of sequences in one dimension, whose samples may differ in length: text, audio, series.
@@ -316,8 +317,8 @@ macro_rules! through_pointers {
             fn embed(&self, xs: &Tensor, keep: Option<&Mask>, pass: &mut Pass) -> Result<Tensor> {
                 (**self).embed(xs, keep, pass)
             }
-            fn classify(&self, tokens: &Tensor, pass: &mut Pass) -> Result<O> {
-                (**self).classify(tokens, pass)
+            fn classify(&self, tokens: &Tensor, keep: Option<&Mask>, pass: &mut Pass) -> Result<O> {
+                (**self).classify(tokens, keep, pass)
             }
         }
 

@@ -71,8 +71,8 @@ bench!(
 fn of_patches(x: &[Var]) -> PatchEmbed<'_> {
     PatchEmbed {
         weight: &x[1],
-        class_token: &x[2],
-        positions: &x[3],
+        positions: &x[2],
+        prefix: Some(x[3].as_tensor()),
         bias: Some(&x[4]),
     }
 }
@@ -86,7 +86,7 @@ bench!(
     patch_embed,
     |size: Size| {
         let d = size.width;
-        let params = [var(&[d, 3, 16, 16]), var(&[1, 1, d]), var(&[1, 197, d]), var(&[d])];
+        let params = [var(&[d, 3, 16, 16]), var(&[1, 197, d]), var(&[1, 1, d]), var(&[d])];
         [var(&[BATCH, 3, 224, 224])]
             .into_iter()
             .chain(params)

@@ -255,7 +255,61 @@ class SwinTiny(nn.Module):
         return self.head(self.norm(self.layers(xs)).mean((1, 2)))
 
 
+class PatchDrop(nn.Module):
+    """In the place of timm's: the positions of the smallest noise are kept, those in front stay."""
+
+    def __init__(self, prefix, with_indices):
+        super().__init__()
+        self.prefix, self.with_indices, self.ratio = prefix, with_indices, 0.0
+
+    def forward(self, tokens):
+        front, patches = tokens[:, : self.prefix], tokens[:, self.prefix :]
+        keep = None
+        if self.ratio > 0:
+            keep = torch.rand(patches.shape[:2]).argsort(1)[:, : num_keep(patches.shape[1], self.ratio)]
+            patches = patches.gather(1, keep.unsqueeze(-1).expand(-1, -1, patches.shape[-1]))
+        tokens = torch.cat([front, patches], 1)
+        return (tokens, keep) if self.with_indices else tokens
+
+
+class Timm(nn.Module):
+    """timm's own model of a size. Sub-branch: dropped tokens in a ViT, hidden blocks in a ConvNeXt."""
+
+    def __init__(self, name, side, **arguments):
+        super().__init__()
+        import timm
+
+        sides = {} if "convnext" in name else {"img_size": side}
+        self.model = timm.create_model(name, num_classes=CLASSES, **sides, **arguments)
+        self.drops = hasattr(self.model, "patch_drop")
+        if self.drops:
+            self.model.patch_drop = PatchDrop(self.model.num_prefix_tokens, type(self.model).__name__ == "Eva")
+
+    def forward(self, images, ratio=0.0):
+        if self.drops:
+            self.model.patch_drop.ratio = ratio
+        elif ratio > 0:
+            assert hasattr(self.model, "stem"), "timm's BEiT cannot drop tokens: --what plain"
+            images = hide_blocks(images, ratio)
+        return self.model(images)
+
+
+def timms(name, **arguments):
+    return lambda side: Timm(name, side, **arguments)
+
+
 MODELS = {
+    "deit-tiny-distilled": timms("deit_tiny_distilled_patch16_224"),
+    "deit-small-distilled": timms("deit_small_distilled_patch16_224"),
+    "dinov2-small": timms("vit_small_patch14_dinov2"),  # (with a head on the class token alone)
+    "dinov2-reg4-small": timms("vit_small_patch14_reg4_dinov2"),
+    "siglip-base": timms("vit_base_patch16_siglip_224", act_layer="gelu_tanh"),
+    "beitv2-base": timms("beitv2_base_patch16_224"),
+    "eva02-tiny": timms("eva02_tiny_patch14_224"),
+    "eva02-small": timms("eva02_small_patch14_224"),
+    "dinov3-small": timms("vit_small_patch16_dinov3", global_pool="token"),
+    "convnext-tiny": timms("convnext_tiny"),
+    "convnextv2-nano": timms("convnextv2_nano"),
     "deit3-tiny": lambda side: DeiT3(192, 12, 3, side),
     "deit3-small": lambda side: DeiT3(384, 12, 6, side),
     "deit3-base": lambda side: DeiT3(768, 12, 12, side),

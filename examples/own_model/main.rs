@@ -47,7 +47,7 @@ impl TokenModel for with_one_line::VisionTransformer {
         })
     }
 
-    fn classify(&self, tokens: &Tensor, _: &mut Pass) -> candle_core::Result<Tensor> {
+    fn classify(&self, tokens: &Tensor, _: Option<&Mask>, _: &mut Pass) -> candle_core::Result<Tensor> {
         self.logits(tokens)
     }
 }

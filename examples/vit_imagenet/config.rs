@@ -16,8 +16,8 @@ pub fn config(flags: &Flags) -> Result<Config> {
     let network = flags.network(1)?; // only its shape matters here
     let training = &flags.training;
     ensure!(
-        training.layer_decay == 1.0 || !matches!(network, Network::ResNet(..)),
-        "--layer-decay is {}, but must be 1 for a ResNet: it is for networks of like blocks",
+        training.layer_decay == 1.0 || !matches!(network, Network::ResNet(..) | Network::ConvNeXt(..)),
+        "--layer-decay is {}, but must be 1 for a ResNet or ConvNeXt: it is for networks of like blocks",
         training.layer_decay
     );
     // What does not go together is told now, not after the images were listed.
@@ -36,7 +36,7 @@ pub fn config(flags: &Flags) -> Result<Config> {
     match &network {
         Network::Vit(cfg) => put("patch-size", cfg.patch_size.to_string()),
         Network::Swin(cfg) => put("patch-size", cfg.patch_size.to_string()),
-        Network::ResNet(..) => {}
+        Network::ResNet(..) | Network::ConvNeXt(..) => {}
     }
     put("batch-size", training.batch_size.to_string());
     put("drop-last", training.drop_last.to_string());
@@ -170,6 +170,7 @@ fn drop_path(network: &Network) -> String {
             (cfg.drop_path, if constant { "constant" } else { "linear" })
         }
         Network::ResNet(cfg, _) => (cfg.drop_path, "linear"),
+        Network::ConvNeXt(cfg, _) => (cfg.drop_path, "linear"),
         Network::Swin(cfg) => (cfg.drop_path, "linear"),
     };
     match rate {

@@ -1,4 +1,4 @@
-//! Trains a ViT, ResNet or Swin with MaskSub: on the handwritten digits that ship with the example, or on a tree of images.
+//! Trains a ViT, ResNet, ConvNeXt or Swin with MaskSub: on the handwritten digits that ship with the example, or on a tree of images.
 //!
 //!     cargo run --release --example vit_imagenet
 //!     cargo run --release --example vit_imagenet -- --data imagenet --recipe deit3 --accumulate 32 --out runs/small
@@ -33,7 +33,7 @@ use data::{Batch, Dataset};
 use evaluate::{evaluate, Scores};
 use flags::{Branch, Flags, PrintConfig, SubLoss};
 use mask_only::MaskOnly;
-use masksub::models::{resnet::ResNet, swin::SwinTransformer, vit::VisionTransformer};
+use masksub::models::{convnext::ConvNeXt, resnet::ResNet, swin::SwinTransformer, vit::VisionTransformer};
 use masksub::pretrained::Pretrained;
 use masksub::train::checkpoint::Checkpoint;
 use masksub::{
@@ -136,6 +136,7 @@ fn run(given: Flags) -> Result<End> {
     match &network {
         Network::Vit(cfg) => training.fit(VisionTransformer::new(cfg, vb)?, DropToken::new(masking)),
         Network::ResNet(cfg, _) => training.fit(ResNet::new(cfg, vb)?, PatchDrop::new(masking, block)?),
+        Network::ConvNeXt(cfg, _) => training.fit(ConvNeXt::new(cfg, vb)?, PatchDrop::new(masking, block)?),
         Network::Swin(cfg) => training.fit(SwinTransformer::new(cfg, vb)?, MaskToken::new(masking, block)?),
     }
 }
@@ -287,6 +288,7 @@ fn for_evaluation(network: &Network, weights: &Weights, device: &Device) -> Resu
     Ok(match network {
         Network::Vit(cfg) => Box::new(VisionTransformer::new(cfg, vb)?),
         Network::ResNet(cfg, _) => Box::new(ResNet::new(cfg, vb)?),
+        Network::ConvNeXt(cfg, _) => Box::new(ConvNeXt::new(cfg, vb)?),
         Network::Swin(cfg) => Box::new(SwinTransformer::new(cfg, vb)?),
     })
 }

@@ -5,14 +5,15 @@ use crate::flags::Flags;
 use anyhow::{ensure, Result};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use masksub::augment::Normalize;
-use masksub::models::vit::{Pool, WeightNames};
-use masksub::models::{resnet, swin, vit, Constructor};
+use masksub::models::vit::{Pool, QkvBias, Rotary, WeightNames};
+use masksub::models::{convnext, resnet, swin, vit, Constructor};
 
 /// A network's configuration. Each family hides things in its own way.
 #[derive(Clone, Debug)]
 pub enum Network {
     Vit(vit::Config),
     ResNet(resnet::Config, Input),
+    ConvNeXt(convnext::Config, Input),
     Swin(swin::Config),
 }
 
@@ -33,8 +34,9 @@ pub fn names() -> impl TypedValueParser<Value = String> {
     let vits = vit::Config::SIZES.iter().map(|size| size.0);
     let resnets = resnet::Config::SIZES.iter().map(|size| size.0);
     let swins = swin::Config::SIZES.iter().map(|size| size.0);
+    let convnexts = convnext::Config::SIZES.iter().map(|size| size.0);
     let own = [DIGITS, DIGITS_RESNET, DIGITS_SWIN];
-    PossibleValuesParser::new(own.into_iter().chain(vits).chain(resnets).chain(swins))
+    PossibleValuesParser::new(own.into_iter().chain(vits).chain(resnets).chain(convnexts).chain(swins))
 }
 
 /// What is trained where no flag says otherwise.
@@ -54,6 +56,12 @@ impl Network {
         }
         if let Some(size) = find(resnet::Config::SIZES, name) {
             return resnet(size(num_classes), 224, flags);
+        }
+        if let Some(size) = find(convnext::Config::SIZES, name) {
+            let cfg = size(num_classes);
+            let input = whole(224, cfg.in_channels, flags)?;
+            let in_channels = input.channels;
+            return Ok(Self::ConvNeXt(convnext::Config { in_channels, ..cfg }, input));
         }
         if let Some(size) = find(swin::Config::SIZES, name) {
             return swin(size(num_classes), flags);
@@ -91,6 +99,7 @@ impl Network {
         match self {
             Self::Vit(cfg) => Self::Vit(vit::Config { drop_path, ..cfg }),
             Self::ResNet(cfg, input) => Self::ResNet(resnet::Config { drop_path, ..cfg }, input),
+            Self::ConvNeXt(cfg, input) => Self::ConvNeXt(convnext::Config { drop_path, ..cfg }, input),
             Self::Swin(cfg) => Self::Swin(swin::Config { drop_path, ..cfg }),
         }
     }
@@ -102,7 +111,7 @@ impl Network {
                 image_size: cfg.image_size.0,
                 channels: cfg.in_channels,
             },
-            Self::ResNet(_, input) => *input,
+            Self::ResNet(_, input) | Self::ConvNeXt(_, input) => *input,
             Self::Swin(cfg) => Input {
                 image_size: cfg.image_size.0,
                 channels: cfg.in_channels,
@@ -113,19 +122,25 @@ impl Network {
     /// Mean and standard deviation of its published checkpoints' images.
     pub fn normalize(&self) -> Normalize {
         match self {
+            Self::Vit(cfg) if matches!(cfg.rotary, Some(Rotary::Eva { .. })) => Normalize::CLIP,
+            // SigLIP's.
+            Self::Vit(cfg) if cfg.pool == Pool::Attention => Normalize::INCEPTION,
             Self::Vit(cfg) => match cfg.weight_names {
                 WeightNames::Timm => Normalize::IMAGENET,
                 WeightNames::Clip => Normalize::CLIP,
                 WeightNames::HuggingFace => Normalize::INCEPTION,
             },
-            Self::ResNet(..) | Self::Swin(_) => Normalize::IMAGENET,
+            Self::ResNet(..) | Self::ConvNeXt(..) | Self::Swin(_) => Normalize::IMAGENET,
         }
     }
 
-    /// The share of an image's shorter side that evaluation looks at: MAE and Swin seven eighths at their usual size and
-    /// MAE all of it above, RSB 95 %, everyone else whole images. Where that was read, [`sources`](crate::sources) tells.
+    /// The share of an image's shorter side that evaluation looks at: distilled DeiT, DINOv2, ConvNeXt, MAE and Swin seven
+    /// eighths at their usual size and MAE all of it above, BEiT v2 and EVA-02 90 %, RSB 95 %, everyone else whole images.
+    /// Where that was read, [`sources`](crate::sources) tells.
     pub fn crop_pct(&self) -> f64 {
         match self {
+            // BEiT v2's and EVA-02's.
+            Self::Vit(cfg) if cfg.qkv_bias == QkvBias::QueryAndValue => 0.9,
             Self::Vit(cfg) if cfg.weight_names == WeightNames::Timm && cfg.pool == Pool::Mean => {
                 if cfg.image_size.0 <= 224 {
                     0.875
@@ -133,9 +148,10 @@ impl Network {
                     1.0
                 }
             }
+            Self::Vit(cfg) if matches!(cfg.pool, Pool::ClassAndDistillation | Pool::ClassAndMean) => 0.875,
             Self::Vit(_) => 1.0,
             Self::ResNet(..) => 0.95,
-            Self::Swin(_) => 0.875,
+            Self::ConvNeXt(..) | Self::Swin(_) => 0.875,
         }
     }
 
@@ -186,16 +202,21 @@ fn vit(name: &str, size: Option<Constructor<vit::Config>>, num_classes: usize, f
     }))
 }
 
-fn resnet(cfg: resnet::Config, image_size: usize, flags: &Flags) -> Result<Network> {
+/// The input of a network that has no patches of its own choice.
+fn whole(image_size: usize, channels: usize, flags: &Flags) -> Result<Input> {
     ensure!(
         flags.patch_size.is_none(),
-        "--patch-size is for networks that cut the image in patches, which a ResNet does not"
+        "--patch-size is for networks that cut the image in patches, which a ResNet does not, and a ConvNeXt neither"
     );
-    let input = if flags.takes_images() {
-        input(image_size, cfg.in_channels, flags)?
+    if flags.takes_images() {
+        input(image_size, channels, flags)
     } else {
-        input(ENLARGED, 1, flags)?
-    };
+        input(ENLARGED, 1, flags)
+    }
+}
+
+fn resnet(cfg: resnet::Config, image_size: usize, flags: &Flags) -> Result<Network> {
+    let input = whole(image_size, cfg.in_channels, flags)?;
     let in_channels = input.channels;
     Ok(Network::ResNet(resnet::Config { in_channels, ..cfg }, input))
 }

@@ -4,10 +4,17 @@ use crate::flags::Flags;
 use crate::network::Network;
 use crate::recipe::{Place, Preset, MASKSUB};
 use anyhow::Result;
-use masksub::models::{resnet, swin, vit, Source};
+use masksub::models::{convnext, resnet, swin, vit, Source};
 use std::fmt::Write;
 
 const DEIT: Place = Place::of("facebookresearch/deit", "README_revenge.md");
+const DEIT_MAIN: Place = Place::of("facebookresearch/deit", "main.py");
+const DINOV2: Place = Place::of("facebookresearch/dinov2", "dinov2/data/transforms.py");
+const DINOV3: Place = Place::of("transformers", "models/dinov3_vit/image_processing_dinov3_vit.py");
+const TIMM_BEIT: Place = Place::of("timm", "models/beit.py");
+const TIMM_EVA: Place = Place::of("timm", "models/eva.py");
+const CONVNEXT: Place = Place::of("facebookresearch/ConvNeXt", "datasets.py");
+const SIGLIP: Place = Place::of("transformers", "models/siglip/image_processing_siglip.py");
 const MAE: Place = Place::of("facebookresearch/mae", "util/datasets.py");
 const FT_CLIP: Place = Place::of("LightDXY/FT-CLIP", "datasets.py");
 const CLIP: Place = Place::of("openai/CLIP", "clip/clip.py");
@@ -75,7 +82,13 @@ pub fn print(flags: &Flags) -> Result<String> {
 
 /// Where the size was read.
 fn architecture(model: &str) -> Option<Source> {
-    let all = [vit::Config::SOURCES, swin::Config::SOURCES, resnet::Config::SOURCES].concat();
+    let all = [
+        vit::Config::SOURCES,
+        swin::Config::SOURCES,
+        convnext::Config::SOURCES,
+        resnet::Config::SOURCES,
+    ]
+    .concat();
     all.into_iter()
         .find(|(name, _)| *name == model)
         .map(|(_, source)| source)
@@ -104,6 +117,13 @@ fn common_presets(network: &Network) -> Vec<Preset> {
 fn network_presets(model: &str, image_size: usize) -> Vec<Preset> {
     let crop = match model.split_once('-').map_or(model, |(family, _)| family) {
         "deit3" => DEIT.says("crop-pct", "1", "--eval-crop-ratio 1.0"),
+        "deit" => DEIT_MAIN.says("crop-pct", "0.875", "--eval-crop-ratio default=0.875"),
+        "dinov2" => DINOV2.says("crop-pct", "0.875", "crop_size and resize_size: 224 / 256"),
+        "dinov3" => DINOV3.says("crop-pct", "1", "resize to the input's size, no crop: 1"),
+        "beitv2" => TIMM_BEIT.says("crop-pct", "0.9", "_cfg: crop_pct=.9"),
+        "eva02" => TIMM_EVA.says("crop-pct", "0.9", "_cfg: crop_pct=.9"),
+        "convnext" | "convnextv2" => CONVNEXT.says("crop-pct", "0.875", "args.crop_pct = 224 / 256"),
+        "siglip" => SIGLIP.says("crop-pct", "1", "resize to the input's size, no crop: 1"),
         "mae" if image_size <= 224 => MAE.says("crop-pct", "0.875", "crop_pct = 224 / 256"),
         "mae" => MAE.says("crop-pct", "1", "crop_pct = 1.0"),
         "ft" => FT_CLIP.says("crop-pct", "1", "args.crop_pct = 1.0"),
@@ -129,10 +149,15 @@ fn network_presets(model: &str, image_size: usize) -> Vec<Preset> {
             HF.says("mean", CLIP_MEAN, "OPENAI_CLIP_MEAN"),
             HF.says("std", CLIP_STD, "OPENAI_CLIP_STD"),
         ]
-    } else if model.starts_with("hf-") {
+    } else if model.starts_with("hf-") || model.starts_with("siglip-") {
         [
             HF.says("mean", HALF, "IMAGENET_STANDARD_MEAN"),
             HF.says("std", HALF, "IMAGENET_STANDARD_STD"),
+        ]
+    } else if model.starts_with("eva02-") {
+        [
+            TIMM.says("mean", CLIP_MEAN, "OPENAI_CLIP_MEAN"),
+            TIMM.says("std", CLIP_STD, "OPENAI_CLIP_STD"),
         ]
     } else if model.contains("clip") {
         [

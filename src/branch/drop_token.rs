@@ -31,7 +31,7 @@ impl<G: MaskGenerator> DropToken<G> {
 impl<G: MaskGenerator, M: TokenModel<O> + ?Sized, O> SubBranch<M, O> for DropToken<G> {
     fn main(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<O> {
         let tokens = model.embed(xs, None, pass)?;
-        model.classify(&tokens, pass)
+        model.classify(&tokens, None, pass)
     }
 
     fn sub(&self, model: &M, xs: &Tensor, pass: &mut Pass) -> Result<(O, Option<Mask>)> {
@@ -47,6 +47,6 @@ impl<G: MaskGenerator, M: TokenModel<O> + ?Sized, O> SubBranch<M, O> for DropTok
             );
             return Err(Error::shape("tokens", tokens.dims(), expected).into());
         }
-        Ok((model.classify(&tokens, pass)?, Some(mask)))
+        Ok((model.classify(&tokens, Some(&mask), pass)?, Some(mask)))
     }
 }

@@ -1,5 +1,6 @@
 //! Vision models that can be trained, under the names their published checkpoints use.
 
+pub mod convnext;
 mod init;
 mod linear;
 mod mlp;

@@ -3,6 +3,7 @@
 use candle_core::{Result, Tensor};
 
 use super::gelu::Gelu;
+use super::gelu_tanh::GeluTanh;
 use super::pointwise;
 use super::quick_gelu::QuickGelu;
 use crate::check;
@@ -14,6 +15,8 @@ pub enum Activation {
     Gelu,
     /// [`quick_gelu`](super::quick_gelu()): x σ(1.702 x), of OpenAI's CLIP.
     QuickGelu,
+    /// [`gelu_tanh`](super::gelu_tanh()): x Φ(x) by a tanh, of SigLIP.
+    GeluTanh,
 }
 
 impl Activation {
@@ -31,6 +34,7 @@ impl Activation {
         match self {
             Self::Gelu => pointwise::routed::<Gelu>(xs),
             Self::QuickGelu => pointwise::routed::<QuickGelu>(xs),
+            Self::GeluTanh => pointwise::routed::<GeluTanh>(xs),
         }
     }
 }

@@ -50,7 +50,7 @@ pub fn composition(xs: &Tensor) -> Result<Tensor> {
     xs * sigmoid::composition(&(inner * SLOPE)?)?
 }
 
-struct GeluTanh;
+pub(crate) struct GeluTanh;
 
 impl Pointwise for GeluTanh {
     const NAME: &'static str = "gelu-tanh";

@@ -40,7 +40,9 @@
 //! # Attention and windows
 //!
 //! - [`attention`](attention()) in several heads, of a packed projection
-//! - [`rotary_emb`]: rotary position embeddings
+//! - [`biased_attention`](biased_attention()): the same with a bias for each query and key
+//! - [`rotary_emb`]: rotary position embeddings; [`rotary_qkv`](rotary_qkv()): of a packed projection, by the [`Pairs`] of
+//!   a [`Rotation`]
 //! - [`window_partition`], [`window_reverse`]: the tokens of a grid in the order of its windows, and back
 //! - [`merge_neighbours`]: four tokens of a grid in one
 //! - [`relative_position_bias`], [`shift_mask`]: the two terms that are added to the scores within windows
@@ -94,7 +96,9 @@ mod rms_norm;
 
 // Attention and windows
 mod attention;
+mod biased_attention;
 pub mod rotary_emb;
+mod rotary_qkv;
 mod window;
 mod window_attention;
 
@@ -150,6 +154,8 @@ pub(crate) use rms_norm::rms_norm_with;
 
 pub(crate) use attention::attend;
 pub use attention::attention;
+pub use biased_attention::biased_attention;
+pub use rotary_qkv::{rotary_qkv, Pairs, Rotation};
 pub use window::{merge_neighbours, relative_position_bias, shift_mask, window_partition, window_reverse};
 pub use window_attention::window_attention;
 
@@ -205,6 +211,7 @@ pub mod reference {
     pub use super::add_relu::composition as add_relu;
     pub use super::attention::composition as attention;
     pub use super::batch_norm::{composition as batch_norm, composition_eval as batch_norm_eval};
+    pub use super::biased_attention::composition as biased_attention;
     pub use super::broadcast_mul::composition as broadcast_mul;
     pub use super::conv1d::composition as conv1d;
     pub use super::conv2d::{
@@ -232,6 +239,7 @@ pub mod reference {
         composition_nearest2d as upsample_nearest2d,
     };
     pub use super::rms_norm::composition as rms_norm;
+    pub use super::rotary_qkv::composition as rotary_qkv;
     pub use super::sigmoid::{composition as sigmoid, composition_silu as silu};
     pub use super::softmax::composition as softmax;
     pub use super::window::bias::composition as relative_position_bias;

@@ -132,8 +132,9 @@ impl PeerSource {
 
     /// Positions of a model that has not told how they lie.
     fn on_unknown_grid(&self, n: usize, m: usize) -> Result<Positions> {
-        // A position of its own for the class token leaves a square.
-        let class = usize::from(n > 1 && square(n - 1).is_some());
+        // Positions of their own for the class token, and for a distillation token, leave a square.
+        let leaves_square = |class: &usize| n > *class && square(n - class).is_some();
+        let class = (1..=2).find(leaves_square).unwrap_or(0);
         if m <= class || square(n - class).is_none() {
             return Ok(Positions::AsTheyAre);
         }
@@ -151,7 +152,7 @@ impl PeerSource {
             // As many as in the file, however they lie.
             (None, None) if n == m => Ok(Positions::AsTheyAre),
             // A model of the other sort would have a square.
-            (None, None) if square(m + class - 1).is_some() => Ok(Positions::AsTheyAre),
+            (None, None) if (0..=2).any(|other| m > other && square(m - other).is_some()) => Ok(Positions::AsTheyAre),
             (None, None) => {
                 let allowed = format!(
                     "said by Pretrained::with_grid: the model's {wanted} positions are no square, so that {} of {} cannot \

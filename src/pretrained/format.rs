@@ -21,6 +21,10 @@ pub enum Format {
     TimmClip,
     /// timm's Swin (`timm-swin`): the merging stands in front of its stage.
     TimmSwin,
+    /// timm's BEiT and BEiT v2 (`timm-beit`), and Microsoft's: relative positions in every block.
+    TimmBeit,
+    /// timm's EVA-02 and DINOv3 (`timm-eva`), which have rotary positions.
+    TimmEva,
     /// facebookresearch's DeiT-III (`facebook-deit3`): LayerScale as `gamma_1`.
     FacebookDeit3,
     /// facebookresearch's MAE after pre-training (`mae-pretrained`), with its decoder or without: there is no head.
@@ -30,6 +34,16 @@ pub enum Format {
     MaeFinetuned,
     /// Hugging Face's ViT (`hf-vit`), and candle-transformers'.
     HfVit,
+    /// Hugging Face's DeiT with a distillation token (`hf-deit`), with one head or both.
+    HfDeit,
+    /// Hugging Face's DINOv2 (`hf-dinov2`), with registers or without.
+    HfDinov2,
+    /// Hugging Face's DINOv3 ViT (`hf-dinov3`).
+    HfDinov3,
+    /// Hugging Face's SigLIP (`hf-siglip`), all of it, the vision tower, or `SiglipForImageClassification`, whose
+    /// `classifier` reads the mean of the patch tokens
+    /// ([`Pool::FinalNormThenMean`](crate::models::vit::Pool::FinalNormThenMean)).
+    HfSiglip,
     /// Hugging Face's CLIP (`hf-clip`), all of it or the vision tower, and candle-transformers'.
     HfClip,
     /// Hugging Face's `CLIPForImageClassification` (`hf-clip-classifier`): its `classifier` reads the mean of the patch
@@ -40,6 +54,12 @@ pub enum Format {
     OpenClip,
     /// Microsoft's Swin (`microsoft-swin`), and timm's before 0.9.
     MicrosoftSwin,
+    /// timm's ConvNeXt and ConvNeXt V2 (`timm-convnext`).
+    TimmConvNeXt,
+    /// facebookresearch's ConvNeXt and ConvNeXt V2 (`facebook-convnext`).
+    FacebookConvNeXt,
+    /// Hugging Face's ConvNeXt and ConvNeXt V2 (`hf-convnext`).
+    HfConvNeXt,
     /// timm's and torchvision's ResNet (`resnet`), and candle-transformers'.
     ResNet,
     /// Hugging Face's ViT-MAE after pre-training (`hf-mae-pretrained`), with its decoder: there is no head.
@@ -61,35 +81,46 @@ pub enum Format {
 pub(super) enum Family {
     Vit,
     Swin,
+    ConvNeXt,
     ResNet,
 }
 
 impl Family {
-    pub(super) const ALL: [Self; 3] = [Self::Vit, Self::Swin, Self::ResNet];
+    pub(super) const ALL: [Self; 4] = [Self::Vit, Self::Swin, Self::ConvNeXt, Self::ResNet];
 
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Vit => "ViT",
             Self::Swin => "Swin",
+            Self::ConvNeXt => "ConvNeXt",
             Self::ResNet => "ResNet",
         }
     }
 }
 
 impl Format {
-    pub(super) const ALL: [Self; 19] = [
+    pub(super) const ALL: [Self; 28] = [
         Self::TimmVit,
         Self::TimmDeit3,
         Self::TimmClip,
         Self::TimmSwin,
+        Self::TimmBeit,
+        Self::TimmEva,
         Self::FacebookDeit3,
         Self::MaePretrained,
         Self::MaeFinetuned,
         Self::HfVit,
+        Self::HfDeit,
+        Self::HfDinov2,
+        Self::HfDinov3,
+        Self::HfSiglip,
         Self::HfClip,
         Self::HfClipClassifier,
         Self::OpenClip,
         Self::MicrosoftSwin,
+        Self::TimmConvNeXt,
+        Self::FacebookConvNeXt,
+        Self::HfConvNeXt,
         Self::ResNet,
         Self::HfMaePretrained,
         Self::HfSwin,
@@ -106,14 +137,23 @@ impl Format {
             Self::TimmDeit3 => "timm-deit3",
             Self::TimmClip => "timm-clip",
             Self::TimmSwin => "timm-swin",
+            Self::TimmBeit => "timm-beit",
+            Self::TimmEva => "timm-eva",
             Self::FacebookDeit3 => "facebook-deit3",
             Self::MaePretrained => "mae-pretrained",
             Self::MaeFinetuned => "mae-finetuned",
             Self::HfVit => "hf-vit",
+            Self::HfDeit => "hf-deit",
+            Self::HfDinov2 => "hf-dinov2",
+            Self::HfDinov3 => "hf-dinov3",
+            Self::HfSiglip => "hf-siglip",
             Self::HfClip => "hf-clip",
             Self::HfClipClassifier => "hf-clip-classifier",
             Self::OpenClip => "open-clip",
             Self::MicrosoftSwin => "microsoft-swin",
+            Self::TimmConvNeXt => "timm-convnext",
+            Self::FacebookConvNeXt => "facebook-convnext",
+            Self::HfConvNeXt => "hf-convnext",
             Self::ResNet => "resnet",
             Self::HfMaePretrained => "hf-mae-pretrained",
             Self::HfSwin => "hf-swin",
@@ -127,6 +167,7 @@ impl Format {
     pub(super) const fn family(self) -> Family {
         match self {
             Self::TimmSwin | Self::MicrosoftSwin | Self::HfSwin | Self::TorchvisionSwin => Family::Swin,
+            Self::TimmConvNeXt | Self::FacebookConvNeXt | Self::HfConvNeXt => Family::ConvNeXt,
             Self::ResNet | Self::HfResNet => Family::ResNet,
             _ => Family::Vit,
         }
@@ -137,7 +178,9 @@ impl Format {
         match self {
             Self::TimmSwin if key.ends_with(POSITION_TABLE) => Resize::Geometric,
             // timm/layers/pos_embed.py, open_clip/model.py (resize_pos_embed)
-            Self::TimmVit | Self::TimmDeit3 | Self::TimmClip | Self::OpenClip => Resize::AntialiasedBicubic,
+            Self::TimmVit | Self::TimmDeit3 | Self::TimmClip | Self::TimmEva | Self::OpenClip => {
+                Resize::AntialiasedBicubic
+            }
             // torchvision/models/vision_transformer.py (interpolate_embeddings)
             Self::TorchvisionVit => Resize::AlignedBicubic,
             // vit_jax/checkpoint.py (interpolate_posembed): scipy.ndimage.zoom of order 1
@@ -155,7 +198,7 @@ impl Format {
     ) -> Option<(Self, &'static str)> {
         let names = Behind { tensors, prefix };
         let has = |name: &str| names.get(name).is_some();
-        // Each is told by weights that its relatives (SigLIP, DINOv2, SwinV2, ResNets with a deep stem) do not have.
+        // Each is told by weights that its relatives (SwinV2, ResNets with a deep stem) do not have.
         if has("visual.conv1.weight") && names.any_below("visual.transformer.resblocks.0.") {
             return Some((Self::OpenClip, ""));
         }
@@ -189,56 +232,73 @@ impl Behind<'_> {
         next.is_some_and(|(name, _)| name.starts_with(&start))
     }
 
-    /// Hugging Face's ViT, MAE and CLIP.
+    /// Hugging Face's ViTs.
     fn hugging_faces(&self) -> Option<(Format, &'static str)> {
-        let starts = |starts: [&str; 2], name: &str| starts.iter().any(|start| self.has(&format!("{start}{name}")));
-        if starts(["", "clip."], "vision_model.pre_layrnorm.weight") {
-            return Some(match self.has("classifier.weight") {
-                true => (Format::HfClipClassifier, ""),
-                false => (Format::HfClip, ""),
+        let starts = |starts: &[&str], name: &str| starts.iter().any(|start| self.has(&format!("{start}{name}")));
+        if starts(&["", "clip."], "vision_model.pre_layrnorm.weight") {
+            let classifies = self.has("classifier.weight");
+            return Some(if classifies {
+                (Format::HfClipClassifier, "")
+            } else {
+                (Format::HfClip, "")
             });
         }
         if self.has("pre_layrnorm.weight") && self.has("embeddings.class_embedding") {
             return Some((Format::HfClip, "vision_model."));
         }
-        let vit = |name: &str| starts(["", "vit."], name);
+        if starts(&["", "deit."], "embeddings.distillation_token") {
+            return Some((Format::HfDeit, ""));
+        }
+        if starts(
+            &["", "dinov2.", "dinov2_with_registers."],
+            "encoder.layer.0.layer_scale1.lambda1",
+        ) {
+            return Some((Format::HfDinov2, ""));
+        }
+        if self.has("embeddings.register_tokens") && self.has("layer.0.layer_scale1.lambda1") {
+            return Some((Format::HfDinov3, ""));
+        }
+        if self.has("vision_model.encoder.layers.0.layer_norm1.weight")
+            && self.has("vision_model.embeddings.patch_embedding.bias")
+        {
+            return Some((Format::HfSiglip, ""));
+        }
+        let vit = |name: &str| starts(&["", "vit."], name);
         let block = vit("encoder.layer.0.layernorm_before.weight") || vit("layers.0.layernorm_before.weight");
-        // DeiT has another token, BEiT and Data2Vec have scales.
-        let other = vit("embeddings.distillation_token") || vit("encoder.layer.0.lambda_1");
-        if !block || other || !vit("embeddings.cls_token") {
+        // BEiT and Data2Vec have scales.
+        if !block || vit("encoder.layer.0.lambda_1") || !vit("embeddings.cls_token") {
             return None;
         }
         let pretrained = self.any_below("decoder.decoder_");
-        Some((
-            if pretrained {
-                Format::HfMaePretrained
-            } else {
-                Format::HfVit
-            },
-            "",
-        ))
+        Some(if pretrained {
+            (Format::HfMaePretrained, "")
+        } else {
+            (Format::HfVit, "")
+        })
     }
 
     /// The ViTs with timm's names.
     fn timms(&self, key: Option<&str>) -> Option<(Format, &'static str)> {
-        if !["patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "cls_token"]
-            .iter()
-            .all(|name| self.has(name))
-        {
+        let projects = self.has("blocks.0.attn.qkv.weight") || self.has("blocks.0.attn.q_proj.weight");
+        if !self.has("patch_embed.proj.weight") || !projects {
             return None;
         }
         let positions = self
             .get("pos_embed")
             .and_then(|stored| stored.shape.iter().rev().nth(1));
         let square = positions.is_some_and(|count| super::square(*count).is_some());
+        let registers = self.has("reg_token");
         // What facebookresearch publishes of MAE's pre-training has no decoder, and lies below `model`.
         let encoder = key == Some("model") && !self.any_below("head.");
         let format = match () {
+            _ if self.has("blocks.0.attn.relative_position_bias_table") => Format::TimmBeit,
+            _ if self.has("blocks.0.attn.q_bias") || self.has("blocks.0.attn.q_proj.weight") => Format::TimmEva,
+            _ if registers && positions.is_none() => Format::TimmEva,
             _ if self.any_below("decoder_") => Format::MaePretrained,
             _ if self.has("fc_norm.weight") && !self.has("norm.weight") => Format::MaeFinetuned,
             _ if self.has("norm_pre.weight") => Format::TimmClip,
             _ if self.has("blocks.0.gamma_1") => Format::FacebookDeit3,
-            _ if self.has("blocks.0.ls1.gamma") && square => Format::TimmDeit3,
+            _ if self.has("blocks.0.ls1.gamma") && square && !registers => Format::TimmDeit3,
             _ if encoder => Format::MaePretrained,
             _ => Format::TimmVit,
         };
@@ -268,8 +328,27 @@ impl Behind<'_> {
         tables.then_some((Format::HfSwin, ""))
     }
 
-    /// ResNets, and ViTs of those who train nothing else here.
+    fn convnexts(&self) -> Option<Format> {
+        let hugging_faces = ["", "convnext.", "convnextv2."];
+        match () {
+            _ if self.has("stem.0.weight") && self.has("stages.0.blocks.0.conv_dw.weight") => {
+                Some(Format::TimmConvNeXt)
+            }
+            _ if self.has("downsample_layers.0.0.weight") && self.has("stages.0.0.dwconv.weight") => {
+                Some(Format::FacebookConvNeXt)
+            }
+            _ => hugging_faces
+                .iter()
+                .any(|start| self.has(&format!("{start}encoder.stages.0.layers.0.dwconv.weight")))
+                .then_some(Format::HfConvNeXt),
+        }
+    }
+
+    /// ConvNeXts, ResNets, and ViTs of those who train nothing else here.
     fn others(&self) -> Option<(Format, &'static str)> {
+        if let Some(format) = self.convnexts() {
+            return Some((format, ""));
+        }
         let all = |names: [&str; 3]| names.iter().all(|name| self.has(name));
         if all(["conv1.weight", "bn1.running_mean", "layer1.0.conv1.weight"]) {
             return Some((Format::ResNet, ""));

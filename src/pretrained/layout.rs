@@ -21,7 +21,7 @@ const KEYS: [&str; 8] = [
 const AVERAGED: [&str; 4] = ["ema", "swa", "avg", "average"];
 /// Ends of names that a model has once, those of its patch embedding or stem: what stands before one is where the model
 /// begins, or above it.
-const LANDMARKS: [&str; 8] = [
+const LANDMARKS: [&str; 11] = [
     "patch_embed.proj.weight",
     "embeddings.patch_embeddings.projection.weight",
     "embeddings.patch_embedding.weight",
@@ -30,6 +30,9 @@ const LANDMARKS: [&str; 8] = [
     "features.0.0.weight",
     "embedder.embedder.convolution.weight",
     "embedding.kernel",
+    "embeddings.patch_embeddings.weight",
+    "stem.0.weight",
+    "downsample_layers.0.0.weight",
 ];
 /// Most modules that a model may be wrapped in, one in the other.
 const MOST_WRAPPERS: usize = 6;

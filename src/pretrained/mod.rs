@@ -90,10 +90,11 @@
 //! nothing at all, since names start at the root of the builder.
 //!
 //! [`check_exact`](Weights::check_exact) ignores, with a line in [`Weights::notes`] for each:
-//! - what belongs to a format and not to a classifier: the decoder and the final norm of MAE's pre-training, CLIP's text
-//!   tower and projections, its norm of the class token where a model averages the patch tokens, a pooler, buffers;
-//! - what a format never has: a head after MAE's pre-training and in Hugging Face's and OpenCLIP's towers, MAE's and
-//!   FT-CLIP's `fc_norm`, our Swin's `mask_token`;
+//! - what belongs to a format and not to a classifier: the decoder and the final norm of MAE's pre-training, CLIP's and
+//!   SigLIP's text tower and projections, CLIP's norm of the class token where a model averages the patch tokens, SigLIP's
+//!   attention pooling where Hugging Face's classifier reads their mean, a pooler, a mask token, buffers;
+//! - what a format never has: a head after MAE's pre-training and in Hugging Face's and OpenCLIP's towers (CLIP, SigLIP,
+//!   DINOv2), MAE's and FT-CLIP's `fc_norm`, our Swin's `mask_token`;
 //! - a head that was drawn for another number of classes.
 //!
 //! A head that is missing elsewhere is an error, for it would give random logits. Where it may be, as in a timm feature

@@ -113,6 +113,6 @@ impl<O, M: TokenModel<O>> SubTarget<O> for MaskedTeacher<M> {
     fn target(&self, xs: &Tensor, _: &O, mask: Option<&Mask>) -> Result<O> {
         let mut pass = Pass::eval();
         let tokens = self.0.embed(xs, mask, &mut pass)?;
-        self.0.classify(&tokens, &mut pass)
+        self.0.classify(&tokens, mask, &mut pass)
     }
 }

@@ -140,7 +140,7 @@ fn on_odd_tokens_and_dtypes() {
         vec![2, 1, 24],
         vec![2, 5, 24, 1],
     ] {
-        let classified = vit.classify(&randn(shape.clone(), "tokens"), &mut Pass::eval());
+        let classified = vit.classify(&randn(shape.clone(), "tokens"), None, &mut Pass::eval());
         assert_misshapen(classified, "tokens", &shape, "[B, 1 + K, 24]");
     }
     for dtype in [DType::U8, DType::U32, DType::I64, DType::F64, DType::BF16] {

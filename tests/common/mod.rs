@@ -101,6 +101,13 @@ pub fn tiny_forms(classes: usize) -> Vec<(&'static str, Config)> {
         ("clip", tiny(Config::clip_base(classes))),
         ("ft-clip", tiny(Config::ft_clip_base(classes))),
         ("clip, mean only", tiny(Config::hf_clip_base(classes))),
+        ("deit, distilled", tiny(Config::deit_tiny_distilled(classes))),
+        ("dinov2, registers", tiny(Config::dinov2_reg4_small(classes))),
+        ("siglip", tiny(Config::siglip_base(classes))),
+        ("beit", tiny(Config::beitv2_base(classes))),
+        ("eva-02", tiny(Config::eva02_tiny(classes))),
+        ("eva-02, normed", tiny(Config::eva02_base(classes))),
+        ("dinov3", tiny(Config::dinov3_small(classes))),
     ]
 }
 

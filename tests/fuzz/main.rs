@@ -68,7 +68,7 @@ const KINDS: [(&str, Run); 31] = [
     ("steps", steps::steps),
     ("vit", models::vit),
     ("swin", models::swin),
-    ("resnet", models::resnet),
+    ("resnet, convnext", models::convolutional),
 ];
 
 /// Cases of the test suite: less than a minute.

@@ -2,9 +2,10 @@
 
 use candle_core::{DType, Device, Result as CandleResult, Tensor};
 use candle_nn::{ModuleT, VarBuilder};
+use masksub::models::convnext::{Config as ConvNeXtConfig, ConvNeXt};
 use masksub::models::resnet::{BlockKind, Config as ResNetConfig, ResNet};
 use masksub::models::swin::{Config as SwinConfig, SwinTransformer};
-use masksub::models::vit::{Config as VitConfig, VisionTransformer};
+use masksub::models::vit::{Config as VitConfig, Gate, Pool, QkvBias, Rotary, VisionTransformer};
 use masksub::{
     BlockMasking, Criterion, DropSub, DropToken, Forward, MaskSub, MaskToken, Params, PatchDrop, PathSub,
     RandomMasking, Result, Seed, SubBranch, Weights,
@@ -38,7 +39,25 @@ fn vit_config(rng: &mut KeyedRng) -> VitConfig {
         VitConfig::mae_base(5),
         VitConfig::hf_base(5),
         VitConfig::clip_base(5),
+        VitConfig::deit_tiny_distilled(5),
+        VitConfig::dinov2_reg4_small(5),
+        VitConfig::siglip_base(5),
+        VitConfig::beitv2_base(5),
+        VitConfig::eva02_tiny(5),
+        VitConfig::eva02_base(5),
+        VitConfig::dinov3_small(5),
     ];
+    const POOLS: [Pool; 8] = [
+        Pool::ClassToken,
+        Pool::ClassAndDistillation,
+        Pool::ClassAndMean,
+        Pool::Mean,
+        Pool::NormThenMean,
+        Pool::FinalNormThenMean,
+        Pool::Attention,
+        Pool::MeanOnly,
+    ];
+    const ROTARY: [Option<Rotary>; 3] = [None, Some(Rotary::Eva { grid: 3 }), Some(Rotary::DinoV3)];
     let mut config = tiny(pick(rng, &forms));
     let fields: &[fn(&mut VitConfig, &mut KeyedRng)] = &[
         |c, rng| c.image_size = (size(rng), size(rng)),
@@ -55,6 +74,17 @@ fn vit_config(rng: &mut KeyedRng) -> VitConfig {
         |c, rng| c.head_init_std = float(rng),
         |c, rng| c.dropout = float(rng),
         |c, rng| c.drop_path = float(rng),
+        |c, rng| c.pool = pick(rng, &POOLS),
+        |c, rng| c.class_token = rng.random(),
+        |c, rng| c.distillation_token = rng.random(),
+        |c, rng| c.num_registers = size(rng),
+        |c, rng| c.class_token_position = rng.random(),
+        |c, rng| c.absolute_positions = rng.random(),
+        |c, rng| c.relative_positions = rng.random(),
+        |c, rng| c.rotary = pick(rng, &ROTARY),
+        |c, rng| c.rotary = Some(Rotary::Eva { grid: count(rng) }),
+        |c, rng| c.gate = pick(rng, &[None, Some(Gate::Packed), Some(Gate::Normed)]),
+        |c, rng| c.qkv_bias = pick(rng, &[QkvBias::All, QkvBias::QueryAndValue, QkvBias::Absent]),
     ];
     spoil(rng, &mut config, fields);
     config
@@ -90,6 +120,26 @@ fn resnet_config(rng: &mut KeyedRng) -> ResNetConfig {
         |c, rng| c.num_classes = size(rng),
         |c, rng| c.norm_eps = float(rng),
         |c, rng| c.norm_momentum = float(rng),
+        |c, rng| c.drop_path = float(rng),
+    ];
+    spoil(rng, &mut config, fields);
+    config
+}
+
+fn convnext_config(rng: &mut KeyedRng) -> ConvNeXtConfig {
+    let mut config = ConvNeXtConfig {
+        depths: [1; 4],
+        dims: [4, 6, 8, 10],
+        ..pick(rng, &[ConvNeXtConfig::tiny(5), ConvNeXtConfig::v2_tiny(5)])
+    };
+    let fields: &[fn(&mut ConvNeXtConfig, &mut KeyedRng)] = &[
+        |c, rng| c.depths[rng.random_range(0..4)] = size(rng),
+        |c, rng| c.dims[rng.random_range(0..4)] = size(rng),
+        |c, rng| c.in_channels = size(rng),
+        |c, rng| c.num_classes = size(rng),
+        |c, rng| c.norm_eps = float(rng),
+        |c, rng| c.layer_scale = Some(float(rng)),
+        |c, rng| c.response_norm = rng.random(),
         |c, rng| c.drop_path = float(rng),
     ];
     spoil(rng, &mut config, fields);
@@ -178,11 +228,23 @@ pub fn swin(rng: &mut KeyedRng, _: &Scratch) -> Result<()> {
     }
 }
 
-/// ResNets.
-pub fn resnet(rng: &mut KeyedRng, _: &Scratch) -> Result<()> {
+/// ResNets and ConvNeXts.
+pub fn convolutional(rng: &mut KeyedRng, _: &Scratch) -> Result<()> {
+    if rng.random() {
+        return convnext(rng);
+    }
     let config = resnet_config(rng);
     let (model, params) = build(rng, |vb| ResNet::new(&config, vb))?;
     let side = pick(rng, &[1, 16, 31, 32, 33]);
+    let batch = small(rng);
+    let xs = tensor(rng, &[batch, config.in_channels, side, 32])?;
+    any_branch(rng, model, params, &xs)
+}
+
+fn convnext(rng: &mut KeyedRng) -> Result<()> {
+    let config = convnext_config(rng);
+    let (model, params) = build(rng, |vb| ConvNeXt::new(&config, vb))?;
+    let side = pick(rng, &[1, 31, 32, 33, 64]);
     let batch = small(rng);
     let xs = tensor(rng, &[batch, config.in_channels, side, 32])?;
     any_branch(rng, model, params, &xs)

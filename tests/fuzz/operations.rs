@@ -3,8 +3,8 @@
 use candle_core::{Device, Tensor, Var};
 use candle_nn::Module;
 use masksub::ops::{
-    self, Activation, Affine, AttentionBranch, ConvNorm, MlpBranch, PatchEmbed, Pooling, ResidualBlock,
-    RunningStatistics, Tokens, Windows,
+    self, Activation, Affine, AttentionBranch, ConvNorm, MlpBranch, Pairs, PatchEmbed, Pooling, ResidualBlock,
+    Rotation, RunningStatistics, Tokens, Windows,
 };
 use masksub::{nn, Grid, KeyedRng, Pass, Result, Seed, Weights};
 use rand::Rng as _;
@@ -64,7 +64,7 @@ pub fn plain(rng: &mut KeyedRng, _: &Scratch) -> Result<()> {
     let [b, c, d, k] = [0; 4].map(|_| small(rng));
     let rank = rng.random_range(0..5);
     let any: Vec<usize> = (0..rank).map(|_| rng.random_range(0..6)).collect();
-    let ys = match rng.random_range(0..13) {
+    let ys = match rng.random_range(0..15) {
         0 => ops::gelu(&var(rng, &any)?)?,
         1 => ops::quick_gelu(&var(rng, &any)?)?,
         2 => ops::softmax_last_dim(&var(rng, &any)?)?,
@@ -96,6 +96,25 @@ pub fn plain(rng: &mut KeyedRng, _: &Scratch) -> Result<()> {
                 1 => ops::rotary_emb::rope_i(&xs, &cos, &sin)?,
                 _ => ops::rotary_emb::rope_thd(&xs, &cos, &sin)?,
             }
+        }
+        12 => {
+            let qkv = var(rng, &[b, c, 6 * d * k])?;
+            let turned = near(rng, c).min(32);
+            let angles = if rng.random() {
+                vec![turned, d]
+            } else {
+                vec![b, turned, d]
+            };
+            let rotation = Rotation {
+                cos: &var(rng, &angles)?,
+                sin: &var(rng, &angles)?,
+                pairs: pick(rng, &[Pairs::Neighbours, Pairs::Halves]),
+            };
+            ops::rotary_qkv(&qkv, near(rng, k), &rotation)?
+        }
+        13 => {
+            let (qkv, samples) = (var(rng, &[b, c, 3 * d * k])?, pick(rng, &[1, b, 3]));
+            ops::biased_attention(&qkv, near(rng, k), &var(rng, &[samples, k, c, c])?)?
         }
         11 => ops::attention(&var(rng, &[b, c, 3 * d * k])?, near(rng, k))?,
         _ => {
@@ -260,7 +279,7 @@ pub fn fused(rng: &mut KeyedRng, _: &Scratch) -> Result<()> {
                     weight: &tensors[7],
                     bias: &bias1,
                 },
-                activation: pick(rng, &[Activation::Gelu, Activation::QuickGelu]),
+                activation: pick(rng, &[Activation::Gelu, Activation::QuickGelu, Activation::GeluTanh]),
                 fc2: Affine {
                     weight: &fc2,
                     bias: &tensors[5],
@@ -272,14 +291,15 @@ pub fn fused(rng: &mut KeyedRng, _: &Scratch) -> Result<()> {
         _ => {
             let (p, k) = (small(rng), small(rng));
             let images = var(rng, &[b, 2, p * heads, p * k])?;
-            let (weight, class_token) = (var(rng, &[d, 2, p, p])?, var(rng, &[1, 1, d])?);
-            let length = heads * k + rng.random_range(0..2);
+            let (weight, prefix) = (var(rng, &[d, 2, p, p])?, small(rng));
+            let length = heads * k + pick(rng, &[0, 1, prefix]);
+            let prefix = var(rng, &[1, prefix, d])?;
             let positions = var(rng, &[1, length, d])?;
             let keep: Vec<u32> = (0..b).map(|_| near(rng, 0) as u32).collect();
             let embed = PatchEmbed {
                 weight: &weight,
                 bias: rng.random_bool(0.5).then(|| &tensors[0]),
-                class_token: &class_token,
+                prefix: rng.random_bool(0.8).then_some(&prefix),
                 positions: &positions,
             };
             ops::patch_embed(&images, &embed, rng.random_bool(0.5).then_some(&keep[..]))?

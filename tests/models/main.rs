@@ -2,6 +2,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod convnext;
 mod resnet;
 mod sources;
 mod swin;

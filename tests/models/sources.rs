@@ -1,6 +1,6 @@
 //! Published sizes beside what stands at their sources.
 
-use masksub::models::{resnet, swin, vit, Source};
+use masksub::models::{convnext, resnet, swin, vit, Source};
 
 /// `key=value` pairs of a source, and the name that stands before them.
 fn read(source: Source) -> (&'static str, Vec<(&'static str, &'static str)>) {
@@ -43,6 +43,11 @@ fn of_every_size_say_what_it_is() {
                 "intermediate_size" => cfg.mlp_dim as f64,
                 "eps" | "layer_norm_eps" => cfg.norm_eps,
                 "init_values" => cfg.layer_scale.unwrap(),
+                "reg_tokens" | "num_reg_tokens" => cfg.num_registers as f64,
+                "ref_feat_shape" => match cfg.rotary {
+                    Some(vit::Rotary::Eva { grid }) => grid as f64,
+                    other => panic!("{other:?} has no grid"),
+                },
                 "image_size" | "input_resolution" => cfg.image_size.0 as f64,
                 "head_std" => cfg.head_init_std,
                 other => panic!("{other} is no value of a ViT"),
@@ -67,6 +72,19 @@ fn of_every_size_say_what_it_is() {
                 "WINDOW_SIZE" => vec![cfg.window_size as f64],
                 "MLP_RATIO" => vec![cfg.mlp_ratio as f64],
                 other => panic!("{other} is no value of a Swin"),
+            };
+            assert_eq!(ours, numbers(value), "{name}: {key}");
+        }
+    }
+    for (&(name, size), &(same, source)) in convnext::Config::SIZES.iter().zip(convnext::Config::SOURCES) {
+        assert_eq!(name, same);
+        let (cfg, (_, pairs)) = (size(1000), read(source));
+        assert_eq!(pairs.len(), 2);
+        for (key, value) in pairs {
+            let ours = match key {
+                "depths" => counts(&cfg.depths),
+                "dims" => counts(&cfg.dims),
+                other => panic!("{other} is no value of a ConvNeXt"),
             };
             assert_eq!(ours, numbers(value), "{name}: {key}");
         }

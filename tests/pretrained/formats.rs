@@ -79,12 +79,9 @@ fn of_deit3_are_told_by_their_positions() {
 fn that_are_not_known_are_refused_with_the_names() {
     let directory = tempfile::tempdir().unwrap();
     let names = [
-        // DINOv2, ConvNeXt, a ResNet with a deep stem.
-        vec![
-            "embeddings.patch_embeddings.projection.weight",
-            "encoder.layer.0.norm1.weight",
-        ],
-        vec!["stem.0.weight", "stages.0.blocks.0.conv_dw.weight"],
+        // SwinV2, LeViT, a ResNet with a deep stem.
+        vec!["patch_embed.proj.weight", "layers.0.blocks.0.attn.cpb_mlp.0.weight"],
+        vec!["stem.conv1.linear.weight", "stages.0.blocks.0.attn.qkv.linear.weight"],
         vec!["conv1.0.weight", "bn1.running_mean", "layer1.0.conv1.weight"],
         vec!["weight"],
     ];

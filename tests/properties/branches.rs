@@ -39,7 +39,7 @@ impl TokenModel for Transparent {
         }
     }
 
-    fn classify(&self, tokens: &Tensor, _: &mut Pass) -> Result<Tensor> {
+    fn classify(&self, tokens: &Tensor, _: Option<&Mask>, _: &mut Pass) -> Result<Tensor> {
         tokens.flatten_from(1)
     }
 }

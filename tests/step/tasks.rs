@@ -93,7 +93,7 @@ impl<O> TokenModel<O> for Net<O> {
     fn embed(&self, xs: &Tensor, keep: Option<&Mask>, _: &mut Pass) -> Result<Tensor> {
         self.trunk.embed(xs, keep)
     }
-    fn classify(&self, tokens: &Tensor, _: &mut Pass) -> Result<O> {
+    fn classify(&self, tokens: &Tensor, _: Option<&Mask>, _: &mut Pass) -> Result<O> {
         (self.read)(self, self.trunk.features(tokens)?)
     }
 }

@@ -47,7 +47,7 @@ impl TokenModel for Rows {
             None => Ok(tokens),
         }
     }
-    fn classify(&self, tokens: &Tensor, _pass: &mut Pass) -> Result<Tensor> {
+    fn classify(&self, tokens: &Tensor, _: Option<&Mask>, _pass: &mut Pass) -> Result<Tensor> {
         self.head.forward(&tokens.tanh()?.mean(1)?)
     }
 }
@@ -120,8 +120,8 @@ impl TokenModel for Forgetful {
     fn embed(&self, xs: &Tensor, _keep: Option<&Mask>, pass: &mut Pass) -> Result<Tensor> {
         self.0.embed(xs, None, pass)
     }
-    fn classify(&self, tokens: &Tensor, pass: &mut Pass) -> Result<Tensor> {
-        self.0.classify(tokens, pass)
+    fn classify(&self, tokens: &Tensor, keep: Option<&Mask>, pass: &mut Pass) -> Result<Tensor> {
+        self.0.classify(tokens, keep, pass)
     }
 }
 

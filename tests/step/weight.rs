@@ -34,8 +34,8 @@ impl<M: TokenModel> TokenModel for Counting<M> {
         self.passes.set(self.passes.get() + 1);
         self.model.embed(xs, keep, pass)
     }
-    fn classify(&self, tokens: &Tensor, pass: &mut Pass) -> Result<Tensor> {
-        self.model.classify(tokens, pass)
+    fn classify(&self, tokens: &Tensor, keep: Option<&Mask>, pass: &mut Pass) -> Result<Tensor> {
+        self.model.classify(tokens, keep, pass)
     }
 }
 

@@ -246,8 +246,8 @@ impl TrainingFlags {
                 Network::Swin(cfg) => {
                     groups.with_layer_decay(self.layer_decay, cfg.num_blocks(), |name| cfg.layer_of(name))?
                 }
-                Network::ResNet(..) => anyhow::bail!(
-                    "--layer-decay is {}, but must be 1 for a ResNet: it is for networks of like blocks",
+                Network::ResNet(..) | Network::ConvNeXt(..) => anyhow::bail!(
+                    "--layer-decay is {}, but must be 1 for a ResNet or ConvNeXt: it is for networks of like blocks",
                     self.layer_decay
                 ),
             };

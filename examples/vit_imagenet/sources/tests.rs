@@ -24,6 +24,7 @@ fn reading(option: &str) -> String {
 fn of_networks_say_what_is_set() {
     let sizes = vit::Config::SIZES.iter().map(|size| size.0);
     let sizes = sizes.chain(swin::Config::SIZES.iter().map(|size| size.0));
+    let sizes = sizes.chain(convnext::Config::SIZES.iter().map(|size| size.0));
     let sizes = sizes.chain(resnet::Config::SIZES.iter().map(|size| size.0));
     for model in sizes {
         for size in ["", "--image-size 448"] {

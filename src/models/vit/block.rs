@@ -1,10 +1,12 @@
 //! A block of the ViT: attention, then an MLP.
 
-use candle_core::{Module, Result, Tensor};
+use candle_core::{Error, Module, Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 
-use super::config::Config;
+use super::config::{Config, QkvBias};
 use super::names::Qkv;
+use super::positions::{relative_table, Positions};
+use super::swiglu::SwiGlu;
 use crate::models::init::{NORMAL, ZERO};
 use crate::models::linear::Linear;
 use crate::models::mlp::{Mlp, MlpNames, Rates};
@@ -12,23 +14,48 @@ use crate::nn::{layer_norm, LayerNorm};
 use crate::ops::{self, Affine, AttentionBranch, Tokens};
 use crate::pass::Pass;
 
-/// The projection to queries, keys and values.
+/// The projection to queries, keys and values, packed or in three parts.
 #[derive(Clone, Debug)]
-enum QkvProjection {
-    Packed(Linear),
-    Apart([Linear; 3]),
+struct QkvProjection {
+    weights: Vec<Tensor>,
+    biases: Vec<Tensor>,
 }
 
 impl QkvProjection {
+    fn new(cfg: &Config, vb: &VarBuilder) -> Result<Self> {
+        let (d, names) = (cfg.embed_dim, cfg.names());
+        let parts = match names.qkv {
+            Qkv::Packed(name) => vec![(3 * d, name)],
+            Qkv::Apart(names) => names.map(|name| (d, name)).to_vec(),
+        };
+        let weight = |&(rows, name): &(usize, &str)| vb.pp(name).get_with_hints((rows, d), "weight", NORMAL);
+        let bias = |&(rows, name): &(usize, &str)| vb.pp(name).get_with_hints(rows, "bias", ZERO);
+        let none = |rows: usize| Tensor::zeros(rows, vb.dtype(), vb.device());
+        let biases = match (cfg.qkv_bias, &parts[..]) {
+            (QkvBias::All, parts) => parts.iter().map(bias).collect::<Result<_>>()?,
+            (QkvBias::QueryAndValue, [q, _, v]) => vec![bias(q)?, none(d)?, bias(v)?],
+            (QkvBias::QueryAndValue, _) => {
+                let [q, v] = names.qv_bias.map(|name| vb.get_with_hints(d, name, ZERO));
+                vec![q?, none(d)?, v?]
+            }
+            (QkvBias::Absent, _) => vec![none(3 * d)?],
+        };
+        Ok(Self {
+            weights: parts.iter().map(weight).collect::<Result<_>>()?,
+            biases,
+        })
+    }
+
+    /// Small beside the product: the weights are put together, not the tokens.
     fn packed(&self) -> Result<Linear> {
-        match self {
-            Self::Packed(packed) => Ok(packed.clone()),
-            // Small beside the product: the weights are put together, not the tokens.
-            Self::Apart([q, k, v]) => Ok(Linear {
-                weight: Tensor::cat(&[&q.weight, &k.weight, &v.weight], 0)?,
-                bias: Tensor::cat(&[&q.bias, &k.bias, &v.bias], 0)?,
-            }),
-        }
+        let packed = |parts: &[Tensor]| match parts {
+            [packed] => Ok(packed.clone()),
+            parts => Tensor::cat(parts, 0),
+        };
+        Ok(Linear {
+            weight: packed(&self.weights)?,
+            bias: packed(&self.biases)?,
+        })
     }
 }
 
@@ -38,6 +65,8 @@ struct Attention {
     norm: LayerNorm,
     qkv: QkvProjection,
     num_heads: usize,
+    /// Biases of relative positions, where there are any.
+    position_table: Option<Tensor>,
     proj: Linear,
     gamma: Option<Tensor>,
     rates: Rates,
@@ -46,27 +75,25 @@ struct Attention {
 impl Attention {
     fn new(cfg: &Config, gamma: Option<Tensor>, rates: Rates, vb: VarBuilder) -> Result<Self> {
         let (d, names) = (cfg.embed_dim, cfg.names());
-        let linear = |out_dim, name: &str| Linear::new(d, out_dim, NORMAL, ZERO, vb.pp(name));
-        let qkv = match names.qkv {
-            Qkv::Packed(name) => QkvProjection::Packed(linear(3 * d, name)?),
-            Qkv::Apart([q, k, v]) => QkvProjection::Apart([linear(d, q)?, linear(d, k)?, linear(d, v)?]),
-        };
+        let table = || vb.get_with_hints((relative_table(cfg.grid()), cfg.num_heads), names.position_table, ZERO);
         Ok(Self {
             norm: layer_norm(d, cfg.norm_eps, vb.pp(names.norm1))?,
-            qkv,
+            qkv: QkvProjection::new(cfg, &vb)?,
+            position_table: cfg.relative_positions.then(table).transpose()?,
             num_heads: cfg.num_heads,
-            proj: linear(d, names.proj)?,
+            proj: Linear::new(d, d, NORMAL, ZERO, vb.pp(names.proj))?,
             gamma,
             rates,
         })
     }
 
-    /// [B, N, D] to [B, N, D], or to [B, 1, D]: in one operation where nothing is dropped between the layers.
-    fn forward(&self, xs: &Tensor, tokens: Tokens, pass: &mut Pass) -> Result<Tensor> {
+    /// [B, N, D] to [B, N, D], or to [B, 1, D]: in one operation where nothing is dropped between the layers, and positions
+    /// have no part.
+    fn forward(&self, xs: &Tensor, tokens: Tokens, positions: Option<&Positions>, pass: &mut Pass) -> Result<Tensor> {
         let qkv = self.qkv.packed()?;
-        match self.norm.affine() {
-            Some(norm) if pass.skip_dropout(self.rates.dropout, 1)? => self.fused(norm, &qkv, xs, tokens, pass),
-            _ => self.composed(&qkv, xs, tokens, pass),
+        match (self.norm.affine(), positions) {
+            (Some(norm), None) if pass.skip_dropout(self.rates.dropout, 1)? => self.fused(norm, &qkv, xs, tokens, pass),
+            _ => self.composed(&qkv, xs, tokens, positions, pass),
         }
     }
 
@@ -83,8 +110,23 @@ impl Attention {
         ops::attention_branch(xs, &branch, tokens, factors.as_deref())
     }
 
-    fn composed(&self, qkv: &Linear, xs: &Tensor, tokens: Tokens, pass: &mut Pass) -> Result<Tensor> {
-        let heads = ops::attention(&qkv.forward(&self.norm.forward(xs)?)?, self.num_heads)?;
+    fn composed(
+        &self,
+        qkv: &Linear,
+        xs: &Tensor,
+        tokens: Tokens,
+        positions: Option<&Positions>,
+        pass: &mut Pass,
+    ) -> Result<Tensor> {
+        let qkv = qkv.forward(&self.norm.forward(xs)?)?;
+        let qkv = match positions.and_then(Positions::rotation) {
+            Some(rotation) => ops::rotary_qkv(&qkv, self.num_heads, &rotation)?,
+            None => qkv,
+        };
+        let heads = match (positions, &self.position_table) {
+            (Some(positions), Some(table)) => positions.attend(&qkv, self.num_heads, table)?,
+            _ => ops::attention(&qkv, self.num_heads)?,
+        };
         // Dropout draws token by token: the same for the first, whether others follow or not.
         let (xs, heads) = match tokens {
             Tokens::All => (xs.clone(), heads),
@@ -100,7 +142,13 @@ impl Attention {
 #[derive(Clone, Debug)]
 pub(super) struct Block {
     attention: Attention,
-    mlp: Mlp,
+    mlp: BlockMlp,
+}
+
+#[derive(Clone, Debug)]
+enum BlockMlp {
+    Plain(Mlp),
+    Gated(SwiGlu),
 }
 
 impl Block {
@@ -119,17 +167,32 @@ impl Block {
             fc1: names.fc1,
             fc2: names.fc2,
         };
-        let dims = [d, cfg.mlp_dim];
-        let mlp = Mlp::new(dims, cfg.norm_eps, cfg.activation, NORMAL, mlp_names, rates, vb.clone())?;
+        let plain = || {
+            let dims = [d, cfg.mlp_dim];
+            let mlp = Mlp::new(dims, cfg.norm_eps, cfg.activation, NORMAL, mlp_names, rates, vb.clone())?;
+            Ok::<_, Error>(mlp.with_gamma(gamma(names.gamma2)?))
+        };
         Ok(Self {
+            mlp: match cfg.gate {
+                None => BlockMlp::Plain(plain()?),
+                Some(gate) => BlockMlp::Gated(SwiGlu::new(cfg, gate, gamma(names.gamma2)?, rates, vb.clone())?),
+            },
             attention: Attention::new(cfg, gamma(names.gamma1)?, rates, vb.clone())?,
-            mlp: mlp.with_gamma(gamma(names.gamma2)?),
         })
     }
 
-    /// [B, N, D] to [B, N, D], or to [B, 1, D].
-    pub(super) fn forward(&self, xs: &Tensor, tokens: Tokens, pass: &mut Pass) -> Result<Tensor> {
-        let xs = self.attention.forward(xs, tokens, pass)?;
-        self.mlp.forward(&xs, pass)
+    /// [B, N, D] to [B, N, D], or to [B, 1, D]; with the tokens' positions, where they have a part in blocks.
+    pub(super) fn forward(
+        &self,
+        xs: &Tensor,
+        tokens: Tokens,
+        positions: Option<&Positions>,
+        pass: &mut Pass,
+    ) -> Result<Tensor> {
+        let xs = self.attention.forward(xs, tokens, positions, pass)?;
+        match &self.mlp {
+            BlockMlp::Plain(mlp) => mlp.forward(&xs, pass),
+            BlockMlp::Gated(mlp) => mlp.forward(&xs, pass),
+        }
     }
 }

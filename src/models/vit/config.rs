@@ -6,6 +6,7 @@ use crate::check;
 use crate::error::{Error, Result};
 use crate::grid::Grid;
 use crate::models::rules;
+use crate::ops::Pairs;
 
 /// Names and shapes that a model's weights have, by whose they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +17,49 @@ pub enum WeightNames {
     HuggingFace,
     /// The vision tower of Hugging Face's CLIP below `clip`, and a `head`.
     Clip,
+}
+
+/// Rotary position embeddings (arXiv 2104.09864) of a grid: half of a head's pairs are turned by the row, half by the
+/// column. They go with their positions where others are dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rotary {
+    /// EVA-02's: neighbours are turned, with a base of 10000, by positions on the grid of pre-training.
+    Eva {
+        /// Side of that grid; images of another size have positions between those.
+        grid: usize,
+    },
+    /// DINOv3's: elements i and i + d/2 are turned, with a base of 100, by the patches' centres within [-1, 1]. (The
+    /// authors' random shift, jitter and scale of pre-training are not drawn.)
+    DinoV3,
+}
+
+impl Rotary {
+    pub(super) const fn pairs(self) -> Pairs {
+        match self {
+            Self::Eva { .. } => Pairs::Neighbours,
+            Self::DinoV3 => Pairs::Halves,
+        }
+    }
+}
+
+/// Biases of the projection to queries, keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QkvBias {
+    /// One for each.
+    All,
+    /// None for the keys, which would move no score against another (BEiT, EVA-02).
+    QueryAndValue,
+    /// None (timm's DINOv3).
+    Absent,
+}
+
+/// The form of a gated MLP, silu(gate) * value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gate {
+    /// Gate and value from one projection (DINOv2's giant; EVA-02, tiny and small).
+    Packed,
+    /// From two, and a layer norm on their product (EVA-02, base and large).
+    Normed,
 }
 
 /// Course of the drop-path rate over the blocks.
@@ -32,10 +76,19 @@ pub enum DropPathSchedule {
 pub enum Pool {
     /// The class token, after the final norm.
     ClassToken,
+    /// Class and distillation token, after the final norm and each with a head of its own; the logits are the mean of
+    /// both heads' (DeiT's distilled models, arXiv 2012.12877). [`TwoHeads`](super::TwoHeads) gives them apart.
+    ClassAndDistillation,
+    /// The class token beside the mean of the patch tokens, 2 D numbers, after the final norm (DINOv2, arXiv 2304.07193).
+    ClassAndMean,
     /// The mean of the patch tokens without the class token, then `fc_norm` and no final norm (MAE fine-tuning).
     Mean,
     /// `fc_norm` on every patch token, then their mean without the class token, and no final norm (FT-CLIP).
     NormThenMean,
+    /// The final norm on every token, then the mean of the patch tokens (SigLIP without attention pooling).
+    FinalNormThenMean,
+    /// What a learned query finds in all tokens after the final norm, and an MLP behind it (SigLIP, arXiv 2303.15343).
+    Attention,
     /// The mean of the patch tokens without the class token and without any norm (Hugging Face's
     /// `CLIPForImageClassification`).
     MeanOnly,
@@ -74,13 +127,30 @@ pub struct Config {
     pub num_heads: usize,
     /// Width of the MLP's hidden layer.
     pub mlp_dim: usize,
-    /// The MLP's activation.
+    /// The MLP's activation, where it has no gate.
     pub activation: Activation,
+    /// Makes the MLP a gated one (SwiGLU, arXiv 2002.05202).
+    pub gate: Option<Gate>,
+    /// Biases of queries, keys and values.
+    pub qkv_bias: QkvBias,
     /// Term that layer norms add to the variance.
     pub norm_eps: f64,
     /// Initial value of LayerScale (arXiv 2103.17239), where there is one.
     pub layer_scale: Option<f64>,
-    /// Gives the class token a position embedding of its own.
+    /// Puts a learned class token in front of the patches'.
+    pub class_token: bool,
+    /// Puts a distillation token behind the class token (DeiT's distilled models).
+    pub distillation_token: bool,
+    /// Learned tokens behind those, which no head reads (registers, arXiv 2309.16588).
+    pub num_registers: usize,
+    /// Adds a learned embedding to each position.
+    pub absolute_positions: bool,
+    /// Turns queries and keys by their positions, in every block.
+    pub rotary: Option<Rotary>,
+    /// Adds a learned bias for how far a key is from a query to the scores, from a table in every block (BEiT, arXiv
+    /// 2106.08254). It takes a class token and no other token in front.
+    pub relative_positions: bool,
+    /// Gives class and distillation token position embeddings of their own. Registers have none.
     pub class_token_position: bool,
     /// Gives the patch projection a bias.
     pub patch_bias: bool,
@@ -124,6 +194,29 @@ impl Config {
         self.names().layer_of(name, self.depth)
     }
 
+    /// P, the tokens in front of the patches'.
+    pub fn num_prefix_tokens(&self) -> usize {
+        self.num_tokens_before_registers() + self.num_registers
+    }
+
+    pub(super) fn num_tokens_before_registers(&self) -> usize {
+        usize::from(self.class_token) + usize::from(self.distillation_token)
+    }
+
+    /// Whether blocks take the tokens' positions.
+    pub(super) fn has_positions_in_blocks(&self) -> bool {
+        self.rotary.is_some() || self.relative_positions
+    }
+
+    /// How many of the tokens in front of the patches' have positions.
+    pub(super) fn num_prefix_positions(&self) -> usize {
+        if self.absolute_positions && self.class_token_position {
+            self.num_tokens_before_registers()
+        } else {
+            0
+        }
+    }
+
     pub(super) fn names(&self) -> &'static Names {
         match self.weight_names {
             WeightNames::Timm => &TIMM,
@@ -165,6 +258,7 @@ impl Config {
         check::divisor("num_heads", self.num_heads, dim, format_args!("embed_dim, {dim}"))?;
         check::rate("dropout", self.dropout)?;
         check::rate("drop_path", self.drop_path)?;
+        self.check_tokens()?;
         check::non_negative("norm_eps", self.norm_eps)?;
         check::non_negative("head_bias_bound", self.head_bias_bound)?;
         if !self.fits(height) || !self.fits(width) {
@@ -172,6 +266,37 @@ impl Config {
             return Err(Error::invalid("image_size", value, self.sides()));
         }
         Ok(())
+    }
+
+    /// Refuses to pool tokens that there are not.
+    fn check_tokens(&self) -> Result<()> {
+        if let Some(Rotary::Eva { grid }) = self.rotary {
+            check::at_least_one("rotary", grid)?;
+        }
+        let width = self.embed_dim / self.num_heads;
+        if self.rotary.is_some() && !width.is_multiple_of(4) {
+            let allowed = format!("one that leaves heads of a multiple of 4, not {width}, for rotary positions");
+            return Err(Error::invalid("num_heads", self.num_heads, allowed));
+        }
+        if self.relative_positions && (self.num_prefix_tokens() != 1 || !self.class_token) {
+            let value = format!("true with {} tokens in front of the patches'", self.num_prefix_tokens());
+            let allowed = "false, or with a class token and no other";
+            return Err(Error::invalid("relative_positions", value, allowed));
+        }
+        let needed = match self.pool {
+            Pool::ClassToken | Pool::ClassAndMean => self.class_token,
+            Pool::ClassAndDistillation => self.class_token && self.distillation_token,
+            Pool::Mean | Pool::NormThenMean | Pool::FinalNormThenMean | Pool::MeanOnly | Pool::Attention => true,
+        };
+        if needed {
+            return Ok(());
+        }
+        let value = format!("{:?}", self.pool);
+        let allowed = format!(
+            "one that reads what there is: class_token is {}, distillation_token {}",
+            self.class_token, self.distillation_token
+        );
+        Err(Error::invalid("pool", value, allowed))
     }
 
     /// Refuses images that are not as configured, and gives their grid.

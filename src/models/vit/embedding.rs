@@ -1,4 +1,4 @@
-//! The ViT's token sequence: patches projected, a class token before them, positions added.
+//! The ViT's token sequence: patches projected, learned tokens before them, positions added.
 
 use candle_core::{Module, Result, Tensor};
 use candle_nn::VarBuilder;
@@ -16,10 +16,11 @@ pub(super) struct Embedding {
     /// [D, C, p, p], as a convolution has it.
     patch_weight: Tensor,
     patch_bias: Option<Tensor>,
-    /// [1, 1, D]
-    cls_token: Tensor,
-    /// [1, L, D], or [1, 1 + L, D] where the class token has a position, too.
+    /// Class token, distillation token and registers, those that there are: [1, ., D] each.
+    prefix: Vec<Tensor>,
+    /// [1, L, D], or [1, S + L, D] where the first S tokens have positions, too; zeros where there are none.
     pos_embed: Tensor,
+    num_prefix_positions: usize,
     pre_norm: Option<LayerNorm>,
 }
 
@@ -34,38 +35,74 @@ impl Embedding {
         };
         let patch = vb.pp(names.patch_embed);
         let bias = || patch.get_with_hints(d, "bias", bias_init);
-        let positions = cfg.grid().len() + usize::from(cfg.class_token_position);
-        let (cls_shape, pos_shape) = if names.batched_embeddings {
-            (vec![1, 1, d], vec![1, positions, d])
-        } else {
-            (vec![d], vec![positions, d])
+        let table = |rows: usize, name: &str, unbatched: &[usize]| {
+            let shape = if names.batched_embeddings {
+                vec![1, rows, d]
+            } else {
+                unbatched.to_vec()
+            };
+            vb.get_with_hints(shape, name, NORMAL)?.reshape((1, rows, d))
         };
-        let cls_token = vb.get_with_hints(cls_shape, names.cls_token, NORMAL)?;
+        let tokens = [
+            (usize::from(cfg.class_token), names.cls_token),
+            (usize::from(cfg.distillation_token), names.dist_token),
+        ];
+        let tokens = tokens.into_iter().filter(|(rows, _)| *rows > 0);
+        let mut prefix = tokens
+            .map(|(rows, name)| table(rows, name, &[d]))
+            .collect::<Result<Vec<_>>>()?;
+        if cfg.num_registers > 0 {
+            prefix.push(table(cfg.num_registers, names.reg_token, &[cfg.num_registers, d])?);
+        }
+        let positions = cfg.num_prefix_positions() + cfg.grid().len();
         weights::tell_grid(&vb, names.pos_embed, cfg.grid());
-        let pos_embed = vb.get_with_hints(pos_shape, names.pos_embed, NORMAL)?;
         let pre_norm = || layer_norm(d, cfg.norm_eps, vb.pp(names.pre_norm));
         Ok(Self {
             patch_weight: patch.get_with_hints((d, c, p, p), "weight", weight_init)?,
             patch_bias: cfg.patch_bias.then(bias).transpose()?,
-            cls_token: cls_token.reshape((1, 1, d))?,
-            pos_embed: pos_embed.reshape((1, positions, d))?,
+            prefix,
+            pos_embed: if cfg.absolute_positions {
+                table(positions, names.pos_embed, &[positions, d])?
+            } else {
+                Tensor::zeros((1, positions, d), vb.dtype(), vb.device())?
+            },
+            num_prefix_positions: cfg.num_prefix_positions(),
             pre_norm: cfg.pre_norm.then(pre_norm).transpose()?,
         })
     }
 
-    /// [B, C, H, W] to [B, 1 + L, D], or to [B, 1 + K, D] of the positions that `keep` lists, K for each sample.
+    /// [B, C, H, W] to [B, P + L, D], or to [B, P + K, D] of the positions that `keep` lists, K for each sample.
     pub(super) fn forward(&self, xs: &Tensor, keep: Option<&[u32]>) -> Result<Tensor> {
         check::same_dtype("images", xs, WEIGHTS, &self.patch_weight)?;
+        let (prefix, positions) = self.prefix_and_positions()?;
         let embed = PatchEmbed {
             weight: &self.patch_weight,
             bias: self.patch_bias.as_ref(),
-            class_token: &self.cls_token,
-            positions: &self.pos_embed,
+            prefix: prefix.as_ref(),
+            positions: &positions,
         };
         let tokens = ops::patch_embed(xs, &embed, keep)?;
         match &self.pre_norm {
             Some(norm) => norm.forward(&tokens),
             None => Ok(tokens),
         }
+    }
+
+    /// The tokens in front, [1, P, D], and the positions of what has none yet: all tokens have them or the patches only.
+    fn prefix_and_positions(&self) -> Result<(Option<Tensor>, Tensor)> {
+        let prefix = match &self.prefix[..] {
+            [] => return Ok((None, self.pos_embed.clone())),
+            [tokens] => tokens.clone(),
+            tokens => Tensor::cat(tokens, 1)?,
+        };
+        let (with, all) = (self.num_prefix_positions, prefix.dim(1)?);
+        if with == 0 || with == all {
+            return Ok((Some(prefix), self.pos_embed.clone()));
+        }
+        // Registers have no position: those of the others are added here.
+        let first = (prefix.narrow(1, 0, with)? + self.pos_embed.narrow(1, 0, with)?)?;
+        let prefix = Tensor::cat(&[first, prefix.narrow(1, with, all - with)?], 1)?;
+        let patches = self.pos_embed.narrow(1, with, self.pos_embed.dim(1)? - with)?;
+        Ok((Some(prefix), patches))
     }
 }

@@ -1,19 +1,17 @@
 //! The Vision Transformer: images to tokens, tokens through the blocks, and a head on what is pooled of them.
 
-use candle_core::{Module, Result, Tensor};
-use candle_nn::{Init, ModuleT, VarBuilder};
+use candle_core::{Result, Tensor};
+use candle_nn::{ModuleT, VarBuilder};
 
 use super::block::Block;
-use super::config::{Config, Pool};
+use super::config::Config;
 use super::embedding::Embedding;
+use super::head::Head;
+use super::positions::Positions;
 use crate::error::Error;
 use crate::grid::Grid;
 use crate::mask::Mask;
 use crate::model::{Forward, TokenModel};
-use crate::models::init::{normal, ZERO};
-use crate::models::linear::Linear;
-use crate::models::pool;
-use crate::nn::{layer_norm, LayerNorm};
 use crate::ops::Tokens;
 use crate::pass::Pass;
 
@@ -45,9 +43,7 @@ pub struct VisionTransformer {
     cfg: Config,
     embedding: Embedding,
     blocks: Vec<Block>,
-    /// The final norm, or `fc_norm` where tokens are averaged; none where the head reads their bare mean.
-    norm: Option<LayerNorm>,
-    head: Linear,
+    head: Head,
 }
 
 impl VisionTransformer {
@@ -58,26 +54,13 @@ impl VisionTransformer {
     /// missing or of another shape.
     pub fn new(cfg: &Config, vb: VarBuilder) -> Result<Self> {
         cfg.check()?;
-        let (d, names) = (cfg.embed_dim, cfg.names());
-        let blocks = vb.pp(names.blocks);
+        let blocks = vb.pp(cfg.names().blocks);
         let blocks = (0..cfg.depth).map(|index| Block::new(cfg, index, blocks.pp(index)));
-        let norm = match cfg.pool {
-            Pool::ClassToken => Some(names.norm),
-            Pool::Mean | Pool::NormThenMean => Some(names.fc_norm),
-            Pool::MeanOnly => None,
-        };
-        let norm = norm.map(|name| layer_norm(d, cfg.norm_eps, vb.pp(name)));
-        let bias = match cfg.head_bias_bound {
-            0.0 => ZERO,
-            bound => Init::Uniform { lo: -bound, up: bound },
-        };
         Ok(Self {
             cfg: cfg.clone(),
             embedding: Embedding::new(cfg, vb.clone())?,
             blocks: blocks.collect::<Result<_>>()?,
-            // Before the head: a checkpoint's head is for what its norm is read by.
-            norm: norm.transpose()?,
-            head: Linear::new(d, cfg.num_classes, normal(cfg.head_init_std), bias, vb.pp(names.head))?,
+            head: Head::new(cfg, vb)?,
         })
     }
 
@@ -86,18 +69,56 @@ impl VisionTransformer {
         &self.cfg
     }
 
-    /// What the head reads of tokens [B, 1 + K, D]: [B, D]. Those behind the first are none where it is the only one read.
-    fn pool(&self, tokens: &Tensor) -> Result<Tensor> {
-        let norm = |xs: Tensor| match &self.norm {
-            Some(norm) => norm.forward(&xs.contiguous()?),
-            None => Ok(xs),
-        };
-        let patches = || tokens.narrow(1, 1, tokens.dim(1)? - 1);
-        match self.cfg.pool {
-            Pool::ClassToken => norm(tokens.narrow(1, 0, 1)?.squeeze(1)?),
-            Pool::Mean | Pool::MeanOnly => norm(pool::mean(&patches()?, 1)?),
-            Pool::NormThenMean => pool::mean(&norm(patches()?)?, 1),
+    /// What the heads read of a token sequence, once it went through the blocks.
+    pub(super) fn pooled(&self, tokens: &Tensor, keep: Option<&Mask>, pass: &mut Pass) -> Result<Tensor> {
+        // The last block's other tokens are read by nothing.
+        let tokens = self.through_blocks(tokens, keep, self.head.reads(), pass, |_| ())?;
+        self.head.pool(&tokens, pass)
+    }
+
+    /// A token sequence behind the last block, of which it computes the tokens that are `read`. `each` sees it behind
+    /// every block.
+    pub(super) fn through_blocks(
+        &self,
+        tokens: &Tensor,
+        keep: Option<&Mask>,
+        read: Tokens,
+        pass: &mut Pass,
+        mut each: impl FnMut(&Tensor),
+    ) -> Result<Tensor> {
+        let (batch, positions) = self.check_tokens(tokens, keep)?;
+        let positions = Positions::of(&self.cfg, positions, batch, tokens.device())?;
+        let mut tokens = tokens.clone();
+        for (i, block) in self.blocks.iter().enumerate() {
+            let last = i + 1 == self.blocks.len();
+            let read = if last { read } else { Tokens::All };
+            tokens = block.forward(&tokens, read, positions.as_ref(), pass)?;
+            each(&tokens);
         }
+        Ok(tokens)
+    }
+
+    /// B and the positions that are kept, once the tokens are those.
+    fn check_tokens<'a>(&self, tokens: &Tensor, keep: Option<&'a Mask>) -> Result<(usize, Option<&'a [u32]>)> {
+        let (prefix, grid) = (self.cfg.num_prefix_tokens(), self.cfg.grid());
+        let expected = match *tokens.dims() {
+            [b, n, d] if b > 0 && n > prefix && d == self.cfg.embed_dim => {
+                let keep = keep.map(|mask| mask.indices_on(grid, b)).transpose()?;
+                let kept = keep.map_or(grid.len(), |keep| keep.len() / b);
+                // Without a mask, whoever cut tokens need not say which: unless the blocks take their positions.
+                let any = keep.is_none() && !self.cfg.has_positions_in_blocks();
+                if any || n == prefix + kept {
+                    return Ok((b, keep));
+                }
+                format!("[{b}, {prefix} + {kept}, {d}], the tokens that `keep` keeps")
+            }
+            _ => format!("[B, {prefix} + K, {}] with B, K > 0", self.cfg.embed_dim),
+        };
+        Err(Error::shape("tokens", tokens.dims(), expected).into())
+    }
+
+    pub(super) fn head(&self) -> &Head {
+        &self.head
     }
 }
 
@@ -107,7 +128,7 @@ impl TokenModel for VisionTransformer {
     }
 
     fn num_prefix_tokens(&self) -> usize {
-        1
+        self.cfg.num_prefix_tokens()
     }
 
     fn embed(&self, xs: &Tensor, keep: Option<&Mask>, _: &mut Pass) -> Result<Tensor> {
@@ -116,31 +137,15 @@ impl TokenModel for VisionTransformer {
         self.embedding.forward(xs, keep)
     }
 
-    fn classify(&self, tokens: &Tensor, pass: &mut Pass) -> Result<Tensor> {
-        match *tokens.dims() {
-            [b, n, d] if b > 0 && n > 1 && d == self.cfg.embed_dim => {}
-            _ => {
-                let expected = format!("[B, 1 + K, {}] with B, K > 0", self.cfg.embed_dim);
-                return Err(Error::shape("tokens", tokens.dims(), expected).into());
-            }
-        }
-        let mut tokens = tokens.clone();
-        for (i, block) in self.blocks.iter().enumerate() {
-            // The last block's other tokens are read by nothing.
-            let read = match self.cfg.pool {
-                Pool::ClassToken if i + 1 == self.blocks.len() => Tokens::First,
-                _ => Tokens::All,
-            };
-            tokens = block.forward(&tokens, read, pass)?;
-        }
-        self.head.forward(&self.pool(&tokens)?)
+    fn classify(&self, tokens: &Tensor, keep: Option<&Mask>, pass: &mut Pass) -> Result<Tensor> {
+        self.head.logits(&self.pooled(tokens, keep, pass)?)
     }
 }
 
 impl Forward for VisionTransformer {
     fn forward_pass(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
         let tokens = self.embed(xs, None, pass)?;
-        self.classify(&tokens, pass)
+        self.classify(&tokens, None, pass)
     }
 }
 

@@ -1,110 +1,8 @@
-//! The published ViTs: four recipes in the sizes of their papers.
+//! The published ViTs: recipes in the sizes of their papers.
 
-use super::config::{Config, DropPathSchedule, Pool, WeightNames};
-use super::Activation;
+use super::config::{Config, Gate};
+use super::recipes::{BASE, HUGE, LARGE, SMALL, TINY};
 use crate::models::Constructor;
-
-/// D, blocks and heads. Tiny and small are DeiT's (arXiv 2012.12877, table 1), the others the ViT's (arXiv 2010.11929,
-/// table 1).
-type Size = [usize; 3];
-
-const TINY: Size = [192, 12, 3];
-const SMALL: Size = [384, 12, 6];
-const BASE: Size = [768, 12, 12];
-const LARGE: Size = [1024, 24, 16];
-const HUGE: Size = [1280, 32, 16];
-
-/// The recipes.
-impl Config {
-    /// A DeiT-III (arXiv 2204.07118) at 224 pixels: no position for the class token, LayerScale 1e-4, constant drop
-    /// path.
-    fn deit3([embed_dim, depth, num_heads]: Size, patch_size: usize, num_classes: usize) -> Self {
-        Self {
-            weight_names: WeightNames::Timm,
-            image_size: (224, 224),
-            patch_size,
-            crop_remainder: false,
-            in_channels: 3,
-            num_classes,
-            embed_dim,
-            depth,
-            num_heads,
-            mlp_dim: 4 * embed_dim,
-            activation: Activation::Gelu,
-            norm_eps: 1e-6,
-            layer_scale: Some(1e-4),
-            class_token_position: false,
-            patch_bias: true,
-            pre_norm: false,
-            pool: Pool::ClassToken,
-            head_init_std: 0.02,
-            head_bias_bound: 0.0,
-            dropout: 0.0,
-            drop_path: 0.0,
-            drop_path_schedule: DropPathSchedule::Constant,
-        }
-    }
-
-    /// MAE's fine-tuning model (arXiv 2111.06377): a position for the class token, mean pooling with `fc_norm`, a head
-    /// that starts near 0, linear drop path.
-    fn mae(size: Size, patch_size: usize, num_classes: usize) -> Self {
-        Self {
-            layer_scale: None,
-            class_token_position: true,
-            pool: Pool::Mean,
-            head_init_std: 2e-5,
-            drop_path_schedule: DropPathSchedule::Linear,
-            ..Self::deit3(size, patch_size, num_classes)
-        }
-    }
-
-    /// CLIP's vision tower (arXiv 2103.00020) with a classifier head on the class token.
-    fn clip(size: Size, patch_size: usize, num_classes: usize) -> Self {
-        Self {
-            weight_names: WeightNames::Clip,
-            activation: Activation::QuickGelu,
-            norm_eps: 1e-5,
-            patch_bias: false,
-            pre_norm: true,
-            pool: Pool::ClassToken,
-            head_init_std: 0.02,
-            ..Self::mae(size, patch_size, num_classes)
-        }
-    }
-
-    /// FT-CLIP's fine-tuning model (arXiv 2212.06138): CLIP's tower without `post_layernorm`, a new `fc_norm` on every
-    /// patch token, the mean of those, and a head whose initial weights and biases (PyTorch's, of std .02 and within
-    /// ± 1/√D) are multiplied by .001. `models/finetune_clip.py`, `VisualTransformer`.
-    fn ft_clip(size: Size, image_size: usize, patch_size: usize, num_classes: usize) -> Self {
-        const INIT_SCALE: f64 = 1e-3;
-        Self {
-            image_size: (image_size, image_size),
-            pool: Pool::NormThenMean,
-            head_init_std: 0.02 * INIT_SCALE,
-            head_bias_bound: INIT_SCALE / (size[0] as f64).sqrt(),
-            ..Self::clip(size, patch_size, num_classes)
-        }
-    }
-
-    /// Hugging Face's `CLIPForImageClassification`: CLIP's tower without `post_layernorm`, the mean of the patch tokens.
-    fn hf_clip(size: Size, patch_size: usize, num_classes: usize) -> Self {
-        Self {
-            pool: Pool::MeanOnly,
-            ..Self::clip(size, patch_size, num_classes)
-        }
-    }
-
-    /// Hugging Face's ViT: a position for the class token, which the head reads, and norms with a tiny eps.
-    fn hugging_face(size: Size, patch_size: usize, num_classes: usize) -> Self {
-        Self {
-            weight_names: WeightNames::HuggingFace,
-            norm_eps: 1e-12,
-            pool: Pool::ClassToken,
-            head_init_std: 0.02,
-            ..Self::mae(size, patch_size, num_classes)
-        }
-    }
-}
 
 /// The published sizes.
 impl Config {
@@ -127,6 +25,27 @@ impl Config {
         ("hf-clip-base", Self::hf_clip_base),
         ("hf-clip-large", Self::hf_clip_large),
         ("hf-base", Self::hf_base),
+        ("deit-tiny-distilled", Self::deit_tiny_distilled),
+        ("deit-small-distilled", Self::deit_small_distilled),
+        ("deit-base-distilled", Self::deit_base_distilled),
+        ("dinov2-small", Self::dinov2_small),
+        ("dinov2-base", Self::dinov2_base),
+        ("dinov2-large", Self::dinov2_large),
+        ("dinov2-reg4-small", Self::dinov2_reg4_small),
+        ("dinov2-reg4-base", Self::dinov2_reg4_base),
+        ("dinov2-reg4-large", Self::dinov2_reg4_large),
+        ("siglip-base", Self::siglip_base),
+        ("siglip-large", Self::siglip_large),
+        ("siglip-so400m", Self::siglip_so400m),
+        ("beitv2-base", Self::beitv2_base),
+        ("beitv2-large", Self::beitv2_large),
+        ("eva02-tiny", Self::eva02_tiny),
+        ("eva02-small", Self::eva02_small),
+        ("eva02-base", Self::eva02_base),
+        ("eva02-large", Self::eva02_large),
+        ("dinov3-small", Self::dinov3_small),
+        ("dinov3-base", Self::dinov3_base),
+        ("dinov3-large", Self::dinov3_large),
     ];
 
     /// DeiT-III with DeiT-tiny's width (192, 3 heads), 16-pixel patches.
@@ -207,5 +126,92 @@ impl Config {
     /// Hugging Face's `google/vit-base-patch16-224`, and candle-transformers' `Config::vit_base_patch16_224`.
     pub fn hf_base(num_classes: usize) -> Self {
         Self::hugging_face(BASE, 16, num_classes)
+    }
+    /// DeiT-Ti/16 with a distillation token.
+    pub fn deit_tiny_distilled(num_classes: usize) -> Self {
+        Self::deit_distilled(TINY, num_classes)
+    }
+    /// DeiT-S/16 with a distillation token.
+    pub fn deit_small_distilled(num_classes: usize) -> Self {
+        Self::deit_distilled(SMALL, num_classes)
+    }
+    /// DeiT-B/16 with a distillation token.
+    pub fn deit_base_distilled(num_classes: usize) -> Self {
+        Self::deit_distilled(BASE, num_classes)
+    }
+    /// DINOv2 ViT-S/14.
+    pub fn dinov2_small(num_classes: usize) -> Self {
+        Self::dinov2(SMALL, num_classes)
+    }
+    /// DINOv2 ViT-B/14.
+    pub fn dinov2_base(num_classes: usize) -> Self {
+        Self::dinov2(BASE, num_classes)
+    }
+    /// DINOv2 ViT-L/14.
+    pub fn dinov2_large(num_classes: usize) -> Self {
+        Self::dinov2(LARGE, num_classes)
+    }
+    /// DINOv2 ViT-S/14 with four registers.
+    pub fn dinov2_reg4_small(num_classes: usize) -> Self {
+        Self::dinov2_small(num_classes).with_registers()
+    }
+    /// DINOv2 ViT-B/14 with four registers.
+    pub fn dinov2_reg4_base(num_classes: usize) -> Self {
+        Self::dinov2_base(num_classes).with_registers()
+    }
+    /// DINOv2 ViT-L/14 with four registers.
+    pub fn dinov2_reg4_large(num_classes: usize) -> Self {
+        Self::dinov2_large(num_classes).with_registers()
+    }
+    /// SigLIP ViT-B/16 at 224 pixels, and SigLIP 2's.
+    pub fn siglip_base(num_classes: usize) -> Self {
+        Self::siglip(BASE, 16, num_classes)
+    }
+    /// SigLIP ViT-L/16 at 256 pixels, and SigLIP 2's.
+    pub fn siglip_large(num_classes: usize) -> Self {
+        Self::siglip(LARGE, 16, num_classes).with_input(256, 16, 3)
+    }
+    /// SigLIP's shape-optimised ViT (So400m/14) at 224 pixels, and SigLIP 2's: an MLP of 4304.
+    pub fn siglip_so400m(num_classes: usize) -> Self {
+        Self {
+            mlp_dim: 4304,
+            ..Self::siglip([1152, 27, 16], 14, num_classes)
+        }
+    }
+    /// BEiT v2 ViT-B/16, which the MaskSub paper fine-tunes.
+    pub fn beitv2_base(num_classes: usize) -> Self {
+        Self::beit(BASE, num_classes)
+    }
+    /// BEiT v2 ViT-L/16.
+    pub fn beitv2_large(num_classes: usize) -> Self {
+        Self::beit(LARGE, num_classes)
+    }
+    /// EVA-02 ViT-Ti/14.
+    pub fn eva02_tiny(num_classes: usize) -> Self {
+        Self::eva02(TINY, Gate::Packed, num_classes)
+    }
+    /// EVA-02 ViT-S/14.
+    pub fn eva02_small(num_classes: usize) -> Self {
+        Self::eva02(SMALL, Gate::Packed, num_classes)
+    }
+    /// EVA-02 ViT-B/14.
+    pub fn eva02_base(num_classes: usize) -> Self {
+        Self::eva02(BASE, Gate::Normed, num_classes)
+    }
+    /// EVA-02 ViT-L/14.
+    pub fn eva02_large(num_classes: usize) -> Self {
+        Self::eva02(LARGE, Gate::Normed, num_classes)
+    }
+    /// DINOv3 ViT-S/16.
+    pub fn dinov3_small(num_classes: usize) -> Self {
+        Self::dinov3(SMALL, num_classes)
+    }
+    /// DINOv3 ViT-B/16.
+    pub fn dinov3_base(num_classes: usize) -> Self {
+        Self::dinov3(BASE, num_classes)
+    }
+    /// DINOv3 ViT-L/16.
+    pub fn dinov3_large(num_classes: usize) -> Self {
+        Self::dinov3(LARGE, num_classes)
     }
 }

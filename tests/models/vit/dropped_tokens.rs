@@ -1,7 +1,5 @@
 //! Dropped tokens, which leave a model of the kept ones.
 
-use std::collections::BTreeMap;
-
 use candle_core::{DType, IndexOp, Tensor, Var};
 use candle_nn::loss::cross_entropy;
 use candle_nn::ModuleT;
@@ -9,10 +7,22 @@ use masksub::models::vit::Config;
 use masksub::{DropToken, Grid, Mask, MaskSub, Pass, RandomMasking, TokenModel};
 
 use super::{from_values, key, random_values};
-use crate::common::{bits, distance, images, labels, numbers, tiny_forms, vit, CPU};
+use crate::common::{bits, distance, images, labels, tiny_forms, vit, CPU};
 
-fn positions_name(values: &BTreeMap<String, Tensor>) -> String {
-    values.keys().find(|name| name.contains("pos")).unwrap().clone()
+fn is_positions(name: &str) -> bool {
+    name.contains("pos_embed") || name.contains("position")
+}
+
+/// Rows of tables of positions for 4 x 4 patches that are those of a table for 2 x 3.
+fn rows_of_part(cfg: &Config, table: &str, kept: &[u32]) -> Vec<u32> {
+    if table.ends_with("relative_position_bias_table") {
+        // Distances within ±1 and ±2, and three with the class token.
+        let distances = (2..5).flat_map(|down| (1..6).map(move |right| down * 7 + right));
+        return distances.chain(49..52).collect();
+    }
+    let before = u32::from(cfg.class_token) + u32::from(cfg.distillation_token);
+    let prefix = if cfg.class_token_position { before } else { 0 };
+    (0..prefix).chain(kept.iter().map(|at| at + prefix)).collect()
 }
 
 /// Keeping a rectangle of patches is running a model made for that part of the image on it.
@@ -22,26 +32,25 @@ fn leave_a_model_of_the_kept_ones() {
     // Rows 1 and 2, columns 0, 1 and 2 of 4 x 4 patches.
     let kept: Vec<u32> = vec![4, 5, 6, 8, 9, 10];
     let part = xs.i((.., .., 4..12, 0..12)).unwrap().contiguous().unwrap();
-    for (name, cfg) in tiny_forms(5) {
+    // Rotary positions are those of the whole image: what peers recorded of them is in `peers`.
+    for (name, cfg) in tiny_forms(5).into_iter().filter(|(_, cfg)| cfg.rotary.is_none()) {
         let values = random_values(&cfg);
         let (whole, _) = from_values(&cfg, &values, DType::F32);
         let mask = Mask::from_keep_indices(Grid::new(4, 4), &[&kept, &kept]).unwrap();
         let mut pass = Pass::eval();
         let dropped = whole
-            .classify(&whole.embed(&xs, Some(&mask), &mut pass).unwrap(), &mut pass)
+            .classify(
+                &whole.embed(&xs, Some(&mask), &mut pass).unwrap(),
+                Some(&mask),
+                &mut pass,
+            )
             .unwrap();
 
-        let prefix = usize::from(cfg.class_token_position);
-        let mut rows: Vec<u32> = kept.iter().map(|at| at + prefix as u32).collect();
-        if prefix == 1 {
-            rows.insert(0, 0);
-        }
-        let name_of_positions = positions_name(&values);
-        let positions = &values[&name_of_positions];
-        let axis = positions.rank() - 2;
-        let picked = positions.index_select(&Tensor::new(rows, &CPU).unwrap(), axis).unwrap();
         let mut values = values.clone();
-        values.insert(name_of_positions, picked);
+        for (name, value) in values.iter_mut().filter(|(name, _)| is_positions(name)) {
+            let rows = Tensor::new(rows_of_part(&cfg, name, &kept), &CPU).unwrap();
+            *value = value.index_select(&rows, value.rank() - 2).unwrap();
+        }
         let smaller = Config {
             image_size: (8, 12),
             ..cfg
@@ -67,7 +76,7 @@ fn are_gone_whatever_they_were() {
         let logits = |xs: &Tensor| {
             let mut pass = Pass::eval();
             bits(
-                &vit.classify(&vit.embed(xs, Some(&mask), &mut pass).unwrap(), &mut pass)
+                &vit.classify(&vit.embed(xs, Some(&mask), &mut pass).unwrap(), Some(&mask), &mut pass)
                     .unwrap(),
             )
         };
@@ -89,18 +98,20 @@ fn may_be_kept_in_any_order() {
             let mut pass = Pass::eval();
             vit.classify(
                 &vit.embed(&images(1, "order"), Some(&mask), &mut pass).unwrap(),
+                Some(&mask),
                 &mut pass,
             )
             .unwrap()
         };
         let (sorted, shuffled) = (logits([1, 4, 7, 9, 15]), logits([15, 7, 1, 9, 4]));
         assert!(distance(&shuffled, &sorted) < 1e-5, "{name}");
+        assert!(distance(&logits([0, 4, 7, 9, 15]), &sorted) > 1e-4, "{name}");
     }
 }
 
 #[test]
-fn never_are_the_class_token() {
-    // Its gradient arrives even where a single patch is kept.
+fn never_are_prefix_tokens() {
+    // Their gradients arrive even where a single patch is kept.
     for (name, cfg) in tiny_forms(5) {
         let (vit, params) = vit(&cfg, 1);
         let branch = DropToken::new(RandomMasking::new(0.99).unwrap());
@@ -111,18 +122,20 @@ fn never_are_the_class_token() {
             })
             .unwrap();
         assert_eq!(step.mask.unwrap().num_keep(), 1);
-        let is_class_token = |name: &str| name.ends_with("cls_token") || name.ends_with("class_embedding");
-        let class: Vec<&Var> = params
-            .iter()
-            .filter(|(name, _)| is_class_token(name))
-            .map(|(_, var)| var)
-            .collect();
-        let [class] = class[..] else {
-            panic!("{name}: {} class tokens", class.len());
-        };
-        assert!(
-            numbers(step.grads.get(class).unwrap()).iter().any(|&g| g != 0.0),
+        let is_prefix = |name: &str| name.ends_with("_token") || name.ends_with("class_embedding");
+        let tokens: Vec<(&str, &Var)> = params.iter().filter(|(name, _)| is_prefix(name)).collect();
+        let expected = [cfg.class_token, cfg.distillation_token, cfg.num_registers > 0];
+        assert_eq!(
+            tokens.len(),
+            expected.into_iter().filter(|there_is| *there_is).count(),
             "{name}"
         );
+        for (token, var) in tokens {
+            // Each of the registers by itself.
+            let gradient = step.grads.get(var).unwrap().reshape(((), cfg.embed_dim)).unwrap();
+            for row in gradient.to_vec2::<f32>().unwrap() {
+                assert!(row.iter().any(|&g| g != 0.0), "{name}: {token}");
+            }
+        }
     }
 }

@@ -14,7 +14,7 @@ fn loss(vit: &VisionTransformer, xs: &Tensor) -> Tensor {
     let mut pass = Pass::eval();
     let main = vit.forward_pass(xs, &mut pass).unwrap();
     let sub = vit
-        .classify(&vit.embed(xs, Some(&mask), &mut pass).unwrap(), &mut pass)
+        .classify(&vit.embed(xs, Some(&mask), &mut pass).unwrap(), Some(&mask), &mut pass)
         .unwrap();
     let ys = labels(2, 5);
     (cross_entropy(&main, &ys).unwrap() + cross_entropy(&sub, &ys).unwrap()).unwrap()

@@ -3,8 +3,11 @@
 mod dropped_tokens;
 mod dropping;
 mod dtypes;
+mod features;
 mod gradients;
 mod image_shapes;
+mod parts;
+mod peers;
 mod sizes;
 mod training;
 

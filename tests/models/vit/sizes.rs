@@ -12,7 +12,8 @@ fn count(cfg: &Config) -> usize {
 }
 
 /// As published (timm, MAE, CLIP's vision tower without its projection, `google/vit-base-patch16-224`), each with
-/// a head of 1000 classes at its own size, in millions.
+/// a head of 1000 classes at its own size, in millions. (DINOv2's as timm counts them at 224 pixels, with a head that
+/// reads twice the width.)
 #[test]
 fn are_the_published_ones() {
     let published: BTreeMap<&str, f64> = [
@@ -33,6 +34,27 @@ fn are_the_published_ones() {
         ("hf-clip-base", 86.6),
         ("hf-clip-large", 304.2),
         ("hf-base", 86.6),
+        ("deit-tiny-distilled", 5.9),
+        ("deit-small-distilled", 22.4),
+        ("deit-base-distilled", 87.3),
+        ("dinov2-small", 22.4),
+        ("dinov2-base", 87.3),
+        ("dinov2-large", 305.3),
+        ("dinov2-reg4-small", 22.4),
+        ("dinov2-reg4-base", 87.3),
+        ("dinov2-reg4-large", 305.3),
+        ("siglip-base", 93.7),
+        ("siglip-large", 317.0),
+        ("siglip-so400m", 428.8),
+        ("beitv2-base", 86.5),
+        ("beitv2-large", 304.4),
+        ("eva02-tiny", 5.7),
+        ("eva02-small", 22.0),
+        ("eva02-base", 86.5),
+        ("eva02-large", 304.3),
+        ("dinov3-small", 22.0),
+        ("dinov3-base", 86.4),
+        ("dinov3-large", 304.1),
     ]
     .into();
     assert_eq!(Config::SIZES.len(), published.len());
@@ -42,6 +64,14 @@ fn are_the_published_ones() {
     }
     // Exactly, where the number itself is published.
     assert_eq!(count(&Config::hf_base(1000)), 86_567_656);
+    // timm's own counts.
+    assert_eq!(count(&Config::deit_small_distilled(1000)), 22_436_432);
+    assert_eq!(count(&Config::siglip_base(1000)), 93_653_224);
+    assert_eq!(count(&Config::beitv2_base(1000)), 86_530_984);
+    assert_eq!(count(&Config::eva02_tiny(1000)), 5_695_144);
+    assert_eq!(count(&Config::eva02_large(1000)), 304_293_800);
+    assert_eq!(count(&Config::dinov3_large(1000)), 304_104_424);
+    assert_eq!(count(&Config::siglip_so400m(1000)), 428_833_704);
 }
 
 #[test]
@@ -79,6 +109,27 @@ fn have_the_names_of_their_checkpoints() {
             ),
         ],
     );
+    has(
+        tiny(Config::deit_tiny_distilled(5)),
+        &[
+            ("dist_token", &[1, 1, 24]),
+            ("pos_embed", &[1, 18, 24]),
+            ("head_dist.weight", &[5, 24]),
+        ],
+    );
+    has(
+        tiny(Config::dinov2_reg4_small(5)),
+        &[
+            ("reg_token", &[1, 4, 24]),
+            ("pos_embed", &[1, 16, 24]),
+            ("head.weight", &[5, 48]),
+        ],
+    );
+    has(
+        tiny(Config::siglip_base(5)),
+        &[("attn_pool.latent", &[1, 1, 24]), ("attn_pool.kv.weight", &[48, 24])],
+    );
+    assert!(!shapes(&tiny(Config::siglip_base(5))).contains_key("cls_token"));
     let ft_clip = tiny(Config::ft_clip_base(5));
     has(ft_clip.clone(), &[("fc_norm.weight", &[24]), ("head.weight", &[5, 24])]);
     for cfg in [ft_clip, tiny(Config::hf_clip_base(5))] {

@@ -15,6 +15,7 @@ use crate::ops::cpu::write::Write;
 use crate::ops::fused::projection::Rows;
 use crate::ops::fused::residual::{self, MIDDLE, NORM, PROJECTION};
 use crate::ops::gelu::Gelu;
+use crate::ops::gelu_tanh::GeluTanh;
 use crate::ops::linear;
 use crate::ops::pointwise::Pointwise;
 use crate::ops::quick_gelu::QuickGelu;
@@ -101,6 +102,7 @@ impl Op {
         match self.activation {
             Activation::Gelu => run::<Gelu>(hidden, bias, &mut out),
             Activation::QuickGelu => run::<QuickGelu>(hidden, bias, &mut out),
+            Activation::GeluTanh => run::<GeluTanh>(hidden, bias, &mut out),
         }
         out
     }
@@ -123,6 +125,7 @@ impl Op {
         match self.activation {
             Activation::Gelu => run::<Gelu>(hidden, bias, outs),
             Activation::QuickGelu => run::<QuickGelu>(hidden, bias, outs),
+            Activation::GeluTanh => run::<GeluTanh>(hidden, bias, outs),
         }
     }
 }

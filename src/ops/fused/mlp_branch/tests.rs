@@ -48,6 +48,8 @@ fn check_one(b: usize, n: usize, d: usize, h: usize, seed: u64) {
     check(&kernel(gelu, None), &reference(gelu, None), &shapes, seed);
     let some = Some(factors.as_slice());
     check(&kernel(quick, some), &reference(quick, some), &shapes[..7], seed);
+    let tanh = Activation::GeluTanh;
+    check(&kernel(tanh, None), &reference(tanh, None), &shapes[..7], seed);
 }
 
 #[test]

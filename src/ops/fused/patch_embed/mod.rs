@@ -22,21 +22,39 @@ pub struct PatchEmbed<'a> {
     pub weight: &'a Tensor,
     /// Its bias, `[D]`, where there is one.
     pub bias: Option<&'a Tensor>,
-    /// The token in front of the patches', [1, 1, D].
-    pub class_token: &'a Tensor,
-    /// Embedding that is added to each position: [1, L, D], or [1, 1 + L, D] if the class token has one, too.
+    /// P tokens in front of the patches', such as the class token, where there are any: [1, P, D].
+    pub prefix: Option<&'a Tensor>,
+    /// Embedding that is added to each position: [1, L, D], or [1, P + L, D] if the tokens in front have some, too.
     pub positions: &'a Tensor,
 }
 
 impl<'a> PatchEmbed<'a> {
-    /// The bias last, which may be missing.
+    /// Weight and positions, then what may be missing: the tokens in front, the bias.
     fn params(&self) -> Vec<&'a Tensor> {
-        let params = [self.weight, self.class_token, self.positions];
-        params.into_iter().chain(self.bias).collect()
+        let params = [self.weight, self.positions];
+        params.into_iter().chain(self.prefix).chain(self.bias).collect()
+    }
+
+    /// The same with other parameters.
+    fn with(self, params: &'a [Tensor]) -> Self {
+        let mut optional = params.iter().skip(2);
+        Self {
+            weight: &params[0],
+            positions: &params[1],
+            prefix: self.prefix.and_then(|_| optional.next()),
+            bias: self.bias.and_then(|_| optional.next()),
+        }
     }
 }
 
-/// The class token and the patches of images that are kept, each as a token, with positions added.
+/// Tokens in front of the patches': how many there are, and how many of them have positions, all or none.
+#[derive(Clone, Copy)]
+struct Prefix {
+    tokens: usize,
+    positions: usize,
+}
+
+/// Prefix tokens, and the patches of images that are kept, each as a token, with positions added.
 ///
 /// The same as to embed all patches and drop some of them, but those that are dropped cost nothing.
 ///
@@ -46,14 +64,14 @@ impl<'a> PatchEmbed<'a> {
 /// - `embed`: the parameters
 /// - `keep`: B * K indices below L = (H / p) (W / p), sample by sample, or none to keep all of them; on the host
 ///
-/// Returns [B, 1 + K, D].
+/// Returns [B, P + K, D].
 ///
 /// # PyTorch
 ///
 /// ```text
-/// tokens = F.conv2d(images, weight, bias, stride=p).flatten(2).transpose(1, 2) + positions[:, 1:]
+/// tokens = F.conv2d(images, weight, bias, stride=p).flatten(2).transpose(1, 2) + positions[:, P:]
 /// tokens = tokens.gather(1, keep.view(B, K, 1).expand(B, K, D))
-/// torch.cat([(class_token + positions[:, :1]).expand(B, 1, D), tokens], dim=1)
+/// torch.cat([(prefix + positions[:, :P]).expand(B, P, D), tokens], dim=1)
 /// ```
 ///
 /// # Errors
@@ -68,7 +86,7 @@ impl<'a> PatchEmbed<'a> {
 /// let embed = PatchEmbed {
 ///     weight: &Tensor::ones((1, 1, 1, 1), DType::F32, &Device::Cpu)?,
 ///     bias: None,
-///     class_token: &Tensor::new(&[[[7f32]]], &Device::Cpu)?,
+///     prefix: Some(&Tensor::new(&[[[7f32]]], &Device::Cpu)?),
 ///     positions: &Tensor::new(&[[[10f32], [20.], [30.], [40.]]], &Device::Cpu)?,
 /// };
 /// let tokens = patch_embed(&images, &embed, Some(&[3, 1]))?;
@@ -76,8 +94,8 @@ impl<'a> PatchEmbed<'a> {
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn patch_embed(images: &Tensor, embed: &PatchEmbed, keep: Option<&[u32]>) -> Result<Tensor> {
-    let (patches, class_position) = check(images, embed, keep)?;
-    routed(images, embed, patches, class_position, keep)
+    let (patches, prefix) = check(images, embed, keep)?;
+    routed(images, embed, patches, prefix, keep)
 }
 
 /// [`patch_embed`] of arguments that fit.
@@ -85,7 +103,7 @@ fn routed(
     images: &Tensor,
     embed: &PatchEmbed,
     patches: Patchify,
-    class_position: bool,
+    prefix: Prefix,
     keep: Option<&[u32]>,
 ) -> Result<Tensor> {
     let params = embed.params();
@@ -97,25 +115,17 @@ fn routed(
                 patches,
                 width: embed.weight.dims()[0],
                 keep: keep.map_or_else(|| all().collect(), <[u32]>::to_vec),
-                class_position,
+                prefix,
             };
             apply(op, images, &params)
         }
-        Route::InF32 => in_f32(&tensors, |t| {
-            let embed = PatchEmbed {
-                weight: &t[1],
-                class_token: &t[2],
-                positions: &t[3],
-                bias: t.get(4),
-            };
-            routed(&t[0], &embed, patches, class_position, keep)
-        }),
-        Route::Composition => compose(images, embed, patches, class_position, keep),
+        Route::InF32 => in_f32(&tensors, |t| routed(&t[0], &embed.with(&t[1..]), patches, prefix, keep)),
+        Route::Composition => compose(images, embed, patches, prefix, keep),
     }
 }
 
-/// The patches, and whether the class token has a position, once everything fits.
-fn check(images: &Tensor, embed: &PatchEmbed, keep: Option<&[u32]>) -> OurResult<(Patchify, bool)> {
+/// The patches, and what stands in front of them, once everything fits.
+fn check(images: &Tensor, embed: &PatchEmbed, keep: Option<&[u32]>) -> OurResult<(Patchify, Prefix)> {
     check::float("images", images)?;
     let (weight, [width, channels, p, columns]) = match *embed.weight.dims() {
         [d, c, p, q] if d > 0 && c > 0 && p > 0 => (embed.weight, [d, c, p, q]),
@@ -132,57 +142,75 @@ fn check(images: &Tensor, embed: &PatchEmbed, keep: Option<&[u32]>) -> OurResult
     if let Some(bias) = embed.bias {
         check::vector("bias", bias, width)?;
     }
-    if embed.class_token.dims() != [1, 1, width] {
-        let expected = format!("[1, 1, {width}]");
-        return Err(Error::shape("class_token", embed.class_token.dims(), expected));
-    }
+    let tokens = match embed.prefix.map(Tensor::dims) {
+        None => 0,
+        Some(&[1, tokens, d]) if tokens > 0 && d == width => tokens,
+        Some(dims) => {
+            let expected = format!("[1, P, {width}] with P > 0");
+            return Err(Error::shape("prefix", dims, expected));
+        }
+    };
     let count = patches.count();
     if count > u32::MAX as usize {
         return Err(Error::shape("images", images.dims(), "of less than 2^32 patches"));
     }
-    let class_position = embed.positions.dims() == [1, 1 + count, width];
-    if !class_position && embed.positions.dims() != [1, count, width] {
-        let expected = format!("[1, {count}, {width}] or [1, {}, {width}]", 1 + count);
-        return Err(Error::shape("positions", embed.positions.dims(), expected));
-    }
-    let names = ["weight", "class_token", "positions", "bias"];
-    for (name, param) in names.into_iter().zip(embed.params()) {
-        check::same_dtype(name, param, "images", images)?;
+    let positions = match *embed.positions.dims() {
+        [1, length, d] if length == count && d == width => 0,
+        [1, length, d] if length == tokens + count && d == width => tokens,
+        _ => {
+            let with_prefix = match tokens {
+                0 => String::new(),
+                _ => format!(" or [1, {}, {width}]", tokens + count),
+            };
+            let expected = format!("[1, {count}, {width}]{with_prefix}");
+            return Err(Error::shape("positions", embed.positions.dims(), expected));
+        }
+    };
+    let named = [
+        ("weight", Some(embed.weight)),
+        ("prefix", embed.prefix),
+        ("positions", Some(embed.positions)),
+        ("bias", embed.bias),
+    ];
+    for (name, param) in named {
+        param.map_or(Ok(()), |param| check::same_dtype(name, param, "images", images))?;
     }
     if let Some(keep) = keep {
         check_keep(keep, patches.batch(), count)?;
     }
-    Ok((patches, class_position))
+    Ok((patches, Prefix { tokens, positions }))
 }
 
 /// [`patch_embed`] of candle's operations.
 pub fn composition(images: &Tensor, embed: &PatchEmbed, keep: Option<&[u32]>) -> Result<Tensor> {
     let patches = patchify::check(images, embed.weight.dim(2)?)?;
-    let class_position = embed.positions.dim(1)? > patches.count();
-    compose(images, embed, patches, class_position, keep)
+    let prefix = Prefix {
+        tokens: embed.prefix.map_or(Ok(0), |prefix| prefix.dim(1))?,
+        positions: embed.positions.dim(1)? - patches.count(),
+    };
+    compose(images, embed, patches, prefix, keep)
 }
 
 fn compose(
     images: &Tensor,
     embed: &PatchEmbed,
     patches: Patchify,
-    class_position: bool,
+    prefix: Prefix,
     keep: Option<&[u32]>,
 ) -> Result<Tensor> {
     let (batch, count, width) = (patches.batch(), patches.count(), embed.weight.dim(0)?);
     let patches = patchify::routed(images, patches)?;
     let tokens = linear::routed(&patches, &embed.weight.flatten_from(1)?, embed.bias)?;
-    let (class_token, positions) = if class_position {
-        let of_class = embed.positions.narrow(1, 0, 1)?;
-        let of_patches = embed.positions.narrow(1, 1, count)?;
-        ((embed.class_token + of_class)?, of_patches)
-    } else {
-        (embed.class_token.clone(), embed.positions.clone())
-    };
-    let tokens = tokens.broadcast_add(&positions)?;
+    let tokens = tokens.broadcast_add(&embed.positions.narrow(1, prefix.positions, count)?)?;
     let tokens = match keep {
         Some(keep) => gather(&tokens, [batch, count, width], keep, 0)?,
         None => tokens,
     };
-    Tensor::cat(&[&class_token.broadcast_as((batch, 1, width))?, &tokens], 1)
+    let Some(first) = embed.prefix else { return Ok(tokens) };
+    let first = if prefix.positions > 0 {
+        (first + embed.positions.narrow(1, 0, prefix.positions)?)?
+    } else {
+        first.clone()
+    };
+    Tensor::cat(&[&first.broadcast_as((batch, prefix.tokens, width))?, &tokens], 1)
 }

@@ -1,0 +1,72 @@
+//! The gated MLP of DINOv2's giant and of EVA-02 (SwiGLU, arXiv 2002.05202): a residual branch behind a layer norm.
+
+use candle_core::{Module, Result, Tensor};
+use candle_nn::VarBuilder;
+
+use super::config::{Config, Gate};
+use crate::models::init::{NORMAL, ZERO};
+use crate::models::linear::Linear;
+use crate::models::mlp::Rates;
+use crate::nn::ops::swiglu;
+use crate::nn::{layer_norm, LayerNorm};
+use crate::ops;
+use crate::pass::Pass;
+
+/// x + drop_path(gamma * fc2(norm'(silu(g) * v))) with gate and value (g, v) of norm(x), and dropout as in the plain MLP.
+#[derive(Clone, Debug)]
+pub(super) struct SwiGlu {
+    norm: LayerNorm,
+    fc1: Gated,
+    inner_norm: Option<LayerNorm>,
+    fc2: Linear,
+    gamma: Option<Tensor>,
+    rates: Rates,
+}
+
+/// The projections to gate and value.
+#[derive(Clone, Debug)]
+enum Gated {
+    Packed(Linear),
+    Apart([Linear; 2]),
+}
+
+impl SwiGlu {
+    pub(super) fn new(cfg: &Config, gate: Gate, gamma: Option<Tensor>, rates: Rates, vb: VarBuilder) -> Result<Self> {
+        let (d, hidden, names) = (cfg.embed_dim, cfg.mlp_dim, cfg.names());
+        let linear = |[from, to]: [usize; 2], name: &str| Linear::new(from, to, NORMAL, ZERO, vb.pp(name));
+        let (fc1, inner_norm) = match gate {
+            Gate::Packed => (Gated::Packed(linear([d, 2 * hidden], names.fc1)?), None),
+            Gate::Normed => {
+                let norm = layer_norm(hidden, cfg.norm_eps, vb.pp(names.mlp_norm))?;
+                let [gate, value] = names.fc1_apart;
+                let apart = [linear([d, hidden], gate)?, linear([d, hidden], value)?];
+                (Gated::Apart(apart), Some(norm))
+            }
+        };
+        Ok(Self {
+            norm: layer_norm(d, cfg.norm_eps, vb.pp(names.norm2))?,
+            fc1,
+            inner_norm,
+            fc2: linear([hidden, d], names.fc2)?,
+            gamma,
+            rates,
+        })
+    }
+
+    /// [B, N, D] to [B, N, D].
+    pub(super) fn forward(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+        let normed = self.norm.forward(xs)?;
+        let hidden = match &self.fc1 {
+            Gated::Packed(both) => swiglu(&both.forward(&normed)?)?,
+            Gated::Apart([gate, value]) => (ops::silu(&gate.forward(&normed)?)? * value.forward(&normed)?)?,
+        };
+        let hidden = match &self.inner_norm {
+            Some(norm) => norm.forward(&hidden)?,
+            None => hidden,
+        };
+        let hidden = pass.dropout(&hidden, self.rates.dropout)?;
+        let ys = pass.dropout(&self.fc2.forward(&hidden)?, self.rates.dropout)?;
+        let factors = pass.drop_path_factors(xs.dim(0)?, self.rates.drop_path)?;
+        ops::add_branch(xs, ys, self.gamma.as_ref(), factors.as_deref())
+    }
+}

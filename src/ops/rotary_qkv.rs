@@ -1,0 +1,321 @@
+//! Rotary position embeddings (Su et al. 2021, arXiv 2104.09864) of a packed projection.
+
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
+
+use super::attention::Dims;
+use super::cpu::kernel::{self, Elements};
+use super::rotary_emb::{rope_i, rope_thd};
+use super::route::{in_f32, Route};
+use crate::check;
+use crate::error::{Error, Result as OurResult};
+
+/// Elements of a head of width d that are turned together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pairs {
+    /// Elements 2i and 2i + 1, as in the paper.
+    Neighbours,
+    /// Elements i and i + d/2.
+    Halves,
+}
+
+/// Angles of positions, as [`rotary_qkv`] takes them: constants, which get no gradient.
+#[derive(Clone, Copy, Debug)]
+pub struct Rotation<'a> {
+    /// Cosines of the last K tokens, [K, d/2], or [B, K, d/2] where samples have angles of their own.
+    pub cos: &'a Tensor,
+    /// Their sines, of the same shape.
+    pub sin: &'a Tensor,
+    /// Elements that an angle turns.
+    pub pairs: Pairs,
+}
+
+/// Queries and keys of the last K tokens turned by the angles of their positions; values, and tokens in front of those K,
+/// stay as they are. A pair (a, b) becomes (a cos - b sin, a sin + b cos).
+///
+/// # Arguments
+///
+/// - `qkv`: [B, N, 3 D], packed as for [`attention`](super::attention())
+/// - `num_heads`: divides D; heads have an even width d
+/// - `rotation`: the angles, in `f32` or the dtype of `qkv`
+///
+/// Returns [B, N, 3 D].
+///
+/// # Derivative
+///
+/// The rotation back: da = ga cos + gb sin, db = gb cos - ga sin.
+///
+/// # PyTorch
+///
+/// ```text
+/// q, k, v = qkv.reshape(B, N, 3, num_heads, d).unbind(2)
+/// rotate(q[:, N - K:]), rotate(k[:, N - K:])  # timm.layers.apply_rot_embed
+/// ```
+///
+/// # Errors
+///
+/// If shapes do not fit, d is odd, or a dtype is no floating-point one.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use masksub::ops::{rotary_qkv, Pairs, Rotation};
+/// // One head of width 2; the second of two tokens is turned by 90 degrees.
+/// let qkv = Tensor::new(&[[[3f32, 1.0, 2.0, 0.0, 5.0, 5.0], [3.0, 1.0, 2.0, 0.0, 5.0, 5.0]]], &Device::Cpu)?;
+/// let (cos, sin) = (Tensor::new(&[[0f32]], &Device::Cpu)?, Tensor::new(&[[1f32]], &Device::Cpu)?);
+/// let rotation = Rotation { cos: &cos, sin: &sin, pairs: Pairs::Halves };
+/// let ys = rotary_qkv(&qkv, 1, &rotation)?.to_vec3::<f32>()?;
+/// assert_eq!(ys, [[[3.0, 1.0, 2.0, 0.0, 5.0, 5.0], [-1.0, 3.0, 0.0, 2.0, 5.0, 5.0]]]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+pub fn rotary_qkv(qkv: &Tensor, num_heads: usize, rotation: &Rotation) -> Result<Tensor> {
+    let dims = check(qkv, num_heads, rotation)?;
+    routed(qkv, dims, rotation)
+}
+
+/// [`rotary_qkv`] of arguments that fit.
+fn routed(qkv: &Tensor, dims: Dims, rotation: &Rotation) -> Result<Tensor> {
+    match Route::of(&[qkv]) {
+        Route::Kernel if rotation.cos.device().is_cpu() => {
+            let angles = |angles: &Tensor| angles.detach().to_dtype(DType::F32)?.contiguous();
+            let op = Rotate {
+                dims,
+                cos: angles(rotation.cos)?,
+                sin: angles(rotation.sin)?,
+                pairs: rotation.pairs,
+                sign: 1.0,
+            };
+            qkv.contiguous()?.apply_op1(op)
+        }
+        Route::InF32 => in_f32(&[qkv], |t| routed(&t[0], dims, rotation)),
+        Route::Kernel | Route::Composition => compose(qkv, dims, rotation),
+    }
+}
+
+fn check(qkv: &Tensor, num_heads: usize, rotation: &Rotation) -> OurResult<Dims> {
+    let dims = Dims::of(qkv.dims(), num_heads)?;
+    check::float("qkv", qkv)?;
+    check::float("cos", rotation.cos)?;
+    check::float("sin", rotation.sin)?;
+    let (batch, half) = (dims.batch, dims.head_width / 2);
+    if !dims.head_width.is_multiple_of(2) {
+        let expected = format!("[B, N, 3 D] with {num_heads} heads of an even width");
+        return Err(Error::shape("qkv", qkv.dims(), expected));
+    }
+    match *rotation.cos.dims() {
+        [k, h] if k <= dims.tokens && h == half => {}
+        [b, k, h] if b == batch && k <= dims.tokens && h == half => {}
+        _ => {
+            let most = dims.tokens;
+            let expected = format!("[K, {half}] or [{batch}, K, {half}] with K at most {most}");
+            return Err(Error::shape("cos", rotation.cos.dims(), expected));
+        }
+    }
+    if rotation.sin.dims() != rotation.cos.dims() {
+        let expected = format!("{:?} like cos", rotation.cos.dims());
+        return Err(Error::shape("sin", rotation.sin.dims(), expected));
+    }
+    Ok(dims)
+}
+
+/// [`rotary_qkv`] of candle's operations.
+pub fn composition(qkv: &Tensor, num_heads: usize, rotation: &Rotation) -> Result<Tensor> {
+    compose(qkv, Dims::of(qkv.dims(), num_heads)?, rotation)
+}
+
+fn compose(qkv: &Tensor, dims: Dims, rotation: &Rotation) -> Result<Tensor> {
+    let Dims {
+        batch,
+        tokens,
+        heads,
+        head_width,
+        ..
+    } = dims;
+    if qkv.elem_count() == 0 || rotation.cos.elem_count() == 0 {
+        return Ok(qkv.clone());
+    }
+    let turned = rotation.cos.dim(candle_core::D::Minus2)?;
+    let (width, first) = (dims.width(), tokens - turned);
+    let last = qkv.narrow(1, first, turned)?;
+    let both = last.narrow(2, 0, 2 * width)?.contiguous()?;
+    let both = both.reshape((batch, turned, 2 * heads, head_width))?;
+    let angles = |angles: &Tensor| angles.detach().to_dtype(qkv.dtype());
+    let (cos, sin) = (angles(rotation.cos)?, angles(rotation.sin)?);
+    let both = match rotation.pairs {
+        Pairs::Halves => rope_thd(&both, &cos, &sin)?,
+        Pairs::Neighbours => rope_i(&both.transpose(1, 2)?.contiguous()?, &cos, &sin)?.transpose(1, 2)?,
+    };
+    let both = both.contiguous()?.reshape((batch, turned, 2 * width))?;
+    let last = Tensor::cat(&[both, last.narrow(2, 2 * width, width)?], 2)?;
+    Tensor::cat(&[qkv.narrow(1, 0, first)?, last], 1)
+}
+
+#[derive(Clone)]
+struct Rotate {
+    dims: Dims,
+    /// [K, d/2] or [B, K, d/2], contiguous `f32` on the CPU.
+    cos: Tensor,
+    sin: Tensor,
+    pairs: Pairs,
+    /// -1 to turn back.
+    sign: f32,
+}
+
+impl Rotate {
+    fn turn(&self, head: &mut [f32], cos: &[f32], sin: &[f32]) {
+        let turn = |a: &mut f32, b: &mut f32, cos: f32, sin: f32| {
+            let sin = self.sign * sin;
+            (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
+        };
+        match self.pairs {
+            Pairs::Halves => {
+                let (first, second) = head.split_at_mut(cos.len());
+                for (((a, b), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+                    turn(a, b, *cos, *sin);
+                }
+            }
+            Pairs::Neighbours => {
+                for ((pair, cos), sin) in head.chunks_exact_mut(2).zip(cos).zip(sin) {
+                    if let [a, b] = pair {
+                        turn(a, b, *cos, *sin);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl CustomOp1 for Rotate {
+    fn name(&self) -> &'static str {
+        "rotary-qkv"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let mut ys = kernel::elements(storage, layout)?.to_vec();
+        let (cos, sin) = (Elements::of(&self.cos)?, Elements::of(&self.sin)?);
+        let (cos, sin): (&[f32], &[f32]) = (&cos, &sin);
+        let Dims { tokens, head_width, .. } = self.dims;
+        let (width, half) = (self.dims.width(), head_width / 2);
+        let turned = self.cos.dim(candle_core::D::Minus2)?;
+        let own_angles = self.cos.rank() == 3;
+        kernel::for_rows(&mut ys, 3 * width, |first, rows| {
+            for (row, y) in (first..).zip(rows.chunks_exact_mut(3 * width)) {
+                let Some(at) = (row % tokens).checked_sub(tokens - turned) else {
+                    continue;
+                };
+                let sample = if own_angles { row / tokens } else { 0 };
+                let angles = (sample * turned + at) * half..;
+                for head in y[..2 * width].chunks_exact_mut(head_width) {
+                    self.turn(head, &cos[angles.clone()][..half], &sin[angles.clone()][..half]);
+                }
+            }
+        });
+        Ok((CpuStorage::F32(ys), layout.shape().clone()))
+    }
+
+    fn bwd(&self, _: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let back = Self {
+            sign: -self.sign,
+            ..self.clone()
+        };
+        grad.contiguous()?.apply_op1_no_bwd(&back).map(Some)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{check, check_derivative, random};
+
+    fn run(
+        op: fn(&Tensor, usize, &Rotation) -> Result<Tensor>,
+        qkv: &Tensor,
+        heads: usize,
+        angles: &[usize],
+        pairs: Pairs,
+    ) -> Result<Tensor> {
+        let angle = random(angles, 7).to_device(qkv.device())?;
+        let (cos, sin) = (angle.cos()?, angle.sin()?);
+        let rotation = Rotation {
+            cos: &cos,
+            sin: &sin,
+            pairs,
+        };
+        op(qkv, heads, &rotation)
+    }
+
+    fn check_one([b, n, heads, d]: [usize; 4], turned: usize, seed: u64) {
+        for pairs in [Pairs::Neighbours, Pairs::Halves] {
+            for angles in [vec![turned, d / 2], vec![b, turned, d / 2]] {
+                let kernel = |args: &[Tensor]| run(rotary_qkv, &args[0], heads, &angles, pairs);
+                let reference = |args: &[Tensor]| run(composition, &args[0], heads, &angles, pairs);
+                check(&kernel, &reference, &[&[b, n, 3 * heads * d]], seed);
+            }
+        }
+    }
+
+    #[test]
+    fn equals_its_composition() {
+        check_one([2, 5, 3, 8], 4, 0);
+        check_one([1, 1, 1, 2], 1, 1);
+        check_one([3, 4, 2, 6], 4, 2);
+        // Nothing is turned.
+        check_one([2, 3, 2, 4], 0, 3);
+        // Many pieces of work.
+        check_one([3, 197, 3, 64], 196, 4);
+    }
+
+    #[test]
+    fn composition_has_the_right_derivative() {
+        for pairs in [Pairs::Neighbours, Pairs::Halves] {
+            let reference = |args: &[Tensor]| run(composition, &args[0], 2, &[2, 3, 2], pairs);
+            check_derivative(&reference, &[&[2, 4, 24]], 0);
+        }
+    }
+
+    /// Scores of turned queries and keys depend on how far apart their positions are, and values do not turn.
+    #[test]
+    fn scores_depend_on_distances() {
+        let (d, step) = (4, random(&[1, 2], 3));
+        let one = random(&[1, 1, 3 * d], 5);
+        let qkv = Tensor::cat(&[&one, &one, &one], 1).unwrap();
+        for pairs in [Pairs::Neighbours, Pairs::Halves] {
+            let places = Tensor::new(&[[0f64], [1.0], [2.0]], &candle_core::Device::Cpu).unwrap();
+            let angle = places.matmul(&step).unwrap();
+            let (cos, sin) = (angle.cos().unwrap(), angle.sin().unwrap());
+            let rotation = Rotation {
+                cos: &cos,
+                sin: &sin,
+                pairs,
+            };
+            let ys = rotary_qkv(&qkv, 1, &rotation).unwrap().squeeze(0).unwrap();
+            let part = |token: usize, at: usize| ys.get(token).unwrap().narrow(0, at * d, d).unwrap();
+            let score = |q: usize, k: usize| {
+                let product = (part(q, 0) * part(k, 1)).unwrap().sum_all().unwrap();
+                product.to_scalar::<f64>().unwrap()
+            };
+            assert!((score(0, 1) - score(1, 2)).abs() < 1e-12 && (score(0, 0) - score(2, 2)).abs() < 1e-12);
+            assert!((score(0, 1) - score(1, 0)).abs() > 1e-3 && (score(0, 1) - score(0, 2)).abs() > 1e-3);
+            let values = one.flatten_all().unwrap().narrow(0, 2 * d, d).unwrap();
+            assert_eq!(part(2, 2).to_vec1::<f64>().unwrap(), values.to_vec1::<f64>().unwrap());
+        }
+    }
+
+    #[test]
+    fn errors_name_the_argument() {
+        let message = |qkv: &[usize], angles: &[usize]| {
+            let error = run(rotary_qkv, &random(qkv, 0), 2, angles, Pairs::Halves);
+            error.unwrap_err().to_string()
+        };
+        assert_eq!(
+            message(&[2, 3, 18], &[3, 1]),
+            "qkv has shape [2, 3, 18], but must be [B, N, 3 D] with 2 heads of an even width"
+        );
+        assert_eq!(
+            message(&[2, 3, 24], &[4, 2]),
+            "cos has shape [4, 2], but must be [K, 2] or [2, K, 2] with K at most 3"
+        );
+        assert_eq!(
+            message(&[2, 3, 24], &[1, 3, 2]),
+            "cos has shape [1, 3, 2], but must be [K, 2] or [2, K, 2] with K at most 3"
+        );
+    }
+}
