@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{bail, ensure, Context, Result};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::ModuleT;
+use masksub::models::convnext::ConvNeXt;
 use masksub::models::resnet::ResNet;
 use masksub::models::swin::{self, SwinTransformer};
 use masksub::models::vit::{self, Activation, VisionTransformer};
@@ -13,6 +14,7 @@ use masksub::pretrained::{Format, Pretrained, Resize};
 use masksub::{MaskSub, Params, Seed, Weights};
 
 use crate::model::vit_branch;
+use crate::published;
 use crate::recorded::Recorded;
 use crate::report::{Group, Report};
 
@@ -65,6 +67,7 @@ enum Network {
     Vit(VisionTransformer),
     Swin(SwinTransformer),
     ResNet(ResNet),
+    ConvNeXt(ConvNeXt),
 }
 
 impl Network {
@@ -73,6 +76,7 @@ impl Network {
             Self::Vit(model) => model.forward_t(xs, false),
             Self::Swin(model) => model.forward_t(xs, false),
             Self::ResNet(model) => model.forward_t(xs, false),
+            Self::ConvNeXt(model) => model.forward_t(xs, false),
         }
     }
 }
@@ -215,11 +219,15 @@ fn build(format: Format, file: &Recorded, xs: &Tensor, weights: &Weights) -> Res
             };
             Network::Swin(SwinTransformer::new(&cfg, vb)?)
         }
+        Format::TimmConvNeXt | Format::FacebookConvNeXt | Format::HfConvNeXt => {
+            Network::ConvNeXt(ConvNeXt::new(&published::convnext(file)?, vb)?)
+        }
         _ => {
-            let cfg = vit::Config {
-                image_size,
-                ..vit_config(format, file)?
+            let cfg = match published::vit(file)? {
+                Some(cfg) => cfg,
+                None => vit_config(format, file)?,
             };
+            let cfg = vit::Config { image_size, ..cfg };
             Network::Vit(VisionTransformer::new(&cfg, vb)?)
         }
     })

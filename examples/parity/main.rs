@@ -12,6 +12,7 @@ mod losses;
 mod model;
 mod optim;
 mod peer;
+mod published;
 mod recorded;
 mod report;
 #[cfg(test)]

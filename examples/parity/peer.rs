@@ -3,6 +3,8 @@
 use anyhow::{bail, Context, Result};
 use serde_json::{json, Map, Value};
 
+use crate::published;
+
 /// What `config` says of a model in its peer's words, said in those of [`Recorded`](crate::recorded::Recorded) as well.
 ///
 /// # Errors
@@ -24,6 +26,11 @@ pub fn described(config: Value) -> Result<Value> {
         ("transformers", "ResNetForImageClassification") => resnet(&config["config"]),
         ("torchvision", "VisionTransformer") => torchvision_vit(&config),
         ("torchvision", "SwinTransformer") => swin(&config),
+        ("timm" | "transformers", _) if published::is_vit(model) => match config.get("arguments") {
+            Some(arguments) => timm_vit(arguments),
+            None => published_vit(&config["config"]),
+        },
+        ("timm" | "transformers", _) if published::is_convnext(model) => convnext(&config),
         _ => bail!("this release has no {peer} {model}"),
     };
     let words = words.with_context(|| format!("of {peer}'s {model}"))?;
@@ -92,6 +99,28 @@ fn hugging_face_vit(config: &Value) -> Result<Map<String, Value>> {
     };
     let ratio = count("intermediate_size")? / count("hidden_size")?;
     Ok(with(words, json!({ "mlp_ratio": ratio, "activation": activation })))
+}
+
+/// transformers' ViTs that have more of their own than sizes: those are the published model's.
+fn published_vit(config: &Value) -> Result<Map<String, Value>> {
+    let config = config.get("vision_config").unwrap_or(config);
+    let names = [
+        ("image_size", "image_size"),
+        ("patch_size", "patch_size"),
+        ("embed_dim", "hidden_size"),
+        ("depth", "num_hidden_layers"),
+        ("num_heads", "num_attention_heads"),
+        ("layer_norm_eps", "layer_norm_eps"),
+    ];
+    renamed(config, &names)
+}
+
+/// timm's and transformers' ConvNeXt.
+fn convnext(config: &Value) -> Result<Map<String, Value>> {
+    match config.get("arguments") {
+        Some(arguments) => renamed(arguments, &[("depths", "depths"), ("dims", "dims")]),
+        None => renamed(&config["config"], &[("depths", "depths"), ("dims", "hidden_sizes")]),
+    }
 }
 
 /// timm's `SwinTransformer`.

@@ -129,24 +129,17 @@ fn checkpoints_of_peers() {
 /// Models and wrappings as their writers save them, with gradients, dropped tokens and other sizes where recorded.
 #[test]
 fn models_and_wrappings_of_peers() {
-    let names = [
-        "google_vit",
-        "hf_clip_classification",
-        "hf_clip_vision",
-        "hf_resnet",
-        "hf_swin",
-        "hf_vit_sharded",
-        "hf_vit_state_dict",
-        "hf_vitmae",
-        "timm_swin_window",
-        "timm_vit_antialias",
-        "torchvision_swin",
-        "torchvision_vit",
-        "torchvision_vit_resized",
-        "wrapped",
-    ];
+    let names = std::fs::read_dir(fixture("models")).unwrap();
+    let names = names.filter_map(|entry| {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        name.strip_suffix(".safetensors")
+            .filter(|name| name.ends_with(".expect"))
+            .map(String::from)
+    });
+    let names: Vec<_> = names.collect();
+    assert_eq!(names.len(), 31, "{names:?}");
     for name in names {
-        check(&format!("models/{name}.expect"));
+        check(&format!("models/{name}"));
     }
 }
 
@@ -183,6 +176,16 @@ fn a_model_that_is_not_what_was_recorded_fails() {
         ),
         ("torchvision_vit", "torchvision_vit.pth", "grad/heads.head.bias", Grad),
         ("google_vit", "google_vit.npz", "logits_resized", Main),
+        ("hf_dinov2", "hf_dinov2.safetensors", "logits_eval", Main),
+        ("timm_eva02", "timm_eva02.safetensors", "logits_rectangular", Main),
+        ("timm_dinov3", "timm_dinov3.safetensors", "logits_sub", Sub),
+        ("timm_siglip", "timm_siglip.safetensors", "grad/attn_pool.latent", Grad),
+        (
+            "timm_convnextv2",
+            "timm_convnextv2.safetensors",
+            "grad/stages.0.blocks.0.mlp.grn.weight",
+            Grad,
+        ),
     ] {
         let beside = directory.path().join("models");
         std::fs::create_dir_all(&beside).unwrap();

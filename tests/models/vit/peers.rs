@@ -196,12 +196,11 @@ fn give_their_logits_and_gradients() {
     }
 }
 
-/// Hugging Face resizes positions as [`Pretrained`] does.
+/// Positions are resized as each peer does it.
 #[test]
-fn of_hugging_face_give_their_logits_at_other_sizes() {
-    let resized = PEERS.iter().filter(|(name, _)| name.starts_with("hf_"));
+fn give_their_logits_at_other_sizes() {
     let mut sizes = 0;
-    for (name, cfg) in resized {
+    for (name, cfg) in PEERS {
         let recorded = load(&fixture(&format!("{name}.expect")));
         for size in ["resized", "rectangular"] {
             let Some(xs) = recorded.get(&format!("input_{size}")) else {
@@ -214,7 +213,7 @@ fn of_hugging_face_give_their_logits_at_other_sizes() {
             sizes += 1;
         }
     }
-    assert_eq!(sizes, 6);
+    assert_eq!(sizes, 12);
 }
 
 /// Each part of a model that is another than the ViT's counts for something in what was recorded.
