@@ -225,26 +225,34 @@ fn replaced_types_have_every_method() {
 }
 
 /// Types whose methods a macro writes.
-const BY_MACRO: &[&str] = &["Conv1d", "Conv2d", "ConvTranspose1d", "ConvTranspose2d"];
+const BY_MACRO: &[&str] = &[
+    "Conv1d",
+    "Conv2d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "KvCache",
+    "RotatingKvCache",
+];
 
 #[test]
-fn convolutions_have_every_method() {
+fn types_of_macros_have_every_method() {
+    use masksub::nn::kv_cache::{KvCache, RotatingKvCache};
     use masksub::nn::{Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d};
     let candles = candle_nn();
-    let mut wanted: BTreeSet<&str> = BY_MACRO
+    let mut wanted: BTreeSet<(&str, &str)> = BY_MACRO
         .iter()
-        .flat_map(|name| &candles.methods[*name])
-        .map(String::as_str)
+        .flat_map(|name| candles.methods[*name].iter().map(|method| (*name, method.as_str())))
         .collect();
     macro_rules! used {
-        ($($name:ident)*) => {$(
-            let _ = ($name::new, $name::config, $name::weight, $name::bias);
+        ($($name:ident)*: $methods:tt) => {$(used!(@ $name $methods);)*};
+        (@ $name:ident [$($method:ident)*]) => {$(
+            let _ = $name::$method;
+            wanted.remove(&(stringify!($name), stringify!($method)));
         )*};
     }
-    used!(Conv1d Conv2d ConvTranspose1d ConvTranspose2d);
-    let _ = Conv2d::absorb_bn;
-    for method in ["new", "config", "weight", "bias", "absorb_bn"] {
-        wanted.remove(method);
-    }
+    used!(Conv1d Conv2d ConvTranspose1d ConvTranspose2d: [new config weight bias]);
+    used!(Conv2d: [absorb_bn]);
+    used!(KvCache RotatingKvCache: [new k_cache v_cache k_cache_mut v_cache_mut k v append current_seq_len reset]);
+    used!(RotatingKvCache: [offset attn_mask positions]);
     assert!(wanted.is_empty(), "{wanted:?}");
 }

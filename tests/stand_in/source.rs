@@ -2,7 +2,7 @@
 //! is an item of its module, what is indented once a member.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Where an item comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub struct Crate {
 }
 
 impl Crate {
-    /// Reads a root, and the files of its public modules.
+    /// Reads a root, and the files of its modules: of private ones, the methods of their types.
     pub fn read(root: &Path) -> Self {
         let mut read = Self::default();
         read.module("", root, root.parent().expect("a file is in a directory"));
@@ -57,7 +57,21 @@ impl Crate {
         while let Some(line) = lines.next() {
             match (&inline, line) {
                 (_, "}") => (inline, owner) = (None, None),
+                (_, line) if line.starts_with("mod ") && line.ends_with(';') && line != "mod tests;" => {
+                    let module = named(line, &["mod"]).expect("a module has a name");
+                    let mut hidden = Self::default();
+                    let below = directory.join(&module);
+                    hidden.module("", &file_of(directory, &module), &below);
+                    for (name, methods) in hidden.methods {
+                        self.methods.entry(name).or_default().extend(methods);
+                    }
+                    self.derefs.extend(hidden.derefs);
+                }
                 (_, line) if line.starts_with("impl") => owner = impl_of(line, &mut self.derefs),
+                (_, line) if line.starts_with("through_deref!(") && line.ends_with(");") => {
+                    self.derefs.extend(names(line));
+                    continue;
+                }
                 (_, line) if line.starts_with("through_deref!(") => {
                     let list = std::iter::once(line).chain(lines.by_ref().take_while(|line| *line != ");"));
                     self.derefs.extend(list.flat_map(names));
@@ -87,10 +101,8 @@ impl Crate {
                 if item.contains('{') {
                     inline = Some(module);
                 } else {
-                    let below = directory.join(&module);
-                    let files = [directory.join(format!("{module}.rs")), below.join("mod.rs")];
-                    let file = files.iter().find(|file| file.is_file()).expect("a module has a file");
-                    self.module(&format!("{within}::{module}"), file, &below);
+                    let (file, below) = (file_of(directory, &module), directory.join(&module));
+                    self.module(&format!("{within}::{module}"), &file, &below);
                 }
             } else if let Some(name) = named(&item, &["fn", "unsafe fn", "struct", "enum", "trait", "type", "const"]) {
                 self.items.insert(format!("{within}::{name}"), None);
@@ -152,6 +164,13 @@ impl Crate {
     }
 }
 
+/// The file of a module whose parent's modules are in `directory`.
+fn file_of(directory: &Path, module: &str) -> PathBuf {
+    let files = [format!("{module}.rs"), format!("{module}/mod.rs")].map(|file| directory.join(file));
+    let found = files.into_iter().find(|file| file.is_file());
+    found.unwrap_or_else(|| panic!("{module} has no file in {}", directory.display()))
+}
+
 /// The name that follows one of `words`.
 fn named(item: &str, words: &[&str]) -> Option<String> {
     let rest = words.iter().find_map(|word| item.strip_prefix(&format!("{word} ")))?;
@@ -176,7 +195,7 @@ fn impl_of(line: &str, derefs: &mut BTreeSet<String>) -> Option<String> {
         None => head.trim(),
     };
     match head.split_once(" for ") {
-        Some(("Deref", name)) => {
+        Some(("Deref" | "std::ops::Deref", name)) => {
             derefs.extend(names(name).into_iter().next());
             None
         }
