@@ -4,8 +4,8 @@
     .ci/drop-in EMPTY_DIRECTORY                       # builds target/release/run
     python3 benches/peer/drop_in.py --rounds 5
 
-A step is forward and backward on two threads, in a process of its own, as `.ci/drop-in DIR --time` has it. PyTorch's models
-are timm's (`convnext_tiny`, `efficientnet_b0`) and transformers' (`BertModel`), eager, in float32, with nothing dropped.
+A step is forward and backward on two threads, in a process of its own. This crate's own models leave candle's threads
+idle; a source made of candle's operations has two of them. PyTorch's models are timm's (`convnext_tiny`, `efficientnet_b0`) and transformers' (`BertModel`), eager, in float32, with nothing dropped.
 Prints medians, and the median of the rounds' ratios with their range: below 1 the model with masksub::nn is faster or
 smaller. A row that begins with "and" is the model after one more edit of its source, those of `.ci/drop-in`.
 

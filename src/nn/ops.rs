@@ -58,7 +58,8 @@ pub fn selu(xs: &Tensor, alpha: f32, gamma: f32) -> Result<Tensor> {
 ///
 /// Returns [B, H, S, E]. A query from which every key is hidden gets zeros.
 ///
-/// On Metal, where no gradient is asked for, it is candle-nn's kernel.
+/// On Metal, where no gradient is asked for, it is candle-nn's kernel. On the CPU in `f32` or half precision it is one of
+/// this crate's, which does not write the scores, unless the mask has a gradient or `softcapping` is not 1.
 ///
 /// # PyTorch
 ///

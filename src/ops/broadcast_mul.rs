@@ -57,7 +57,7 @@ fn routed(xs: &Tensor, factor: &Tensor) -> Result<Tensor> {
             let (xs, mut factor) = (xs.contiguous()?, factor.contiguous()?);
             // candle locks the two one after the other, and none may be taken twice (see `with_elements`).
             if kernel::same_storage(&xs, &factor) {
-                factor = factor.copy()?;
+                factor = factor.force_contiguous()?;
             }
             xs.apply_op2(&factor, BroadcastMul(repeated))
         }

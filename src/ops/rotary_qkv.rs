@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
 
 use super::attention::Dims;
-use super::cpu::kernel::{self, Elements};
+use super::cpu::kernel;
 use super::rotary_emb::{rope_i, rope_thd};
 use super::route::{in_f32, Route};
 use crate::check;
@@ -36,7 +36,7 @@ pub struct Rotation<'a> {
 ///
 /// - `qkv`: [B, N, 3 D], packed as for [`attention`](super::attention())
 /// - `num_heads`: divides D; heads have an even width d
-/// - `rotation`: the angles, in `f32` or the dtype of `qkv`
+/// - `rotation`: the angles, of any floating-point dtype
 ///
 /// Returns [B, N, 3 D].
 ///
@@ -53,7 +53,8 @@ pub struct Rotation<'a> {
 ///
 /// # Errors
 ///
-/// If shapes do not fit, d is odd, or a dtype is no floating-point one.
+/// If shapes do not fit, d is odd, a dtype is no floating-point one, or an angle asks for a gradient, which
+/// [`rotary_emb`](super::rotary_emb) has.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -75,7 +76,15 @@ pub fn rotary_qkv(qkv: &Tensor, num_heads: usize, rotation: &Rotation) -> Result
 fn routed(qkv: &Tensor, dims: Dims, rotation: &Rotation) -> Result<Tensor> {
     match Route::of(&[qkv]) {
         Route::Kernel if rotation.cos.device().is_cpu() => {
-            let angles = |angles: &Tensor| angles.detach().to_dtype(DType::F32)?.contiguous();
+            let qkv = qkv.contiguous()?;
+            // candle holds the lock of `qkv` while those of the angles are taken (see `with_elements`).
+            let angles = |angles: &Tensor| {
+                let angles = angles.detach().to_dtype(DType::F32)?.contiguous()?;
+                match kernel::same_storage(&angles, &qkv) {
+                    true => angles.force_contiguous(),
+                    false => Ok(angles),
+                }
+            };
             let op = Rotate {
                 dims,
                 cos: angles(rotation.cos)?,
@@ -83,7 +92,7 @@ fn routed(qkv: &Tensor, dims: Dims, rotation: &Rotation) -> Result<Tensor> {
                 pairs: rotation.pairs,
                 sign: 1.0,
             };
-            qkv.contiguous()?.apply_op1(op)
+            qkv.apply_op1(op)
         }
         Route::InF32 => in_f32(&[qkv], |t| routed(&t[0], dims, rotation)),
         Route::Kernel | Route::Composition => compose(qkv, dims, rotation),
@@ -95,6 +104,12 @@ fn check(qkv: &Tensor, num_heads: usize, rotation: &Rotation) -> OurResult<Dims>
     check::float("qkv", qkv)?;
     check::float("cos", rotation.cos)?;
     check::float("sin", rotation.sin)?;
+    for (argument, angles) in [("cos", rotation.cos), ("sin", rotation.sin)] {
+        if angles.track_op() {
+            let allowed = "detached, or turned by ops::rotary_emb, through which angles get gradients";
+            return Err(Error::invalid(argument, "a tensor with a gradient", allowed));
+        }
+    }
     let (batch, half) = (dims.batch, dims.head_width / 2);
     if !dims.head_width.is_multiple_of(2) {
         let expected = format!("[B, N, 3 D] with {num_heads} heads of an even width");
@@ -190,24 +205,26 @@ impl CustomOp1 for Rotate {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let mut ys = kernel::elements(storage, layout)?.to_vec();
-        let (cos, sin) = (Elements::of(&self.cos)?, Elements::of(&self.sin)?);
-        let (cos, sin): (&[f32], &[f32]) = (&cos, &sin);
         let Dims { tokens, head_width, .. } = self.dims;
         let (width, half) = (self.dims.width(), head_width / 2);
         let turned = self.cos.dim(candle_core::D::Minus2)?;
         let own_angles = self.cos.rank() == 3;
-        kernel::for_rows(&mut ys, 3 * width, |first, rows| {
-            for (row, y) in (first..).zip(rows.chunks_exact_mut(3 * width)) {
-                let Some(at) = (row % tokens).checked_sub(tokens - turned) else {
-                    continue;
-                };
-                let sample = if own_angles { row / tokens } else { 0 };
-                let angles = (sample * turned + at) * half..;
-                for head in y[..2 * width].chunks_exact_mut(head_width) {
-                    self.turn(head, &cos[angles.clone()][..half], &sin[angles.clone()][..half]);
+        kernel::with_elements(&[&self.cos, &self.sin], |angles| {
+            let [cos, sin] = *angles else { return Ok(()) };
+            kernel::for_rows(&mut ys, 3 * width, |first, rows| {
+                for (row, y) in (first..).zip(rows.chunks_exact_mut(3 * width)) {
+                    let Some(at) = (row % tokens).checked_sub(tokens - turned) else {
+                        continue;
+                    };
+                    let sample = if own_angles { row / tokens } else { 0 };
+                    let angles = (sample * turned + at) * half..;
+                    for head in y[..2 * width].chunks_exact_mut(head_width) {
+                        self.turn(head, &cos[angles.clone()][..half], &sin[angles.clone()][..half]);
+                    }
                 }
-            }
-        });
+            });
+            Ok(())
+        })?;
         Ok((CpuStorage::F32(ys), layout.shape().clone()))
     }
 
@@ -297,6 +314,33 @@ mod tests {
             let values = one.flatten_all().unwrap().narrow(0, 2 * d, d).unwrap();
             assert_eq!(part(2, 2).to_vec1::<f64>().unwrap(), values.to_vec1::<f64>().unwrap());
         }
+    }
+
+    /// Rows of one table, which lies with what is turned.
+    #[test]
+    fn angles_may_share_memory() {
+        let all = random(&[40], 0).to_dtype(DType::F32).unwrap();
+        let part = |start, len, shape: &[usize]| all.narrow(0, start, len).unwrap().reshape(shape).unwrap();
+        let (qkv, cos, sin) = (part(0, 24, &[1, 2, 12]), part(24, 4, &[2, 2]), part(28, 4, &[2, 2]));
+        let rotation = |cos: &Tensor, sin: &Tensor| {
+            let rotation = Rotation {
+                cos,
+                sin,
+                pairs: Pairs::Halves,
+            };
+            rotary_qkv(&qkv, 1, &rotation)
+        };
+        let apart = |xs: &Tensor| xs.force_contiguous().unwrap();
+        let (together, alone) = (
+            rotation(&cos, &sin).unwrap(),
+            rotation(&apart(&cos), &apart(&sin)).unwrap(),
+        );
+        assert_eq!(crate::ops::testing::relative(&together, &alone), 0.0);
+        let error = rotation(&candle_core::Var::from_tensor(&cos).unwrap(), &sin).unwrap_err();
+        assert!(
+            error.to_string().starts_with("cos is a tensor with a gradient"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -64,7 +64,7 @@ pub fn plain(rng: &mut KeyedRng, _: &Scratch) -> Result<()> {
     let [b, c, d, k] = [0; 4].map(|_| small(rng));
     let rank = rng.random_range(0..5);
     let any: Vec<usize> = (0..rank).map(|_| rng.random_range(0..6)).collect();
-    let ys = match rng.random_range(0..15) {
+    let ys = match rng.random_range(0..16) {
         0 => ops::gelu(&var(rng, &any)?)?,
         1 => ops::quick_gelu(&var(rng, &any)?)?,
         2 => ops::softmax_last_dim(&var(rng, &any)?)?,
@@ -105,12 +105,23 @@ pub fn plain(rng: &mut KeyedRng, _: &Scratch) -> Result<()> {
             } else {
                 vec![b, turned, d]
             };
+            let mut angle = || -> Result<Tensor> {
+                let angle = var(rng, &angles)?;
+                Ok(if rng.random_bool(0.9) { angle.detach() } else { angle })
+            };
+            let (cos, sin) = (angle()?, angle()?);
             let rotation = Rotation {
-                cos: &var(rng, &angles)?,
-                sin: &var(rng, &angles)?,
+                cos: &cos,
+                sin: &sin,
                 pairs: pick(rng, &[Pairs::Neighbours, Pairs::Halves]),
             };
             ops::rotary_qkv(&qkv, near(rng, k), &rotation)?
+        }
+        14 => {
+            let shape = [b, c, d, k];
+            let factor = shape.map(|size| if rng.random() { size } else { 1 });
+            let lacking = near(rng, 0).min(4);
+            ops::broadcast_mul(&var(rng, &shape)?, &var(rng, &factor[lacking..])?)?
         }
         13 => {
             let (qkv, samples) = (var(rng, &[b, c, 3 * d * k])?, pick(rng, &[1, b, 3]));

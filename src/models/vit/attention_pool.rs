@@ -1,4 +1,4 @@
-//! Attention pooling: a learned query that reads all tokens, and an MLP behind it (SigLIP, arXiv 2303.15343).
+//! Attention pooling: a learned query that reads all patches, and an MLP behind it (SigLIP, arXiv 2303.15343).
 
 use candle_core::{Result, Tensor, D};
 use candle_nn::VarBuilder;
@@ -47,8 +47,8 @@ impl AttentionPool {
         })
     }
 
-    /// [B, N, D] to [B, D].
-    pub(super) fn forward(&self, tokens: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+    /// [B, N, D] to [B, D]. Nothing is dropped in it, whatever a sub-branch drops elsewhere.
+    pub(super) fn forward(&self, tokens: &Tensor) -> Result<Tensor> {
         // The same for all samples, so that the query is projected once.
         let (q, kv) = (self.q.forward(&self.latent)?, self.kv.forward(tokens)?);
         let pooled = if ops::is_half(tokens) {
@@ -56,7 +56,8 @@ impl AttentionPool {
         } else {
             self.attend(&q, &kv)
         }?;
-        self.mlp.forward(&self.proj.forward(&pooled)?, pass)?.squeeze(1)
+        let pooled = self.proj.forward(&pooled)?;
+        self.mlp.forward(&pooled, &mut Pass::eval())?.squeeze(1)
     }
 
     /// The query [1, 1, D] on keys and values [B, N, 2 D]: [B, 1, D].

@@ -249,6 +249,7 @@ impl Config {
             ("depth", self.depth),
             ("num_heads", self.num_heads),
             ("mlp_dim", self.mlp_dim),
+            ("num_registers", self.num_registers.max(1)),
             // A side of 0 is refused below, together with what would fit.
             ("image_size", height.max(1)),
             ("image_size", width.max(1)),
@@ -311,8 +312,13 @@ impl Config {
             let (channels, (h, w)) = (self.in_channels, self.image_size);
             let expected = format!("[B, {channels}, {h}, {w}] as configured");
             let why = if dims[1] == channels && self.fits(height) && self.fits(width) {
-                // A size like any other: only the position embeddings are for another grid.
-                format!(": for images of {height} x {width} set Config::image_size, to which a checkpoint's positions are resized")
+                // A size like any other: only the positions are for another grid.
+                let resized = if self.absolute_positions {
+                    ", to which a checkpoint's positions are resized"
+                } else {
+                    ""
+                };
+                format!(": for images of {height} x {width} set Config::image_size{resized}")
             } else {
                 format!("; sides are {}", self.sides())
             };

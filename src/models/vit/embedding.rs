@@ -64,6 +64,8 @@ impl Embedding {
             pos_embed: if cfg.absolute_positions {
                 table(positions, names.pos_embed, &[positions, d])?
             } else {
+                let grid = format_args!("{} patches", cfg.grid()).to_string();
+                check::fits_memory("image_size", grid, positions.checked_mul(d), vb.dtype().size_in_bytes())?;
                 Tensor::zeros((1, positions, d), vb.dtype(), vb.device())?
             },
             num_prefix_positions: cfg.num_prefix_positions(),

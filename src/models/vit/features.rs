@@ -1,4 +1,4 @@
-//! What a ViT makes of images before its head: for probes, retrieval and dense tasks.
+//! Images as a ViT sees them before its head: for probes, retrieval and dense tasks.
 
 use candle_core::{Result, Tensor};
 
@@ -7,10 +7,11 @@ use crate::model::TokenModel;
 use crate::ops::Tokens;
 use crate::pass::Pass;
 
-/// What a ViT makes of images before its head.
+/// Images as a ViT sees them before its head.
 #[derive(Clone, Debug)]
 pub struct Features {
-    /// What the head reads, behind the final norm: [B, D]; [B, 2 D] of class token and mean, [B, 2, D] of two heads.
+    /// The head's input, behind the final norm where there is one: [B, D]; [B, 2 D] of class token and mean, [B, 2, D] of
+    /// two heads.
     pub pooled: Tensor,
     /// All tokens behind each block, before the final norm, [B, P + L, D] each: P prefix tokens, then the patches row by
     /// row.
@@ -41,7 +42,7 @@ impl VisionTransformer {
         let last = self.through_blocks(&tokens, None, Tokens::All, &mut pass, |tokens| {
             blocks.push(tokens.clone())
         })?;
-        let pooled = self.head().pool(&last, &mut pass)?;
+        let pooled = self.head().pool(&last)?;
         Ok(Features { pooled, blocks })
     }
 }

@@ -11,7 +11,6 @@ use crate::models::linear::Linear;
 use crate::models::pool;
 use crate::nn::{layer_norm, LayerNorm};
 use crate::ops::Tokens;
-use crate::pass::Pass;
 
 /// What follows the blocks.
 #[derive(Clone, Debug)]
@@ -84,7 +83,7 @@ impl Head {
 
     /// What the head reads of tokens [B, P + K, D]: [B, D], [B, 2 D], or [B, 2, D] of two heads. Those behind the first
     /// are none where it is the only one read.
-    pub(super) fn pool(&self, tokens: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+    pub(super) fn pool(&self, tokens: &Tensor) -> Result<Tensor> {
         let norm = |xs: &Tensor| match &self.norm {
             Some(norm) => norm.forward(&xs.contiguous()?),
             None => Ok(xs.clone()),
@@ -101,7 +100,7 @@ impl Head {
             }
             Pooling::Mean => norm(&pool::mean(&patches(tokens)?, 1)?),
             Pooling::NormThenMean => pool::mean(&norm(&patches(tokens)?)?, 1),
-            Pooling::Attention(attention) => attention.forward(&norm(tokens)?, pass),
+            Pooling::Attention(attention) => attention.forward(&patches(&norm(tokens)?)?.contiguous()?),
         }
     }
 

@@ -73,7 +73,7 @@ impl VisionTransformer {
     pub(super) fn pooled(&self, tokens: &Tensor, keep: Option<&Mask>, pass: &mut Pass) -> Result<Tensor> {
         // The last block's other tokens are read by nothing.
         let tokens = self.through_blocks(tokens, keep, self.head.reads(), pass, |_| ())?;
-        self.head.pool(&tokens, pass)
+        self.head.pool(&tokens)
     }
 
     /// A token sequence behind the last block, of which it computes the tokens that are `read`. `each` sees it behind
@@ -106,11 +106,16 @@ impl VisionTransformer {
                 let keep = keep.map(|mask| mask.indices_on(grid, b)).transpose()?;
                 let kept = keep.map_or(grid.len(), |keep| keep.len() / b);
                 // Without a mask, whoever cut tokens need not say which: unless the blocks take their positions.
-                let any = keep.is_none() && !self.cfg.has_positions_in_blocks();
+                let any = keep.is_none() && !self.cfg.has_positions_in_blocks() && n - prefix <= kept;
                 if any || n == prefix + kept {
                     return Ok((b, keep));
                 }
-                format!("[{b}, {prefix} + {kept}, {d}], the tokens that `keep` keeps")
+                let which = match keep {
+                    Some(_) => "the tokens that `keep` keeps",
+                    None if n - prefix > kept => "no more tokens than there are patches",
+                    None => "or fewer with the mask that `embed` got as `keep`: this model's blocks take positions",
+                };
+                format!("[{b}, {prefix} + {kept}, {d}], {which}")
             }
             _ => format!("[B, {prefix} + K, {}] with B, K > 0", self.cfg.embed_dim),
         };

@@ -74,6 +74,10 @@ impl Positions {
         let Some(rows) = &self.relative else {
             return ops::attention(qkv, num_heads);
         };
+        if ops::is_half(table) {
+            // A row's gradient is a sum over all pairs of patches at its distance, which would stop growing in half.
+            return ops::in_f32(&[qkv, table], |t| self.attend(&t[0], num_heads, &t[1]));
+        }
         let (samples, n, _) = rows.dims3()?;
         let biases = table.index_select(&rows.flatten_all()?, 0)?;
         let biases = biases.reshape((samples, n, n, table.dim(1)?))?;

@@ -12,7 +12,8 @@ use crate::nn::{layer_norm, LayerNorm};
 use crate::ops;
 use crate::pass::Pass;
 
-/// x + drop_path(gamma * fc2(norm'(silu(g) * v))) with gate and value (g, v) of norm(x), and dropout as in the plain MLP.
+/// x + drop_path(gamma * fc2(norm'(silu(g) * v))) with gate and value (g, v) of norm(x), and dropout before
+/// norm' and behind fc2, as timm's `SwiGLU` has it.
 #[derive(Clone, Debug)]
 pub(super) struct SwiGlu {
     norm: LayerNorm,
@@ -60,11 +61,11 @@ impl SwiGlu {
             Gated::Packed(both) => swiglu(&both.forward(&normed)?)?,
             Gated::Apart([gate, value]) => (ops::silu(&gate.forward(&normed)?)? * value.forward(&normed)?)?,
         };
+        let hidden = pass.dropout(&hidden, self.rates.dropout)?;
         let hidden = match &self.inner_norm {
             Some(norm) => norm.forward(&hidden)?,
             None => hidden,
         };
-        let hidden = pass.dropout(&hidden, self.rates.dropout)?;
         let ys = pass.dropout(&self.fc2.forward(&hidden)?, self.rates.dropout)?;
         let factors = pass.drop_path_factors(xs.dim(0)?, self.rates.drop_path)?;
         ops::add_branch(xs, ys, self.gamma.as_ref(), factors.as_deref())

@@ -1,7 +1,8 @@
 //! Attention by candle-nn's functions for the CPU, with a backward.
 //!
-//! candle-nn's kernels keep no scores, and have no backward. They still compute where no gradient is asked for; where one
-//! is, and on other devices, a composition with the same result does.
+//! candle-nn's kernels keep no scores, and have no backward. They still compute where no gradient is asked for. Where one
+//! is, the CPU has a kernel of this crate's that has one, of `f32`, and of half precision in that; elsewhere a composition
+//! with the same result computes.
 
 pub mod cpu_flash;
 pub(crate) mod scores;

@@ -266,6 +266,38 @@ fn the_kernel_equals_its_composition() {
     );
 }
 
+/// In f32 on the CPU, with a mask that is not trained and as many heads of keys as of values.
+#[test]
+fn the_kernel_is_for_what_it_says() {
+    let attend = |dtype, [few, of_values]: [usize; 2], bias: Option<&Tensor>| {
+        let part = |heads: usize, length| random(&[1, heads, length, 2], 0).to_dtype(dtype).unwrap();
+        let attended = crate::ops::attend(&part(4, 3), &part(few, 5), &part(of_values, 5), 0.5, bias);
+        attended.unwrap().is_some()
+    };
+    let bias = random(&[3, 5], 1).to_dtype(DType::F32).unwrap();
+    let trained = Var::from_tensor(&bias).unwrap();
+    assert!(attend(DType::F32, [4, 4], None) && attend(DType::F32, [2, 2], Some(&bias)));
+    assert!(!attend(DType::F64, [4, 4], None) && !attend(DType::F32, [4, 2], None));
+    assert!(!attend(DType::F32, [4, 4], Some(&trained)));
+}
+
+/// One tensor thrice, or parts of one: none is locked twice, and each gets all of its gradient.
+#[test]
+fn queries_keys_and_values_may_share_memory() {
+    let all = random(&[3, 1, 2, 4, 3], 0);
+    let run = |dtype, thrice: bool| {
+        let var = Var::from_tensor(&all.to_dtype(dtype).unwrap()).unwrap();
+        let part = |at| var.get(if thrice { 0 } else { at }).unwrap();
+        let ys = sdpa(&part(0), &part(1), &part(2), None, false, 0.5, 1.0).unwrap();
+        let grads = ys.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+        (ys.detach(), grads.get(&var).unwrap().clone())
+    };
+    for thrice in [true, false] {
+        let ((ys, grad), (ys0, grad0)) = (run(DType::F32, thrice), run(DType::F64, thrice));
+        assert!(relative(&ys, &ys0) < 1e-6 && relative(&grad, &grad0) < 1e-6, "{thrice}");
+    }
+}
+
 #[test]
 fn the_kernel_gives_nothing_to_a_query_that_sees_nothing() {
     let inputs = [[2, 4, 5, 3], [2, 2, 6, 3], [2, 2, 6, 3]].map(|shape| random(&shape, 1));

@@ -47,7 +47,7 @@ pub fn flash_attn_varlen_unfused(
         right: window_size_right,
     };
     let packed = Packed::new([q, k, v], alibi_slopes, [seqlens_q, seqlens_k], window)?;
-    packed.composition(q, k, v, softmax_scale)
+    packed.differentiable(q, k, v, softmax_scale)
 }
 
 /// Sequences, slopes and a window that fit the tensors they were checked with.
@@ -97,8 +97,8 @@ impl Packed {
         })
     }
 
-    /// Attention of candle's operations.
-    pub(super) fn composition(&self, q: &Tensor, k: &Tensor, v: &Tensor, softmax_scale: f32) -> Result<Tensor> {
+    /// Attention with a backward.
+    pub(super) fn differentiable(&self, q: &Tensor, k: &Tensor, v: &Tensor, softmax_scale: f32) -> Result<Tensor> {
         let (mut from_query, mut from_key, mut attended) = (0, 0, Vec::new());
         for &(queries, keys) in &self.lengths {
             // [S, H, D] to [1, H, S, D].

@@ -44,7 +44,7 @@ pub(crate) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, scale: f32, bias: Optio
     let apart = |xs: &Tensor, others: &[&Tensor]| {
         let xs = xs.contiguous()?;
         match others.iter().any(|other| kernel::same_storage(&xs, other)) {
-            true => xs.copy(),
+            true => xs.force_contiguous(),
             false => Ok(xs),
         }
     };

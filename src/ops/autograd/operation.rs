@@ -105,7 +105,7 @@ pub(crate) fn apply<O: Operation>(op: O, xs: &Tensor, params: &[&Tensor]) -> Res
     // candle holds the input's lock while the parameters' are taken, and none may be taken twice (see `with_elements`).
     let mut params = node.params.tensors().iter();
     if params.any(|param| kernel::same_storage(&xs, param)) {
-        xs = xs.copy()?;
+        xs = xs.force_contiguous()?;
     }
     xs.apply_op2(&edge, node)
 }

@@ -67,6 +67,28 @@ fn leave_a_model_of_the_kept_ones() {
     }
 }
 
+/// Samples that keep different tokens are what each is by itself.
+#[test]
+fn are_those_of_each_sample() {
+    let xs = images(2, "each");
+    let rows = [[0u32, 3, 5, 10, 15], [1, 2, 7, 8, 12]];
+    for (name, cfg) in tiny_forms(5) {
+        let (whole, _) = from_values(&cfg, &random_values(&cfg), DType::F32);
+        let logits = |xs: &Tensor, rows: &[[u32; 5]]| {
+            let mask = Mask::from_keep_indices(Grid::new(4, 4), rows).unwrap();
+            let mut pass = Pass::eval();
+            let tokens = whole.embed(xs, Some(&mask), &mut pass).unwrap();
+            whole.classify(&tokens, Some(&mask), &mut pass).unwrap()
+        };
+        let together = logits(&xs, &rows);
+        for (sample, row) in rows.iter().enumerate() {
+            let alone = logits(&xs.narrow(0, sample, 1).unwrap(), &[*row]);
+            let off = distance(&together.narrow(0, sample, 1).unwrap(), &alone);
+            assert!(off < 1e-5, "{name}, sample {sample}: {off:.1e}");
+        }
+    }
+}
+
 #[test]
 fn are_gone_whatever_they_were() {
     for (name, cfg) in tiny_forms(5) {

@@ -89,9 +89,14 @@ fn blocks_that_take_positions_want_the_mask() {
         let without = vit.classify(&tokens, None, &mut pass);
         assert_eq!(without.is_err(), wanted);
         if let Err(error) = without {
-            let expected = "tokens has shape [1, 4, 24], but must be [1, 1 + 16, 24], the tokens that `keep` keeps";
+            let expected =
+                "tokens has shape [1, 4, 24], but must be [1, 1 + 16, 24], or fewer with the mask that `embed` \
+                            got as `keep`: this model's blocks take positions";
             assert_eq!(Error::from(error).to_string(), expected);
         }
+        let doubled = Tensor::cat(&[&tokens; 5], 1).unwrap();
+        let error = Error::from(vit.classify(&doubled, None, &mut pass).unwrap_err()).to_string();
+        assert!(error.ends_with("no more tokens than there are patches"), "{error}");
         vit.classify(&tokens, Some(&mask), &mut pass).unwrap();
     }
 }

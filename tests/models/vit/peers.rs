@@ -172,6 +172,7 @@ fn dropped(vit: &VisionTransformer, recorded: &Tensors) -> Tensor {
 
 #[test]
 fn give_their_logits_and_gradients() {
+    let (mut with_gradients, mut with_dropped) = (0, 0);
     for (name, cfg) in PEERS {
         let recorded = load(&fixture(&format!("{name}.expect")));
         let xs = &recorded["input"];
@@ -188,12 +189,15 @@ fn give_their_logits_and_gradients() {
         let (gradient, of) = gradient_error(&vit, &params, &cfg, &recorded);
         println!("{name}: logits {error:.1e}, gradients {gradient:.1e} ({of})");
         assert!(gradient < 1e-4, "{name}: {gradient:.1e} of {of}");
+        with_gradients += 1;
         if recorded.contains_key("noise") {
             let error = distance(&dropped(&vit, &recorded), &recorded["logits_sub"]);
             println!("{name}: dropped {error:.1e}");
             assert!(error < 1e-5, "{name}: {error:.1e} with dropped tokens");
+            with_dropped += 1;
         }
     }
+    assert_eq!((with_gradients, with_dropped), (13, 6));
 }
 
 /// Positions are resized as each peer does it.

@@ -96,7 +96,7 @@ impl Settings {
         }
         match self.by_candles_kernel(q, k, v)? {
             Some(attended) => Ok(attended),
-            None => self.composition(q, k, v),
+            None => self.differentiable(q, k, v),
         }
     }
 
@@ -126,8 +126,8 @@ impl Settings {
         kernel(&q, &k, &v, self.scale, self.mask.clone(), self.max_bias, self.softcap).map(Some)
     }
 
-    /// The same of candle's operations.
-    fn composition(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+    /// The same with a backward.
+    fn differentiable(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
         let dtype = if q.dim(0)? == 1 { scores::wide(q) } else { q.dtype() };
         // [B, S, H, D] to [B, H, S, D].
         let heads_first = |xs: &Tensor| xs.transpose(1, 2)?.to_dtype(dtype);

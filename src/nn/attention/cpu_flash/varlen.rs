@@ -30,7 +30,7 @@ pub fn flash_attn_varlen_cpu(
     let packed = Packed::new([q, k, v], alibi_slopes, [seqlens_q, seqlens_k], window)?;
     let taken = matches!(q.dtype(), DType::F32 | DType::F16) && q.elem_count() > 0;
     if !taken || !q.device().is_cpu() || tracked(&[q, k, v]) {
-        return packed.composition(q, k, v, softmax_scale);
+        return packed.differentiable(q, k, v, softmax_scale);
     }
     let slopes = packed
         .slopes
