@@ -1,7 +1,7 @@
 //! Tensors of a checkpoint: which its files hold and where, each read when it is asked for.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{Seek, SeekFrom};
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
@@ -11,7 +11,7 @@ use super::layout::{self, Ambiguous, Layout};
 use super::part::Part;
 use super::shards::{self, Index};
 use super::stored::{Contents, Dictionary, Stored};
-use super::{npz, pth};
+use super::{elements, npz, pth};
 use crate::error::{listed, Error, Fault, Result};
 use crate::file;
 
@@ -105,15 +105,7 @@ impl TensorFile {
         let Some(part) = self.parts.get(stored.part) else {
             return Err(Fault::from("a part of it is gone").of_file(Path::new(&self.path)));
         };
-        let fail = |error: std::io::Error| Fault::from(error).of_file(&part.path);
-        let size = stored.dtype.size_in_bytes();
-        let mut bytes = vec![0; stored.span() * size];
-        let mut reader = part.reader();
-        reader.seek(SeekFrom::Start(stored.start)).map_err(fail)?;
-        reader.read_exact(&mut bytes).map_err(fail)?;
-        if stored.strides != Stored::contiguous_strides(&stored.shape) {
-            bytes = in_order(&bytes, stored);
-        }
+        let bytes = elements::read(part, stored).map_err(|fault| fault.of_file(&part.path))?;
         Ok(Tensor::from_raw_buffer(
             &bytes,
             stored.dtype,
@@ -180,7 +172,7 @@ fn foreign(start: &[u8]) -> &'static str {
     if start.starts_with(b"GGUF") {
         return "it is a GGUF file, whose quantised weights cannot be trained: give the .safetensors it was made from";
     }
-    "it is neither a safetensors nor a PyTorch file"
+    "it is neither a safetensors nor a PyTorch file, nor an .npz archive"
 }
 
 /// Refuses shards that do not hold what their index says.
@@ -220,26 +212,6 @@ fn merged(parts: &[Part], contents: Vec<Contents>) -> Result<Contents> {
     Ok(all)
 }
 
-/// The elements of a strided tensor one after the other.
-fn in_order(bytes: &[u8], stored: &Stored) -> Vec<u8> {
-    let size = stored.dtype.size_in_bytes();
-    let mut ordered = Vec::with_capacity(stored.elem_count() * size);
-    let mut index = vec![0; stored.shape.len()];
-    for _ in 0..stored.elem_count() {
-        let start: usize = index.iter().zip(&stored.strides).map(|(i, stride)| i * stride).sum();
-        ordered.extend_from_slice(bytes.get(start * size..(start + 1) * size).unwrap_or_default());
-        // The next element: the last index counts on, and where it is at its end, the one before.
-        for (i, n) in index.iter_mut().zip(&stored.shape).rev() {
-            *i += 1;
-            if *i < *n {
-                break;
-            }
-            *i = 0;
-        }
-    }
-    ordered
-}
-
 /// The header alone.
 fn read_safetensors(part: &Part) -> std::result::Result<Contents, Fault> {
     let mut reader = part.reader();
@@ -272,55 +244,4 @@ fn read_safetensors(part: &Part) -> std::result::Result<Contents, Fault> {
         dictionaries: vec![whole],
         keys: vec![],
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn stored(shape: &[usize], strides: &[usize]) -> Stored {
-        Stored {
-            part: 0,
-            dtype: DType::F32,
-            shape: shape.to_vec(),
-            strides: strides.to_vec(),
-            start: 0,
-        }
-    }
-
-    #[test]
-    fn a_strided_tensor_is_put_in_order() {
-        let cases: [(&[usize], &[usize], &[f32]); 4] = [
-            // Transposed, a column, every other, none.
-            (&[2, 3], &[1, 2], &[0.0, 2.0, 4.0, 1.0, 3.0, 5.0]),
-            (&[3], &[2], &[0.0, 2.0, 4.0]),
-            (&[2, 1, 2], &[4, 9, 1], &[0.0, 1.0, 4.0, 5.0]),
-            (&[0, 3], &[3, 1], &[]),
-        ];
-        for (shape, strides, expected) in cases {
-            let stored = stored(shape, strides);
-            let bytes: Vec<u8> = (0..stored.span()).flat_map(|i| (i as f32).to_le_bytes()).collect();
-            let expected: Vec<u8> = expected.iter().flat_map(|value| value.to_le_bytes()).collect();
-            assert_eq!(in_order(&bytes, &stored), expected, "{shape:?} {strides:?}");
-        }
-    }
-
-    #[test]
-    fn what_does_not_lie_in_the_file_is_refused() {
-        stored(&[2, 3], &[3, 1]).check("w", 24).unwrap();
-        stored(&[], &[]).check("w", 4).unwrap();
-        stored(&[0, 3], &[3, 1]).check("w", 24).unwrap();
-        for (shape, strides, available) in [
-            (vec![2, 3], vec![3, 1], 23),
-            (vec![2, 3], vec![4, 1], 24),
-            // As many as one likes, all the same.
-            (vec![1 << 40], vec![0], 24),
-            (vec![usize::MAX, usize::MAX], vec![usize::MAX, usize::MAX], u64::MAX),
-            (vec![usize::MAX, 2], vec![2, 1], u64::MAX),
-            (vec![0, 1 << 40], vec![1, 1], 24),
-        ] {
-            let message = stored(&shape, &strides).check("w", available).unwrap_err().to_string();
-            assert!(message.contains("tensor w of shape"), "{message}");
-        }
-    }
 }

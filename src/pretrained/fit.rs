@@ -3,10 +3,11 @@
 use candle_core::{DType, Tensor};
 
 use super::format::Format;
-use super::names::{HEAD, INPUT_KERNELS, NORM, POSITION_TABLE, POS_EMBED};
+use super::names::{HEAD, INPUT_KERNELS, NORM, POSITION_TABLE, POS_EMBED, REG_TOKEN};
 use super::resize::{self, Resize};
 use super::source::PeerSource;
 use super::square;
+use crate::check;
 use crate::error::{Error, Result};
 use crate::grid::Grid;
 
@@ -93,6 +94,9 @@ impl PeerSource {
                 // What stands before them, of the class token, stays as it is.
                 let positions = found.read(&self.file)?.reshape(((), dim))?;
                 let how = self.resize(key);
+                if how == Resize::Geometric {
+                    return Err(resize::for_tables_alone(from, to));
+                }
                 let resized = resize::resized(&positions, from, to, how)?;
                 let taken = if taken { ", taken for a square" } else { "" };
                 (resized, format!("{key}: {from} -> {to} positions{taken}, {how}"))
@@ -108,7 +112,9 @@ impl PeerSource {
 
     /// The way in which a weight is resized.
     fn resize(&self, key: &str) -> Resize {
-        self.fitting.resize.unwrap_or_else(|| self.format.resize(key))
+        let registers = self.found(REG_TOKEN).is_some();
+        let resize = self.fitting.resize;
+        resize.unwrap_or_else(|| self.format.resize(key, registers))
     }
 
     /// What becomes of positions of shape `from` in a model that asks for `to`.
@@ -197,15 +203,23 @@ fn on_grid(n: usize, m: usize, grid: Grid) -> Positions {
 
 /// The kernel [O, 3, h, w] for images of other channels, as timm's `adapt_input_conv` makes it
 /// (`timm/models/_manipulate.py`): the sum for one channel, [O, 1, h, w]; for C, the three in turns, times 3 / C.
-fn with_channels(kernel: &Tensor, channels: usize) -> candle_core::Result<Tensor> {
+fn with_channels(kernel: &Tensor, channels: usize) -> Result<Tensor> {
+    let each = kernel.elem_count() / COLOURS;
+    // As it is repeated, as it is scaled, and in the dtype of the model.
+    check::fits_memory(
+        "in_channels",
+        channels,
+        each.checked_mul(channels),
+        3 * size_of::<f64>(),
+    )?;
     let kernel = match kernel.dtype() {
         DType::F64 => kernel.clone(),
         _ => kernel.to_dtype(DType::F32)?,
     };
     if channels == 1 {
-        return kernel.sum_keepdim(1);
+        return Ok(kernel.sum_keepdim(1)?);
     }
     let turns: Vec<u32> = (0..channels).map(|channel| (channel % COLOURS) as u32).collect();
     let turns = Tensor::new(turns, kernel.device())?;
-    kernel.index_select(&turns, 1)? * (COLOURS as f64 / channels as f64)
+    Ok((kernel.index_select(&turns, 1)? * (COLOURS as f64 / channels as f64))?)
 }

@@ -173,14 +173,18 @@ impl Format {
         }
     }
 
-    /// How its writer resizes positions, or tables of relative ones, when it loads them for another grid.
-    pub(super) fn resize(self, key: &str) -> Resize {
+    /// How its writer resizes positions, or tables of relative ones, when it loads them for another grid: those of a
+    /// model with registers or without.
+    pub(super) fn resize(self, key: &str, registers: bool) -> Resize {
         match self {
             Self::TimmSwin if key.ends_with(POSITION_TABLE) => Resize::Geometric,
             // timm/layers/pos_embed.py, open_clip/model.py (resize_pos_embed)
             Self::TimmVit | Self::TimmDeit3 | Self::TimmClip | Self::TimmEva | Self::OpenClip => {
                 Resize::AntialiasedBicubic
             }
+            // transformers/models/dinov2_with_registers/modeling_dinov2_with_registers.py (interpolate_pos_encoding) says
+            // antialias=True, which that of plain DINOv2 does not.
+            Self::HfDinov2 if registers => Resize::AntialiasedBicubic,
             // torchvision/models/vision_transformer.py (interpolate_embeddings)
             Self::TorchvisionVit => Resize::AlignedBicubic,
             // vit_jax/checkpoint.py (interpolate_posembed): scipy.ndimage.zoom of order 1
@@ -197,12 +201,11 @@ impl Format {
         key: Option<&str>,
     ) -> Option<(Self, &'static str)> {
         let names = Behind { tensors, prefix };
-        let has = |name: &str| names.get(name).is_some();
         // Each is told by weights that its relatives (SwinV2, ResNets with a deep stem) do not have.
-        if has("visual.conv1.weight") && names.any_below("visual.transformer.resblocks.0.") {
+        if names.has("visual.conv1.weight") && names.any_below("visual.transformer.resblocks.0.") {
             return Some((Self::OpenClip, ""));
         }
-        if has("class_embedding") && has("ln_pre.weight") && names.any_below("transformer.resblocks.0.") {
+        if names.has("class_embedding") && names.has("ln_pre.weight") && names.any_below("transformer.resblocks.0.") {
             return Some((Self::OpenClip, "visual."));
         }
         let of_vit = names.hugging_faces().or_else(|| names.timms(key));

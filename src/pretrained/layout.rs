@@ -17,8 +17,8 @@ const KEYS: [&str; 8] = [
     "teacher",
     "student",
 ];
-/// Parts of the keys of averaged weights, of which timm's `state_dict_ema` is one.
-const AVERAGED: [&str; 4] = ["ema", "swa", "avg", "average"];
+/// Parts of the keys of averaged weights, of which timm's `state_dict_ema` is one: whole ones, for `semantic` is none.
+const AVERAGED: [&str; 5] = ["ema", "swa", "avg", "average", "averaged"];
 /// Ends of names that a model has once, those of its patch embedding or stem: what stands before one is where the model
 /// begins, or above it.
 const LANDMARKS: [&str; 11] = [
@@ -49,7 +49,7 @@ pub(super) fn rank(key: &str) -> usize {
 }
 
 fn is_average(name: &str) -> bool {
-    AVERAGED.iter().any(|part| name.contains(part))
+    name.split(['.', '_', '-']).any(|part| AVERAGED.contains(&part))
 }
 
 /// Rank of what lies below no key.
@@ -118,4 +118,25 @@ fn find_in(tensors: &BTreeMap<String, Stored>, key: Option<&str>, below: &str) -
         return Err(Ambiguous(alike));
     }
     Ok(layouts.into_iter().next().map(|(_, layout)| layout))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn averages_are_told_by_whole_parts_of_their_names() {
+        for name in [
+            "ema",
+            "state_dict_ema",
+            "model_ema.module.",
+            "net-swa",
+            "averaged_model",
+        ] {
+            assert!(is_average(name), "{name}");
+        }
+        for name in ["semantic.", "schema.", "swap", "model", ""] {
+            assert!(!is_average(name), "{name}");
+        }
+    }
 }

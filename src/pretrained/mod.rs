@@ -48,10 +48,15 @@
 //!
 //! | names of | models | positions are resized |
 //! |---|---|---|
-//! | timm | ViT and DeiT, DeiT-III, CLIP's tower | antialiased bicubic |
+//! | timm | ViT, DeiT, DINOv2, SigLIP, DeiT-III, CLIP's tower, EVA-02 | antialiased bicubic |
 //! | timm | Swin | tables in a geometric series |
+//! | timm | BEiT and BEiT v2 | its tables are not resized: another grid is an error |
+//! | timm | DINOv3, ConvNeXt and ConvNeXt V2, ResNet | there are none |
 //! | facebookresearch | DeiT-III, MAE before and after fine-tuning | bicubic |
-//! | Hugging Face, its files and its `state_dict()` in memory | ViT, ViT-MAE, CLIP (all, the tower, a classifier), Swin, ResNet | bicubic |
+//! | facebookresearch | ConvNeXt and ConvNeXt V2 | there are none |
+//! | Hugging Face, its files and its `state_dict()` in memory | ViT, ViT-MAE, DeiT, DINOv2, SigLIP, CLIP (all, the tower, a classifier), Swin | bicubic |
+//! | Hugging Face | DINOv2 with registers | antialiased bicubic |
+//! | Hugging Face | DINOv3, ConvNeXt and ConvNeXt V2, ResNet | there are none |
 //! | OpenCLIP, OpenAI | CLIP, all of it or the tower | antialiased bicubic |
 //! | torchvision | ViT, Swin, ResNet | bicubic with aligned corners; tables bicubic |
 //! | Microsoft | Swin | tables bicubic |
@@ -64,8 +69,10 @@
 //! | a directory, `*.index.json`, any shard (`model-00001-of-00003.safetensors`) | all shards are read; one that is missing, torn or another model's is named |
 //! | `model`, `state_dict`, `model_state_dict`, `module` (DeepSpeed), `net`, `teacher`, any other key | the likeliest that holds a known format; averaged weights (`state_dict_ema`) only where there are no others, or by [`Pretrained::open_key`] |
 //! | `module.`, `_orig_mod.`, `model.`, `backbone.`, any prefix up to six modules deep | the outermost that a known format stands behind; two alike are an error, which [`Pretrained::open_key`] resolves |
-//! | gzip | inflated in memory |
+//! | gzip | inflated in memory, and held there for as long as the [`Weights`] live |
 //! | `AveragedModel`'s count, an `args` namespace, an optimizer's state | left out |
+//!
+//! A pickle may hold 64 dictionaries of tensors at most; of one with more, [`Pretrained::open_key`] takes one.
 //!
 //! What is refused says what it is: a model pickled whole or scripted ([`Error::CodeInCheckpoint`]), HDF5, GGUF, a pointer
 //! of Git LFS, compressed archives, shards without their siblings.
@@ -111,6 +118,7 @@
 //! should be is an [`Error::CodeInCheckpoint`]. Tensors are read when a model asks for them.
 
 mod archive;
+mod elements;
 mod file;
 mod fit;
 mod format;

@@ -154,6 +154,8 @@ const SPELLINGS: [(&str, &str); 17] = [
 
 /// Key of the position embedding.
 pub(super) const POS_EMBED: &str = "pos_embed";
+/// Key of the register tokens.
+pub(super) const REG_TOKEN: &str = "reg_token";
 /// Last part of the keys of Swin's relative positions.
 pub(super) const POSITION_TABLE: &str = ".relative_position_bias_table";
 /// Start of the head's keys.
@@ -161,7 +163,7 @@ pub(super) const HEAD: &str = "head.";
 /// Key of the final norm's weight.
 pub(super) const NORM: &str = "norm.weight";
 /// Keys of the kernels that read an image's channels.
-pub(super) const INPUT_KERNELS: [&str; 2] = ["patch_embed.proj.weight", "conv1.weight"];
+pub(super) const INPUT_KERNELS: [&str; 3] = ["patch_embed.proj.weight", "conv1.weight", "stem.0.weight"];
 /// Query, key and value, packed and apart, in their order.
 pub(super) const QKV: &str = ".attn.qkv.";
 pub(super) const APART: [&str; 3] = [".attn.q.", ".attn.k.", ".attn.v."];
@@ -414,14 +416,14 @@ pub(super) fn known_leftover(format: Format, name: &str) -> Option<&'static str>
 }
 
 /// Tells whether the weight of this key is one that no checkpoint of the format has: it is drawn, and a line says so. A
-/// head is missing after MAE's pre-training and in CLIP, whose towers project instead; anywhere else, a file without it
-/// has lost it.
+/// head is missing after MAE's pre-training, in Hugging Face's towers of DINOv2, DINOv3 and SigLIP, and in CLIP, whose
+/// towers project instead; anywhere else, a file without it has lost it.
 pub(super) fn known_missing(format: Format, key: &str) -> bool {
     match format {
         Format::MaePretrained | Format::HfMaePretrained => key.starts_with(HEAD) || key.starts_with("fc_norm."),
-        // FT-CLIP's `fc_norm` is new, too.
         // What is published of these are towers without a head.
         Format::HfDinov2 | Format::HfDinov3 | Format::HfSiglip => key.starts_with(HEAD),
+        // FT-CLIP's `fc_norm` is new, too.
         Format::HfClip | Format::OpenClip => key.starts_with(HEAD) || key.starts_with("fc_norm."),
         Format::TimmClip => key.starts_with("fc_norm."),
         Format::TimmSwin | Format::MicrosoftSwin | Format::HfSwin | Format::TorchvisionSwin => key == "mask_token",

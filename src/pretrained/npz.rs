@@ -32,7 +32,10 @@ pub(super) fn read(part: &Part, archive: &Archive) -> Result<Contents, Fault> {
         let bytes = part.bytes(run.start, run.bytes.min(MOST_HEADER as u64 + 12))?;
         let array = Array::parse(&bytes).map_err(|fault| fault.of_part(name))?;
         let stored = array.in_pytorchs_shape(name, run)?;
-        tensors.insert(name.replace('/', "."), stored);
+        let name = name.replace('/', ".");
+        if tensors.insert(name.clone(), stored).is_some() {
+            return Err(format!("two arrays in it have the name {name}, with slashes or dots").into());
+        }
     }
     let whole = Dictionary {
         tensors,
@@ -202,6 +205,35 @@ mod tests {
             assert!(
                 array(sides.clone()).in_pytorchs_shape("a/kernel", run).is_err(),
                 "{sides:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn arrays_of_one_name_are_told() {
+        use std::io::Write as _;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("w.npz");
+        let options = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+        let array = [
+            &header("{'descr': '<f4', 'fortran_order': False, 'shape': (), }")[..],
+            &[0; 4],
+        ]
+        .concat();
+        for (names, told) in [(["a/b", "a/c"], false), (["a/b", "a.b"], true)] {
+            let mut archive = zip::ZipWriter::new(std::fs::File::create(&path).unwrap());
+            for name in names {
+                archive.start_file(format!("{name}.npy"), options).unwrap();
+                archive.write_all(&array).unwrap();
+            }
+            archive.finish().unwrap();
+            let part = Part::open(&path).unwrap();
+            let read = super::read(&part, &Archive::read(&part).unwrap());
+            let message = read.err().map(|fault| fault.to_string()).unwrap_or_default();
+            assert_eq!(
+                message.contains("two arrays in it have the name a.b"),
+                told,
+                "{message}"
             );
         }
     }

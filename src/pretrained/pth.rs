@@ -18,6 +18,12 @@ const LEGACY_MAGIC: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 
 const MOST_DIMS: usize = 8;
 /// Most of one tensor's wrappings: a parameter of a subclass is two.
 const MOST_WRAPPINGS: usize = 4;
+/// Most dictionaries of tensors that are read of one pickle: scripts save a model, its average, and little else.
+const MOST_DICTIONARIES: usize = 64;
+/// Longest name and key, in bytes, and most that all of them take together: a pickle has a text once, and may recall it
+/// in every dictionary.
+const MOST_NAME: usize = 4096;
+const MOST_NAMES: usize = 64 << 20;
 
 /// Errors of one file.
 struct Path<'a>(&'a std::path::Path);
@@ -130,7 +136,8 @@ fn storage_of<'a>(pickle: &'a Pickle, value: &Value) -> Option<(&'a str, Option<
     let Value::Persistent(id) = value else { return None };
     match pickle.sequence(*id)? {
         [kind, class, key, ..] if pickle.text(*kind)? == "storage" => {
-            Some((pickle.text(*key)?, pickle.global(*class).and_then(dtype)))
+            let key = pickle.text(*key).filter(|key| key.len() <= MOST_NAME)?;
+            Some((key, pickle.global(*class).and_then(dtype)))
         }
         _ => None,
     }
@@ -167,9 +174,18 @@ fn contents(
     };
     // A name that the file has once may stand in many places.
     let mut seen = HashSet::new();
-    let mut keys = items.iter().filter(|(name, _)| seen.insert(*name));
-    let keys: Vec<&str> = keys.by_ref().filter_map(|(name, _)| pickle.text(*name)).collect();
-    let places = places(pickle, wanted);
+    let keys = items.iter().filter(|(name, _)| seen.insert(*name));
+    let keys: Vec<&str> = keys.filter_map(|(name, _)| pickle.text(*name)).collect();
+    keys.iter().try_for_each(|key| check_name(path, key))?;
+    let places = places(path, pickle, wanted)?;
+    // With the key that is said before each.
+    let lengths = places.iter().flat_map(|(key, items)| {
+        let names = items.iter().filter_map(|(name, _)| pickle.text(*name));
+        names.map(|name| key.map_or(0, str::len) + name.len())
+    });
+    if lengths.sum::<usize>() > MOST_NAMES {
+        return Err(path.fail(format!("the names in it have more than {MOST_NAMES} bytes in all")));
+    }
     let (mut dictionaries, mut fault) = (vec![], None);
     for (key, items) in places {
         match dictionary(path, pickle, key, items, &find) {
@@ -199,7 +215,7 @@ type Place<'a> = (Option<&'a str>, &'a [(Id, Id)]);
 /// Dictionaries in which tensors are, the likeliest to be the weights first, each once: below the keys that scripts save
 /// weights below, the object itself (PyTorch's own example saves its best accuracy as a tensor beside the weights), and
 /// those below other keys. Of one that is `wanted`, it alone.
-fn places<'a>(pickle: &'a Pickle, wanted: Option<&str>) -> Vec<Place<'a>> {
+fn places<'a>(path: &Path, pickle: &'a Pickle, wanted: Option<&str>) -> Result<Vec<Place<'a>>> {
     let tensors = |value: Id| {
         let items = pickle.dict(value)?;
         let is_tensor = |(_, value): &(Id, Id)| as_tensor(pickle, *value).is_some();
@@ -208,18 +224,41 @@ fn places<'a>(pickle: &'a Pickle, wanted: Option<&str>) -> Vec<Place<'a>> {
     let root = pickle.dict(pickle.root()).unwrap_or_default();
     let mut seen = HashSet::new();
     let below = root.iter().filter_map(|(name, value)| {
-        let (key, items) = (pickle.text(*name)?, tensors(*value)?);
-        seen.insert(*value).then_some((Some(key), items))
+        let key = pickle.text(*name)?;
+        // Before it is looked at: it may stand below very many keys.
+        let items = seen.insert(*value).then(|| tensors(*value))??;
+        Some((Some(key), items))
     });
     let mut places: Vec<Place> = below.collect();
     if let Some(place) = places.iter().find(|(key, _)| key.is_some() && *key == wanted) {
-        return vec![*place];
+        return Ok(vec![*place]);
     }
     if places.is_empty() || tensors(pickle.root()).is_some() {
         places.push((None, root));
     }
+    if places.len() > MOST_DICTIONARIES {
+        let count = places.len();
+        return Err(path.fail(format!(
+            "it holds {count} dictionaries of tensors, of which at most {MOST_DICTIONARIES} are read: give the key of one \
+             to Pretrained::open_key"
+        )));
+    }
+    let mut keys = HashSet::new();
+    if let Some((Some(twice), _)) = places.iter().find(|(key, _)| !keys.insert(*key)) {
+        return Err(path.fail(format!("it holds two dictionaries below one key, {twice}")));
+    }
     places.sort_by_key(|(key, _)| key.map_or(layout::rank_of_none(), layout::rank));
-    places
+    Ok(places)
+}
+
+fn check_name(path: &Path, name: &str) -> Result<()> {
+    if name.len() <= MOST_NAME {
+        return Ok(());
+    }
+    let len = name.len();
+    Err(path.fail(format!(
+        "a name in it has {len} bytes, and a weight's at most {MOST_NAME}"
+    )))
 }
 
 fn dictionary(
@@ -236,6 +275,7 @@ fn dictionary(
     let mut seen = HashSet::new();
     for (name_id, value) in items {
         let Some(name) = pickle.text(*name_id) else { continue };
+        check_name(path, name)?;
         if let Some(args) = as_tensor(pickle, *value) {
             read.tensors
                 .insert(name.to_string(), stored(path, pickle, name, args, &find)?);
@@ -323,47 +363,4 @@ fn stored(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The object of a pickle, where every storage is one number.
-    fn of_pickle(bytes: &[u8]) -> Result<Contents> {
-        let path = Path("w.pth".as_ref());
-        let pickle = path.pickle(&mut { bytes })?;
-        contents(&path, &pickle, None, |_, _| Ok(Some(Run { start: 0, bytes: 4 })))
-    }
-
-    #[test]
-    fn a_tensor_has_few_dimensions() {
-        let of_ones = |dims: usize| {
-            let start = b"}X\x01\0\0\0wctorch._utils\n_rebuild_tensor_v2\n(\
-                (X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x01tQK\x00(";
-            of_pickle(&[&start[..], &b"K\x01".repeat(dims), b"tq\x00h\x00tRs."].concat())
-        };
-        let contents = of_ones(MOST_DIMS).unwrap();
-        assert_eq!(contents.dictionaries[0].tensors["w"].shape, [1; MOST_DIMS]);
-        let error = of_ones(MOST_DIMS + 1).map(drop).unwrap_err().to_string();
-        assert!(error.contains("tensor w is described as no tensor is"), "{error}");
-    }
-
-    #[test]
-    fn what_lies_beside_the_weights_is_named_once() {
-        let tensor = b"X\x01\0\0\0wctorch._utils\n_rebuild_tensor_v2\n(\
-            (X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x01tQK\x00))tRs";
-        let beside = |name: &[u8]| [&b"X\x01\0\0\0"[..], name, b"q\x00K\x01sh\x00K\x01s"].concat();
-        let model = [
-            &b"}X\x05\0\0\0model}"[..],
-            tensor,
-            &beside(b"a"),
-            b"s",
-            &beside(b"b"),
-            b".",
-        ]
-        .concat();
-        let contents = of_pickle(&model).unwrap();
-        assert_eq!(contents.keys, ["model", "b"]);
-        assert_eq!(contents.dictionaries[0].others, ["a"]);
-        let bare = [&b"}"[..], tensor, &beside(b"a"), b"."].concat();
-        assert_eq!(of_pickle(&bare).unwrap().dictionaries[0].others, ["a"]);
-    }
-}
+mod tests;

@@ -19,7 +19,8 @@ pub enum Resize {
     /// PyTorch's `interpolate(mode="bicubic")`, of four neighbours in each direction. Hugging Face, facebookresearch,
     /// Microsoft's Swin.
     Bicubic,
-    /// The same with `antialias=True`: another cubic kernel, wider where a grid shrinks. timm's ViT and OpenCLIP.
+    /// The same with `antialias=True`: another cubic kernel, wider where a grid shrinks. timm's ViT, OpenCLIP, and
+    /// Hugging Face's DINOv2 with registers.
     AntialiasedBicubic,
     /// [`Bicubic`](Self::Bicubic) with `align_corners=True`: corners stay where they are. torchvision's ViT.
     AlignedBicubic,
@@ -54,13 +55,22 @@ impl fmt::Display for Resize {
 pub(super) fn resized(values: &Tensor, from: Grid, to: Grid, how: Resize) -> Result<Tensor> {
     let sides = [from.height, from.width, to.height, to.width];
     if how == Resize::Geometric && sides.iter().any(|side| side.is_multiple_of(2)) {
-        let allowed = "for tables of relative positions alone, whose sides are odd";
-        return Err(Error::invalid("resize", format!("{how:?} of {from} to {to}"), allowed));
+        return Err(for_tables_alone(from, to));
     }
     match values.dtype() {
         DType::F64 => of_type::<f64>(values, from, to, how),
         _ => of_type::<f32>(&values.to_dtype(DType::F32)?, from, to, how),
     }
+}
+
+/// The refusal of [`Resize::Geometric`] where there are no offsets.
+pub(super) fn for_tables_alone(from: Grid, to: Grid) -> Error {
+    let got = format!("{:?} of {from} to {to}", Resize::Geometric);
+    Error::invalid(
+        "resize",
+        got,
+        "for tables of relative positions alone, whose sides are odd",
+    )
 }
 
 fn of_type<T: WithDType>(values: &Tensor, from: Grid, to: Grid, how: Resize) -> Result<Tensor> {

@@ -53,10 +53,15 @@ struct WeightMap {
 pub(super) fn files(path: &Path) -> Result<Files> {
     if path.is_dir() {
         let mut inside = NAMES.iter().map(|name| path.join(name));
-        let found = inside.find(|path| path.exists());
-        let fault = || format!("it is a directory, and none of [{}] is in it", listed(&NAMES));
-        return files(&found.ok_or_else(|| Fault::from(fault()).of_file(path))?);
+        let found = inside.find(|path| path.is_file());
+        let fault = || format!("it is a directory, and no file of [{}] is in it", listed(&NAMES));
+        return files_of(&found.ok_or_else(|| Fault::from(fault()).of_file(path))?);
     }
+    files_of(path)
+}
+
+/// Those that one of them stands for.
+fn files_of(path: &Path) -> Result<Files> {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     if name.ends_with(INDEX) {
         return of_index(path);

@@ -96,3 +96,37 @@ pub(super) struct Contents {
     pub(super) dictionaries: Vec<Dictionary>,
     pub(super) keys: Vec<String>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stored(shape: &[usize], strides: &[usize]) -> Stored {
+        Stored {
+            part: 0,
+            dtype: DType::F32,
+            shape: shape.to_vec(),
+            strides: strides.to_vec(),
+            start: 0,
+        }
+    }
+
+    #[test]
+    fn what_does_not_lie_in_the_file_is_refused() {
+        stored(&[2, 3], &[3, 1]).check("w", 24).unwrap();
+        stored(&[], &[]).check("w", 4).unwrap();
+        stored(&[0, 3], &[3, 1]).check("w", 24).unwrap();
+        for (shape, strides, available) in [
+            (vec![2, 3], vec![3, 1], 23),
+            (vec![2, 3], vec![4, 1], 24),
+            // As many as one likes, all the same.
+            (vec![1 << 40], vec![0], 24),
+            (vec![usize::MAX, usize::MAX], vec![usize::MAX, usize::MAX], u64::MAX),
+            (vec![usize::MAX, 2], vec![2, 1], u64::MAX),
+            (vec![0, 1 << 40], vec![1, 1], 24),
+        ] {
+            let message = stored(&shape, &strides).check("w", available).unwrap_err().to_string();
+            assert!(message.contains("tensor w of shape"), "{message}");
+        }
+    }
+}

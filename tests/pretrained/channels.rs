@@ -2,17 +2,25 @@
 
 use candle_core::Tensor;
 use candle_nn::ModuleT;
+use masksub::models::convnext::{self, ConvNeXt};
 use masksub::models::resnet::{self, ResNet};
 use masksub::models::swin::{self, SwinTransformer};
 use masksub::models::vit::Config;
-use masksub::Error;
+use masksub::pretrained::Pretrained;
+use masksub::{Error, Seed};
 
-use super::{refusal, timm_vit, vb, vit, weights};
+use super::{model_file, refusal, timm_vit, vb, vit, weights};
 use crate::common::{distance, randn};
 
 /// The network of a recorded checkpoint for images of so many channels, and what was done.
 fn network(name: &str, in_channels: usize) -> (Box<dyn ModuleT>, Vec<String>) {
-    let weights = weights(name);
+    let weights = match name {
+        "timm_convnext" => {
+            let path = model_file("timm_convnext.safetensors");
+            Pretrained::open(path).unwrap().weights(Seed::new(0))
+        }
+        _ => weights(name),
+    };
     let model: Box<dyn ModuleT> = match name {
         "timm_vit" => Box::new(vit(
             &Config {
@@ -33,6 +41,15 @@ fn network(name: &str, in_channels: usize) -> (Box<dyn ModuleT>, Vec<String>) {
                 ..swin::Config::tiny(9)
             };
             Box::new(SwinTransformer::new(&cfg, vb(&weights)).unwrap())
+        }
+        "timm_convnext" => {
+            let cfg = convnext::Config {
+                depths: [1; 4],
+                dims: [8, 16, 24, 32],
+                in_channels,
+                ..convnext::Config::tiny(9)
+            };
+            Box::new(ConvNeXt::new(&cfg, vb(&weights)).unwrap())
         }
         _ => {
             let cfg = resnet::Config {
@@ -56,6 +73,7 @@ fn see_what_three_would() {
         ("timm_vit", 32, "patch_embed.proj.weight"),
         ("timm_swin", 64, "patch_embed.proj.weight"),
         ("resnet", 64, "conv1.weight"),
+        ("timm_convnext", 64, "stem.0.weight"),
     ] {
         let (three, plain) = network(name, 3);
         let grey = randn((2, 1, side, side), "grey");
@@ -85,12 +103,27 @@ fn that_are_not_three_in_the_file_are_misshapen() {
     let mut tensors = super::tensors("timm_vit");
     tensors.insert("patch_embed.proj.weight".into(), randn((48, 4, 8, 8), "kernel"));
     let path = super::saved(directory.path(), &tensors);
-    let pretrained = masksub::pretrained::Pretrained::open(path).unwrap();
+    let pretrained = Pretrained::open(path).unwrap();
     let cfg = Config {
         in_channels: 1,
         ..timm_vit(9)
     };
-    let error = refusal(&cfg, &pretrained.weights(masksub::Seed::new(0)));
+    let error = refusal(&cfg, &pretrained.weights(Seed::new(0)));
     let of_kernel = matches!(&error, Error::MisshapenWeight { path, .. } if path == "patch_embed.proj.weight");
     assert!(of_kernel, "{error}");
+}
+
+#[test]
+fn that_no_memory_holds_are_refused() {
+    let kernel = (48, 1usize << 40, 8, 8);
+    let error = vb(&weights("timm_vit")).get(kernel, "patch_embed.proj.weight");
+    let error = Error::from(error.unwrap_err());
+    let of_channels = matches!(
+        &error,
+        Error::InvalidArgument {
+            argument: "in_channels",
+            ..
+        }
+    );
+    assert!(of_channels, "{error}");
 }

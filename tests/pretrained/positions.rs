@@ -7,7 +7,7 @@ use masksub::models::vit::{Config, VisionTransformer};
 use masksub::pretrained::{Pretrained, Resize};
 use masksub::{Error, Grid, Seed};
 
-use super::{checkpoint, refusal, saved, small, tensors, timm_vit, var, vb, vit, weights};
+use super::{checkpoint, model_file, refusal, saved, small, tensors, timm_vit, var, vb, vit, weights};
 use crate::common::{bits, numbers, randn, random_values, CPU};
 
 #[test]
@@ -145,10 +145,35 @@ fn are_resized_as_their_writers_do_it_or_as_one_likes() {
             .fold(0.0, |max, (a, b)| f64::max(max, (a - b).abs()));
         assert_eq!((&*said, largest > 1e-3), (name, differs), "{largest}");
     }
-    let geometric = open().with_resize(Resize::Geometric).weights(Seed::new(0));
-    let error = refusal(&timm_vit(9).with_input(48, 8, 3), &geometric);
-    let of_resize = matches!(&error, Error::InvalidArgument { argument: "resize", .. });
-    assert!(of_resize, "{error}");
+}
+
+// Even and odd sides: the positions of a square of these could be bent as a table is.
+#[test]
+fn are_no_tables_of_relative_ones() {
+    let directory = tempfile::tempdir().unwrap();
+    let odd = timm_vit(9).with_input(24, 8, 3);
+    let odd = saved(directory.path(), &random_values(|vb| VisionTransformer::new(&odd, vb)));
+    for (path, image_size) in [(checkpoint("timm_vit"), 48), (odd, 40)] {
+        let geometric = Pretrained::open(path).unwrap().with_resize(Resize::Geometric);
+        let error = refusal(
+            &timm_vit(9).with_input(image_size, 8, 3),
+            &geometric.weights(Seed::new(0)),
+        );
+        let of_resize = matches!(&error, Error::InvalidArgument { argument: "resize", .. });
+        assert!(of_resize, "{error}");
+    }
+}
+
+// Hugging Face's two models of DINOv2 differ in it.
+#[test]
+fn of_dinov2_are_resized_with_antialias_where_it_has_registers() {
+    for (name, how) in [("hf_dinov2", "bicubic"), ("hf_dinov2_reg", "antialiased bicubic")] {
+        let pretrained = Pretrained::open(model_file(&format!("{name}.safetensors"))).unwrap();
+        let weights = pretrained.weights(Seed::new(0));
+        vb(&weights).get((1, 37, 24), "pos_embed").unwrap();
+        let line = &weights.notes()[1];
+        assert!(line.ends_with(&format!("taken for a square, {how}")), "{name}: {line}");
+    }
 }
 
 #[test]

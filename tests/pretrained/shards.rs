@@ -79,6 +79,18 @@ fn that_are_whole_go_before_an_index() {
 }
 
 #[test]
+fn of_a_directory_are_its_files() {
+    let directory = copy();
+    let whole = load(directory.path()).unwrap();
+    // A directory of that name is none of them.
+    let inside = directory.path().join("model.safetensors");
+    fs::create_dir(&inside).unwrap();
+    let other = model_file("hf_clip_classification.safetensors");
+    fs::copy(other, inside.join("model.safetensors")).unwrap();
+    assert_eq!(load(directory.path()).unwrap(), whole);
+}
+
+#[test]
 fn that_are_missing_are_named() {
     let directory = copy();
     let path = |name: &str| directory.path().join(name);
@@ -97,7 +109,7 @@ fn that_are_missing_are_named() {
     );
     let (_, reason) = refusal(directory.path());
     assert!(
-        reason.contains("it is a directory, and none of [model.safetensors, "),
+        reason.contains("it is a directory, and no file of [model.safetensors, "),
         "{reason}"
     );
     // A shard of very many is not looked for, and the only one of one is whole.

@@ -128,6 +128,7 @@ fn are_the_shortest_prefix_and_the_likeliest() {
         (&["encoder.", "ema."], "encoder"),
         (&["teacher.backbone.", "student.backbone."], "teacher.backbone"),
         (&["head.net.", "z.encoder.net."], "head.net"),
+        (&["semantic.", "zero.encoder.net."], "semantic"),
     ] {
         let (ratio, note) = factor(Pretrained::open(behind(directory.path(), prefixes)).unwrap());
         assert_eq!(
@@ -209,6 +210,10 @@ fn of_other_kinds_of_files_say_which_they_are() {
             "run git lfs pull",
         ),
         (b"GGUF\x03\0\0\0", "quantised weights"),
+        (
+            b"no weights",
+            "neither a safetensors nor a PyTorch file, nor an .npz archive",
+        ),
     ] {
         fs::write(&path, content).unwrap();
         let error = Pretrained::open(&path).unwrap_err().to_string();

@@ -1,0 +1,142 @@
+//! Elements of a tensor, read from its file in their order.
+
+use std::io::{self, BufReader, Read, Seek, SeekFrom};
+
+use super::part::Part;
+use super::stored::Stored;
+use crate::error::Fault;
+
+/// Most elements from the first to the last for each that a tensor has, for all of them to be read: a column of a large
+/// matrix is read alone.
+const MOST_SPREAD: usize = 4;
+
+/// The bytes of a tensor's elements, one behind the other, as its file has them. Memory is asked for, and may be refused.
+pub(super) fn read(part: &Part, stored: &Stored) -> Result<Vec<u8>, Fault> {
+    let size = stored.dtype.size_in_bytes();
+    let (count, span) = (stored.elem_count(), stored.span());
+    let mut reader = part.reader();
+    reader.seek(SeekFrom::Start(stored.start))?;
+    if span > count.saturating_mul(MOST_SPREAD) {
+        let mut elements = reserved(count * size)?;
+        scattered(reader, stored, &mut elements)?;
+        return Ok(elements);
+    }
+    let mut bytes = reserved(span * size)?;
+    bytes.resize(span * size, 0);
+    reader.read_exact(&mut bytes)?;
+    if stored.strides == Stored::contiguous_strides(&stored.shape) {
+        return Ok(bytes);
+    }
+    let mut elements = reserved(count * size)?;
+    in_order(&bytes, stored, &mut elements);
+    Ok(elements)
+}
+
+/// An empty vector with room for so many bytes.
+fn reserved(len: usize) -> Result<Vec<u8>, Fault> {
+    let mut bytes = vec![];
+    match bytes.try_reserve_exact(len) {
+        Ok(()) => Ok(bytes),
+        Err(_) => Err(format!("{len} bytes of a tensor in it do not fit in memory").into()),
+    }
+}
+
+/// Where each element of a strided tensor lies, in their order, in bytes from the first.
+fn places(stored: &Stored) -> impl Iterator<Item = usize> + '_ {
+    let mut index = vec![0; stored.shape.len()];
+    (0..stored.elem_count()).map(move |_| {
+        let place: usize = index.iter().zip(&stored.strides).map(|(i, stride)| i * stride).sum();
+        // The next element: the last index counts on, and where it is at its end, the one before.
+        for (i, n) in index.iter_mut().zip(&stored.shape).rev() {
+            *i += 1;
+            if *i < *n {
+                break;
+            }
+            *i = 0;
+        }
+        place * stored.dtype.size_in_bytes()
+    })
+}
+
+/// Puts the elements of a strided tensor one behind the other: `bytes` are all from the first to the last.
+fn in_order(bytes: &[u8], stored: &Stored, ordered: &mut Vec<u8>) {
+    let size = stored.dtype.size_in_bytes();
+    places(stored).for_each(|place| ordered.extend_from_slice(bytes.get(place..place + size).unwrap_or_default()));
+}
+
+/// Reads them so from a file that is at the first, and nothing of what lies between.
+fn scattered(reader: impl Read + Seek, stored: &Stored, ordered: &mut Vec<u8>) -> io::Result<()> {
+    let size = stored.dtype.size_in_bytes();
+    // Neighbours are had at once, and little else.
+    let mut reader = BufReader::with_capacity(512, reader);
+    let mut at = 0;
+    for place in places(stored) {
+        reader.seek_relative(place as i64 - at as i64)?;
+        reader.by_ref().take(size as u64).read_to_end(ordered)?;
+        at = place + size;
+    }
+    if ordered.len() < stored.elem_count() * size {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use candle_core::DType;
+
+    use super::*;
+
+    fn stored(shape: &[usize], strides: &[usize]) -> Stored {
+        Stored {
+            part: 0,
+            dtype: DType::F32,
+            shape: shape.to_vec(),
+            strides: strides.to_vec(),
+            start: 0,
+        }
+    }
+
+    #[test]
+    fn a_strided_tensor_is_put_in_order() {
+        let cases: [(&[usize], &[usize], &[f32]); 4] = [
+            // Transposed, a column, every other, none.
+            (&[2, 3], &[1, 2], &[0.0, 2.0, 4.0, 1.0, 3.0, 5.0]),
+            (&[3], &[2], &[0.0, 2.0, 4.0]),
+            (&[2, 1, 2], &[4, 9, 1], &[0.0, 1.0, 4.0, 5.0]),
+            (&[0, 3], &[3, 1], &[]),
+        ];
+        for (shape, strides, expected) in cases {
+            let stored = stored(shape, strides);
+            let bytes: Vec<u8> = (0..stored.span()).flat_map(|i| (i as f32).to_le_bytes()).collect();
+            let expected: Vec<u8> = expected.iter().flat_map(|value| value.to_le_bytes()).collect();
+            let (mut ordered, mut alone) = (vec![], vec![]);
+            in_order(&bytes, &stored, &mut ordered);
+            assert_eq!(ordered, expected, "{shape:?} {strides:?}");
+            scattered(Cursor::new(&bytes), &stored, &mut alone).unwrap();
+            assert_eq!(alone, expected, "{shape:?} {strides:?}");
+            if let Some(torn) = bytes.len().checked_sub(1) {
+                assert!(scattered(Cursor::new(&bytes[..torn]), &stored, &mut vec![]).is_err());
+            }
+        }
+    }
+
+    // Two numbers, half a terabyte apart.
+    #[cfg(unix)]
+    #[test]
+    fn what_lies_between_the_elements_is_not_read() {
+        use std::os::unix::fs::FileExt as _;
+        let (directory, apart) = (tempfile::tempdir().unwrap(), 1 << 37);
+        let path = directory.path().join("w");
+        let file = std::fs::File::create(&path).unwrap();
+        file.write_all_at(&3.0f32.to_le_bytes(), 0).unwrap();
+        file.write_all_at(&5.0f32.to_le_bytes(), 4 * apart as u64).unwrap();
+        let part = Part::open(&path).unwrap();
+        let elements = [3.0f32, 5.0].map(f32::to_le_bytes).concat();
+        assert_eq!(read(&part, &stored(&[2], &[apart])).unwrap(), elements);
+        let error = read(&part, &stored(&[1 << 50], &[1])).unwrap_err().to_string();
+        assert!(error.contains("do not fit in memory"), "{error}");
+    }
+}
