@@ -160,7 +160,7 @@ mod tests {
         // A byte of noise and 63 of nothing, which become about two.
         let noise = |i: u32| (i.wrapping_mul(2_654_435_761) >> 24) as u8;
         let sparse: Vec<u8> = (0..48 << 20)
-            .map(|i: u32| if i % 64 == 0 { noise(i / 64) } else { 0 })
+            .map(|i: u32| if i.is_multiple_of(64) { noise(i / 64) } else { 0 })
             .collect();
         let file = compressed(&sparse);
         let len = file.len() as u64;
