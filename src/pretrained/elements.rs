@@ -85,19 +85,8 @@ fn scattered(reader: impl Read + Seek, stored: &Stored, ordered: &mut Vec<u8>) -
 mod tests {
     use std::io::Cursor;
 
-    use candle_core::DType;
-
     use super::*;
-
-    fn stored(shape: &[usize], strides: &[usize]) -> Stored {
-        Stored {
-            part: 0,
-            dtype: DType::F32,
-            shape: shape.to_vec(),
-            strides: strides.to_vec(),
-            start: 0,
-        }
-    }
+    use crate::pretrained::stored::testing::stored;
 
     #[test]
     fn a_strided_tensor_is_put_in_order() {

@@ -98,10 +98,11 @@ pub(super) struct Contents {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod testing {
     use super::*;
 
-    fn stored(shape: &[usize], strides: &[usize]) -> Stored {
+    /// A tensor of `f32` at the start of a file.
+    pub fn stored(shape: &[usize], strides: &[usize]) -> Stored {
         Stored {
             part: 0,
             dtype: DType::F32,
@@ -110,6 +111,11 @@ mod tests {
             start: 0,
         }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::stored;
 
     #[test]
     fn what_does_not_lie_in_the_file_is_refused() {
