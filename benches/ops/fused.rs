@@ -1,14 +1,15 @@
 //! Whole branches, blocks and stems.
 
 use masksub::ops::{
-    Activation, Affine, AttentionBranch, ConvNorm, MlpBranch, PatchEmbed, Pooling, ResidualBlock, Tokens, Windows,
+    Activation, Affine, AttentionBranch, ConvNorm, MlpBranch, PatchEmbed, Pooling, Positions, ResidualBlock, Tokens,
+    Windows,
 };
 
 use super::tokens::tokens;
 use super::*;
 
 /// Tokens and the parameters of a branch: norm, the layer in the middle, the projection, γ.
-fn branch(size: Size, middle: usize, inner: usize) -> Vec<Var> {
+pub fn branch(size: Size, middle: usize, inner: usize) -> Vec<Var> {
     let d = size.width;
     let shapes: [&[usize]; 7] = [&[d], &[d], &[middle, d], &[middle], &[d, inner], &[d], &[d]];
     let params = shapes.into_iter().map(var);
@@ -22,7 +23,7 @@ fn affines(x: &[Var]) -> [Affine<'_>; 3] {
     })
 }
 
-fn of_attention(x: &[Var], num_heads: usize) -> AttentionBranch<'_> {
+pub fn of_attention(x: &[Var], num_heads: usize) -> AttentionBranch<'_> {
     let [norm, qkv, proj] = affines(x);
     let (eps, gamma) = (1e-6, Some(x[7].as_tensor()));
     AttentionBranch {
@@ -38,15 +39,39 @@ fn of_attention(x: &[Var], num_heads: usize) -> AttentionBranch<'_> {
 bench!(
     attention_branch,
     |s: Size| branch(s, 3 * s.width, s.width),
-    |s: Size| move |x: &[Var]| ops::attention_branch(&x[0], &of_attention(x, s.heads), Tokens::All, None),
-    |s: Size| move |x: &[Var]| reference::attention_branch(&x[0], &of_attention(x, s.heads), Tokens::All, None)
+    |s: Size| move |x: &[Var]| ops::attention_branch(
+        &x[0],
+        &of_attention(x, s.heads),
+        Tokens::All,
+        &Positions::default(),
+        None
+    ),
+    |s: Size| move |x: &[Var]| reference::attention_branch(
+        &x[0],
+        &of_attention(x, s.heads),
+        Tokens::All,
+        &Positions::default(),
+        None
+    )
 );
 
 bench!(
     attention_branch_of_the_first_token,
     |s: Size| branch(s, 3 * s.width, s.width),
-    |s: Size| move |x: &[Var]| ops::attention_branch(&x[0], &of_attention(x, s.heads), Tokens::First, None),
-    |s: Size| move |x: &[Var]| reference::attention_branch(&x[0], &of_attention(x, s.heads), Tokens::First, None)
+    |s: Size| move |x: &[Var]| ops::attention_branch(
+        &x[0],
+        &of_attention(x, s.heads),
+        Tokens::First,
+        &Positions::default(),
+        None
+    ),
+    |s: Size| move |x: &[Var]| reference::attention_branch(
+        &x[0],
+        &of_attention(x, s.heads),
+        Tokens::First,
+        &Positions::default(),
+        None
+    )
 );
 
 fn of_mlp(x: &[Var]) -> MlpBranch<'_> {

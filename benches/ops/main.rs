@@ -72,5 +72,6 @@ macro_rules! bench {
 
 mod fused;
 mod maps;
+mod positions;
 mod tokens;
 mod windows;

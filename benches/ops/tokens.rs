@@ -49,37 +49,6 @@ bench!(
     |_| |x: &[Var]| x[0].gelu()
 );
 
-/// Angles of all tokens but the first.
-fn rotation(s: Size) -> [Tensor; 2] {
-    let angles = var(&[s.tokens - 1, s.width / s.heads / 2]);
-    [angles.cos().unwrap(), angles.sin().unwrap()].map(|tensor| tensor.detach())
-}
-
-fn of_angles([cos, sin]: &[Tensor; 2]) -> ops::Rotation<'_> {
-    let pairs = ops::Pairs::Halves;
-    ops::Rotation { cos, sin, pairs }
-}
-
-bench!(
-    rotary_qkv,
-    |s: Size| vec![tokens(s, 3 * s.width)],
-    |s: Size| {
-        let angles = rotation(s);
-        move |x: &[Var]| ops::rotary_qkv(&x[0], s.heads, &of_angles(&angles))
-    },
-    |s: Size| {
-        let angles = rotation(s);
-        move |x: &[Var]| reference::rotary_qkv(&x[0], s.heads, &of_angles(&angles))
-    }
-);
-
-bench!(
-    biased_attention,
-    |s: Size| vec![tokens(s, 3 * s.width), var(&[1, s.heads, s.tokens, s.tokens])],
-    |s: Size| move |x: &[Var]| ops::biased_attention(&x[0], s.heads, &x[1]),
-    |s: Size| move |x: &[Var]| reference::biased_attention(&x[0], s.heads, &x[1])
-);
-
 bench!(
     relu,
     |s: Size| vec![tokens(s, 4 * s.width)],

@@ -40,7 +40,7 @@
 //! # Attention and windows
 //!
 //! - [`attention`](attention()) in several heads, of a packed projection
-//! - [`biased_attention`](biased_attention()): the same with a bias for each query and key
+//! - [`biased_attention`](biased_attention()): the same with a [`RelativeBias`] for each query and key
 //! - [`rotary_emb`]: rotary position embeddings; [`rotary_qkv`](rotary_qkv()): of a packed projection, by the [`Pairs`] of
 //!   a [`Rotation`]
 //! - [`window_partition`], [`window_reverse`]: the tokens of a grid in the order of its windows, and back
@@ -154,7 +154,7 @@ pub(crate) use rms_norm::rms_norm_with;
 
 pub(crate) use attention::attend;
 pub use attention::attention;
-pub use biased_attention::biased_attention;
+pub use biased_attention::{biased_attention, RelativeBias};
 pub use rotary_qkv::{rotary_qkv, Pairs, Rotation};
 pub use window::{merge_neighbours, relative_position_bias, shift_mask, window_partition, window_reverse};
 pub use window_attention::window_attention;
@@ -184,7 +184,7 @@ pub use softmax::{softmax, softmax_last_dim};
 pub use broadcast_mul::broadcast_mul;
 
 pub use fused::affine::Affine;
-pub use fused::attention_branch::{attention_branch, AttentionBranch, Tokens};
+pub use fused::attention_branch::{attention_branch, AttentionBranch, Positions, Tokens};
 pub use fused::conv_norm::{ConvNorm, RunningStatistics};
 pub use fused::mlp_branch::{mlp_branch, MlpBranch};
 pub use fused::patch_embed::{patch_embed, PatchEmbed};

@@ -73,27 +73,9 @@ pub fn rotary_qkv(qkv: &Tensor, num_heads: usize, rotation: &Rotation) -> Result
 }
 
 /// [`rotary_qkv`] of arguments that fit.
-fn routed(qkv: &Tensor, dims: Dims, rotation: &Rotation) -> Result<Tensor> {
+pub(crate) fn routed(qkv: &Tensor, dims: Dims, rotation: &Rotation) -> Result<Tensor> {
     match Route::of(&[qkv]) {
-        Route::Kernel if rotation.cos.device().is_cpu() => {
-            let qkv = qkv.contiguous()?;
-            // candle holds the lock of `qkv` while those of the angles are taken (see `with_elements`).
-            let angles = |angles: &Tensor| {
-                let angles = angles.detach().to_dtype(DType::F32)?.contiguous()?;
-                match kernel::same_storage(&angles, &qkv) {
-                    true => angles.force_contiguous(),
-                    false => Ok(angles),
-                }
-            };
-            let op = Rotate {
-                dims,
-                cos: angles(rotation.cos)?,
-                sin: angles(rotation.sin)?,
-                pairs: rotation.pairs,
-                sign: 1.0,
-            };
-            qkv.apply_op1(op)
-        }
+        Route::Kernel if rotation.cos.device().is_cpu() => qkv.contiguous()?.apply_op1(Rotate::new(rotation, dims)?),
         Route::InF32 => in_f32(&[qkv], |t| routed(&t[0], dims, rotation)),
         Route::Kernel | Route::Composition => compose(qkv, dims, rotation),
     }
@@ -102,33 +84,47 @@ fn routed(qkv: &Tensor, dims: Dims, rotation: &Rotation) -> Result<Tensor> {
 fn check(qkv: &Tensor, num_heads: usize, rotation: &Rotation) -> OurResult<Dims> {
     let dims = Dims::of(qkv.dims(), num_heads)?;
     check::float("qkv", qkv)?;
-    check::float("cos", rotation.cos)?;
-    check::float("sin", rotation.sin)?;
-    for (argument, angles) in [("cos", rotation.cos), ("sin", rotation.sin)] {
-        if angles.track_op() {
-            let allowed = "detached, or turned by ops::rotary_emb, through which angles get gradients";
-            return Err(Error::invalid(argument, "a tensor with a gradient", allowed));
-        }
-    }
-    let (batch, half) = (dims.batch, dims.head_width / 2);
-    if !dims.head_width.is_multiple_of(2) {
-        let expected = format!("[B, N, 3 D] with {num_heads} heads of an even width");
-        return Err(Error::shape("qkv", qkv.dims(), expected));
-    }
-    match *rotation.cos.dims() {
-        [k, h] if k <= dims.tokens && h == half => {}
-        [b, k, h] if b == batch && k <= dims.tokens && h == half => {}
-        _ => {
-            let most = dims.tokens;
-            let expected = format!("[K, {half}] or [{batch}, K, {half}] with K at most {most}");
-            return Err(Error::shape("cos", rotation.cos.dims(), expected));
-        }
-    }
-    if rotation.sin.dims() != rotation.cos.dims() {
-        let expected = format!("{:?} like cos", rotation.cos.dims());
-        return Err(Error::shape("sin", rotation.sin.dims(), expected));
-    }
+    rotation.check(dims)?;
     Ok(dims)
+}
+
+impl Rotation<'_> {
+    /// An error unless the angles fit.
+    pub(crate) fn check(&self, dims: Dims) -> OurResult<()> {
+        let &Self { cos, sin, .. } = self;
+        for (argument, angles) in [("cos", cos), ("sin", sin)] {
+            check::float(argument, angles)?;
+            if angles.track_op() {
+                let allowed = "detached, or turned by ops::rotary_emb, through which angles get gradients";
+                return Err(Error::invalid(argument, "a tensor with a gradient", allowed));
+            }
+        }
+        let Dims {
+            batch,
+            tokens,
+            heads,
+            head_width,
+            ..
+        } = dims;
+        if !head_width.is_multiple_of(2) {
+            let expected = format!("[B, N, 3 D] with {heads} heads of an even width");
+            return Err(Error::shape("qkv", &[batch, tokens, 3 * dims.width()], expected));
+        }
+        let half = head_width / 2;
+        match *cos.dims() {
+            [k, h] if k <= tokens && h == half => {}
+            [b, k, h] if b == batch && k <= tokens && h == half => {}
+            _ => {
+                let expected = format!("[K, {half}] or [{batch}, K, {half}] with K at most {tokens}");
+                return Err(Error::shape("cos", cos.dims(), expected));
+            }
+        }
+        if sin.dims() != cos.dims() {
+            let expected = format!("{:?} like cos", cos.dims());
+            return Err(Error::shape("sin", sin.dims(), expected));
+        }
+        Ok(())
+    }
 }
 
 /// [`rotary_qkv`] of candle's operations.
@@ -163,19 +159,70 @@ fn compose(qkv: &Tensor, dims: Dims, rotation: &Rotation) -> Result<Tensor> {
     Tensor::cat(&[qkv.narrow(1, 0, first)?, last], 1)
 }
 
+/// The kernel: it turns rows of [B, N, 3 D] in place.
 #[derive(Clone)]
-struct Rotate {
+pub(crate) struct Rotate {
     dims: Dims,
-    /// [K, d/2] or [B, K, d/2], contiguous `f32` on the CPU.
-    cos: Tensor,
-    sin: Tensor,
+    /// Cosines of the last tokens of all samples, [K, d/2], or of each, [B, K, d/2].
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+    /// K.
+    turned: usize,
     pairs: Pairs,
     /// -1 to turn back.
     sign: f32,
 }
 
 impl Rotate {
-    fn turn(&self, head: &mut [f32], cos: &[f32], sin: &[f32]) {
+    /// By angles that fit.
+    pub(crate) fn new(rotation: &Rotation, dims: Dims) -> Result<Self> {
+        let angles = |angles: &Tensor| angles.to_dtype(DType::F32)?.flatten_all()?.to_vec1();
+        Ok(Self {
+            dims,
+            cos: angles(rotation.cos)?,
+            sin: angles(rotation.sin)?,
+            turned: rotation.cos.dim(candle_core::D::Minus2)?,
+            pairs: rotation.pairs,
+            sign: 1.0,
+        })
+    }
+
+    /// The way back.
+    pub(crate) fn back(&self) -> Self {
+        Self {
+            sign: -self.sign,
+            ..self.clone()
+        }
+    }
+
+    /// Turns all keys, and the queries that are asked for.
+    pub(crate) fn turn(&self, qkv: &mut [f32]) {
+        let Dims {
+            tokens,
+            queries,
+            head_width,
+            ..
+        } = self.dims;
+        let (width, half) = (self.dims.width(), head_width / 2);
+        let per_sample = self.turned * half;
+        let own_angles = self.cos.len() > per_sample;
+        kernel::for_rows(qkv, 3 * width, |first, rows| {
+            for (row, y) in (first..).zip(rows.chunks_exact_mut(3 * width)) {
+                let (sample, token) = (row / tokens, row % tokens);
+                let Some(at) = token.checked_sub(tokens - self.turned) else {
+                    continue;
+                };
+                let of_sample = if own_angles { sample * per_sample } else { 0 };
+                let angles = [&self.cos, &self.sin].map(|angles| &angles[of_sample + at * half..][..half]);
+                let part = if token < queries { 0 } else { width };
+                for head in y[part..2 * width].chunks_exact_mut(head_width) {
+                    self.turn_head(head, angles);
+                }
+            }
+        });
+    }
+
+    fn turn_head(&self, head: &mut [f32], [cos, sin]: [&[f32]; 2]) {
         let turn = |a: &mut f32, b: &mut f32, cos: f32, sin: f32| {
             let sin = self.sign * sin;
             (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
@@ -205,35 +252,12 @@ impl CustomOp1 for Rotate {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let mut ys = kernel::elements(storage, layout)?.to_vec();
-        let Dims { tokens, head_width, .. } = self.dims;
-        let (width, half) = (self.dims.width(), head_width / 2);
-        let turned = self.cos.dim(candle_core::D::Minus2)?;
-        let own_angles = self.cos.rank() == 3;
-        kernel::with_elements(&[&self.cos, &self.sin], |angles| {
-            let [cos, sin] = *angles else { return Ok(()) };
-            kernel::for_rows(&mut ys, 3 * width, |first, rows| {
-                for (row, y) in (first..).zip(rows.chunks_exact_mut(3 * width)) {
-                    let Some(at) = (row % tokens).checked_sub(tokens - turned) else {
-                        continue;
-                    };
-                    let sample = if own_angles { row / tokens } else { 0 };
-                    let angles = (sample * turned + at) * half..;
-                    for head in y[..2 * width].chunks_exact_mut(head_width) {
-                        self.turn(head, &cos[angles.clone()][..half], &sin[angles.clone()][..half]);
-                    }
-                }
-            });
-            Ok(())
-        })?;
+        self.turn(&mut ys);
         Ok((CpuStorage::F32(ys), layout.shape().clone()))
     }
 
     fn bwd(&self, _: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let back = Self {
-            sign: -self.sign,
-            ..self.clone()
-        };
-        grad.contiguous()?.apply_op1_no_bwd(&back).map(Some)
+        grad.contiguous()?.apply_op1_no_bwd(&self.back()).map(Some)
     }
 }
 

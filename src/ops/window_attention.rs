@@ -2,7 +2,7 @@
 
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor};
 
-use super::attention::{self, Dims, Heads, ScoreBias};
+use super::attention::{self, Added, Dims, Heads};
 use super::cpu::kernel::{self, Elements};
 use super::route::{in_f32, Route};
 use crate::check;
@@ -120,10 +120,10 @@ struct WindowAttention {
 }
 
 impl WindowAttention {
-    fn with_added<T>(&self, bias: &[f32], f: impl FnOnce(Option<ScoreBias>) -> T) -> Result<T> {
+    fn with_added<T>(&self, bias: &[f32], f: impl FnOnce(Option<Added>) -> T) -> Result<T> {
         let mask = self.mask.as_ref().map(Elements::of).transpose()?;
         let mask = mask.as_deref().unwrap_or(&[]);
-        Ok(f(Some(ScoreBias { bias, mask })))
+        Ok(f(Some(Added::Square { bias, mask })))
     }
 }
 

@@ -1,6 +1,6 @@
 //! The operations and layers, of tensors that do not go together.
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::Module;
 use masksub::ops::{
     self, Activation, Affine, AttentionBranch, ConvNorm, MlpBranch, Pairs, PatchEmbed, Pooling, ResidualBlock,
@@ -124,8 +124,14 @@ pub fn plain(rng: &mut KeyedRng, _: &Scratch) -> Result<()> {
             ops::broadcast_mul(&var(rng, &shape)?, &var(rng, &factor[lacking..])?)?
         }
         13 => {
-            let (qkv, samples) = (var(rng, &[b, c, 3 * d * k])?, pick(rng, &[1, b, 3]));
-            ops::biased_attention(&qkv, near(rng, k), &var(rng, &[samples, k, c, c])?)?
+            let rows = near(rng, 5);
+            let (qkv, table) = (var(rng, &[b, c, 3 * d * k])?, var(rng, &[rows, k])?);
+            let index = vec![pick(rng, &[0, 3, 4, 5, u32::MAX]); pick(rng, &[1, b, 3]) * c * c];
+            let bias = ops::RelativeBias {
+                table: &table,
+                index: &index,
+            };
+            ops::biased_attention(&qkv, near(rng, k), &bias)?
         }
         11 => ops::attention(&var(rng, &[b, c, 3 * d * k])?, near(rng, k))?,
         _ => {
@@ -259,12 +265,29 @@ pub fn fused(rng: &mut KeyedRng, _: &Scratch) -> Result<()> {
         gamma,
     };
     let ys = match rng.random_range(0..4) {
-        0 => ops::attention_branch(
-            &xs,
-            &branch,
-            pick(rng, &[Tokens::All, Tokens::First]),
-            drop_path.as_deref(),
-        )?,
+        0 => {
+            let samples = pick(rng, &[1, b, 3]);
+            let half = near(rng, d / heads / 2);
+            let angles = Tensor::zeros((samples, near(rng, positions), half), DType::F32, &Device::Cpu)?;
+            let rotation = Rotation {
+                cos: &angles,
+                sin: &angles,
+                pairs: Pairs::Halves,
+            };
+            let rows = near(rng, 5);
+            let table = var(rng, &[rows, heads])?;
+            let index = vec![pick(rng, &[0, 4, 5]); samples * positions * positions];
+            let bias = ops::RelativeBias {
+                table: &table,
+                index: &index,
+            };
+            let places = ops::Positions {
+                rotation: rng.random_bool(0.5).then_some(rotation),
+                bias: rng.random_bool(0.5).then_some(bias),
+            };
+            let tokens = pick(rng, &[Tokens::All, Tokens::First]);
+            ops::attention_branch(&xs, &branch, tokens, &places, drop_path.as_deref())?
+        }
         1 => {
             let offsets = (2 * window.min(9) - usize::from(window > 0)).pow(2);
             let table = var(rng, &[offsets, heads])?;

@@ -8,6 +8,8 @@ const ENGINE: Place = Place::of("facebookresearch/deit", "engine.py");
 const SAMPLERS: Place = Place::of("facebookresearch/deit", "samplers.py");
 const AUGMENT: Place = Place::of("facebookresearch/deit", "augment.py");
 const TIMM: Place = Place::of("timm 0.3.2", "optim/optim_factory.py");
+/// DeiT-III for 400 epochs, by MaskSub's first author, for another paper (arXiv 2403.13298); there is no H.
+const ROPE: Place = Place::of("naver-ai/rope-vit", "deit/README.md");
 
 /// Of S, B, L and H.
 type BySize = [Preset; 4];
@@ -30,12 +32,24 @@ const LR: BySize = [
     README.says("lr", "3e-3", "--lr 3e-3"),
     README.says("lr", "3e-3", "--lr 3e-3"),
 ];
-const DROP_PATH_400: BySize = [
-    MASKSUB.says("drop-path", "0", "400 epochs, S: drop path 0"),
-    MASKSUB.says("drop-path", "0.1", "400 epochs, B: drop path .1"),
-    MASKSUB.says("drop-path", "0.4", "400 epochs, L: drop path .4"),
-    MASKSUB.says("drop-path", "0.5", "400 epochs, H: drop path .5"),
+/// Epochs, weight decay and drop path of S, B, L and H where training is short.
+const SHORT: [[Preset; 3]; 4] = [
+    short(ROPE.says("drop-path", "0", "--drop-path 0.0")),
+    short(ROPE.says("drop-path", "0.1", "--drop-path 0.1")),
+    short(ROPE.says("drop-path", "0.4", "--drop-path 0.4")),
+    [
+        MASKSUB.says("epochs", "400", "epochs 400"),
+        MASKSUB.says("weight-decay", "0.03", "400 epochs: weight decay .03"),
+        MASKSUB.says("drop-path", "0.5", "400 epochs, H: drop path .5"),
+    ],
 ];
+const fn short(drop_path: Preset) -> [Preset; 3] {
+    [
+        ROPE.says("epochs", "400", "--epochs 400"),
+        ROPE.says("weight-decay", "0.03", "--weight-decay 0.03"),
+        drop_path,
+    ]
+}
 const DROP_PATH_800: BySize = [
     README.says("drop-path", "0.05", "--drop-path 0.05"),
     README.says("drop-path", "0.2", "--drop-path 0.2"),
@@ -65,8 +79,7 @@ pub fn training(size: usize, long: bool) -> Vec<Preset> {
         let decay = README.says("weight-decay", "0.05", "--weight-decay 0.05");
         [README.says("epochs", "800", "--epochs 800"), decay, DROP_PATH_800[size]]
     } else {
-        let decay = MASKSUB.says("weight-decay", "0.03", "400 epochs: weight decay .03");
-        [MASKSUB.says("epochs", "400", "epochs 400"), decay, DROP_PATH_400[size]]
+        SHORT[size]
     };
     let own = [
         BATCH[size],

@@ -87,17 +87,28 @@ impl Attention {
         })
     }
 
-    /// [B, N, D] to [B, N, D], or to [B, 1, D]: in one operation where nothing is dropped between the layers, and positions
-    /// have no part.
+    /// [B, N, D] to [B, N, D], or to [B, 1, D]: in one operation where nothing is dropped between the layers.
     fn forward(&self, xs: &Tensor, tokens: Tokens, positions: Option<&Positions>, pass: &mut Pass) -> Result<Tensor> {
         let qkv = self.qkv.packed()?;
-        match (self.norm.affine(), positions) {
-            (Some(norm), None) if pass.skip_dropout(self.rates.dropout, 1)? => self.fused(norm, &qkv, xs, tokens, pass),
-            _ => self.composed(&qkv, xs, tokens, positions, pass),
+        let positions = positions.map(|positions| positions.of_block(self.position_table.as_ref()));
+        let positions = positions.unwrap_or_default();
+        match self.norm.affine() {
+            Some(norm) if pass.skip_dropout(self.rates.dropout, 1)? => {
+                self.fused(norm, &qkv, xs, tokens, &positions, pass)
+            }
+            _ => self.composed(&qkv, xs, tokens, &positions, pass),
         }
     }
 
-    fn fused(&self, norm: Affine, qkv: &Linear, xs: &Tensor, tokens: Tokens, pass: &mut Pass) -> Result<Tensor> {
+    fn fused(
+        &self,
+        norm: Affine,
+        qkv: &Linear,
+        xs: &Tensor,
+        tokens: Tokens,
+        positions: &ops::Positions,
+        pass: &mut Pass,
+    ) -> Result<Tensor> {
         let branch = AttentionBranch {
             norm,
             eps: self.norm.eps(),
@@ -107,7 +118,7 @@ impl Attention {
             gamma: self.gamma.as_ref(),
         };
         let factors = pass.drop_path_factors(xs.dim(0)?, self.rates.drop_path)?;
-        ops::attention_branch(xs, &branch, tokens, factors.as_deref())
+        ops::attention_branch(xs, &branch, tokens, positions, factors.as_deref())
     }
 
     fn composed(
@@ -115,17 +126,17 @@ impl Attention {
         qkv: &Linear,
         xs: &Tensor,
         tokens: Tokens,
-        positions: Option<&Positions>,
+        positions: &ops::Positions,
         pass: &mut Pass,
     ) -> Result<Tensor> {
         let qkv = qkv.forward(&self.norm.forward(xs)?)?;
-        let qkv = match positions.and_then(Positions::rotation) {
-            Some(rotation) => ops::rotary_qkv(&qkv, self.num_heads, &rotation)?,
+        let qkv = match &positions.rotation {
+            Some(rotation) => ops::rotary_qkv(&qkv, self.num_heads, rotation)?,
             None => qkv,
         };
-        let heads = match (positions, &self.position_table) {
-            (Some(positions), Some(table)) => positions.attend(&qkv, self.num_heads, table)?,
-            _ => ops::attention(&qkv, self.num_heads)?,
+        let heads = match &positions.bias {
+            Some(bias) => ops::biased_attention(&qkv, self.num_heads, bias)?,
+            None => ops::attention(&qkv, self.num_heads)?,
         };
         // Dropout draws token by token: the same for the first, whether others follow or not.
         let (xs, heads) = match tokens {

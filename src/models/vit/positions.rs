@@ -2,12 +2,12 @@
 
 use std::f64::consts::TAU;
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Device, Error, Result, Tensor};
 
 use super::config::{Config, Rotary};
 use crate::check;
 use crate::grid::Grid;
-use crate::ops::{self, Pairs, Rotation};
+use crate::ops::{self, Pairs, RelativeBias, Rotation};
 
 /// Of a sequence's tokens, what each block is told of their positions.
 #[derive(Clone, Debug)]
@@ -16,7 +16,7 @@ pub(super) struct Positions {
     angles: Option<(Tensor, Tensor)>,
     pairs: Pairs,
     /// Rows of a block's table for each query and key, [1, N, N] or [B, N, N].
-    relative: Option<Tensor>,
+    relative: Option<Vec<u32>>,
 }
 
 impl Positions {
@@ -51,7 +51,7 @@ impl Positions {
             for sample in rows.chunks(kept.max(1)) {
                 relative_rows(grid, sample, &mut index);
             }
-            Tensor::from_vec(index, (samples, n, n), device)
+            Ok::<_, Error>(index)
         };
         Ok(Self {
             angles: cfg.rotary.map(angles).transpose()?,
@@ -60,28 +60,18 @@ impl Positions {
         })
     }
 
-    pub(super) fn rotation(&self) -> Option<Rotation<'_>> {
-        let (cos, sin) = self.angles.as_ref()?;
-        Some(Rotation {
+    /// What they do in a block that has such a table of biases, where there are any.
+    pub(super) fn of_block<'a>(&'a self, table: Option<&'a Tensor>) -> ops::Positions<'a> {
+        let rotation = |(cos, sin): &'a (Tensor, Tensor)| Rotation {
             cos,
             sin,
             pairs: self.pairs,
-        })
-    }
-
-    /// Attention of `qkv` [B, N, 3 D] with the biases of a block's table [R, H].
-    pub(super) fn attend(&self, qkv: &Tensor, num_heads: usize, table: &Tensor) -> Result<Tensor> {
-        let Some(rows) = &self.relative else {
-            return ops::attention(qkv, num_heads);
         };
-        if ops::is_half(table) {
-            // A row's gradient is a sum over all pairs of patches at its distance, which would stop growing in half.
-            return ops::in_f32(&[qkv, table], |t| self.attend(&t[0], num_heads, &t[1]));
+        let bias = |(table, index): (&'a Tensor, &'a Vec<u32>)| RelativeBias { table, index };
+        ops::Positions {
+            rotation: self.angles.as_ref().map(rotation),
+            bias: table.zip(self.relative.as_ref()).map(bias),
         }
-        let (samples, n, _) = rows.dims3()?;
-        let biases = table.index_select(&rows.flatten_all()?, 0)?;
-        let biases = biases.reshape((samples, n, n, table.dim(1)?))?;
-        ops::biased_attention(qkv, num_heads, &biases.permute((0, 3, 1, 2))?.contiguous()?)
     }
 }
 

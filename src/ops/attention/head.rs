@@ -2,26 +2,18 @@
 
 use gemm::Parallelism;
 
+use super::added::Added;
 use super::rows::{take, Head, HeadRows, Packed};
-use crate::ops::cpu::elementwise::{add, dot, scale_into};
+use crate::ops::cpu::elementwise::{dot, scale_into};
 use crate::ops::cpu::kernel::{self, sum_by};
 use crate::ops::cpu::math;
 use crate::ops::cpu::matrix::{self, Mat, MatMut, SharedMut};
 use crate::ops::cpu::write::Write;
 
-/// Bias and mask, which are added to the scores before the softmax.
-#[derive(Clone, Copy)]
-pub(crate) struct ScoreBias<'a> {
-    /// [heads, N, N]
-    pub(crate) bias: &'a [f32],
-    /// [windows, N, N], where sample s has that of window s modulo the number of windows; empty if there is none.
-    pub(crate) mask: &'a [f32],
-}
-
 /// The numbers that the backward of a head works from.
 pub(super) struct HeadBackward<'a> {
     pub(super) qkv: &'a [f32],
-    pub(super) added: Option<ScoreBias<'a>>,
+    pub(super) added: Option<Added<'a>>,
     pub(super) ys: &'a [f32],
     pub(super) grads: &'a [f32],
     pub(super) stats: &'a [[f32; 2]],
@@ -54,17 +46,13 @@ kernel::simd_fn! {
 
 impl HeadRows {
     /// The scores of some queries of a head, in rows of N.
-    fn scores(&self, [q, k, _]: Packed, added: Option<ScoreBias>, head: Head, first: usize, scores: &mut [f32]) {
+    fn scores(&self, [q, k, _]: Packed, added: Option<Added>, head: Head, first: usize, scores: &mut [f32]) {
         let n = self.dims.tokens;
         let rows = scores.len() / n;
         let write = match added {
             None => Write::Replace,
-            Some(ScoreBias { bias, mask }) => {
-                scores.copy_from_slice(&bias[(head.index * n + first) * n..][..rows * n]);
-                if !mask.is_empty() {
-                    let window = head.sample % (mask.len() / (n * n));
-                    add(scores, &mask[(window * n + first) * n..][..rows * n]);
-                }
+            Some(added) => {
+                added.write(head, n, first, scores);
                 Write::Add
             }
         };
@@ -82,7 +70,7 @@ impl HeadRows {
     pub(super) fn forward_head(
         &self,
         qkv: &[f32],
-        added: Option<ScoreBias>,
+        added: Option<Added>,
         head: Head,
         out: SharedMut,
         stats: &mut [[f32; 2]],
@@ -110,8 +98,8 @@ impl HeadRows {
         });
     }
 
-    /// Writes a head's gradient to `out`; adds that of the scores to `dscores`, unless it is empty.
-    pub(super) fn backward_head(&self, at: &HeadBackward, head: Head, out: SharedMut, dscores: &mut [f32]) {
+    /// Writes a head's gradient to `out`; adds that of what is added to its scores to `dadded`, unless it is empty.
+    pub(super) fn backward_head(&self, at: &HeadBackward, head: Head, out: SharedMut, dadded: &mut [f32]) {
         let &HeadBackward {
             qkv,
             added,
@@ -149,8 +137,8 @@ impl HeadRows {
                     let mean_h = dot(&ys[start..start + d], &grads[start..start + d]);
                     backward_row(scores, h, stats, mean_h);
                 }
-                if !dscores.is_empty() {
-                    add(&mut dscores[first * n..][..rows * n], h);
+                if let (Some(added), false) = (added, dadded.is_empty()) {
+                    added.add_gradient(head, n, first, h, dadded);
                 }
                 let p = Mat::rows(scores, rows, n, n);
                 let ds = Mat::rows(h, rows, n, n);

@@ -5,8 +5,9 @@ use std::sync::OnceLock;
 use candle_core::{CpuStorage, Result, Shape, Tensor};
 use rayon::prelude::*;
 
+use super::added::Added;
 use super::dims::Dims;
-use super::head::{HeadBackward, ScoreBias};
+use super::head::HeadBackward;
 use super::rows::{Head, HeadRows};
 use crate::ops::cpu::kernel::{self, Elements};
 use crate::ops::cpu::matrix::SharedMut;
@@ -39,7 +40,7 @@ impl Heads {
     }
 
     /// The result [B, queries, D], as an operation of candle's returns it.
-    pub(crate) fn forward(&self, qkv: &[f32], added: Option<ScoreBias>) -> (CpuStorage, Shape) {
+    pub(crate) fn forward(&self, qkv: &[f32], added: Option<Added>) -> (CpuStorage, Shape) {
         let Dims { batch, queries, .. } = self.rows.dims;
         let mut ys = vec![0f32; batch * queries * self.rows.dims.width()];
         self.forward_into(qkv, added, &mut ys);
@@ -47,7 +48,7 @@ impl Heads {
     }
 
     /// Writes the result [B, queries, D].
-    pub(crate) fn forward_into(&self, qkv: &[f32], added: Option<ScoreBias>, ys: &mut [f32]) {
+    pub(crate) fn forward_into(&self, qkv: &[f32], added: Option<Added>, ys: &mut [f32]) {
         let Dims {
             batch, queries, heads, ..
         } = self.rows.dims;
@@ -64,32 +65,32 @@ impl Heads {
         self.stats.get_or_init(|| stats);
     }
 
-    /// The gradients of `qkv` and, if `with_bias`, of [`ScoreBias::bias`].
+    /// The gradients of `qkv` and, if `with_added`, of what is added.
     pub(crate) fn backward(
         &self,
         qkv: &Tensor,
-        added: Option<ScoreBias>,
+        added: Option<Added>,
         ys: &Tensor,
         grad: &Tensor,
-        with_bias: bool,
+        with_added: bool,
     ) -> Result<(Tensor, Vec<f32>)> {
         let grad = grad.contiguous()?;
         let (x, y, g) = (Elements::of(qkv)?, Elements::of(ys)?, Elements::of(&grad)?);
         let mut dqkv = vec![0f32; x.len()];
-        let dbias = self.backward_into(&x, added, &y, &g, &mut dqkv, with_bias)?;
-        Ok((kernel::tensor(dqkv, qkv.dims())?, dbias))
+        let dadded = self.backward_into(&x, added, &y, &g, &mut dqkv, with_added)?;
+        Ok((kernel::tensor(dqkv, qkv.dims())?, dadded))
     }
 
-    /// Writes the gradient of `qkv`, that of the queries only for those that there are. Returns, if `with_bias`, that
-    /// of [`ScoreBias::bias`], which is added up over the samples in an order that the shapes alone decide.
+    /// Writes the gradient of `qkv`, that of the queries only for those that there are. Returns, if `with_added`, that
+    /// of what is added, which is added up over the samples in an order that the shapes alone decide.
     pub(crate) fn backward_into(
         &self,
         qkv: &[f32],
-        added: Option<ScoreBias>,
+        added: Option<Added>,
         ys: &[f32],
         grads: &[f32],
         dqkv: &mut [f32],
-        with_bias: bool,
+        with_added: bool,
     ) -> Result<Vec<f32>> {
         // Tasks among which a head's bias is summed up.
         const TASKS: usize = 64;
@@ -107,26 +108,24 @@ impl Heads {
             stats,
         };
         let out = SharedMut::new(dqkv);
-        let (samples, area) = if with_bias {
-            (batch.div_ceil(TASKS.div_ceil(heads)), tokens * tokens)
-        } else {
-            (1, 0)
+        let (samples, area) = match added {
+            Some(added) if with_added => (batch.div_ceil(TASKS.div_ceil(heads)), added.gradient_len(tokens)),
+            _ => (1, 0),
         };
         let shares = batch.div_ceil(samples);
-        let mut dbias = vec![0f32; shares * heads * area];
-        let dscores = SharedMut::new(&mut dbias);
+        let mut dadded = vec![0f32; shares * heads * area];
+        let sums = SharedMut::new(&mut dadded);
         (0..shares * heads).into_par_iter().for_each(|i| {
             let (share, index) = (i / heads, i % heads);
-            // SAFETY: this share's sum for this head belongs to this task alone, which one thread computes.
-            let mut dscores = unsafe { dscores.columns(i * area, 1, area, area) };
+            // SAFETY: this share's sum of this head belongs to this task alone, which one thread computes.
+            let mut sum = unsafe { sums.columns(i * area, 1, area, area) };
             for sample in share * samples..((share + 1) * samples).min(batch) {
-                self.rows
-                    .backward_head(&at, Head { sample, index }, out, dscores.row(0));
+                self.rows.backward_head(&at, Head { sample, index }, out, sum.row(0));
             }
         });
-        if with_bias {
-            return Ok(kernel::add_rows(dbias, heads * area));
+        if area == 0 {
+            return Ok(dadded);
         }
-        Ok(dbias)
+        Ok(kernel::add_rows(dadded, heads * area))
     }
 }

@@ -1,5 +1,6 @@
 //! Multi-head self-attention (Vaswani et al. 2017, arXiv 1706.03762) of a packed projection.
 
+mod added;
 mod dims;
 mod head;
 mod heads;
@@ -15,8 +16,8 @@ use super::route::{self, in_f32, Route};
 use super::softmax;
 use crate::check;
 
+pub(crate) use added::Added;
 pub(crate) use dims::Dims;
-pub(crate) use head::ScoreBias;
 pub(crate) use heads::Heads;
 pub(crate) use separate::attend;
 

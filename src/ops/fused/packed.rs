@@ -12,6 +12,27 @@ use crate::ops::cpu::buffer::Buffer;
 use crate::ops::cpu::kernel;
 use crate::ops::cpu::write::Write;
 
+/// What of a batch a branch is computed for.
+#[derive(Clone, Copy)]
+pub(crate) struct Share<'a> {
+    /// The number of samples.
+    pub(crate) batch: usize,
+    /// A factor for each.
+    pub(crate) drop_path: Option<&'a [f32]>,
+    /// Their places in the whole batch, unless all are computed.
+    pub(crate) samples: Option<&'a [usize]>,
+}
+
+impl<'a> Share<'a> {
+    fn all(batch: usize, drop_path: Option<&'a [f32]>) -> Self {
+        Self {
+            batch,
+            drop_path,
+            samples: None,
+        }
+    }
+}
+
 /// The samples of a batch that keep a branch, and their factors.
 struct KeptSamples {
     samples: Vec<usize>,
@@ -25,6 +46,14 @@ impl KeptSamples {
         let kept = factors.iter().copied().enumerate().filter(|&(_, factor)| factor != 0.0);
         let (samples, factors) = kept.unzip();
         Some(Self { samples, factors })
+    }
+
+    fn share(&self) -> Share<'_> {
+        Share {
+            batch: self.samples.len(),
+            drop_path: Some(&self.factors),
+            samples: Some(&self.samples),
+        }
     }
 
     /// The rows of the kept samples, one after the other.
@@ -53,20 +82,20 @@ impl KeptSamples {
     }
 }
 
-/// The residual branch that `op` makes, given a number of samples and their factors, on `xs` [B, ..] and `params`, all
+/// The residual branch that `op` makes, given what of the batch it is for, on `xs` [B, ..] and `params`, all
 /// `f32` on the CPU. Where a branch computes the first tokens alone, the input of these is what a dropped sample keeps.
 /// No branch looks at its [result](Backward::ys) again: where samples are dropped it has none.
 pub(crate) fn apply<O: Operation>(
     xs: &Tensor,
     params: &[&Tensor],
     drop_path: Option<&[f32]>,
-    op: impl FnOnce(usize, Option<Vec<f32>>) -> O,
+    op: impl FnOnce(Share) -> Result<O>,
 ) -> Result<Tensor> {
     let batch = xs.dim(0)?;
     let Some(kept) = KeptSamples::of(drop_path) else {
-        return autograd::apply(op(batch, drop_path.map(<[f32]>::to_vec)), xs, params);
+        return autograd::apply(op(Share::all(batch, drop_path))?, xs, params);
     };
-    let op = op(kept.samples.len(), Some(kept.factors.clone()));
+    let op = op(kept.share())?;
     autograd::apply(Packed { op, kept, batch }, xs, params)
 }
 
@@ -152,22 +181,27 @@ fn no_gradients(params: usize, param_grads: &mut ParamGrads) -> Result<()> {
     })
 }
 
-/// The residual branch `branch`, given samples and their factors, of candle's operations: what [`apply`] is elsewhere
+/// The residual branch `branch`, given samples and which they are, of candle's operations: what [`apply`] is elsewhere
 /// than in `f32` on the CPU.
 pub(crate) fn compose(
     xs: &Tensor,
     drop_path: Option<&[f32]>,
-    branch: impl Fn(&Tensor, Option<&[f32]>) -> Result<Tensor>,
+    branch: impl Fn(&Tensor, Share) -> Result<Tensor>,
 ) -> Result<Tensor> {
+    let batch = xs.dim(0)?;
     let Some(kept) = KeptSamples::of(drop_path) else {
-        return branch(xs, drop_path);
+        return branch(xs, Share::all(batch, drop_path));
     };
     if kept.samples.is_empty() {
         // Parameters that no sample has used have a gradient all the same: that of one sample of zeros, times 0.
-        let zeros = branch(&xs.narrow(0, 0, 1)?.zeros_like()?, Some(&[0.0]))?;
+        let one = Share {
+            batch: 1,
+            drop_path: Some(&[0.0]),
+            samples: Some(&[0]),
+        };
+        let zeros = branch(&xs.narrow(0, 0, 1)?.zeros_like()?, one)?;
         return xs.narrow(1, 0, zeros.dim(1)?)?.broadcast_add(&zeros);
     }
-    let batch = xs.dim(0)?;
     let (mut kept_at, mut dropped_at) = (0..kept.samples.len(), kept.samples.len()..batch);
     let is_kept = |sample| kept.samples.binary_search(&sample).is_ok();
     let dropped: Vec<usize> = (0..batch).filter(|&sample| !is_kept(sample)).collect();
@@ -179,7 +213,7 @@ pub(crate) fn compose(
         }
     });
     let places: Vec<usize> = places.collect();
-    let computed = branch(&select(xs, &kept.samples)?, Some(&kept.factors))?;
+    let computed = branch(&select(xs, &kept.samples)?, kept.share())?;
     // Of the first tokens only, where the branch computes no more.
     let skipped = xs.narrow(1, 0, computed.dim(1)?)?;
     let skipped = select(&skipped, &dropped)?;
@@ -187,7 +221,7 @@ pub(crate) fn compose(
 }
 
 /// Some samples of `xs`, in that order.
-fn select(xs: &Tensor, samples: &[usize]) -> Result<Tensor> {
+pub(crate) fn select(xs: &Tensor, samples: &[usize]) -> Result<Tensor> {
     let samples: Vec<u32> = samples.iter().map(|&sample| sample as u32).collect();
     let samples = Tensor::new(samples, &Device::Cpu)?.to_device(xs.device())?;
     xs.contiguous()?.index_select(&samples, 0)
@@ -198,7 +232,7 @@ mod tests {
     use super::*;
     use crate::ops::fused::affine::affines;
     use crate::ops::testing::random;
-    use crate::ops::{attention_branch, mlp_branch, Activation, AttentionBranch, MlpBranch, Tokens};
+    use crate::ops::{attention_branch, mlp_branch, Activation, AttentionBranch, MlpBranch, Positions, Tokens};
     use candle_core::{DType, Var};
 
     type Branch = fn(&Tensor, &[Tensor], Option<&[f32]>) -> Result<Tensor>;
@@ -226,7 +260,7 @@ mod tests {
             proj,
             gamma: None,
         };
-        attention_branch(xs, &branch, Tokens::First, drop_path)
+        attention_branch(xs, &branch, Tokens::First, &Positions::default(), drop_path)
     }
 
     const WIDTH: usize = 4;
@@ -320,10 +354,10 @@ mod tests {
     #[test]
     fn where_all_is_dropped_the_composition_computes_no_sample() {
         let xs = random(&[5, 3, WIDTH], 1);
-        let branch = |xs: &Tensor, factors: Option<&[f32]>| {
+        let branch = |xs: &Tensor, share: Share| {
             assert_eq!(
-                (xs.to_vec3::<f64>()?, factors),
-                (vec![vec![vec![0.0; WIDTH]; 3]], Some(&[0.0][..]))
+                (xs.to_vec3::<f64>()?, share.batch, share.drop_path),
+                (vec![vec![vec![0.0; WIDTH]; 3]], 1, Some(&[0.0][..]))
             );
             xs.narrow(1, 0, 1)
         };

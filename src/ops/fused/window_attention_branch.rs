@@ -3,7 +3,7 @@
 
 use candle_core::{DType, Result, Tensor};
 
-use super::attention_branch::{self, AttentionBranch, Windowed};
+use super::attention_branch::{self, AttentionBranch, Places, Windowed};
 use super::{packed, residual};
 use crate::check;
 use crate::error::{Error, Result as OurResult};
@@ -149,9 +149,11 @@ fn routed(
                 Some(mask) => Some(mask.detach().to_dtype(DType::F32)?.contiguous()?),
                 None => None,
             };
-            let windowed = Some(Windowed { window, order, mask });
+            let windowed = Windowed { window, order, mask };
             let params: Vec<_> = branch.params().into_iter().chain([table]).collect();
-            attention_branch::apply(xs, branch.eps, &params, dims, windowed, drop_path)
+            attention_branch::apply(xs, branch.eps, &params, dims, drop_path, |_| {
+                Ok(Places::Windows(windowed))
+            })
         }
         Route::InF32 => in_f32(&tensors, |t| {
             let windows = Windows {
@@ -160,9 +162,12 @@ fn routed(
             };
             routed(&t[0], &branch.with(&t[2..]), dims, &windows, order, drop_path)
         }),
-        Route::Kernel | Route::Composition => packed::compose(xs, drop_path, |xs, drop_path| {
-            let batch = xs.dim(0)?;
-            compose(xs, branch, Dims { batch, ..dims }, windows, &order, drop_path)
+        Route::Kernel | Route::Composition => packed::compose(xs, drop_path, |xs, share| {
+            let dims = Dims {
+                batch: share.batch,
+                ..dims
+            };
+            compose(xs, branch, dims, windows, &order, share.drop_path)
         }),
     }
 }

@@ -3,16 +3,17 @@
 use candle_core::{Result, Tensor};
 use gemm::Parallelism;
 
-use crate::ops::attention::{Dims, Heads, ScoreBias};
+use crate::ops::attention::{Added, Dims, Heads};
 use crate::ops::autograd::{Backward, Operation, ParamGrads};
 use crate::ops::cpu::buffer::Buffer;
 use crate::ops::cpu::kernel::{self, Elements};
 use crate::ops::cpu::matrix::{self, Mat, MatMut};
 use crate::ops::cpu::write::Write;
-use crate::ops::fused::packed;
+use crate::ops::fused::packed::{self, Share};
 use crate::ops::fused::projection::Rows;
 use crate::ops::fused::residual::{self, MIDDLE, NORM, PROJECTION};
 use crate::ops::linear;
+use crate::ops::rotary_qkv::Rotate;
 use crate::ops::window;
 
 /// The operation on `xs` [B, N, D], once all has been checked.
@@ -21,21 +22,27 @@ pub(crate) fn apply(
     eps: f64,
     params: &[&Tensor],
     dims: Dims,
-    windowed: Option<Windowed>,
     drop_path: Option<&[f32]>,
+    places: impl FnOnce(Share) -> Result<Places>,
 ) -> Result<Tensor> {
-    packed::apply(xs, params, drop_path, |batch, drop_path| {
-        let dims = Dims { batch, ..dims };
-        Op {
+    packed::apply(xs, params, drop_path, |share| {
+        let dims = Dims {
+            batch: share.batch,
+            ..dims
+        };
+        let places = places(share)?;
+        Ok(Op {
             dims,
             eps: eps as f32,
-            heads: match &windowed {
-                Some(Windowed { window, order, .. }) => Heads::of_windows(dims.within(*window), order.clone()),
-                None => Heads::new(dims),
+            heads: match &places {
+                Places::Sequence { .. } => Heads::new(dims),
+                Places::Windows(Windowed { window, order, .. }) => {
+                    Heads::of_windows(dims.within(*window), order.clone())
+                }
             },
-            windowed,
-            drop_path,
-        }
+            places,
+            drop_path: share.drop_path.map(<[f32]>::to_vec),
+        })
     })
 }
 
@@ -43,8 +50,19 @@ struct Op {
     dims: Dims,
     eps: f32,
     heads: Heads,
-    windowed: Option<Windowed>,
+    places: Places,
     drop_path: Option<Vec<f32>>,
+}
+
+/// What the places of tokens do to attention.
+pub(crate) enum Places {
+    Sequence {
+        /// Turns queries and keys.
+        rotate: Option<Rotate>,
+        /// The rows of each query and key in a table, which is the last of the parameters: [1, N, N] or [B, N, N].
+        index: Option<Vec<u32>>,
+    },
+    Windows(Windowed),
 }
 
 /// What attention within windows adds to the scores: biases from a table, which is the last of the parameters, and a
@@ -58,9 +76,15 @@ pub(crate) struct Windowed {
     pub(crate) mask: Option<Tensor>,
 }
 
+/// The columns of a matrix with so many, one after another.
+fn transposed(matrix: &[f32], columns: usize) -> Vec<f32> {
+    let of_column = |column| matrix.iter().skip(column).step_by(columns).copied();
+    (0..columns).flat_map(of_column).collect()
+}
+
 /// What a backward reads.
 struct Kept {
-    /// [B, N, 3 D]. Where the first tokens alone are computed, the others' queries are whatever was left in the memory,
+    /// [B, N, 3 D], turned. Where the first tokens alone are computed, the others' queries are whatever was left in the memory,
     /// and nobody reads them: not the heads, and not the products and sums, which go by [`Op::parts`].
     qkv: Buffer,
     /// What the heads gave, [B, queries, D].
@@ -80,21 +104,46 @@ struct Part {
 impl Op {
     /// The parameters of the branch, and the table that comes last where there is one.
     fn split<'p, 'a>(&self, params: &'p [&'a [f32]]) -> (&'p [&'a [f32]], Option<&'a [f32]>) {
-        match (&self.windowed, params) {
-            (Some(_), [branch @ .., table]) => (branch, Some(table)),
-            (_, branch) => (branch, None),
+        match (&self.places, params) {
+            (Places::Sequence { index: None, .. }, branch) => (branch, None),
+            (_, [branch @ .., table]) => (branch, Some(table)),
+            (_, []) => (params, None),
         }
     }
 
     /// Calls `f` with what is added to the scores.
-    fn with_added<T>(&self, table: Option<&[f32]>, f: impl FnOnce(Option<ScoreBias>) -> T) -> Result<T> {
-        let (Some(Windowed { window, mask, .. }), Some(table)) = (&self.windowed, table) else {
-            return Ok(f(None));
-        };
-        let bias = window::bias_of(table, self.dims.heads, *window);
-        let mask = mask.as_ref().map(Elements::of).transpose()?;
-        let mask = mask.as_deref().unwrap_or(&[]);
-        Ok(f(Some(ScoreBias { bias: &bias, mask })))
+    fn with_added<T>(&self, table: Option<&[f32]>, f: impl FnOnce(Option<Added>) -> T) -> Result<T> {
+        let heads = self.dims.heads;
+        Ok(match (&self.places, table) {
+            (Places::Windows(Windowed { window, mask, .. }), Some(table)) => {
+                let bias = window::bias_of(table, heads, *window);
+                let mask = mask.as_ref().map(Elements::of).transpose()?;
+                let mask = mask.as_deref().unwrap_or(&[]);
+                f(Some(Added::Square { bias: &bias, mask }))
+            }
+            (Places::Sequence { index: Some(index), .. }, Some(table)) => f(Some(Added::Table {
+                columns: &transposed(table, heads),
+                index,
+                rows: table.len() / heads,
+            })),
+            _ => f(None),
+        })
+    }
+
+    /// The gradient of the table, from that of what is added.
+    fn table_gradient(&self, dadded: &[f32]) -> Vec<f32> {
+        let heads = self.dims.heads;
+        match &self.places {
+            Places::Windows(Windowed { window, .. }) => window::table_gradient(dadded, heads, *window),
+            Places::Sequence { .. } => transposed(dadded, dadded.len() / heads),
+        }
+    }
+
+    fn rotate(&self) -> Option<&Rotate> {
+        match &self.places {
+            Places::Sequence { rotate, .. } => rotate.as_ref(),
+            Places::Windows(_) => None,
+        }
     }
 
     /// The parts of `qkv` that are computed: all of it, or the queries of the first tokens and all keys and values.
@@ -221,7 +270,10 @@ impl Operation for Op {
     fn recompute(&self, xs: &[f32], params: &[&[f32]]) -> Result<Kept> {
         let (branch, table) = self.split(params);
         let (norm, [weight, bias], _) = residual::parts(branch, self.eps);
-        let qkv = self.project(&norm.forward(xs), weight, bias);
+        let mut qkv = self.project(&norm.forward(xs), weight, bias);
+        if let Some(rotate) = self.rotate() {
+            rotate.turn(&mut qkv);
+        }
         let mut heads = Buffer::new(self.result_dims().iter().product());
         self.with_added(table, |added| self.heads.forward_into(&qkv, added, &mut heads))?;
         Ok(Kept { qkv, heads })
@@ -236,12 +288,15 @@ impl Operation for Op {
         let of_table = branch.len();
         let wants_table = table.is_some() && param_grads.wants(of_table);
         let mut dqkv = Buffer::new(kept.qkv.len());
-        let dscores = self.with_added(table, |added| {
+        let dadded = self.with_added(table, |added| {
             self.heads
                 .backward_into(&kept.qkv, added, &kept.heads, &dheads, &mut dqkv, wants_table)
         })??;
-        if let (Some(Windowed { window, .. }), true) = (&self.windowed, wants_table) {
-            param_grads.set(of_table, window::table_gradient(&dscores, self.dims.heads, *window))?;
+        if wants_table {
+            param_grads.set(of_table, self.table_gradient(&dadded))?;
+        }
+        if let Some(rotate) = self.rotate() {
+            rotate.back().turn(&mut dqkv);
         }
         drop((dheads, dropped, kept));
         param_grads.write(MIDDLE, |out, write| {

@@ -112,16 +112,18 @@ fn routed(xs: &Tensor, branch: &MlpBranch, drop_path: Option<&[f32]>) -> Result<
         Route::Kernel => {
             let (_, tokens, width) = xs.dims3()?;
             let hidden = branch.fc1.weight.dim(0)?;
-            packed::apply(xs, &params, drop_path, |batch, drop_path| Op {
-                dims: [batch, tokens, width],
-                hidden,
-                eps: branch.eps as f32,
-                activation: branch.activation,
-                drop_path,
+            packed::apply(xs, &params, drop_path, |share| {
+                Ok(Op {
+                    dims: [share.batch, tokens, width],
+                    hidden,
+                    eps: branch.eps as f32,
+                    activation: branch.activation,
+                    drop_path: share.drop_path.map(<[f32]>::to_vec),
+                })
             })
         }
         Route::InF32 => in_f32(&tensors, |t| routed(&t[0], &branch.with(&t[1..]), drop_path)),
-        Route::Composition => packed::compose(xs, drop_path, |xs, drop_path| composition(xs, branch, drop_path)),
+        Route::Composition => packed::compose(xs, drop_path, |xs, share| composition(xs, branch, share.drop_path)),
     }
 }
 
