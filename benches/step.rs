@@ -12,6 +12,7 @@ use std::time::Instant;
 use anyhow::{bail, ensure, Context, Result};
 use candle_core::{DType, Device, Tensor, Var};
 use clap::{value_parser, Parser, ValueEnum};
+use masksub::models;
 use masksub::models::convnext::{self, ConvNeXt};
 use masksub::models::resnet::{self, ResNet};
 use masksub::models::swin::{self, SwinTransformer};
@@ -40,6 +41,9 @@ struct Flags {
     /// Rate of stochastic depth, of a ViT and, growing to it, of a Swin or ConvNeXt
     #[arg(long, default_value_t = 0.0)]
     drop_path: f64,
+    /// Blocks of a ViT or Swin that compute again in the backward what they would keep
+    #[arg(long, value_enum, default_value = "never")]
+    recompute: Recompute,
     /// What the sub-branch of a MaskSub step learns from; only with --what masksub
     #[arg(long, value_enum, default_value = "main")]
     target: Target,
@@ -84,6 +88,27 @@ enum Target {
     MaskedTeacher,
     /// Each branch from the other's prediction
     Mutual,
+}
+
+/// [`masksub::models::Recompute`] on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Recompute {
+    /// None
+    Never,
+    /// All
+    EveryBlock,
+    /// The first, the third, ...
+    EveryOther,
+}
+
+impl From<Recompute> for models::Recompute {
+    fn from(recompute: Recompute) -> Self {
+        match recompute {
+            Recompute::Never => Self::Never,
+            Recompute::EveryBlock => Self::EveryBlock,
+            Recompute::EveryOther => Self::EveryOther,
+        }
+    }
 }
 
 /// A target in the place of a type.
@@ -151,6 +176,7 @@ fn measure(what: What, flags: &Flags) -> Result<()> {
         let cfg = vit::Config {
             image_size,
             drop_path: flags.drop_path,
+            recompute: flags.recompute.into(),
             crop_remainder: true,
             ..size(classes)
         };
@@ -169,6 +195,29 @@ fn measure(what: What, flags: &Flags) -> Result<()> {
         };
         return time(what, flags, &device, &weights, vit, DropToken::new(masking), target);
     }
+    if let Some(size) = find(swin::Config::SIZES, &flags.model) {
+        let cfg = swin::Config {
+            image_size,
+            drop_path: flags.drop_path,
+            recompute: flags.recompute.into(),
+            ..size(classes)
+        };
+        let swin = SwinTransformer::new(&cfg, vb)?;
+        let target = target(flags, || SwinTransformer::new(&cfg, teaching))?;
+        return time(
+            what,
+            flags,
+            &device,
+            &weights,
+            swin,
+            MaskToken::new(masking, block)?,
+            target,
+        );
+    }
+    ensure!(
+        flags.recompute == Recompute::Never,
+        "--recompute is for a ViT or a Swin"
+    );
     if let Some(size) = find(resnet::Config::SIZES, &flags.model) {
         ensure!(flags.drop_path == 0.0, "--drop-path is for a ViT or a Swin");
         let resnet = ResNet::new(&size(classes), vb)?;
@@ -192,24 +241,6 @@ fn measure(what: What, flags: &Flags) -> Result<()> {
         let target = target(flags, || ConvNeXt::new(&cfg, teaching))?;
         let branch = PatchDrop::new(masking, block)?;
         return time(what, flags, &device, &weights, convnext, branch, target);
-    }
-    if let Some(size) = find(swin::Config::SIZES, &flags.model) {
-        let cfg = swin::Config {
-            image_size,
-            drop_path: flags.drop_path,
-            ..size(classes)
-        };
-        let swin = SwinTransformer::new(&cfg, vb)?;
-        let target = target(flags, || SwinTransformer::new(&cfg, teaching))?;
-        return time(
-            what,
-            flags,
-            &device,
-            &weights,
-            swin,
-            MaskToken::new(masking, block)?,
-            target,
-        );
     }
     bail!(
         "--model is {}, but must be the name of a published size of ViT, ResNet, ConvNeXt or Swin",

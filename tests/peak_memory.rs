@@ -1,12 +1,15 @@
-//! How much memory reading takes: no more than a few times what is read.
+//! How much memory is taken: by reading a few times what is read at most, by a step what its model keeps.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use masksub::models::vit::{Config, VisionTransformer};
+use masksub::models::Recompute;
+use masksub::ops;
 use masksub::pretrained::Pretrained;
-use masksub::{Seed, Weights};
+use masksub::{DropToken, MaskSub, Params, RandomMasking, Seed, Weights};
 
 /// The system's allocator, with the most bytes there were.
 struct Counting;
@@ -33,6 +36,13 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
+/// Held by the test that counts.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn config(side: usize) -> Config {
     let small = Config {
         embed_dim: 256,
@@ -47,6 +57,7 @@ fn config(side: usize) -> Config {
 /// The position embedding of 100 x 100 positions is nearly all of the file.
 #[test]
 fn of_a_resized_table_is_three_times_the_file_at_most() {
+    let _alone = alone();
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("mae_finetuned.safetensors");
     let device = Device::Cpu;
@@ -66,4 +77,38 @@ fn of_a_resized_table_is_three_times_the_file_at_most() {
         println!("{side} x {side} positions: {times:.2} times the file of {file} bytes");
         assert!(times < 3.0, "{side}: {times}");
     }
+}
+
+/// Bytes at the peak of a MaskSub step of a model that keeps little but what blocks keep.
+fn of_a_step(recompute: Recompute) -> f64 {
+    let cfg = Config {
+        embed_dim: 48,
+        depth: 12,
+        num_heads: 3,
+        mlp_dim: 192,
+        recompute,
+        ..Config::deit3_tiny(3)
+    };
+    let device = Device::Cpu;
+    let weights = Weights::seeded(Seed::new(0));
+    let vit = VisionTransformer::new(&cfg.with_input(48, 4, 1), weights.var_builder(DType::F32, &device)).unwrap();
+    let branch = DropToken::new(RandomMasking::new(0.5).unwrap());
+    let model = MaskSub::new(vit, branch, Params::from_varmap(weights.varmap()));
+    let images = Tensor::randn(0f32, 1.0, (8, 1, 48, 48), &device).unwrap();
+    let labels = Tensor::zeros(8, DType::U32, &device).unwrap();
+    ops::empty_cache();
+    let before = USED.load(Relaxed);
+    PEAK.store(before, Relaxed);
+    let loss = |logits: &Tensor| candle_nn::loss::cross_entropy(logits, &labels);
+    model.backward(&images, Seed::new(1).at(0), loss).unwrap();
+    (PEAK.load(Relaxed) - before) as f64
+}
+
+#[test]
+fn of_a_step_is_less_where_blocks_recompute() {
+    let _alone = alone();
+    let kept = of_a_step(Recompute::Never);
+    let [all, half] = [Recompute::EveryBlock, Recompute::EveryOther].map(|recompute| of_a_step(recompute) / kept);
+    println!("{kept} bytes; recomputed in every block {all:.2} of them, in every other {half:.2}");
+    assert!(all < 0.5 && half < 0.75 && all < half - 0.1, "{all} {half}");
 }

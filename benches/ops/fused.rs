@@ -33,6 +33,7 @@ pub fn of_attention(x: &[Var], num_heads: usize) -> AttentionBranch<'_> {
         num_heads,
         proj,
         gamma,
+        recompute: false,
     }
 }
 
@@ -83,6 +84,7 @@ fn of_mlp(x: &[Var]) -> MlpBranch<'_> {
         activation: Activation::Gelu,
         fc2,
         gamma: Some(x[7].as_tensor()),
+        recompute: false,
     }
 }
 

@@ -1,8 +1,9 @@
 //! The networks that `--model` names, and what each asks of its input.
 
 use crate::data::digits;
+use crate::flags::training::Recompute;
 use crate::flags::Flags;
-use anyhow::{ensure, Result};
+use anyhow::{bail, ensure, Result};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use masksub::augment::Normalize;
 use masksub::models::vit::{Pool, QkvBias, Rotary, WeightNames};
@@ -101,6 +102,17 @@ impl Network {
             Self::ResNet(cfg, input) => Self::ResNet(resnet::Config { drop_path, ..cfg }, input),
             Self::ConvNeXt(cfg, input) => Self::ConvNeXt(convnext::Config { drop_path, ..cfg }, input),
             Self::Swin(cfg) => Self::Swin(swin::Config { drop_path, ..cfg }),
+        }
+    }
+
+    /// The same with such blocks that compute again what they would keep.
+    pub fn with_recompute(self, recompute: Recompute) -> Result<Self> {
+        let (none, recompute) = (recompute == Recompute::Never, recompute.into());
+        match self {
+            Self::Vit(cfg) => Ok(Self::Vit(vit::Config { recompute, ..cfg })),
+            Self::Swin(cfg) => Ok(Self::Swin(swin::Config { recompute, ..cfg })),
+            Self::ResNet(..) | Self::ConvNeXt(..) if none => Ok(self),
+            _ => bail!("--recompute is for a ViT or Swin, but --model names a ResNet or ConvNeXt"),
         }
     }
 

@@ -9,11 +9,13 @@ use crate::nn::{layer_norm, LayerNorm};
 use crate::ops::{self, Activation, Affine, MlpBranch};
 use crate::pass::Pass;
 
-/// Rates of what a branch does in training beside its arithmetic.
+/// What a branch does in training beside its arithmetic.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Rates {
+pub(super) struct Regime {
     pub(super) dropout: f64,
     pub(super) drop_path: f64,
+    /// See [`Recompute`](super::Recompute).
+    pub(super) recompute: bool,
 }
 
 /// The layers' names below a block.
@@ -31,7 +33,7 @@ pub(super) struct Mlp {
     activation: Activation,
     fc2: Linear,
     gamma: Option<Tensor>,
-    rates: Rates,
+    regime: Regime,
 }
 
 impl Mlp {
@@ -42,7 +44,7 @@ impl Mlp {
         activation: Activation,
         init: Init,
         names: MlpNames,
-        rates: Rates,
+        regime: Regime,
         vb: VarBuilder,
     ) -> Result<Self> {
         Ok(Self {
@@ -51,7 +53,7 @@ impl Mlp {
             activation,
             fc2: Linear::new(hidden, dim, init, ZERO, vb.pp(names.fc2))?,
             gamma: None,
-            rates,
+            regime,
         })
     }
 
@@ -63,7 +65,7 @@ impl Mlp {
     /// [B, N, D] to [B, N, D]: in one operation where nothing is dropped between the layers.
     pub(super) fn forward(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
         match self.norm.affine() {
-            Some(norm) if pass.skip_dropout(self.rates.dropout, 2)? => self.fused(norm, xs, pass),
+            Some(norm) if pass.skip_dropout(self.regime.dropout, 2)? => self.fused(norm, xs, pass),
             _ => self.composed(xs, pass),
         }
     }
@@ -76,16 +78,17 @@ impl Mlp {
             activation: self.activation,
             fc2: self.fc2.affine(),
             gamma: self.gamma.as_ref(),
+            recompute: self.regime.recompute,
         };
-        let factors = pass.drop_path_factors(xs.dim(0)?, self.rates.drop_path)?;
+        let factors = pass.drop_path_factors(xs.dim(0)?, self.regime.drop_path)?;
         ops::mlp_branch(xs, &branch, factors.as_deref())
     }
 
     fn composed(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
         let hidden = self.activation.forward(&self.fc1.forward(&self.norm.forward(xs)?)?)?;
-        let hidden = pass.dropout(&hidden, self.rates.dropout)?;
-        let ys = pass.dropout(&self.fc2.forward(&hidden)?, self.rates.dropout)?;
-        let factors = pass.drop_path_factors(xs.dim(0)?, self.rates.drop_path)?;
+        let hidden = pass.dropout(&hidden, self.regime.dropout)?;
+        let ys = pass.dropout(&self.fc2.forward(&hidden)?, self.regime.dropout)?;
+        let factors = pass.drop_path_factors(xs.dim(0)?, self.regime.drop_path)?;
         ops::add_branch(xs, ys, self.gamma.as_ref(), factors.as_deref())
     }
 }

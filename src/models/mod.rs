@@ -6,10 +6,13 @@ mod linear;
 mod mlp;
 mod path;
 mod pool;
+mod recompute;
 pub mod resnet;
 mod rules;
 pub mod swin;
 pub mod vit;
+
+pub use recompute::Recompute;
 
 /// The place where the values of a published size were read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -263,6 +263,7 @@ pub fn fused(rng: &mut KeyedRng, _: &Scratch) -> Result<()> {
         num_heads: near(rng, heads),
         proj: affine(4),
         gamma,
+        recompute: rng.random(),
     };
     let ys = match rng.random_range(0..4) {
         0 => {
@@ -319,6 +320,7 @@ pub fn fused(rng: &mut KeyedRng, _: &Scratch) -> Result<()> {
                     bias: &tensors[5],
                 },
                 gamma,
+                recompute: rng.random(),
             };
             ops::mlp_branch(&xs, &branch, drop_path.as_deref())?
         }

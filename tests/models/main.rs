@@ -3,6 +3,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod convnext;
+mod recompute;
 mod resnet;
 mod sources;
 mod swin;

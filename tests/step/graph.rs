@@ -95,6 +95,7 @@ fn gradients_of_branches_meet_others() {
             bias: &norm,
         },
         gamma: Some(&norm),
+        recompute: false,
     };
     let once = mlp_branch(&randn((2, 3, 8), "xs"), &branch, None).unwrap();
     let twice = mlp_branch(&once, &branch, Some(&[2.0, 0.5])).unwrap();

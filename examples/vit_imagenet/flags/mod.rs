@@ -286,7 +286,7 @@ impl Flags {
 
     /// The network, with a head for `num_classes`.
     pub fn network(&self, num_classes: usize) -> Result<Network> {
-        let network = Network::new(self.model(), num_classes, self)?;
+        let network = Network::new(self.model(), num_classes, self)?.with_recompute(self.training.recompute)?;
         Ok(match self.training.drop_path {
             Some(rate) => network.with_drop_path(rate),
             None => network,

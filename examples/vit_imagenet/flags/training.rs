@@ -118,6 +118,11 @@ pub struct TrainingFlags {
     #[arg(long, value_name = "P", value_parser = share)]
     pub drop_path: Option<f64>,
 
+    /// Blocks of a ViT or Swin that compute again in the backward what they would keep: less memory, more time, the same
+    /// result to the bit
+    #[arg(long, value_enum, default_value = "never")]
+    pub recompute: Recompute,
+
     /// Alpha of mixup, 0 for none
     #[arg(long, value_name = "ALPHA", default_value_t = 0.0, value_parser = not_negative)]
     pub mixup: f64,
@@ -136,6 +141,24 @@ pub enum OptimizerKind {
     Adamw,
     Lamb,
     Sgd,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Recompute {
+    Never,
+    EveryBlock,
+    /// The first of a network's or stage's blocks, the third, ...
+    EveryOther,
+}
+
+impl From<Recompute> for masksub::models::Recompute {
+    fn from(recompute: Recompute) -> Self {
+        match recompute {
+            Recompute::Never => Self::Never,
+            Recompute::EveryBlock => Self::EveryBlock,
+            Recompute::EveryOther => Self::EveryOther,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -7,7 +7,7 @@ use super::config::Config;
 use super::stages::StageShape;
 use crate::models::init::{NORMAL, ZERO};
 use crate::models::linear::Linear;
-use crate::models::mlp::{Mlp, MlpNames, Rates};
+use crate::models::mlp::{Mlp, MlpNames, Regime};
 use crate::nn::{layer_norm, LayerNorm};
 use crate::ops::{self, Activation, Affine, AttentionBranch, Windows};
 use crate::pass::Pass;
@@ -23,11 +23,11 @@ pub(super) struct Attention {
     qkv: Linear,
     table: Tensor,
     proj: Linear,
-    pub(super) rates: Rates,
+    pub(super) regime: Regime,
 }
 
 impl Attention {
-    fn new(cfg: &Config, shape: StageShape, index: usize, rates: Rates, vb: VarBuilder) -> Result<Self> {
+    fn new(cfg: &Config, shape: StageShape, index: usize, regime: Regime, vb: VarBuilder) -> Result<Self> {
         let (d, side) = (shape.dim, 2 * shape.window - 1);
         let shift = if index % 2 == 1 { shape.shift } else { 0 };
         let mask = || ops::shift_mask(shape.grid, shape.window, shift, vb.device());
@@ -41,14 +41,14 @@ impl Attention {
             qkv: linear(3 * d, attn.pp("qkv"))?,
             table: attn.get_with_hints((side * side, shape.num_heads), "relative_position_bias_table", NORMAL)?,
             proj: linear(d, attn.pp("proj"))?,
-            rates,
+            regime,
         })
     }
 
     /// [B, L, D] to [B, L, D]: in one operation where nothing is dropped between the layers.
     fn forward(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
         match self.norm.affine() {
-            Some(norm) if pass.skip_dropout(self.rates.dropout, 1)? => self.fused(norm, xs, pass),
+            Some(norm) if pass.skip_dropout(self.regime.dropout, 1)? => self.fused(norm, xs, pass),
             _ => self.composed(xs, pass),
         }
     }
@@ -61,6 +61,7 @@ impl Attention {
             num_heads: self.shape.num_heads,
             proj: self.proj.affine(),
             gamma: None,
+            recompute: self.regime.recompute,
         };
         let windows = Windows {
             grid: self.shape.grid,
@@ -69,7 +70,7 @@ impl Attention {
             table: &self.table,
             mask: self.mask.as_ref(),
         };
-        let factors = pass.drop_path_factors(xs.dim(0)?, self.rates.drop_path)?;
+        let factors = pass.drop_path_factors(xs.dim(0)?, self.regime.drop_path)?;
         ops::window_attention_branch(xs, &branch, &windows, factors.as_deref())
     }
 
@@ -83,9 +84,9 @@ impl Attention {
         let ys = ops::window_partition(&self.norm.forward(xs)?, grid, window, self.shift)?;
         let bias = ops::relative_position_bias(&self.table, window)?;
         let ys = ops::window_attention(&self.qkv.forward(&ys)?, num_heads, &bias, self.mask.as_ref())?;
-        let ys = pass.dropout(&self.proj.forward(&ys)?, self.rates.dropout)?;
+        let ys = pass.dropout(&self.proj.forward(&ys)?, self.regime.dropout)?;
         let ys = ops::window_reverse(&ys, grid, window, self.shift)?;
-        let factors = pass.drop_path_factors(xs.dim(0)?, self.rates.drop_path)?;
+        let factors = pass.drop_path_factors(xs.dim(0)?, self.regime.drop_path)?;
         ops::add_branch(xs, ys, None, factors.as_deref())
     }
 }
@@ -99,9 +100,10 @@ pub(super) struct Block {
 
 impl Block {
     pub(super) fn new(cfg: &Config, shape: StageShape, index: usize, drop_path: f64, vb: VarBuilder) -> Result<Self> {
-        let rates = Rates {
+        let regime = Regime {
             dropout: cfg.dropout,
             drop_path,
+            recompute: cfg.recompute.in_block(index),
         };
         let mlp_names = MlpNames {
             norm: "norm2",
@@ -110,8 +112,8 @@ impl Block {
         };
         let (dims, eps) = ([shape.dim, cfg.mlp_ratio * shape.dim], cfg.norm_eps);
         Ok(Self {
-            attention: Attention::new(cfg, shape, index, rates, vb.clone())?,
-            mlp: Mlp::new(dims, eps, Activation::Gelu, NORMAL, mlp_names, rates, vb)?,
+            attention: Attention::new(cfg, shape, index, regime, vb.clone())?,
+            mlp: Mlp::new(dims, eps, Activation::Gelu, NORMAL, mlp_names, regime, vb)?,
         })
     }
 

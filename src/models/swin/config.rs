@@ -2,7 +2,7 @@
 
 use crate::check;
 use crate::error::{Error, Result};
-use crate::models::{path, rules, Constructor, Source};
+use crate::models::{path, rules, Constructor, Recompute, Source};
 
 const fn source(option: &'static str) -> Source {
     Source::new("microsoft/Swin-Transformer", "config.py, configs/swin", option)
@@ -57,6 +57,8 @@ pub struct Config {
     pub dropout: f64,
     /// Stochastic depth of the last block, in training, growing linearly from 0 in the first; within [0, 1).
     pub drop_path: f64,
+    /// Blocks that take less memory and more time.
+    pub recompute: Recompute,
 }
 
 impl Config {
@@ -75,6 +77,7 @@ impl Config {
             norm_eps: 1e-5,
             dropout: 0.0,
             drop_path: 0.0,
+            recompute: Recompute::Never,
         }
     }
 
@@ -157,6 +160,7 @@ impl Config {
             return Err(Error::invalid("num_heads", format!("{:?}", self.num_heads), allowed));
         }
         check::rate("dropout", self.dropout)?;
+        self.recompute.check(self.dropout, false)?;
         check::rate("drop_path", self.drop_path)?;
         check::non_negative("norm_eps", self.norm_eps)?;
         let fits = |side: usize| side > 0 && side.is_multiple_of(self.patch_size);

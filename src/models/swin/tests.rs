@@ -57,7 +57,7 @@ fn drop_path_grows_over_the_blocks_of_all_stages() {
     let rates = stages
         .iter()
         .flat_map(|stage| &stage.blocks)
-        .map(|block| block.attention.rates.drop_path);
+        .map(|block| block.attention.regime.drop_path);
     for (rate, expected) in rates.zip([0.0, 0.1, 0.2, 0.3]) {
         assert!((rate - expected).abs() < 1e-12, "{rate} instead of {expected}");
     }

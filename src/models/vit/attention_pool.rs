@@ -6,7 +6,7 @@ use candle_nn::VarBuilder;
 use super::config::Config;
 use crate::models::init::{normal, NORMAL, ZERO};
 use crate::models::linear::Linear;
-use crate::models::mlp::{Mlp, MlpNames, Rates};
+use crate::models::mlp::{Mlp, MlpNames, Regime};
 use crate::ops;
 use crate::pass::Pass;
 
@@ -32,9 +32,10 @@ impl AttentionPool {
             fc1: "mlp.fc1",
             fc2: "mlp.fc2",
         };
-        let rates = Rates {
+        let regime = Regime {
             dropout: 0.0,
             drop_path: 0.0,
+            recompute: false,
         };
         let dims = [d, cfg.mlp_dim];
         Ok(Self {
@@ -43,7 +44,7 @@ impl AttentionPool {
             q: linear(d, "q")?,
             kv: linear(2 * d, "kv")?,
             proj: linear(d, "proj")?,
-            mlp: Mlp::new(dims, cfg.norm_eps, cfg.activation, NORMAL, names, rates, vb.clone())?,
+            mlp: Mlp::new(dims, cfg.norm_eps, cfg.activation, NORMAL, names, regime, vb.clone())?,
         })
     }
 

@@ -9,7 +9,7 @@ use super::positions::{relative_table, Positions};
 use super::swiglu::SwiGlu;
 use crate::models::init::{NORMAL, ZERO};
 use crate::models::linear::Linear;
-use crate::models::mlp::{Mlp, MlpNames, Rates};
+use crate::models::mlp::{Mlp, MlpNames, Regime};
 use crate::nn::{layer_norm, LayerNorm};
 use crate::ops::{self, Affine, AttentionBranch, Tokens};
 use crate::pass::Pass;
@@ -69,11 +69,11 @@ struct Attention {
     position_table: Option<Tensor>,
     proj: Linear,
     gamma: Option<Tensor>,
-    rates: Rates,
+    regime: Regime,
 }
 
 impl Attention {
-    fn new(cfg: &Config, gamma: Option<Tensor>, rates: Rates, vb: VarBuilder) -> Result<Self> {
+    fn new(cfg: &Config, gamma: Option<Tensor>, regime: Regime, vb: VarBuilder) -> Result<Self> {
         let (d, names) = (cfg.embed_dim, cfg.names());
         let table = || vb.get_with_hints((relative_table(cfg.grid()), cfg.num_heads), names.position_table, ZERO);
         Ok(Self {
@@ -83,7 +83,7 @@ impl Attention {
             num_heads: cfg.num_heads,
             proj: Linear::new(d, d, NORMAL, ZERO, vb.pp(names.proj))?,
             gamma,
-            rates,
+            regime,
         })
     }
 
@@ -93,7 +93,7 @@ impl Attention {
         let positions = positions.map(|positions| positions.of_block(self.position_table.as_ref()));
         let positions = positions.unwrap_or_default();
         match self.norm.affine() {
-            Some(norm) if pass.skip_dropout(self.rates.dropout, 1)? => {
+            Some(norm) if pass.skip_dropout(self.regime.dropout, 1)? => {
                 self.fused(norm, &qkv, xs, tokens, &positions, pass)
             }
             _ => self.composed(&qkv, xs, tokens, &positions, pass),
@@ -116,8 +116,9 @@ impl Attention {
             num_heads: self.num_heads,
             proj: self.proj.affine(),
             gamma: self.gamma.as_ref(),
+            recompute: self.regime.recompute,
         };
-        let factors = pass.drop_path_factors(xs.dim(0)?, self.rates.drop_path)?;
+        let factors = pass.drop_path_factors(xs.dim(0)?, self.regime.drop_path)?;
         ops::attention_branch(xs, &branch, tokens, positions, factors.as_deref())
     }
 
@@ -143,8 +144,8 @@ impl Attention {
             Tokens::All => (xs.clone(), heads),
             Tokens::First => (xs.narrow(1, 0, 1)?, heads.narrow(1, 0, 1)?.contiguous()?),
         };
-        let ys = pass.dropout(&self.proj.forward(&heads)?, self.rates.dropout)?;
-        let factors = pass.drop_path_factors(xs.dim(0)?, self.rates.drop_path)?;
+        let ys = pass.dropout(&self.proj.forward(&heads)?, self.regime.dropout)?;
+        let factors = pass.drop_path_factors(xs.dim(0)?, self.regime.drop_path)?;
         ops::add_branch(&xs, ys, self.gamma.as_ref(), factors.as_deref())
     }
 }
@@ -169,9 +170,10 @@ impl Block {
             let init = cfg.layer_scale.map(Init::Const);
             init.map(|init| vb.get_with_hints(d, name, init)).transpose()
         };
-        let rates = Rates {
+        let regime = Regime {
             dropout: cfg.dropout,
             drop_path: cfg.drop_path_at(index),
+            recompute: cfg.recompute.in_block(index),
         };
         let mlp_names = MlpNames {
             norm: names.norm2,
@@ -180,15 +182,23 @@ impl Block {
         };
         let plain = || {
             let dims = [d, cfg.mlp_dim];
-            let mlp = Mlp::new(dims, cfg.norm_eps, cfg.activation, NORMAL, mlp_names, rates, vb.clone())?;
+            let mlp = Mlp::new(
+                dims,
+                cfg.norm_eps,
+                cfg.activation,
+                NORMAL,
+                mlp_names,
+                regime,
+                vb.clone(),
+            )?;
             Ok::<_, Error>(mlp.with_gamma(gamma(names.gamma2)?))
         };
         Ok(Self {
             mlp: match cfg.gate {
                 None => BlockMlp::Plain(plain()?),
-                Some(gate) => BlockMlp::Gated(SwiGlu::new(cfg, gate, gamma(names.gamma2)?, rates, vb.clone())?),
+                Some(gate) => BlockMlp::Gated(SwiGlu::new(cfg, gate, gamma(names.gamma2)?, regime, vb.clone())?),
             },
-            attention: Attention::new(cfg, gamma(names.gamma1)?, rates, vb.clone())?,
+            attention: Attention::new(cfg, gamma(names.gamma1)?, regime, vb.clone())?,
         })
     }
 

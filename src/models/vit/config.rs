@@ -5,7 +5,7 @@ use super::Activation;
 use crate::check;
 use crate::error::{Error, Result};
 use crate::grid::Grid;
-use crate::models::rules;
+use crate::models::{rules, Recompute};
 use crate::ops::Pairs;
 
 /// Names and shapes that a model's weights have, by whose they are.
@@ -168,6 +168,8 @@ pub struct Config {
     pub drop_path: f64,
     /// Course of that rate over the blocks.
     pub drop_path_schedule: DropPathSchedule,
+    /// Blocks that take less memory and more time.
+    pub recompute: Recompute,
 }
 
 impl Config {
@@ -259,6 +261,7 @@ impl Config {
         check::divisor("num_heads", self.num_heads, dim, format_args!("embed_dim, {dim}"))?;
         check::rate("dropout", self.dropout)?;
         check::rate("drop_path", self.drop_path)?;
+        self.recompute.check(self.dropout, self.gate.is_some())?;
         self.check_tokens()?;
         check::non_negative("norm_eps", self.norm_eps)?;
         check::non_negative("head_bias_bound", self.head_bias_bound)?;

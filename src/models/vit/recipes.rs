@@ -2,6 +2,7 @@
 
 use super::config::{Config, DropPathSchedule, Gate, Pool, QkvBias, Rotary, WeightNames};
 use super::Activation;
+use crate::models::Recompute;
 
 /// D, blocks and heads. Tiny and small are DeiT's (arXiv 2012.12877, table 1), the others the ViT's (arXiv 2010.11929,
 /// table 1).
@@ -49,6 +50,7 @@ impl Config {
             dropout: 0.0,
             drop_path: 0.0,
             drop_path_schedule: DropPathSchedule::Constant,
+            recompute: Recompute::Never,
         }
     }
 

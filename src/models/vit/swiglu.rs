@@ -6,7 +6,7 @@ use candle_nn::VarBuilder;
 use super::config::{Config, Gate};
 use crate::models::init::{NORMAL, ZERO};
 use crate::models::linear::Linear;
-use crate::models::mlp::Rates;
+use crate::models::mlp::Regime;
 use crate::nn::ops::swiglu;
 use crate::nn::{layer_norm, LayerNorm};
 use crate::ops;
@@ -21,7 +21,7 @@ pub(super) struct SwiGlu {
     inner_norm: Option<LayerNorm>,
     fc2: Linear,
     gamma: Option<Tensor>,
-    rates: Rates,
+    regime: Regime,
 }
 
 /// The projections to gate and value.
@@ -32,7 +32,7 @@ enum Gated {
 }
 
 impl SwiGlu {
-    pub(super) fn new(cfg: &Config, gate: Gate, gamma: Option<Tensor>, rates: Rates, vb: VarBuilder) -> Result<Self> {
+    pub(super) fn new(cfg: &Config, gate: Gate, gamma: Option<Tensor>, regime: Regime, vb: VarBuilder) -> Result<Self> {
         let (d, hidden, names) = (cfg.embed_dim, cfg.mlp_dim, cfg.names());
         let linear = |[from, to]: [usize; 2], name: &str| Linear::new(from, to, NORMAL, ZERO, vb.pp(name));
         let (fc1, inner_norm) = match gate {
@@ -50,7 +50,7 @@ impl SwiGlu {
             inner_norm,
             fc2: linear([hidden, d], names.fc2)?,
             gamma,
-            rates,
+            regime,
         })
     }
 
@@ -61,13 +61,13 @@ impl SwiGlu {
             Gated::Packed(both) => swiglu(&both.forward(&normed)?)?,
             Gated::Apart([gate, value]) => (ops::silu(&gate.forward(&normed)?)? * value.forward(&normed)?)?,
         };
-        let hidden = pass.dropout(&hidden, self.rates.dropout)?;
+        let hidden = pass.dropout(&hidden, self.regime.dropout)?;
         let hidden = match &self.inner_norm {
             Some(norm) => norm.forward(&hidden)?,
             None => hidden,
         };
-        let ys = pass.dropout(&self.fc2.forward(&hidden)?, self.rates.dropout)?;
-        let factors = pass.drop_path_factors(xs.dim(0)?, self.rates.drop_path)?;
+        let ys = pass.dropout(&self.fc2.forward(&hidden)?, self.regime.dropout)?;
+        let factors = pass.drop_path_factors(xs.dim(0)?, self.regime.drop_path)?;
         ops::add_branch(xs, ys, self.gamma.as_ref(), factors.as_deref())
     }
 }

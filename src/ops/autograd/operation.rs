@@ -16,7 +16,7 @@ pub(crate) trait Operation: Send + Sync + 'static {
     const NAME: &'static str;
 
     /// What the forward leaves for the backward. The first backward lets it go; a second one
-    /// [recomputes](Self::recompute) it.
+    /// [recomputes](Self::recompute) it, and so does the first of an operation that does not [keep](Self::keeps) it.
     type Kept: Send;
 
     /// Dimensions of the result.
@@ -25,6 +25,11 @@ pub(crate) trait Operation: Send + Sync + 'static {
     /// The result, and what is to be kept of it, of which no more than is at hand unless there will be a backward
     /// (`keep`).
     fn forward(&self, xs: &[f32], params: &[&[f32]], keep: bool) -> Result<(Vec<f32>, Self::Kept)>;
+
+    /// Whether what the forward leaves is kept until the backward.
+    fn keeps(&self) -> bool {
+        true
+    }
 
     /// What [`forward`](Self::forward) has kept, once more.
     fn recompute(&self, xs: &[f32], params: &[&[f32]]) -> Result<Self::Kept>;
@@ -96,7 +101,7 @@ impl ParamGrads<'_> {
 pub(crate) fn apply<O: Operation>(op: O, xs: &Tensor, params: &[&Tensor]) -> Result<Tensor> {
     let (edge, params) = TrackedParams::new(params)?;
     let node = Node {
-        keep: xs.track_op() || edge.track_op(),
+        keep: op.keeps() && (xs.track_op() || edge.track_op()),
         op,
         params,
         kept: Mutex::new(None),
@@ -114,7 +119,7 @@ pub(crate) fn apply<O: Operation>(op: O, xs: &Tensor, params: &[&Tensor]) -> Res
 struct Node<O: Operation> {
     op: O,
     params: TrackedParams,
-    /// Whether there will be a backward.
+    /// Whether there will be a backward that finds what the forward leaves.
     keep: bool,
     kept: Mutex<Option<O::Kept>>,
 }

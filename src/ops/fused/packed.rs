@@ -134,6 +134,10 @@ impl<O: Operation> Operation for Packed<O> {
         Ok((ys, kept))
     }
 
+    fn keeps(&self) -> bool {
+        self.op.keeps()
+    }
+
     fn recompute(&self, xs: &[f32], params: &[&[f32]]) -> Result<Self::Kept> {
         if self.kept.samples.is_empty() {
             return Ok(None);
@@ -246,6 +250,7 @@ mod tests {
             activation: Activation::Gelu,
             fc2,
             gamma: None,
+            recompute: false,
         };
         mlp_branch(xs, &branch, drop_path)
     }
@@ -259,6 +264,7 @@ mod tests {
             num_heads: 2,
             proj,
             gamma: None,
+            recompute: false,
         };
         attention_branch(xs, &branch, Tokens::First, &Positions::default(), drop_path)
     }

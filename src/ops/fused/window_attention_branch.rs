@@ -110,6 +110,7 @@ impl Windows<'_> {
 ///     num_heads: 2,
 ///     proj: Affine { weight: &d.1, bias: &d.0 },
 ///     gamma: None,
+///     recompute: false,
 /// };
 /// let (grid, window, shift) = (Grid::new(4, 6), 2, 1);
 /// let (table, mask) = (tensor(&[9, 2])?, shift_mask(grid, window, shift, &Device::Cpu)?);
@@ -151,9 +152,7 @@ fn routed(
             };
             let windowed = Windowed { window, order, mask };
             let params: Vec<_> = branch.params().into_iter().chain([table]).collect();
-            attention_branch::apply(xs, branch.eps, &params, dims, drop_path, |_| {
-                Ok(Places::Windows(windowed))
-            })
+            attention_branch::apply(xs, branch, &params, dims, drop_path, |_| Ok(Places::Windows(windowed)))
         }
         Route::InF32 => in_f32(&tensors, |t| {
             let windows = Windows {

@@ -32,6 +32,9 @@ pub struct AttentionBranch<'a> {
     pub proj: Affine<'a>,
     /// LayerScale (Touvron et al. 2021, arXiv 2103.17239), `[D]`, where there is one.
     pub gamma: Option<&'a Tensor>,
+    /// Whether the backward computes again what it needs, bit by bit, in the place of keeping it: less memory for
+    /// the time of another forward pass. In `f32` on the CPU; elsewhere candle keeps what it keeps.
+    pub recompute: bool,
 }
 
 impl<'a> AttentionBranch<'a> {
@@ -120,6 +123,7 @@ pub enum Tokens {
 ///     num_heads: 2,
 ///     proj: Affine { weight: &d.1, bias: &d.0 },
 ///     gamma: None,
+///     recompute: false,
 /// };
 /// let xs = tensor(&[2, 3, 4])?;
 /// assert_eq!(attention_branch(&xs, &branch, Tokens::First, &Positions::default(), None)?.dims(), [2, 1, 4]);
@@ -160,7 +164,7 @@ fn routed(
                 Tokens::First => 1,
             };
             let dims = Dims { queries, ..dims };
-            apply(xs, branch.eps, &params, dims, drop_path, |share| {
+            apply(xs, branch, &params, dims, drop_path, |share| {
                 let of = positions.of(share, dims.tokens)?;
                 let batch = share.batch;
                 let rotate = |rotation| Rotate::new(&rotation, Dims { batch, ..dims });

@@ -3,6 +3,7 @@
 use candle_core::{Result, Tensor};
 use gemm::Parallelism;
 
+use super::AttentionBranch;
 use crate::ops::attention::{Added, Dims, Heads};
 use crate::ops::autograd::{Backward, Operation, ParamGrads};
 use crate::ops::cpu::buffer::Buffer;
@@ -19,7 +20,7 @@ use crate::ops::window;
 /// The operation on `xs` [B, N, D], once all has been checked.
 pub(crate) fn apply(
     xs: &Tensor,
-    eps: f64,
+    branch: &AttentionBranch,
     params: &[&Tensor],
     dims: Dims,
     drop_path: Option<&[f32]>,
@@ -33,7 +34,8 @@ pub(crate) fn apply(
         let places = places(share)?;
         Ok(Op {
             dims,
-            eps: eps as f32,
+            eps: branch.eps as f32,
+            recompute: branch.recompute,
             heads: match &places {
                 Places::Sequence { .. } => Heads::new(dims),
                 Places::Windows(Windowed { window, order, .. }) => {
@@ -49,6 +51,7 @@ pub(crate) fn apply(
 struct Op {
     dims: Dims,
     eps: f32,
+    recompute: bool,
     heads: Heads,
     places: Places,
     drop_path: Option<Vec<f32>>,
@@ -265,6 +268,10 @@ impl Operation for Op {
             step: self.dims.tokens / self.dims.queries,
         };
         Ok((proj.add_to(rows, &kept.heads, self.drop_path.as_deref()), kept))
+    }
+
+    fn keeps(&self) -> bool {
+        !self.recompute
     }
 
     fn recompute(&self, xs: &[f32], params: &[&[f32]]) -> Result<Kept> {

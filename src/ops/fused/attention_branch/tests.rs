@@ -12,6 +12,7 @@ fn branch(args: &[Tensor], num_heads: usize) -> AttentionBranch<'_> {
         num_heads,
         proj,
         gamma: args.get(7),
+        recompute: false,
     }
 }
 

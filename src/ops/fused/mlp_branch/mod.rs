@@ -28,6 +28,9 @@ pub struct MlpBranch<'a> {
     pub fc2: Affine<'a>,
     /// LayerScale (Touvron et al. 2021, arXiv 2103.17239), `[D]`, where there is one.
     pub gamma: Option<&'a Tensor>,
+    /// Whether the backward computes again what it needs, bit by bit, in the place of keeping it: less memory for
+    /// the time of another forward pass. In `f32` on the CPU; elsewhere candle keeps what it keeps.
+    pub recompute: bool,
 }
 
 impl<'a> MlpBranch<'a> {
@@ -94,6 +97,7 @@ impl<'a> MlpBranch<'a> {
 ///     activation: Activation::Gelu,
 ///     fc2: Affine { weight: &dh, bias: &d },
 ///     gamma: None,
+///     recompute: false,
 /// };
 /// let ys = mlp_branch(&tensor(&[2, 3, 4])?, &branch, Some(&[0., 1.]))?;
 /// assert_eq!(ys.get(0)?.to_vec2::<f32>()?, [[1.; 4]; 3]);
@@ -118,6 +122,7 @@ fn routed(xs: &Tensor, branch: &MlpBranch, drop_path: Option<&[f32]>) -> Result<
                     hidden,
                     eps: branch.eps as f32,
                     activation: branch.activation,
+                    recompute: branch.recompute,
                     drop_path: share.drop_path.map(<[f32]>::to_vec),
                 })
             })

@@ -26,6 +26,7 @@ pub(super) struct Op {
     pub(super) hidden: usize,
     pub(super) eps: f32,
     pub(super) activation: Activation,
+    pub(super) recompute: bool,
     pub(super) drop_path: Option<Vec<f32>>,
 }
 
@@ -146,6 +147,10 @@ impl Operation for Op {
         let active = self.activate(&hidden, bias);
         let ys = fc2.add_to(Rows { data: xs, step: 1 }, &active, self.drop_path.as_deref());
         Ok((ys, hidden))
+    }
+
+    fn keeps(&self) -> bool {
+        !self.recompute
     }
 
     fn recompute(&self, xs: &[f32], params: &[&[f32]]) -> Result<Buffer> {

@@ -13,6 +13,7 @@ fn branch<'a>(args: &'a [Tensor], activation: Activation) -> MlpBranch<'a> {
         activation,
         fc2,
         gamma: args.get(7),
+        recompute: false,
     }
 }
 

@@ -64,6 +64,7 @@ fn of<'a>(
             num_heads: cut.heads,
             proj,
             gamma: args.get(8),
+            recompute: false,
         };
         let windows = Windows {
             grid: cut.grid,

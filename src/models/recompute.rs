@@ -1,0 +1,39 @@
+//! The choice between memory and time.
+
+use crate::error::{Error, Result};
+
+/// Blocks whose branches compute again in the backward what they would otherwise keep from the forward (Chen et al. 2016,
+/// arXiv 1604.06174; PyTorch's and timm's "gradient checkpointing"): bigger batches for the same memory, for the time of
+/// another forward pass of these blocks. Losses and gradients are the same to the bit.
+///
+/// For branches that are one operation: attention and plain MLPs without dropout, in `f32` on the CPU. A configuration
+/// with dropout or gated MLPs refuses all but [`Never`](Self::Never); other devices and dtypes keep what candle keeps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Recompute {
+    /// All is kept.
+    #[default]
+    Never,
+    /// Every block computes again.
+    EveryBlock,
+    /// The first of a model's or stage's blocks does, the third, the fifth, ...
+    EveryOther,
+}
+
+impl Recompute {
+    pub(super) fn in_block(self, index: usize) -> bool {
+        match self {
+            Self::Never => false,
+            Self::EveryBlock => true,
+            Self::EveryOther => index.is_multiple_of(2),
+        }
+    }
+
+    /// Refuses what would keep all the same.
+    pub(super) fn check(self, dropout: f64, gated: bool) -> Result<()> {
+        if self == Self::Never || (dropout == 0.0 && !gated) {
+            return Ok(());
+        }
+        let with = if gated { "a gated MLP" } else { "dropout" };
+        Err(Error::invalid("recompute", format!("{self:?} with {with}"), "Never"))
+    }
+}
