@@ -12,11 +12,11 @@ use std::time::Instant;
 use anyhow::{bail, ensure, Context, Result};
 use candle_core::{DType, Device, Tensor, Var};
 use clap::{value_parser, Parser, ValueEnum};
-use masksub::models;
 use masksub::models::convnext::{self, ConvNeXt};
 use masksub::models::resnet::{self, ResNet};
 use masksub::models::swin::{self, SwinTransformer};
 use masksub::models::vit::{self, VisionTransformer};
+use masksub::models::Recompute;
 use masksub::{
     Criterion, DropToken, Forward, Grid, MainBranch, Mask, MaskSub, MaskToken, MaskedTeacher, Mutual, Params, Pass,
     PatchDrop, RandomMasking, Seed, SubBranch, SubTarget, Teacher, TokenModel, Weights,
@@ -41,8 +41,8 @@ struct Flags {
     /// Rate of stochastic depth, of a ViT and, growing to it, of a Swin or ConvNeXt
     #[arg(long, default_value_t = 0.0)]
     drop_path: f64,
-    /// Blocks of a ViT or Swin that compute again in the backward what they would keep
-    #[arg(long, value_enum, default_value = "never")]
+    /// Blocks of a ViT or Swin that compute again in the backward what they would keep: never, every-block, every-other
+    #[arg(long, default_value = "never")]
     recompute: Recompute,
     /// What the sub-branch of a MaskSub step learns from; only with --what masksub
     #[arg(long, value_enum, default_value = "main")]
@@ -88,27 +88,6 @@ enum Target {
     MaskedTeacher,
     /// Each branch from the other's prediction
     Mutual,
-}
-
-/// [`masksub::models::Recompute`] on the command line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Recompute {
-    /// None
-    Never,
-    /// All
-    EveryBlock,
-    /// The first, the third, ...
-    EveryOther,
-}
-
-impl From<Recompute> for models::Recompute {
-    fn from(recompute: Recompute) -> Self {
-        match recompute {
-            Recompute::Never => Self::Never,
-            Recompute::EveryBlock => Self::EveryBlock,
-            Recompute::EveryOther => Self::EveryOther,
-        }
-    }
 }
 
 /// A target in the place of a type.
@@ -176,7 +155,7 @@ fn measure(what: What, flags: &Flags) -> Result<()> {
         let cfg = vit::Config {
             image_size,
             drop_path: flags.drop_path,
-            recompute: flags.recompute.into(),
+            recompute: flags.recompute,
             crop_remainder: true,
             ..size(classes)
         };
@@ -199,7 +178,7 @@ fn measure(what: What, flags: &Flags) -> Result<()> {
         let cfg = swin::Config {
             image_size,
             drop_path: flags.drop_path,
-            recompute: flags.recompute.into(),
+            recompute: flags.recompute,
             ..size(classes)
         };
         let swin = SwinTransformer::new(&cfg, vb)?;
@@ -220,6 +199,10 @@ fn measure(what: What, flags: &Flags) -> Result<()> {
     );
     if let Some(size) = find(resnet::Config::SIZES, &flags.model) {
         ensure!(flags.drop_path == 0.0, "--drop-path is for a ViT or a Swin");
+        ensure!(
+            flags.recompute == Recompute::Never,
+            "--recompute is for a ViT or a Swin"
+        );
         let resnet = ResNet::new(&size(classes), vb)?;
         let target = target(flags, || ResNet::new(&size(classes), teaching))?;
         return time(
@@ -233,6 +216,10 @@ fn measure(what: What, flags: &Flags) -> Result<()> {
         );
     }
     if let Some(size) = find(convnext::Config::SIZES, &flags.model) {
+        ensure!(
+            flags.recompute == Recompute::Never,
+            "--recompute is for a ViT or a Swin"
+        );
         let cfg = convnext::Config {
             drop_path: flags.drop_path,
             ..size(classes)

@@ -10,19 +10,23 @@ use super::*;
 struct Places {
     cos: Tensor,
     sin: Tensor,
-    index: Vec<u32>,
+    index: Tensor,
 }
 
 impl Places {
     fn new(s: Size) -> Self {
         // Of all tokens but the first.
         let angles = var(&[BATCH, s.tokens - 1, s.width / s.heads / 2]);
-        let pairs = s.tokens * s.tokens;
-        let row = |i: usize| (i / pairs + i / s.tokens + s.tokens - 1 - i % s.tokens) % distances(s);
+        let n = s.tokens;
+        let row = |i: usize| {
+            let (sample, query, key) = (i / (n * n), i / n % n, i % n);
+            ((sample + query + n - 1 - key) % distances(s)) as u32
+        };
+        let index: Vec<u32> = (0..BATCH * n * n).map(row).collect();
         Self {
             cos: angles.cos().unwrap().detach(),
             sin: angles.sin().unwrap().detach(),
-            index: (0..BATCH * pairs).map(|i| row(i) as u32).collect(),
+            index: Tensor::from_vec(index, (BATCH, n, n), &Device::Cpu).unwrap(),
         }
     }
 

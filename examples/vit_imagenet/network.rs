@@ -1,13 +1,12 @@
 //! The networks that `--model` names, and what each asks of its input.
 
 use crate::data::digits;
-use crate::flags::training::Recompute;
 use crate::flags::Flags;
 use anyhow::{bail, ensure, Result};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use masksub::augment::Normalize;
 use masksub::models::vit::{Pool, QkvBias, Rotary, WeightNames};
-use masksub::models::{convnext, resnet, swin, vit, Constructor};
+use masksub::models::{convnext, resnet, swin, vit, Constructor, Recompute};
 
 /// A network's configuration. Each family hides things in its own way.
 #[derive(Clone, Debug)]
@@ -107,12 +106,13 @@ impl Network {
 
     /// The same with such blocks that compute again what they would keep.
     pub fn with_recompute(self, recompute: Recompute) -> Result<Self> {
-        let (none, recompute) = (recompute == Recompute::Never, recompute.into());
         match self {
             Self::Vit(cfg) => Ok(Self::Vit(vit::Config { recompute, ..cfg })),
             Self::Swin(cfg) => Ok(Self::Swin(swin::Config { recompute, ..cfg })),
-            Self::ResNet(..) | Self::ConvNeXt(..) if none => Ok(self),
-            _ => bail!("--recompute is for a ViT or Swin, but --model names a ResNet or ConvNeXt"),
+            Self::ResNet(..) | Self::ConvNeXt(..) if recompute == Recompute::Never => Ok(self),
+            Self::ResNet(..) | Self::ConvNeXt(..) => {
+                bail!("--recompute is for a ViT or Swin, but --model names a ResNet or ConvNeXt")
+            }
         }
     }
 

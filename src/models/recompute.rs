@@ -1,13 +1,16 @@
 //! The choice between memory and time.
 
+use std::str::FromStr;
+
 use crate::error::{Error, Result};
 
 /// Blocks whose branches compute again in the backward what they would otherwise keep from the forward (Chen et al. 2016,
 /// arXiv 1604.06174; PyTorch's and timm's "gradient checkpointing"): bigger batches for the same memory, for the time of
-/// another forward pass of these blocks. Losses and gradients are the same to the bit.
+/// most of another forward pass of these blocks. Losses and gradients are the same to the bit.
 ///
-/// For branches that are one operation: attention and plain MLPs without dropout, in `f32` on the CPU. A configuration
-/// with dropout or gated MLPs refuses all but [`Never`](Self::Never); other devices and dtypes keep what candle keeps.
+/// For branches that are one operation on the CPU: attention and plain MLPs without dropout. A configuration with dropout
+/// or gated MLPs refuses all but [`Never`](Self::Never). A pass on which a sub-branch imposes dropout
+/// ([`DropSub`](crate::DropSub)) keeps all, and so do other devices and f64.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Recompute {
     /// All is kept.
@@ -17,6 +20,20 @@ pub enum Recompute {
     EveryBlock,
     /// The first of a model's or stage's blocks does, the third, the fifth, ...
     EveryOther,
+}
+
+impl FromStr for Recompute {
+    type Err = Error;
+
+    /// Reads `never`, `every-block` or `every-other`.
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "never" => Ok(Self::Never),
+            "every-block" => Ok(Self::EveryBlock),
+            "every-other" => Ok(Self::EveryOther),
+            _ => Err(Error::invalid("recompute", text, "never, every-block or every-other")),
+        }
+    }
 }
 
 impl Recompute {

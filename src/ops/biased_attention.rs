@@ -1,6 +1,6 @@
 //! Multi-head self-attention with a learned bias for each query and key.
 
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Storage, Tensor};
 
 use super::attention::{self, Added, Dims, Heads};
 use super::cpu::kernel::{self, Elements};
@@ -13,13 +13,14 @@ use crate::error::Error;
 pub struct RelativeBias<'a> {
     /// [R, num_heads]: each head has a column.
     pub table: &'a Tensor,
-    /// The row of each query and key, below R: [N, N] for all samples, or [B, N, N] where each sample keeps tokens of
-    /// its own.
-    pub index: &'a [u32],
+    /// The row of each query and key, `u32` below R, where the table is: [1, N, N] for all samples, or [B, N, N] where
+    /// each sample keeps tokens of its own.
+    pub index: &'a Tensor,
 }
 
 impl RelativeBias<'_> {
-    /// An error unless it fits tokens, which are of the dtype of `like`.
+    /// An error unless it fits tokens, which are of the dtype of `like`. (On other devices than the CPU rows are not read:
+    /// that would wait for them.)
     pub(crate) fn check(&self, dims: Dims, argument: &'static str, like: &Tensor) -> crate::error::Result<()> {
         let &Self { table, index } = self;
         let Dims {
@@ -30,16 +31,40 @@ impl RelativeBias<'_> {
             [rows, columns] if columns == heads => rows,
             _ => return Err(Error::shape("table", table.dims(), format!("[R, {heads}]"))),
         };
-        let pairs = tokens * tokens;
-        if index.len() != pairs && index.len() != batch * pairs {
-            let given = format!("{} numbers", index.len());
-            let allowed = format!("{pairs} for all samples, or as many for each of {batch}");
-            return Err(Error::invalid("index", given, allowed));
+        match *index.dims() {
+            [samples, n, m] if (samples == 1 || samples == batch) && n == tokens && m == tokens => {}
+            _ => {
+                let expected = format!("[1, {tokens}, {tokens}] or [{batch}, {tokens}, {tokens}]");
+                return Err(Error::shape("index", index.dims(), expected));
+            }
         }
-        match index.iter().find(|&&row| row as usize >= rows) {
-            Some(row) => Err(Error::invalid("index", row, format!("below {rows}, the table's rows"))),
-            None => Ok(()),
+        if index.dtype() != DType::U32 {
+            return Err(Error::DType {
+                argument: "index",
+                got: index.dtype(),
+                expected: "U32".into(),
+            });
         }
+        if !index.device().is_cpu() {
+            return Ok(());
+        }
+        let largest = with_rows(index, |index| index.iter().max().copied())?;
+        match largest {
+            Some(row) if row as usize >= rows => {
+                Err(Error::invalid("index", row, format!("below {rows}, the table's rows")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Calls `f` with the rows of an index on the CPU.
+pub(crate) fn with_rows<T>(index: &Tensor, f: impl FnOnce(&[u32]) -> T) -> Result<T> {
+    let index = index.contiguous()?;
+    let (storage, layout) = index.storage_and_layout();
+    match (&*storage, kernel::contiguous_range(layout)) {
+        (Storage::Cpu(CpuStorage::U32(rows)), Some(range)) => Ok(f(&rows[range])),
+        _ => candle_core::bail!("an index is no u32 on the CPU"),
     }
 }
 
@@ -61,12 +86,12 @@ impl RelativeBias<'_> {
 /// # PyTorch
 ///
 /// `torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=table[index].permute(0, 3, 1, 2))` of what
-/// [`attention`](super::attention()) unpacks and packs, with `index` [1, N, N] or [B, N, N].
+/// [`attention`](super::attention()) unpacks and packs.
 ///
 /// # Errors
 ///
-/// If the shapes do not fit, the dtypes of `qkv` and the table differ, one is no floating-point one, or an index is not
-/// below R.
+/// If the shapes do not fit, the dtypes of `qkv` and the table differ, one is no floating-point one, or the index is not
+/// `u32` below R.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -74,7 +99,8 @@ impl RelativeBias<'_> {
 /// // Two tokens of width 1: equal keys, but the bias keeps each to itself.
 /// let qkv = Tensor::new(&[[[5f32, 1.0, 0.0], [-7.0, 1.0, 4.0]]], &Device::Cpu)?;
 /// let table = Tensor::new(&[[0f32], [-100.0]], &Device::Cpu)?;
-/// let ys = biased_attention(&qkv, 1, &RelativeBias { table: &table, index: &[0, 1, 1, 0] })?;
+/// let index = Tensor::new(&[[[0u32, 1], [1, 0]]], &Device::Cpu)?;
+/// let ys = biased_attention(&qkv, 1, &RelativeBias { table: &table, index: &index })?;
 /// assert_eq!(ys.to_vec3::<f32>()?, [[[0.0], [4.0]]]);
 /// # Ok::<(), candle_core::Error>(())
 /// ```
@@ -98,7 +124,7 @@ pub(crate) fn routed(qkv: &Tensor, dims: Dims, bias: &RelativeBias) -> Result<Te
         Route::Kernel => {
             let op = BiasedAttention {
                 heads: Heads::new(dims),
-                index: index.to_vec(),
+                index: index.clone(),
             };
             qkv.contiguous()?.apply_op2(&table.t()?.contiguous()?, op)
         }
@@ -115,8 +141,7 @@ fn compose(qkv: &Tensor, dims: Dims, bias: &RelativeBias) -> Result<Tensor> {
     let &RelativeBias { table, index } = bias;
     attention::composition_with(qkv, dims, |scores| {
         let (n, heads) = (dims.tokens, dims.heads);
-        let rows = Tensor::new(index, table.device())?;
-        let biases = table.contiguous()?.index_select(&rows, 0)?;
+        let biases = table.contiguous()?.index_select(&index.flatten_all()?, 0)?;
         let biases = biases.reshape(((), n, n, heads))?;
         scores.broadcast_add(&biases.permute((0, 3, 1, 2))?.contiguous()?)
     })
@@ -124,18 +149,19 @@ fn compose(qkv: &Tensor, dims: Dims, bias: &RelativeBias) -> Result<Tensor> {
 
 struct BiasedAttention {
     heads: Heads,
-    /// [1, N, N] or [B, N, N]
-    index: Vec<u32>,
+    /// [1, N, N] or [B, N, N], on the CPU.
+    index: Tensor,
 }
 
 impl BiasedAttention {
-    /// What is added to the scores, by the transposed table [heads, R].
-    fn added<'a>(&'a self, columns: &'a [f32], shape: &[usize]) -> Option<Added<'a>> {
-        let rows = shape.last().copied().unwrap_or_default();
-        Some(Added::Table {
-            columns,
-            index: &self.index,
-            rows,
+    /// Calls `f` with what is added to the scores, by the transposed table [heads, R].
+    fn with_added<T>(&self, columns: &[f32], heads: usize, f: impl FnOnce(Option<Added>) -> T) -> Result<T> {
+        with_rows(&self.index, |index| {
+            f(Some(Added::Table {
+                columns,
+                index,
+                rows: columns.len() / heads,
+            }))
         })
     }
 }
@@ -147,7 +173,7 @@ impl CustomOp2 for BiasedAttention {
 
     fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
         let (qkv, columns) = (kernel::elements(s1, l1)?, kernel::elements(s2, l2)?);
-        Ok(self.heads.forward(qkv, self.added(columns, l2.dims())))
+        self.with_added(columns, l2.dims()[0], |added| self.heads.forward(qkv, added))
     }
 
     fn bwd(
@@ -159,8 +185,9 @@ impl CustomOp2 for BiasedAttention {
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let with_table = table.track_op();
         let columns = Elements::of(table)?;
-        let added = self.added(&columns, table.dims());
-        let (dqkv, dtable) = self.heads.backward(qkv, added, ys, grad, with_table)?;
+        let (dqkv, dtable) = self.with_added(&columns, table.dim(0)?, |added| {
+            self.heads.backward(qkv, added, ys, grad, with_table)
+        })??;
         let dtable = if with_table {
             Some(kernel::tensor(dtable, table.dims())?)
         } else {
@@ -174,16 +201,18 @@ impl CustomOp2 for BiasedAttention {
 mod tests {
     use super::*;
     use crate::ops::testing::{check, check_derivative, random, relative, rng};
+    use candle_core::Device;
     use rand::Rng as _;
 
-    fn bias<'a>(table: &'a Tensor, index: &'a [u32]) -> RelativeBias<'a> {
+    fn bias<'a>(table: &'a Tensor, index: &'a Tensor) -> RelativeBias<'a> {
         RelativeBias { table, index }
     }
 
     /// Rows below `rows` for each pair of `n` tokens of some samples.
-    fn index(samples: usize, n: usize, rows: u32, seed: u64) -> Vec<u32> {
+    fn index(samples: usize, n: usize, rows: u32, seed: u64) -> Tensor {
         let mut rng = rng(seed);
-        (0..samples * n * n).map(|_| rng.random_range(0..rows)).collect()
+        let index: Vec<u32> = (0..samples * n * n).map(|_| rng.random_range(0..rows)).collect();
+        Tensor::from_vec(index, (samples, n, n), &Device::Cpu).unwrap()
     }
 
     #[test]
@@ -222,7 +251,7 @@ mod tests {
         let together = biased_attention(&qkv, 2, &bias(&table, &index)).unwrap();
         for sample in 0..3 {
             let of = |tensor: &Tensor| tensor.narrow(0, sample, 1).unwrap();
-            let rows = Tensor::new(&index[16 * sample..][..16], table.device()).unwrap();
+            let rows = index.get(sample).unwrap().flatten_all().unwrap();
             let bias = table.index_select(&rows, 0).unwrap().t().unwrap().contiguous().unwrap();
             let bias = bias.reshape((2, 4, 4)).unwrap();
             let alone = crate::ops::window_attention(&of(&qkv), 2, &bias, None).unwrap();
@@ -232,18 +261,27 @@ mod tests {
 
     #[test]
     fn errors_name_the_argument() {
-        let message = |table: &[usize], index: &[u32]| {
+        let message = |table: &[usize], index: &Tensor| {
             biased_attention(&random(&[3, 2, 24], 0), 2, &bias(&random(table, 1), index))
                 .unwrap_err()
                 .to_string()
         };
-        assert_eq!(message(&[5, 3], &[0; 4]), "table has shape [5, 3], but must be [R, 2]");
+        let zeros = |shape: [usize; 3]| Tensor::zeros(&shape, DType::U32, &Device::Cpu).unwrap();
         assert_eq!(
-            message(&[5, 2], &[0; 8]),
-            "index is 8 numbers, but must be 4 for all samples, or as many for each of 3"
+            message(&[5, 3], &zeros([1, 2, 2])),
+            "table has shape [5, 3], but must be [R, 2]"
         );
         assert_eq!(
-            message(&[5, 2], &[0, 4, 5, 0]),
+            message(&[5, 2], &zeros([2, 2, 2])),
+            "index has shape [2, 2, 2], but must be [1, 2, 2] or [3, 2, 2]"
+        );
+        assert_eq!(
+            message(&[5, 2], &random(&[1, 2, 2], 0)),
+            "index has dtype F64, but must be U32"
+        );
+        let beyond = Tensor::new(&[[[0u32, 4], [5, 0]]], &Device::Cpu).unwrap();
+        assert_eq!(
+            message(&[5, 2], &beyond),
             "index is 5, but must be below 5, the table's rows"
         );
     }

@@ -1,9 +1,9 @@
 //! Rotary position embeddings (Su et al. 2021, arXiv 2104.09864) of a packed projection.
 
-use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor, D};
 
 use super::attention::Dims;
-use super::cpu::kernel;
+use super::cpu::kernel::{self, Elements};
 use super::rotary_emb::{rope_i, rope_thd};
 use super::route::{in_f32, Route};
 use crate::check;
@@ -75,9 +75,9 @@ pub fn rotary_qkv(qkv: &Tensor, num_heads: usize, rotation: &Rotation) -> Result
 /// [`rotary_qkv`] of arguments that fit.
 pub(crate) fn routed(qkv: &Tensor, dims: Dims, rotation: &Rotation) -> Result<Tensor> {
     match Route::of(&[qkv]) {
-        Route::Kernel if rotation.cos.device().is_cpu() => qkv.contiguous()?.apply_op1(Rotate::new(rotation, dims)?),
+        Route::Kernel => qkv.contiguous()?.apply_op1(Rotate::new(rotation, dims, &[qkv])?),
         Route::InF32 => in_f32(&[qkv], |t| routed(&t[0], dims, rotation)),
-        Route::Kernel | Route::Composition => compose(qkv, dims, rotation),
+        Route::Composition => compose(qkv, dims, rotation),
     }
 }
 
@@ -107,8 +107,8 @@ impl Rotation<'_> {
             ..
         } = dims;
         if !head_width.is_multiple_of(2) {
-            let expected = format!("[B, N, 3 D] with {heads} heads of an even width");
-            return Err(Error::shape("qkv", &[batch, tokens, 3 * dims.width()], expected));
+            let allowed = format!("such that heads have an even width, of D = {}", dims.width());
+            return Err(Error::invalid("num_heads", heads, allowed));
         }
         let half = head_width / 2;
         match *cos.dims() {
@@ -143,7 +143,7 @@ fn compose(qkv: &Tensor, dims: Dims, rotation: &Rotation) -> Result<Tensor> {
     if qkv.elem_count() == 0 || rotation.cos.elem_count() == 0 {
         return Ok(qkv.clone());
     }
-    let turned = rotation.cos.dim(candle_core::D::Minus2)?;
+    let turned = rotation.cos.dim(D::Minus2)?;
     let (width, first) = (dims.width(), tokens - turned);
     let last = qkv.narrow(1, first, turned)?;
     let both = last.narrow(2, 0, 2 * width)?.contiguous()?;
@@ -163,25 +163,30 @@ fn compose(qkv: &Tensor, dims: Dims, rotation: &Rotation) -> Result<Tensor> {
 #[derive(Clone)]
 pub(crate) struct Rotate {
     dims: Dims,
-    /// Cosines of the last tokens of all samples, [K, d/2], or of each, [B, K, d/2].
-    cos: Vec<f32>,
-    sin: Vec<f32>,
-    /// K.
-    turned: usize,
+    /// Cosines of the last tokens of all samples, [K, d/2], or of each, [B, K, d/2]: contiguous `f32` on the CPU.
+    cos: Tensor,
+    sin: Tensor,
     pairs: Pairs,
     /// -1 to turn back.
     sign: f32,
 }
 
 impl Rotate {
-    /// By angles that fit.
-    pub(crate) fn new(rotation: &Rotation, dims: Dims) -> Result<Self> {
-        let angles = |angles: &Tensor| angles.to_dtype(DType::F32)?.flatten_all()?.to_vec1();
+    /// By angles that fit. They lie apart from the tensors `beside`, whose locks candle may hold when they are taken.
+    pub(crate) fn new(rotation: &Rotation, dims: Dims, beside: &[&Tensor]) -> Result<Self> {
+        let angles = |angles: &Tensor, others: &[&Tensor]| {
+            let angles = angles.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.contiguous()?;
+            match others.iter().any(|other| kernel::same_storage(&angles, other)) {
+                true => angles.force_contiguous(),
+                false => Ok(angles),
+            }
+        };
+        let cos = angles(rotation.cos, beside)?;
+        let others: Vec<_> = beside.iter().copied().chain([&cos]).collect();
         Ok(Self {
             dims,
-            cos: angles(rotation.cos)?,
-            sin: angles(rotation.sin)?,
-            turned: rotation.cos.dim(candle_core::D::Minus2)?,
+            sin: angles(rotation.sin, &others)?,
+            cos,
             pairs: rotation.pairs,
             sign: 1.0,
         })
@@ -196,7 +201,7 @@ impl Rotate {
     }
 
     /// Turns all keys, and the queries that are asked for.
-    pub(crate) fn turn(&self, qkv: &mut [f32]) {
+    pub(crate) fn turn(&self, qkv: &mut [f32]) -> Result<()> {
         let Dims {
             tokens,
             queries,
@@ -204,22 +209,25 @@ impl Rotate {
             ..
         } = self.dims;
         let (width, half) = (self.dims.width(), head_width / 2);
-        let per_sample = self.turned * half;
-        let own_angles = self.cos.len() > per_sample;
+        let turned = self.cos.dim(D::Minus2)?;
+        let per_sample = turned * half;
+        let own_angles = self.cos.rank() == 3;
+        let (cos, sin) = (Elements::of(&self.cos)?, Elements::of(&self.sin)?);
         kernel::for_rows(qkv, 3 * width, |first, rows| {
             for (row, y) in (first..).zip(rows.chunks_exact_mut(3 * width)) {
                 let (sample, token) = (row / tokens, row % tokens);
-                let Some(at) = token.checked_sub(tokens - self.turned) else {
+                let Some(at) = token.checked_sub(tokens - turned) else {
                     continue;
                 };
                 let of_sample = if own_angles { sample * per_sample } else { 0 };
-                let angles = [&self.cos, &self.sin].map(|angles| &angles[of_sample + at * half..][..half]);
+                let angles = [&cos, &sin].map(|angles| &angles[of_sample + at * half..][..half]);
                 let part = if token < queries { 0 } else { width };
                 for head in y[part..2 * width].chunks_exact_mut(head_width) {
                     self.turn_head(head, angles);
                 }
             }
         });
+        Ok(())
     }
 
     fn turn_head(&self, head: &mut [f32], [cos, sin]: [&[f32]; 2]) {
@@ -252,7 +260,7 @@ impl CustomOp1 for Rotate {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let mut ys = kernel::elements(storage, layout)?.to_vec();
-        self.turn(&mut ys);
+        self.turn(&mut ys)?;
         Ok((CpuStorage::F32(ys), layout.shape().clone()))
     }
 
@@ -375,7 +383,7 @@ mod tests {
         };
         assert_eq!(
             message(&[2, 3, 18], &[3, 1]),
-            "qkv has shape [2, 3, 18], but must be [B, N, 3 D] with 2 heads of an even width"
+            "num_heads is 2, but must be such that heads have an even width, of D = 6"
         );
         assert_eq!(
             message(&[2, 3, 24], &[4, 2]),

@@ -1,6 +1,6 @@
 //! The operations and layers, of tensors that do not go together.
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{Device, Tensor, Var};
 use candle_nn::Module;
 use masksub::ops::{
     self, Activation, Affine, AttentionBranch, ConvNorm, MlpBranch, Pairs, PatchEmbed, Pooling, ResidualBlock,
@@ -23,6 +23,15 @@ fn windows(rng: &mut KeyedRng) -> (Grid, usize, usize) {
         1 => (grid, window, count(rng)),
         _ => (grid, window, rng.random_range(0..window)),
     }
+}
+
+/// Rows of a table that has some five.
+fn index(rng: &mut KeyedRng, shape: [usize; 3]) -> Result<Tensor> {
+    let most = pick(rng, &[3, 4, 5, u32::MAX]);
+    let rows: Vec<u32> = (0..shape.iter().product())
+        .map(|_| rng.random_range(0..=most))
+        .collect();
+    Ok(Tensor::from_vec(rows, &shape, &Device::Cpu)?)
 }
 
 /// A count as it is meant, most often.
@@ -126,7 +135,8 @@ pub fn plain(rng: &mut KeyedRng, _: &Scratch) -> Result<()> {
         13 => {
             let rows = near(rng, 5);
             let (qkv, table) = (var(rng, &[b, c, 3 * d * k])?, var(rng, &[rows, k])?);
-            let index = vec![pick(rng, &[0, 3, 4, 5, u32::MAX]); pick(rng, &[1, b, 3]) * c * c];
+            let shape = [pick(rng, &[1, b, 3]), near(rng, c), c];
+            let index = index(rng, shape)?;
             let bias = ops::RelativeBias {
                 table: &table,
                 index: &index,
@@ -269,15 +279,18 @@ pub fn fused(rng: &mut KeyedRng, _: &Scratch) -> Result<()> {
         0 => {
             let samples = pick(rng, &[1, b, 3]);
             let half = near(rng, d / heads / 2);
-            let angles = Tensor::zeros((samples, near(rng, positions), half), DType::F32, &Device::Cpu)?;
+            let turned = near(rng, positions);
+            let mut angles = || var(rng, &[samples, turned, half]).map(|angle| angle.detach());
+            let (cos, sin) = (angles()?, angles()?);
             let rotation = Rotation {
-                cos: &angles,
-                sin: &angles,
+                cos: &cos,
+                sin: &sin,
                 pairs: Pairs::Halves,
             };
             let rows = near(rng, 5);
             let table = var(rng, &[rows, heads])?;
-            let index = vec![pick(rng, &[0, 4, 5]); samples * positions * positions];
+            let shape = [samples, positions, near(rng, positions)];
+            let index = index(rng, shape)?;
             let bias = ops::RelativeBias {
                 table: &table,
                 index: &index,

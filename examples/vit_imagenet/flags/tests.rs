@@ -153,6 +153,10 @@ fn values_that_do_not_go_together_are_refused() {
     );
     assert!(error("--image-size 12").contains("must be a multiple of 8, the size of the digits"));
     assert!(error("--model resnet50 --patch-size 4").contains("a ResNet does not"));
+    assert!(error("--model digits-resnet --recompute every-block").contains("--recompute is for a ViT or Swin"));
+    assert!(parse("--recompute some")
+        .unwrap_err()
+        .contains("never, every-block or every-other"));
 }
 
 #[test]

@@ -5,6 +5,7 @@ use super::value::{at_least_1, fraction, not_negative, positive, share, weight};
 use crate::network::Network;
 use anyhow::{ensure, Result};
 use clap::{ArgAction, Args, ValueEnum};
+use masksub::models::Recompute;
 use masksub::train::ema::Ema;
 use masksub::train::mix::Mix;
 use masksub::train::optim::{AdamWConfig, GroupOptimizer, LambConfig, ParamGroups, Rule, SgdConfig};
@@ -118,9 +119,9 @@ pub struct TrainingFlags {
     #[arg(long, value_name = "P", value_parser = share)]
     pub drop_path: Option<f64>,
 
-    /// Blocks of a ViT or Swin that compute again in the backward what they would keep: less memory, more time, the same
-    /// result to the bit
-    #[arg(long, value_enum, default_value = "never")]
+    /// Blocks of a ViT or Swin that compute again in the backward what they would keep, never, every-block or every-other:
+    /// less memory, more time, the same result to the bit
+    #[arg(long, value_name = "BLOCKS", default_value = "never")]
     pub recompute: Recompute,
 
     /// Alpha of mixup, 0 for none
@@ -141,24 +142,6 @@ pub enum OptimizerKind {
     Adamw,
     Lamb,
     Sgd,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Recompute {
-    Never,
-    EveryBlock,
-    /// The first of a network's or stage's blocks, the third, ...
-    EveryOther,
-}
-
-impl From<Recompute> for masksub::models::Recompute {
-    fn from(recompute: Recompute) -> Self {
-        match recompute {
-            Recompute::Never => Self::Never,
-            Recompute::EveryBlock => Self::EveryBlock,
-            Recompute::EveryOther => Self::EveryOther,
-        }
-    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

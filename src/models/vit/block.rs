@@ -131,14 +131,7 @@ impl Attention {
         pass: &mut Pass,
     ) -> Result<Tensor> {
         let qkv = qkv.forward(&self.norm.forward(xs)?)?;
-        let qkv = match &positions.rotation {
-            Some(rotation) => ops::rotary_qkv(&qkv, self.num_heads, rotation)?,
-            None => qkv,
-        };
-        let heads = match &positions.bias {
-            Some(bias) => ops::biased_attention(&qkv, self.num_heads, bias)?,
-            None => ops::attention(&qkv, self.num_heads)?,
-        };
+        let heads = positions.attend(&qkv, self.num_heads)?;
         // Dropout draws token by token: the same for the first, whether others follow or not.
         let (xs, heads) = match tokens {
             Tokens::All => (xs.clone(), heads),

@@ -2,7 +2,7 @@
 
 use std::f64::consts::TAU;
 
-use candle_core::{Device, Error, Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 
 use super::config::{Config, Rotary};
 use crate::check;
@@ -16,7 +16,7 @@ pub(super) struct Positions {
     angles: Option<(Tensor, Tensor)>,
     pairs: Pairs,
     /// Rows of a block's table for each query and key, [1, N, N] or [B, N, N].
-    relative: Option<Vec<u32>>,
+    relative: Option<Tensor>,
 }
 
 impl Positions {
@@ -51,7 +51,7 @@ impl Positions {
             for sample in rows.chunks(kept.max(1)) {
                 relative_rows(grid, sample, &mut index);
             }
-            Ok::<_, Error>(index)
+            Tensor::from_vec(index, (samples, n, n), device)
         };
         Ok(Self {
             angles: cfg.rotary.map(angles).transpose()?,
@@ -67,7 +67,7 @@ impl Positions {
             sin,
             pairs: self.pairs,
         };
-        let bias = |(table, index): (&'a Tensor, &'a Vec<u32>)| RelativeBias { table, index };
+        let bias = |(table, index): (&'a Tensor, &'a Tensor)| RelativeBias { table, index };
         ops::Positions {
             rotation: self.angles.as_ref().map(rotation),
             bias: table.zip(self.relative.as_ref()).map(bias),

@@ -61,7 +61,7 @@ impl Heads {
             };
             self.rows.forward_head(qkv, added, head, out, stats);
         });
-        // An op is run once, when it is applied; were it run again, it would find the same numbers here.
+        // Whoever computes once more finds the same numbers here.
         self.stats.get_or_init(|| stats);
     }
 

@@ -65,8 +65,8 @@ impl Windows<'_> {
 /// (1 where there is none) and drop path's factors s.
 ///
 /// The same as the operations one by one, without what they write and read in between: no token leaves its place, and
-/// attention alone goes window by window. For the backward two matrices, [B L, 3 D] and [B L, D], are kept. All
-/// parameters get gradients.
+/// attention alone goes window by window. For the backward two matrices, [B L, 3 D] and [B L, D], are kept,
+/// unless [`recompute`](AttentionBranch::recompute) says otherwise. All parameters get gradients.
 ///
 /// # Arguments
 ///

@@ -32,8 +32,8 @@ pub struct AttentionBranch<'a> {
     pub proj: Affine<'a>,
     /// LayerScale (Touvron et al. 2021, arXiv 2103.17239), `[D]`, where there is one.
     pub gamma: Option<&'a Tensor>,
-    /// Whether the backward computes again what it needs, bit by bit, in the place of keeping it: less memory for
-    /// the time of another forward pass. In `f32` on the CPU; elsewhere candle keeps what it keeps.
+    /// True to compute again in the backward, bit by bit, what would be kept for it: less memory, for the time of most of
+    /// another forward pass. On the CPU; other devices, and f64, keep what candle keeps.
     pub recompute: bool,
 }
 
@@ -82,7 +82,8 @@ pub enum Tokens {
 /// drop path's factors s.
 ///
 /// The same as the operations one by one, without what they write and read in between: for the backward two matrices,
-/// [B N, 3 D] and [B N, D], are kept. All parameters get gradients.
+/// [B N, 3 D] and [B N, D], are kept, unless [`recompute`](AttentionBranch::recompute) says otherwise. All parameters get
+/// gradients.
 ///
 /// # Arguments
 ///
@@ -99,17 +100,17 @@ pub enum Tokens {
 ///
 /// ```text
 /// q, k, v = qkv(norm(xs)).reshape(B, N, 3, num_heads, d).permute(2, 0, 3, 1, 4)
-/// ys = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, N, D)
+/// q, k = rotate(q), rotate(k)              # where there is a rotation
+/// bias = table[index].permute(0, 3, 1, 2)  # where there is a bias
+/// ys = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).reshape(B, N, D)
 /// xs + drop_path(gamma * proj(ys))
 /// ```
-///
-/// with `q` and `k` turned by [`positions.rotation`](Positions::rotation), and `attn_mask` that of
-/// [`positions.bias`](Positions::bias).
 ///
 /// # Errors
 ///
 /// If shapes do not fit, dtypes differ or are no floating-point ones, `num_heads` does not divide D, or `eps` is
-/// negative or not finite.
+/// negative or not finite; with positions, if heads have an odd width to turn, an angle asks for a gradient, or an index
+/// is not `u32` below the rows of its table.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -156,21 +157,20 @@ fn routed(
     // The table is the last parameter.
     let params: Vec<_> = params.into_iter().chain(table).collect();
     let tensors: Vec<_> = [xs].into_iter().chain(params.iter().copied()).collect();
-    let angles_on_cpu = positions.rotation.is_none_or(|rotation| rotation.cos.device().is_cpu());
     match Route::of(&tensors) {
-        Route::Kernel if angles_on_cpu => {
+        Route::Kernel => {
             let queries = match tokens {
                 Tokens::All => dims.tokens,
                 Tokens::First => 1,
             };
             let dims = Dims { queries, ..dims };
-            apply(xs, branch, &params, dims, drop_path, |share| {
-                let of = positions.of(share, dims.tokens)?;
-                let batch = share.batch;
-                let rotate = |rotation| Rotate::new(&rotation, Dims { batch, ..dims });
+            apply(xs, branch, &params, dims, drop_path, |samples| {
+                let selected = positions.select(samples)?;
+                let positions = positions.with(&selected);
+                let rotate = |rotation| Rotate::new(&rotation, dims, &tensors);
                 Ok(Places::Sequence {
-                    rotate: of.rotation().map(rotate).transpose()?,
-                    index: of.index,
+                    rotate: positions.rotation.map(rotate).transpose()?,
+                    index: positions.bias.map(|bias| bias.index.clone()),
                 })
             })
         }
@@ -186,13 +186,9 @@ fn routed(
             let params = &t[1..t.len() - usize::from(table.is_some())];
             routed(&t[0], &branch.with(params), dims, tokens, &positions, drop_path)
         }),
-        Route::Kernel | Route::Composition => packed::compose(xs, drop_path, |xs, share| {
-            let of = positions.of(share, dims.tokens)?;
-            let dims = Dims {
-                batch: share.batch,
-                ..dims
-            };
-            compose(xs, branch, dims, tokens, &of.with_table(positions), share.drop_path)
+        Route::Composition => packed::compose(xs, drop_path, |xs, share| {
+            let selected = positions.select(share.samples)?;
+            composition(xs, branch, tokens, &positions.with(&selected), share.drop_path)
         }),
     }
 }
@@ -205,21 +201,8 @@ pub fn composition(
     positions: &Positions,
     drop_path: Option<&[f32]>,
 ) -> Result<Tensor> {
-    let (batch, length, width) = xs.dims3()?;
-    let dims = Dims::of(&[batch, length, 3 * width], branch.num_heads)?;
-    compose(xs, branch, dims, tokens, positions, drop_path)
-}
-
-fn compose(
-    xs: &Tensor,
-    branch: &AttentionBranch,
-    dims: Dims,
-    tokens: Tokens,
-    positions: &Positions,
-    drop_path: Option<&[f32]>,
-) -> Result<Tensor> {
     let ys = branch.norm.layer_norm(xs, branch.eps)?;
-    let ys = positions.attend(branch.qkv.linear(&ys)?, dims)?;
+    let ys = positions.attend(&branch.qkv.linear(&ys)?, branch.num_heads)?;
     let (xs, ys) = match tokens {
         Tokens::All => (xs.clone(), ys),
         Tokens::First => (xs.narrow(1, 0, 1)?, ys.narrow(1, 0, 1)?.contiguous()?),

@@ -6,11 +6,12 @@ use gemm::Parallelism;
 use super::AttentionBranch;
 use crate::ops::attention::{Added, Dims, Heads};
 use crate::ops::autograd::{Backward, Operation, ParamGrads};
+use crate::ops::biased_attention::with_rows;
 use crate::ops::cpu::buffer::Buffer;
 use crate::ops::cpu::kernel::{self, Elements};
 use crate::ops::cpu::matrix::{self, Mat, MatMut};
 use crate::ops::cpu::write::Write;
-use crate::ops::fused::packed::{self, Share};
+use crate::ops::fused::packed;
 use crate::ops::fused::projection::Rows;
 use crate::ops::fused::residual::{self, MIDDLE, NORM, PROJECTION};
 use crate::ops::linear;
@@ -24,14 +25,14 @@ pub(crate) fn apply(
     params: &[&Tensor],
     dims: Dims,
     drop_path: Option<&[f32]>,
-    places: impl FnOnce(Share) -> Result<Places>,
+    places: impl FnOnce(Option<&[usize]>) -> Result<Places>,
 ) -> Result<Tensor> {
     packed::apply(xs, params, drop_path, |share| {
         let dims = Dims {
             batch: share.batch,
             ..dims
         };
-        let places = places(share)?;
+        let places = places(share.samples)?;
         Ok(Op {
             dims,
             eps: branch.eps as f32,
@@ -63,7 +64,7 @@ pub(crate) enum Places {
         /// Turns queries and keys.
         rotate: Option<Rotate>,
         /// The rows of each query and key in a table, which is the last of the parameters: [1, N, N] or [B, N, N].
-        index: Option<Vec<u32>>,
+        index: Option<Tensor>,
     },
     Windows(Windowed),
 }
@@ -117,20 +118,19 @@ impl Op {
     /// Calls `f` with what is added to the scores.
     fn with_added<T>(&self, table: Option<&[f32]>, f: impl FnOnce(Option<Added>) -> T) -> Result<T> {
         let heads = self.dims.heads;
-        Ok(match (&self.places, table) {
+        match (&self.places, table) {
             (Places::Windows(Windowed { window, mask, .. }), Some(table)) => {
                 let bias = window::bias_of(table, heads, *window);
                 let mask = mask.as_ref().map(Elements::of).transpose()?;
                 let mask = mask.as_deref().unwrap_or(&[]);
-                f(Some(Added::Square { bias: &bias, mask }))
+                Ok(f(Some(Added::Square { bias: &bias, mask })))
             }
-            (Places::Sequence { index: Some(index), .. }, Some(table)) => f(Some(Added::Table {
-                columns: &transposed(table, heads),
-                index,
-                rows: table.len() / heads,
-            })),
-            _ => f(None),
-        })
+            (Places::Sequence { index: Some(index), .. }, Some(table)) => {
+                let (columns, rows) = (&transposed(table, heads), table.len() / heads);
+                with_rows(index, |index| f(Some(Added::Table { columns, index, rows })))
+            }
+            _ => Ok(f(None)),
+        }
     }
 
     /// The gradient of the table, from that of what is added.
@@ -279,7 +279,7 @@ impl Operation for Op {
         let (norm, [weight, bias], _) = residual::parts(branch, self.eps);
         let mut qkv = self.project(&norm.forward(xs), weight, bias);
         if let Some(rotate) = self.rotate() {
-            rotate.turn(&mut qkv);
+            rotate.turn(&mut qkv)?;
         }
         let mut heads = Buffer::new(self.result_dims().iter().product());
         self.with_added(table, |added| self.heads.forward_into(&qkv, added, &mut heads))?;
@@ -303,7 +303,7 @@ impl Operation for Op {
             param_grads.set(of_table, self.table_gradient(&dadded))?;
         }
         if let Some(rotate) = self.rotate() {
-            rotate.back().turn(&mut dqkv);
+            rotate.back().turn(&mut dqkv)?;
         }
         drop((dheads, dropped, kept));
         param_grads.write(MIDDLE, |out, write| {

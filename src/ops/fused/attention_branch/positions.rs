@@ -5,7 +5,7 @@ use candle_core::{Result, Tensor};
 use crate::error::Result as OurResult;
 use crate::ops::attention::{self, Dims};
 use crate::ops::biased_attention::{self, RelativeBias};
-use crate::ops::fused::packed::{self, Share};
+use crate::ops::fused::packed;
 use crate::ops::rotary_qkv::{self, Rotation};
 
 /// The part that positions have in an [`attention_branch`](super::attention_branch()): none by default.
@@ -17,7 +17,7 @@ pub struct Positions<'a> {
     pub bias: Option<RelativeBias<'a>>,
 }
 
-impl Positions<'_> {
+impl<'a> Positions<'a> {
     pub(super) fn check(&self, dims: Dims, xs: &Tensor) -> OurResult<()> {
         if let Some(rotation) = &self.rotation {
             rotation.check(dims)?;
@@ -25,62 +25,43 @@ impl Positions<'_> {
         self.bias.as_ref().map_or(Ok(()), |bias| bias.check(dims, "xs", xs))
     }
 
-    /// Attention of a packed projection by candle's operations.
-    pub(super) fn attend(&self, qkv: Tensor, dims: Dims) -> Result<Tensor> {
-        let qkv = match &self.rotation {
-            Some(rotation) => rotary_qkv::routed(&qkv, dims, rotation)?,
+    /// Attention of a packed projection, in heads.
+    pub(crate) fn attend(&self, qkv: &Tensor, num_heads: usize) -> Result<Tensor> {
+        let dims = Dims::of(qkv.dims(), num_heads)?;
+        let turned = match &self.rotation {
+            Some(rotation) => &rotary_qkv::routed(qkv, dims, rotation)?,
             None => qkv,
         };
         match &self.bias {
-            Some(bias) => biased_attention::routed(&qkv, dims, bias),
-            None => attention::routed(&qkv, dims),
+            Some(bias) => biased_attention::routed(turned, dims, bias),
+            None => attention::routed(turned, dims),
         }
     }
 
-    /// Of some samples of a batch.
-    pub(super) fn of(&self, share: Share, tokens: usize) -> Result<PositionsOf> {
-        let angles = |angles: &Tensor| match share.samples {
-            Some(samples) if angles.rank() == 3 => packed::select(angles, samples),
-            _ => Ok(angles.clone()),
-        };
-        let rotation = |Rotation { cos, sin, pairs }| Ok::<_, candle_core::Error>((angles(cos)?, angles(sin)?, pairs));
-        let pairs = tokens * tokens;
-        let index = |bias: RelativeBias| match share.samples {
-            Some(samples) if bias.index.len() > pairs => {
-                let of_sample = |&sample: &usize| &bias.index[sample * pairs..][..pairs];
-                samples.iter().flat_map(of_sample).copied().collect()
-            }
-            _ => bias.index.to_vec(),
-        };
-        Ok(PositionsOf {
-            rotation: self.rotation.map(rotation).transpose()?,
-            index: self.bias.map(index),
-        })
-    }
-}
-
-/// [`Positions`] of some samples of a batch, less the table.
-pub(super) struct PositionsOf {
-    rotation: Option<(Tensor, Tensor, rotary_qkv::Pairs)>,
-    pub(super) index: Option<Vec<u32>>,
-}
-
-impl PositionsOf {
-    pub(super) fn rotation(&self) -> Option<Rotation<'_>> {
-        let (cos, sin, pairs) = self.rotation.as_ref()?;
-        Some(Rotation {
-            cos,
-            sin,
-            pairs: *pairs,
-        })
+    fn tensors(&self) -> Vec<&'a Tensor> {
+        let angles = self.rotation.iter().flat_map(|rotation| [rotation.cos, rotation.sin]);
+        angles.chain(self.bias.map(|bias| bias.index)).collect()
     }
 
-    /// With the table that `positions` has.
-    pub(super) fn with_table<'a>(&'a self, positions: &Positions<'a>) -> Positions<'a> {
-        let bias = |(bias, index): (RelativeBias<'a>, &'a Vec<u32>)| RelativeBias { index, ..bias };
-        Positions {
-            rotation: self.rotation(),
-            bias: positions.bias.zip(self.index.as_ref()).map(bias),
+    /// What of the tensors concerns some samples of a batch; all of it where `samples` is `None`.
+    pub(super) fn select(&self, samples: Option<&[usize]>) -> Result<Vec<Tensor>> {
+        let of_samples = |tensor: &Tensor| match samples {
+            // With a dimension of samples, and more than one entry there.
+            Some(samples) if tensor.rank() == 3 && tensor.dim(0)? > 1 => packed::select(tensor, samples),
+            _ => Ok(tensor.clone()),
+        };
+        self.tensors().into_iter().map(of_samples).collect()
+    }
+
+    /// The same with what [`select`](Self::select) gave.
+    pub(super) fn with(&self, selected: &'a [Tensor]) -> Self {
+        let rotation = self.rotation.zip(selected.first().zip(selected.get(1)));
+        Self {
+            rotation: rotation.map(|(rotation, (cos, sin))| Rotation { cos, sin, ..rotation }),
+            bias: self
+                .bias
+                .zip(selected.last())
+                .map(|(bias, index)| RelativeBias { index, ..bias }),
         }
     }
 }

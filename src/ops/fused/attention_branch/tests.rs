@@ -1,6 +1,7 @@
 use super::*;
 use crate::ops::testing::{check, check_derivative, random, rng};
 use crate::ops::{Pairs, Rotation};
+use candle_core::Device;
 use rand::Rng as _;
 
 fn branch(args: &[Tensor], num_heads: usize) -> AttentionBranch<'_> {
@@ -12,7 +13,8 @@ fn branch(args: &[Tensor], num_heads: usize) -> AttentionBranch<'_> {
         num_heads,
         proj,
         gamma: args.get(7),
-        recompute: false,
+        // Of every other size of batch.
+        recompute: args[0].dims()[0].is_multiple_of(2),
     }
 }
 
@@ -25,7 +27,7 @@ struct Setting<'a> {
     /// Angles of the last tokens, of all samples or of each.
     angles: Option<Tensor>,
     /// Rows of the table, which comes behind γ.
-    index: Option<Vec<u32>>,
+    index: Option<Tensor>,
 }
 
 impl<'a> Setting<'a> {
@@ -49,7 +51,8 @@ impl<'a> Setting<'a> {
         };
         let mut rng = rng(seed);
         let row = |_| rng.random_range(0..rows as u32);
-        self.index = Some((0..samples * n * n).map(row).collect());
+        let index: Vec<u32> = (0..samples * n * n).map(row).collect();
+        self.index = Some(Tensor::from_vec(index, (samples, n, n), &Device::Cpu).unwrap());
         self.angles = Some(angles);
         self
     }
@@ -238,7 +241,7 @@ fn errors_name_the_argument() {
         "cos has shape [2, 2], but must be [K, 1] or [2, K, 1] with K at most 3"
     );
     assert_eq!(
-        placed([2, 3, 1, 90]),
-        "index is 58, but must be below 5, the table's rows"
+        placed([2, 3, 1, 6]),
+        "index is 5, but must be below 5, the table's rows"
     );
 }

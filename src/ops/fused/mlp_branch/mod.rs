@@ -28,8 +28,8 @@ pub struct MlpBranch<'a> {
     pub fc2: Affine<'a>,
     /// LayerScale (Touvron et al. 2021, arXiv 2103.17239), `[D]`, where there is one.
     pub gamma: Option<&'a Tensor>,
-    /// Whether the backward computes again what it needs, bit by bit, in the place of keeping it: less memory for
-    /// the time of another forward pass. In `f32` on the CPU; elsewhere candle keeps what it keeps.
+    /// True to compute again in the backward, bit by bit, what would be kept for it: less memory, for the time of most of
+    /// another forward pass. On the CPU; other devices, and f64, keep what candle keeps.
     pub recompute: bool,
 }
 
@@ -66,7 +66,7 @@ impl<'a> MlpBranch<'a> {
 /// y = x + s γ fc2(activation(fc1(norm(x)))), with LayerScale γ (1 where there is none) and drop path's factors s.
 ///
 /// The same as the operations one by one, without what they write and read in between: for the backward one matrix
-/// [B N, H] is kept. All parameters get gradients.
+/// [B N, H] is kept, unless [`recompute`](MlpBranch::recompute) says otherwise. All parameters get gradients.
 ///
 /// # Arguments
 ///
