@@ -1,7 +1,7 @@
 //! What a step costs on 1 to 1024 ranks: on paper, from measured compute and bandwidth, and simulated, with ranks that are
 //! not equally fast.
 //!
-//!     cargo run --release --example scale -- --step 1.93 --parameters 22e6 --bandwidth 12.5e9 --latency 20e-6
+//!     cargo run --release --example scale -- --step 1.98 --parameters 22e6 --bandwidth 12.5e9 --latency 20e-6
 //!
 //! Each rank has a batch of its own of the same size, whatever their number. Gradients travel in a ring, of which each rank
 //! sends and receives 2 (G - 1) / G of them in 2 (G - 1) messages (Patarasu and Yuan, "Bandwidth optimal all-reduce
@@ -13,22 +13,23 @@ use rand_distr::{Distribution, StandardNormal};
 
 #[derive(Parser)]
 struct Flags {
-    /// Seconds of a step on one rank
-    #[arg(long, default_value_t = 1.93)]
+    /// Seconds of a step on one rank. Default: DeiT-III small, batch 8, two cores (PERFORMANCE.md)
+    #[arg(long, default_value_t = 1.98)]
     step: f64,
-    /// Standard deviation of a rank's step from one to the next, as a share of it
+    /// Standard deviation of a rank's step from one to the next, as a share of it. Default: assumed
     #[arg(long, default_value_t = 0.02)]
     spread: f64,
-    /// Share of the step in which gradients come into being, at the end of it: what is sent meanwhile costs no time
-    #[arg(long, default_value_t = 0.33)]
+    /// Share of the step in which gradients come into being, at the end of it: what is sent meanwhile costs no time. Default:
+    /// assumed, the backward half of a sub-branch that computes half of the tokens
+    #[arg(long, default_value_t = 0.2)]
     last_backward: f64,
     /// Parameters of the model, of four bytes each
     #[arg(long, default_value_t = 22e6)]
     parameters: f64,
-    /// Bytes that a rank sends in a second while it receives as many
+    /// Bytes that a rank sends in a second while it receives as many. Default: Ethernet of 10 Gbit/s
     #[arg(long, default_value_t = 1.25e9)]
     bandwidth: f64,
-    /// Seconds until a message is there
+    /// Seconds until a message is there. Default: assumed
     #[arg(long, default_value_t = 20e-6)]
     latency: f64,
     /// Buckets in which gradients travel

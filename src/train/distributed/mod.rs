@@ -83,14 +83,14 @@ pub trait Communicator {
     /// The number of ranks, G.
     fn size(&self) -> usize;
 
-    /// The sum over the ranks of their `values` [N], f32 or f64, all of one length. Where they lie on the device, the sum
+    /// The sum over the ranks of their `values` `[N]`, f32 or f64, all of one length. Where they lie on the device, the sum
     /// does.
     ///
     /// # Errors
     /// When the ranks do not call the same operation, or one is gone.
     fn sum(&self, values: &Tensor) -> Result<Tensor>;
 
-    /// The `values` [N], f32 or f64, of rank `root`; those of the others say dtype, length and device alone.
+    /// The `values` `[N]`, f32 or f64, of rank `root`; those of the others say dtype, length and device alone.
     ///
     /// # Errors
     /// As [`sum`](Self::sum).
