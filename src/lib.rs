@@ -23,6 +23,7 @@
 //! | `train` | yes | optimizers, schedules, averages, mixup and cutmix, checkpoints of a run: [`train`] |
 //! | `pretrained` | yes | checkpoints of other projects, for the models: [`pretrained`] |
 //! | `augment` | no | the recipes' image transforms |
+//! | `mpi` | no | ranks that are processes: [`manual::ranks`] |
 //! | `cuda`, `cudnn`, `metal`, `accelerate`, `mkl` | no | candle's of that name |
 //!
 //! [The manual](manual) answers questions in the order in which they come up; this page is the plan of the house.
@@ -94,6 +95,7 @@
 //!   and fitted to the model.
 //! * **The recipes' pieces**, without a loop: [`train::optim`] (AdamW, LAMB, SGD, with parameter groups and a state that can
 //!   be restored), [`train::schedule`], [`train::ema`], [`train::mix`], [`train::accumulate`], [`train::checkpoint`].
+//! * **Several devices**: [`train::replicas`] on one, [`train::distributed`] on several ranks, threads or MPI's processes.
 //! * **Images**: `augment`, the recipes' transforms as Pillow computes them, from eight-bit RGB to a normalised tensor; behind
 //!   the feature of that name.
 //!

@@ -8,8 +8,9 @@
 //! 6. [What it costs](cost)
 //! 7. [Your own model: images, text, audio](own_models)
 //! 8. [The paper's recipes](recipes)
-//! 9. [Coming from PyTorch, timm, or the paper's code](migrating)
-//! 10. [Questions and answers](questions)
+//! 9. [Several devices, several machines](ranks)
+//! 10. [Coming from PyTorch, timm, or the paper's code](migrating)
+//! 11. [Questions and answers](questions)
 
 #[doc = include_str!("../docs/manual/installation.md")]
 pub mod installation {}
@@ -27,6 +28,8 @@ pub mod cost {}
 pub mod own_models {}
 #[doc = include_str!("../docs/manual/recipes.md")]
 pub mod recipes {}
+#[doc = include_str!("../docs/manual/ranks.md")]
+pub mod ranks {}
 #[doc = include_str!("../docs/manual/migrating.md")]
 pub mod migrating {}
 #[doc = include_str!("../docs/manual/questions.md")]

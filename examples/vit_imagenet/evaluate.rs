@@ -3,6 +3,7 @@
 use crate::data::Batches;
 use anyhow::{ensure, Result};
 use candle_core::{DType, Tensor};
+use masksub::train::distributed::{self, agree, Communicator};
 
 /// Sums over the images seen so far.
 #[derive(Clone, Debug, Default)]
@@ -44,6 +45,14 @@ impl Tally {
         Ok(())
     }
 
+    /// Counts what another one has counted.
+    pub fn add_all(&mut self, other: &Self) {
+        self.images += other.images;
+        self.top1 += other.top1;
+        self.top5 += other.top5;
+        self.loss += other.loss;
+    }
+
     /// NaN before the first image.
     pub fn scores(&self) -> Scores {
         let images = self.images as f64;
@@ -55,8 +64,20 @@ impl Tally {
     }
 }
 
-/// Scores of `model`, which takes images `[B, C, H, W]` to logits, over all batches.
-pub fn evaluate(batches: Batches, model: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Scores> {
+/// Scores of `model`, which takes images `[B, C, H, W]` to logits, over all batches of all ranks.
+pub fn evaluate(
+    ranks: &dyn Communicator,
+    batches: Batches,
+    model: impl Fn(&Tensor) -> Result<Tensor>,
+) -> Result<Scores> {
+    let mut sums: [f64; 4] = (&agree(ranks, tally(batches, model))?).into();
+    distributed::sum(ranks, &mut sums)?;
+    let tally = Tally::from(sums);
+    ensure!(tally.images > 0, "there is no readable image to evaluate on");
+    Ok(tally.scores())
+}
+
+fn tally(batches: Batches, model: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tally> {
     let mut tally = Tally::default();
     for batch in batches {
         let batch = batch?;
@@ -65,8 +86,7 @@ pub fn evaluate(batches: Batches, model: impl Fn(&Tensor) -> Result<Tensor>) -> 
         }
         tally.add(&model(&batch.images)?, &batch.labels)?;
     }
-    ensure!(tally.images > 0, "there is no readable image to evaluate on");
-    Ok(tally.scores())
+    Ok(tally)
 }
 
 /// How many classes come before `label`; of equal logits the lower class is first. An undefined logit is the last.
@@ -112,8 +132,13 @@ pub struct Mean {
 
 impl Mean {
     pub fn add(&mut self, value: f64, batch: usize) {
-        self.sum += value * batch as f64;
-        self.weight += batch as f64;
+        self.add_all(Self::from_parts([value * batch as f64, batch as f64]));
+    }
+
+    /// Adds what another one has.
+    pub fn add_all(&mut self, other: Self) {
+        self.sum += other.sum;
+        self.weight += other.weight;
     }
 
     /// Sum and weight, to be kept in a checkpoint.
@@ -136,6 +161,7 @@ mod tests {
     use super::*;
     use crate::data::Batch;
     use candle_core::Device;
+    use masksub::train::distributed::Alone;
 
     fn close(a: f64, b: f64) -> bool {
         (a - b).abs() < 1e-5
@@ -182,7 +208,7 @@ mod tests {
                     passed: n,
                 })
             });
-            evaluate(Box::new(batches), |xs| Ok(xs.flatten_from(1)?)).unwrap()
+            evaluate(&Alone, Box::new(batches), |xs| Ok(xs.flatten_from(1)?)).unwrap()
         };
         let whole = scores(7);
         assert!(whole.top1 > 0.0 && whole.top1 < 100.0 && whole.top5 == 100.0);
@@ -191,7 +217,7 @@ mod tests {
             assert_eq!((parts.top1, parts.top5), (whole.top1, whole.top5));
             assert!(close(parts.loss, whole.loss));
         }
-        assert!(evaluate(Box::new(std::iter::empty()), |xs| Ok(xs.clone())).is_err());
+        assert!(evaluate(&Alone, Box::new(std::iter::empty()), |xs| Ok(xs.clone())).is_err());
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod flags;
 mod interrupt;
 mod mask_only;
 mod network;
+mod ranks;
 mod recipe;
 mod run;
 mod sentence;
@@ -29,18 +30,21 @@ use std::process::ExitCode;
 use anyhow::{anyhow, ensure, Result};
 use candle_core::{DType, Device};
 use candle_nn::ModuleT;
-use data::{Batch, Dataset};
+use data::image_tree::Unreadable;
+use data::{Batch, Batching, Dataset};
 use evaluate::{evaluate, Scores};
 use flags::{Branch, Flags, PrintConfig, SubLoss};
 use mask_only::MaskOnly;
 use masksub::models::{convnext::ConvNeXt, resnet::ResNet, swin::SwinTransformer, vit::VisionTransformer};
 use masksub::pretrained::Pretrained;
 use masksub::train::checkpoint::Checkpoint;
+use masksub::train::distributed::{self, agree, Communicator};
 use masksub::{
-    grad, DropSub, DropToken, Forward, MaskSub, MaskToken, Params, PatchDrop, PathSub, Seed, SubBranch, SubModelLoss,
-    Weights,
+    grad, DropSub, DropToken, Error, Forward, MaskSub, MaskToken, Params, PatchDrop, PathSub, Seed, SubBranch,
+    SubModelLoss, Weights,
 };
 use network::Network;
+use ranks::Launch;
 use run::{Run, Saved, Trained};
 use step::Stepper;
 
@@ -52,11 +56,18 @@ fn main() -> ExitCode {
 fn program(arguments: Vec<OsString>) -> u8 {
     leave_cores_to_rayon();
     let flags = Flags::from_arguments(arguments).unwrap_or_else(|error| error.exit());
-    match run(flags) {
+    let run = Launch::new().and_then(|launch| {
+        let end = run(flags, launch.ranks())?;
+        launch.finish();
+        Ok(end)
+    });
+    match run {
         Ok(End::Done) => 0,
         Ok(End::Interrupted) => interrupt::exit_code(),
         Err(error) => {
-            eprintln!("error: {}", sentence::of(error));
+            if ranks::tells() || !matches!(error.downcast_ref(), Some(Error::OtherRank { .. })) {
+                eprintln!("{}{}", ranks::prefix(), sentence::of(error));
+            }
             1
         }
     }
@@ -79,17 +90,27 @@ enum End {
     Interrupted,
 }
 
-fn run(given: Flags) -> Result<End> {
-    let saved = if given.resume { Some(Saved::load(&given)?) } else { None };
+fn run(given: Flags, ranks: &dyn Communicator) -> Result<End> {
+    let saved = if given.resume {
+        Some(Saved::load(ranks, &given)?)
+    } else {
+        None
+    };
     let flags = &match &saved {
         Some(saved) => saved.flags(&given)?,
         None => given,
     };
-    flags.warnings().iter().for_each(|warning| eprintln!("{warning}"));
+    if ranks::tells() {
+        flags.warnings().iter().for_each(|warning| eprintln!("{warning}"));
+    }
     if let Some(what) = flags.print_config {
-        print!("{}", config::print(&config::config(flags)?));
-        if what == PrintConfig::Sources {
-            print!("\n{}", sources::print(flags)?);
+        let config = config::print(&config::config(flags)?);
+        let sources = match what {
+            PrintConfig::Sources => format!("\n{}", sources::print(flags)?),
+            PrintConfig::Values => String::new(),
+        };
+        if ranks::tells() {
+            print!("{config}{sources}");
         }
         return Ok(End::Done);
     }
@@ -109,15 +130,13 @@ fn run(given: Flags) -> Result<End> {
             saved.is_some() || flags.init_from.is_some(),
             "--eval-only needs weights: --init-from FILE, or --resume --out DIR"
         );
-        println!(
-            "{}",
-            result(flags, evaluate_network(flags, &*data, &network, &weights)?)
-        );
-        if let Some(averaged) = saved.map(|saved| saved.averaged_weights()).transpose()?.flatten() {
-            println!(
-                "averaged {}",
-                result(flags, evaluate_network(flags, &*data, &network, &averaged)?)
-            );
+        let averaged = saved.map(|saved| saved.averaged_weights()).transpose()?.flatten();
+        for (whose, weights) in [("", Some(&weights)), ("averaged ", averaged.as_ref())] {
+            let Some(weights) = weights else { continue };
+            let scores = evaluate_network(ranks, flags, &*data, &network, weights)?;
+            if ranks::tells() {
+                println!("{whose}{}", result(flags, scores));
+            }
         }
         return Ok(End::Done);
     }
@@ -127,6 +146,7 @@ fn run(given: Flags) -> Result<End> {
     let masking = flags.masking(data.epoch_len())?;
     let block = flags.mask_block.unwrap_or(network.mask_block());
     let training = Training {
+        ranks,
         flags,
         data: &*data,
         network: &network,
@@ -141,7 +161,16 @@ fn run(given: Flags) -> Result<End> {
     }
 }
 
+/// The run's end before its time, which it tells how to go on from.
+fn interrupted(run: &Run) -> End {
+    if ranks::tells() {
+        eprintln!("interrupted {}", run.how_to_resume());
+    }
+    End::Interrupted
+}
+
 struct Training<'a> {
+    ranks: &'a dyn Communicator,
     flags: &'a Flags,
     data: &'a dyn Dataset,
     network: &'a Network,
@@ -158,9 +187,17 @@ impl Training<'_> {
         S: SubBranch<M> + 'static,
     {
         let Self {
-            flags, data, weights, ..
+            ranks,
+            flags,
+            data,
+            weights,
+            ..
         } = self;
         check_weights(flags, weights)?;
+        ensure!(
+            ranks.size() == 1 || flags.unreadable == Unreadable::Error,
+            "--unreadable skip is for one process: several could not tell which images the others leave out"
+        );
         let (seed, settings) = (Seed::new(flags.seed), &flags.training);
 
         // MaskSub around it. With `params` each step checks that every parameter has a gradient.
@@ -175,10 +212,10 @@ impl Training<'_> {
             .with_weight(flags.sub_weight())?;
 
         // Everything else is what it would be without MaskSub.
-        let mut opt = settings.optimizer(&params, self.network)?;
+        let mut opt = settings.optimizer(ranks, &params, self.network)?;
         let mut ema = settings.ema(weights.varmap())?;
         let model = model.with_target(target::target(flags, self.network, ema.as_ref())?);
-        let stepper = Stepper::new(&model, &params, weights, settings, data.num_classes())?;
+        let stepper = Stepper::new(ranks, &model, &params, weights, settings, data.num_classes())?;
         let steps_per_epoch = settings.steps_per_epoch(data.epoch_len())?;
         let schedule = settings.schedule(steps_per_epoch)?;
 
@@ -192,17 +229,20 @@ impl Training<'_> {
         };
         let total_steps = settings.epochs * steps_per_epoch;
         interrupt::watch()?;
-        let mut run = Run::start(flags, data, self.saved, total_steps, &mut trained)?;
-        if let Some(warning) = settings.ends_in_warmup(steps_per_epoch) {
+        distributed::synchronize(ranks, weights.varmap())?;
+        let mut run = Run::start(ranks, flags, data, self.saved, total_steps, &mut trained)?;
+        if let Some(warning) = settings.ends_in_warmup(steps_per_epoch).filter(|_| ranks::tells()) {
             eprintln!("{warning}");
         }
+        let part = ranks::part(ranks);
+        let batching = Batching {
+            part,
+            ..settings.batching()
+        };
         while run.record.current_epoch() < settings.epochs {
             let (epoch, done) = (run.record.current_epoch(), run.record.passed_of_epoch());
-            for batch in run
-                .record
-                .timed(data.train_batches(flags.seed, epoch, settings.batching(), done))
-            {
-                let Batch { images, labels, passed } = match batch {
+            for batch in run.record.timed(data.train_batches(flags.seed, epoch, batching, done)) {
+                let Batch { images, labels, passed } = match agree(ranks, batch) {
                     Ok(batch) => batch,
                     Err(error) => {
                         run.save_before(&error, &trained)?;
@@ -222,29 +262,28 @@ impl Training<'_> {
                 if let Some(ema) = &mut trained.ema {
                     ema.update()?;
                 }
-                run.record.step(lr, &step, &labels)?;
-                if run.is_due() || interrupt::asked() {
+                run.record.step(ranks, lr, &step, &labels)?;
+                let asked = ranks::any(ranks, interrupt::asked())?;
+                if run.is_due() || asked {
                     run.save(&trained)?;
                 }
-                if interrupt::asked() {
-                    eprintln!("interrupted {}", run.how_to_resume());
-                    return Ok(End::Interrupted);
+                if asked {
+                    return Ok(interrupted(&run));
                 }
             }
             // An image that cannot be read or a full disk may end what follows: the epoch is safe from it.
             run.save(&trained)?;
             let scores = || {
-                let batches = data.test_batches(settings.batch_size.div_ceil(settings.parts()));
-                evaluate(Box::new(batches.take_while(|_| !interrupt::asked())), |images| {
+                let batches = data.test_batches(settings.batch_size.div_ceil(settings.parts()), part);
+                evaluate(ranks, Box::new(batches.take_while(|_| !interrupt::asked())), |images| {
                     Ok(evaluated.forward_t(images, false)?)
                 })
             };
             let of_weights = scores();
             let of_average = trained.ema.as_mut().map(|ema| ema.averaged(scores)).transpose()?;
             // What was broken off is evaluated again when the run goes on.
-            if interrupt::asked() {
-                eprintln!("interrupted {}", run.how_to_resume());
-                return Ok(End::Interrupted);
+            if ranks::any(ranks, interrupt::asked())? {
+                return Ok(interrupted(&run));
             }
             run.record.epoch(of_weights?, of_average.transpose()?)?;
         }
@@ -254,7 +293,10 @@ impl Training<'_> {
         if let Some(ema) = &mut trained.ema {
             ema.averaged(|| run.record.write_weights("model_ema.safetensors", &weights.state()))??;
         }
-        println!("{}", run.record.finish(flags.branch)?);
+        let result = run.record.finish(flags.branch)?;
+        if ranks::tells() {
+            println!("{result}");
+        }
         Ok(End::Done)
     }
 }
@@ -276,7 +318,7 @@ fn open(file: &Path, key: Option<&str>) -> Result<Pretrained> {
 
 /// Tells what was done to a file's weights, and refuses one of another model.
 fn check_weights(flags: &Flags, weights: &Weights) -> Result<()> {
-    if flags.init_from.is_some() && !flags.resume {
+    if flags.init_from.is_some() && !flags.resume && ranks::tells() {
         weights.notes().iter().for_each(|note| println!("{note}"));
     }
     Ok(weights.check_exact(|name| name == "mask_token" || flags.allow_differences)?)
@@ -293,12 +335,17 @@ fn for_evaluation(network: &Network, weights: &Weights, device: &Device) -> Resu
     })
 }
 
-fn evaluate_network(flags: &Flags, data: &dyn Dataset, network: &Network, weights: &Weights) -> Result<Scores> {
+fn evaluate_network(
+    ranks: &dyn Communicator,
+    flags: &Flags,
+    data: &dyn Dataset,
+    network: &Network,
+    weights: &Weights,
+) -> Result<Scores> {
     let model = for_evaluation(network, weights, &flags.device)?;
     check_weights(flags, weights)?;
-    let scores = evaluate(data.test_batches(flags.training.batch_size), |images| {
-        Ok(model.forward_t(images, false)?)
-    })?;
+    let batches = data.test_batches(flags.training.batch_size, ranks::part(ranks));
+    let scores = evaluate(ranks, batches, |images| Ok(model.forward_t(images, false)?))?;
     tell_skipped(data);
     Ok(scores)
 }

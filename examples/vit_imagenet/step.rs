@@ -1,12 +1,13 @@
-//! The gradients of a batch: its replicas one after the other, and each of them in parts.
+//! The gradients of a batch: this rank's replicas one after the other, and each of them in parts.
 
 use crate::flags::training::TrainingFlags;
 use crate::target::Targeted;
 use anyhow::Result;
 use candle_core::Tensor;
 use masksub::train::accumulate::Accumulator;
+use masksub::train::distributed::{Communicator, Share};
 use masksub::train::mix::Mix;
-use masksub::train::replicas::{Combine, Replicas, RunningStatistics};
+use masksub::train::replicas::{Combine, RunningStatistics};
 use masksub::{Criterion, Params, Step, StepKey, SubBranch, Weights};
 
 /// Runs a model on batches as the recipe says.
@@ -15,7 +16,7 @@ pub struct Stepper<'a, M, S> {
     params: &'a Params,
     criterion: Criterion,
     mix: Option<Mix>,
-    replicas: Replicas,
+    share: Share<'a>,
     statistics: RunningStatistics,
     /// In how many parts a batch is run at least.
     accumulate: usize,
@@ -23,6 +24,7 @@ pub struct Stepper<'a, M, S> {
 
 impl<'a, M, S: SubBranch<M>> Stepper<'a, M, S> {
     pub fn new(
+        ranks: &'a dyn Communicator,
         model: &'a Targeted<M, S>,
         params: &'a Params,
         weights: &Weights,
@@ -34,27 +36,25 @@ impl<'a, M, S: SubBranch<M>> Stepper<'a, M, S> {
             params,
             criterion: settings.criterion()?,
             mix: settings.mix(num_classes)?,
-            replicas: settings.replicas()?,
+            share: Share::of(ranks, settings.replicas()?)?,
             statistics: RunningStatistics::of(weights.varmap()),
             accumulate: settings.accumulate,
         })
     }
 
-    /// The gradients of `images` [B, C, H, W] and their class indices [B]; `combine` says whose running statistics there
-    /// are afterwards.
+    /// The gradients of the batch of which `images` [B, C, H, W] and their class indices [B] are this rank's; `combine` says
+    /// whose running statistics there are afterwards. Losses and logits are of this rank's images.
     pub fn backward(&self, images: &Tensor, labels: &Tensor, key: StepKey, combine: Combine) -> Result<Step> {
-        let (grads, steps) = self.replicas.run(self.params, &self.statistics, combine, |replica| {
-            let (xs, ys) = (
-                self.replicas.share(images, replica)?,
-                self.replicas.share(labels, replica)?,
-            );
+        let replicas = self.share.replicas();
+        let (grads, steps) = self.share.run(self.params, &self.statistics, combine, |replica| {
+            let (xs, ys) = (replicas.share(images, replica)?, replicas.share(labels, replica)?);
             let Step {
                 grads,
                 main_loss,
                 sub_loss,
                 main_logits,
                 ..
-            } = self.replica(xs, ys, key.with_replica(replica))?;
+            } = self.replica(xs, ys, key.with_replica(self.share.number(replica)))?;
             anyhow::Ok((grads, (main_loss, sub_loss, main_logits)))
         })?;
         let share = 1.0 / steps.len() as f64;
@@ -64,7 +64,7 @@ impl<'a, M, S: SubBranch<M>> Stepper<'a, M, S> {
             grads,
             main_loss: steps.iter().map(|(main, _, _)| main).sum::<f64>() * share,
             sub_loss: sub_losses.map(|sum| sum * share),
-            main_logits: self.replicas.interleave(&logits)?,
+            main_logits: replicas.interleave(&logits)?,
             mask: None,
         })
     }
@@ -80,7 +80,7 @@ impl<'a, M, S: SubBranch<M>> Stepper<'a, M, S> {
         };
         let batch = images.dim(0)?;
         // No part is a single image where it could be two: batch norm may have no variance to divide by.
-        let parts = self.accumulate.div_ceil(self.replicas.count()).min((batch / 2).max(1));
+        let parts = self.accumulate.div_ceil(self.share.count()).min((batch / 2).max(1));
         if parts == 1 {
             return self.part(&images, &targets, key);
         }
@@ -120,6 +120,7 @@ mod tests {
     use crate::flags::Flags;
     use candle_core::{DType, Device};
     use masksub::models::vit::{Config, VisionTransformer};
+    use masksub::train::distributed::Alone;
     use masksub::{DropToken, MainBranch, MaskSub, RandomMasking, Seed, SubTarget};
 
     type Model = Targeted<VisionTransformer, DropToken<RandomMasking>>;
@@ -133,7 +134,7 @@ mod tests {
         let arguments = format!("--mixup 0.8 --cutmix 1 --drop-last true {more}");
         let arguments = arguments.split_whitespace().map(Into::into).collect();
         let settings = Flags::from_arguments(arguments).unwrap().training;
-        Stepper::new(model, params, weights, &settings, 5).unwrap()
+        Stepper::new(&Alone, model, params, weights, &settings, 5).unwrap()
     }
 
     /// Rows and draws of each replica are its own, and what is returned is of the batch in its order.

@@ -249,6 +249,15 @@ pub enum Error {
         remedy: &'static str,
     },
 
+    /// Another of the [ranks](crate::train::distributed) that make a step together could not, and so this one has not.
+    #[error("rank {rank}: {}", plain(.message))]
+    OtherRank {
+        /// The rank.
+        rank: usize,
+        /// Its error.
+        message: String,
+    },
+
     /// Any other error of candle.
     #[error(transparent)]
     Candle(CandleError),

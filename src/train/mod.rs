@@ -1,5 +1,5 @@
-//! Pieces of a training recipe: optimizers, schedules, averaged weights, mixing, accumulation, replicas, checkpoints. There
-//! is no loop: a trainer owns its own and takes what it needs.
+//! Pieces of a training recipe: optimizers, schedules, averaged weights, mixing, accumulation, replicas, ranks, checkpoints.
+//! There is no loop: a trainer owns its own and takes what it needs.
 //!
 //! ```
 //! use candle_core::{DType, Device, Tensor};
@@ -36,6 +36,7 @@
 
 pub mod accumulate;
 pub mod checkpoint;
+pub mod distributed;
 pub mod ema;
 pub mod mix;
 pub mod optim;

@@ -5,7 +5,7 @@
 
 use super::draws::{rng, Purpose};
 use super::order::{permutation, subset, training_batches};
-use super::{Batch, Batches, Batching, Dataset};
+use super::{Batch, Batches, Batching, Dataset, Part};
 use anyhow::{ensure, Context, Result};
 use candle_core::{Device, Tensor};
 use safetensors::SafeTensors;
@@ -88,11 +88,21 @@ impl Dataset for Digits {
         let order = permutation(self.train.len(), &mut rng(seed, epoch, 0, Purpose::Order));
         let order: Vec<usize> = order.into_iter().skip(skip).map(|i| self.train[i]).collect();
         let batches = training_batches(&order, batching).into_iter();
-        Box::new(batches.map(|indices| self.batch(&indices)))
+        Box::new(batches.map(move |indices| {
+            let passed = indices.len();
+            let here: Vec<usize> = batching.part.take(indices).collect();
+            Ok(Batch {
+                passed,
+                ..self.batch(&here)?
+            })
+        }))
     }
 
-    fn test_batches(&self, batch_size: usize) -> Batches<'_> {
-        Box::new(self.test.chunks(batch_size).map(|indices| self.batch(indices)))
+    fn test_batches(&self, batch_size: usize, part: Part) -> Batches<'_> {
+        Box::new(
+            part.take(self.test.chunks(batch_size))
+                .map(|indices| self.batch(indices)),
+        )
     }
 }
 
@@ -168,7 +178,7 @@ mod tests {
         let mean = pixels.iter().sum::<f64>() / pixels.len() as f64;
         let variance = pixels.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / pixels.len() as f64;
         assert!(mean.abs() < 1e-5 && (variance - 1.0).abs() < 1e-5, "{mean} {variance}");
-        let test = labels(digits.test_batches(64));
+        let test = labels(digits.test_batches(64, Part::ALL));
         for digit in 0..10 {
             let n = test.iter().filter(|&&label| label == digit).count();
             assert!((40..80).contains(&n), "{n} test images of {digit}");
@@ -218,7 +228,7 @@ mod tests {
         let mean = pool.iter().sum::<f64>() / pool.len() as f64;
         let std = (pool.iter().map(|grey| (grey - mean).powi(2)).sum::<f64>() / pool.len() as f64).sqrt();
 
-        let batch = digits.test_batches(TEST).next().unwrap().unwrap();
+        let batch = digits.test_batches(TEST, Part::ALL).next().unwrap().unwrap();
         let images = batch.images.flatten(1, 3).unwrap().to_vec2::<f32>().unwrap();
         let labels = batch.labels.to_vec1::<u32>().unwrap();
         for (&i, (pixels, label)) in digits.test.iter().zip(images.iter().zip(labels)) {

@@ -6,7 +6,8 @@ use super::loader::{Decoded, Loader, Readable};
 use super::order::{permutation, repeated, repeated_len, subset, training_batches};
 use super::prefetch::Prefetch;
 use super::transform::{Draw, Settings, Transform};
-use super::{Batch, Batches, Batching, Dataset};
+use super::{Batch, Batches, Batching, Dataset, Part};
+use crate::ranks;
 use crate::run::images;
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
@@ -219,15 +220,22 @@ impl Dataset for ImageTree {
         match self.loader.unreadable {
             Unreadable::Error => {
                 let batches = training_batches(&shown, batching).into_iter();
-                self.batches(batches.map(move |images| loader.load(&split, &images)))
+                self.batches(batches.map(move |images| {
+                    let passed = images.len();
+                    let here: Vec<_> = batching.part.take(images).collect();
+                    Ok(Decoded {
+                        passed,
+                        ..loader.load(&split, &here)?
+                    })
+                }))
             }
             Unreadable::Skip => self.batches(Readable::new(loader, split, shown, batching, skip == 0)),
         }
     }
 
-    fn test_batches(&self, batch_size: usize) -> Batches<'_> {
+    fn test_batches(&self, batch_size: usize, part: Part) -> Batches<'_> {
         let order: Vec<_> = (0..self.test_len()).map(|index| (index, Draw::Test)).collect();
-        let batches: Vec<_> = order.chunks(batch_size).map(<[_]>::to_vec).collect();
+        let batches: Vec<_> = part.take(order.chunks(batch_size)).map(<[_]>::to_vec).collect();
         let (loader, split) = (self.loader.clone(), self.test.clone());
         self.batches(batches.into_iter().map(move |images| loader.load(&split, &images)))
     }
@@ -289,14 +297,17 @@ fn list(root: &Path, classes: &[String]) -> Result<Split, TreeError> {
     let found = classes.par_iter().map(|class| below(&root.join(class)));
     let found = found.collect::<Result<Vec<_>, _>>()?;
     let links: Vec<&PathBuf> = found.iter().flat_map(|class| &class.links).collect();
-    if let Some(first) = links.first() {
+    if let Some(first) = links.first().filter(|_| ranks::tells()) {
         let n = links.len();
         eprintln!(
             "links to directories inside a class are not followed: {n}, such as {}",
             first.display()
         );
     }
-    if let Some(counts) = LeftOut::sum(found.iter().map(|class| &class.left_out)).counts() {
+    if let Some(counts) = LeftOut::sum(found.iter().map(|class| &class.left_out))
+        .counts()
+        .filter(|_| ranks::tells())
+    {
         let split = root.file_name().unwrap_or_default().to_string_lossy();
         eprintln!("left out of {split}: {counts} (images end in .jpg, .jpeg, .png or .webp)");
     }

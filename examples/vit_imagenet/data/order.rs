@@ -19,6 +19,26 @@ pub struct Batching {
     pub size: usize,
     /// Leaves out the images that no longer fill a batch, as PyTorch's `DataLoader` does with `drop_last`.
     pub drop_last: bool,
+    /// What is loaded of each batch.
+    pub part: Part,
+}
+
+/// A rank's part of what several share: every one of `of`, from `rank`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    pub rank: usize,
+    pub of: usize,
+}
+
+impl Part {
+    /// Where there is one rank.
+    pub const ALL: Self = Self { rank: 0, of: 1 };
+
+    /// Those of `all` that are in it. Of a batch of an epoch's order they are what PyTorch's `DistributedSampler` and, with
+    /// repeats, DeiT's `RASampler` give this rank, in whatever epoch and wherever the run began.
+    pub fn take<T>(self, all: impl IntoIterator<Item = T>) -> impl Iterator<Item = T> {
+        all.into_iter().skip(self.rank).step_by(self.of)
+    }
 }
 
 impl Batching {
@@ -83,7 +103,11 @@ pub fn subset(pool: usize, n: usize, seed: u64) -> Result<Vec<usize>> {
 impl Batching {
     /// Batches, the last of which may be smaller.
     pub fn all(size: usize) -> Self {
-        Self { size, drop_last: false }
+        Self {
+            size,
+            drop_last: false,
+            part: Part::ALL,
+        }
     }
 }
 
@@ -160,7 +184,10 @@ mod tests {
     fn an_incomplete_batch_can_be_dropped() {
         let order: Vec<usize> = (0..10).collect();
         for (size, whole) in [(3, 9), (4, 8), (5, 10), (10, 10), (11, 0)] {
-            let batching = Batching { size, drop_last: true };
+            let batching = Batching {
+                drop_last: true,
+                ..Batching::all(size)
+            };
             let batches = training_batches(&order, batching);
             assert_eq!(batches.concat(), order[..whole]);
             assert!(batches.iter().all(|batch| batch.len() == size));
@@ -182,7 +209,7 @@ mod tests {
             let size = share * replicas.count();
             let order = permutation(images, &mut rng(seed, 0, 0, Purpose::Order));
             let shown = repeated(&order, repeats);
-            for batch in training_batches(&shown, Batching { size, drop_last: true }) {
+            for batch in training_batches(&shown, Batching { drop_last: true, ..Batching::all(size) }) {
                 for replica in 0..replicas.count() {
                     let of_replica = replicas.positions(replica, size).unwrap();
                     let indices: Vec<usize> = of_replica.map(|place| batch[place].0).collect();
@@ -191,6 +218,42 @@ mod tests {
                     prop_assert_eq!(indices.len(), share);
                 }
             }
+        }
+    }
+
+    proptest! {
+        // torch.utils.data.DistributedSampler's and, where images are repeated, DeiT's RASampler's `indices[rank::ranks]`,
+        // batch by batch; and wherever the run is taken up again, on however many ranks, no place is lost or shown twice.
+        #[test]
+        fn parts_are_every_gth_place_and_all_of_them_together(
+            images in 1usize..200,
+            repeats in 1usize..4,
+            ranks in 1usize..5,
+            others in 1usize..5,
+            done in 0usize..4,
+            seed in 0u64..1000,
+        ) {
+            let order = permutation(images, &mut rng(seed, 0, 0, Purpose::Order));
+            let shown = repeated(&order, repeats);
+            let batching = Batching { drop_last: true, ..Batching::all(12 * ranks * others) };
+            let batches = training_batches(&shown, batching);
+            let part = |rank, of, batch: &Vec<(usize, usize)>| Part { rank, of }.take(batch.clone()).collect::<Vec<_>>();
+            let whole = batches.concat();
+            for rank in 0..ranks {
+                let ours: Vec<_> = batches.iter().flat_map(|batch| part(rank, ranks, batch)).collect();
+                let sampler: Vec<_> = whole.iter().copied().skip(rank).step_by(ranks).collect();
+                prop_assert_eq!(ours, sampler);
+            }
+            let done = done.min(batches.len());
+            let mut seen: Vec<_> = batches[..done].iter().flat_map(|batch| (0..ranks).flat_map(|rank| part(rank, ranks, batch))).collect();
+            let rest: Vec<_> = shown.iter().copied().skip(done * batching.size).collect();
+            for batch in training_batches(&rest, batching) {
+                seen.extend((0..others).flat_map(|rank| part(rank, others, &batch)));
+            }
+            let mut whole = whole;
+            seen.sort_unstable();
+            whole.sort_unstable();
+            prop_assert_eq!(seen, whole);
         }
     }
 

@@ -1,7 +1,7 @@
 //! What follows from the flags for an epoch's batches: how they are cut, and who shares them.
 
 use super::training::TrainingFlags;
-use crate::data::Batching;
+use crate::data::{Batching, Part};
 use anyhow::{ensure, Result};
 use clap::ValueEnum;
 use masksub::train::replicas::{Combine, Replicas};
@@ -21,6 +21,7 @@ impl TrainingFlags {
         Batching {
             size: self.batch_size,
             drop_last: self.drop_last,
+            part: Part::ALL,
         }
     }
 

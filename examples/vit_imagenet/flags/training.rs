@@ -6,9 +6,10 @@ use crate::network::Network;
 use anyhow::{ensure, Result};
 use clap::{ArgAction, Args, ValueEnum};
 use masksub::models::Recompute;
+use masksub::train::distributed::{Alone, Communicator, ShardedOptimizer};
 use masksub::train::ema::Ema;
 use masksub::train::mix::Mix;
-use masksub::train::optim::{AdamWConfig, GroupOptimizer, LambConfig, ParamGroups, Rule, SgdConfig};
+use masksub::train::optim::{AdamWConfig, LambConfig, ParamGroups, Rule, SgdConfig};
 use masksub::train::schedule::{Cosine, Schedule};
 use masksub::{Criterion, Params};
 
@@ -45,6 +46,10 @@ pub struct TrainingFlags {
     /// The optimizer. lamb brings its own clipping of gradients to a norm of 1; sgd has Nesterov's momentum of 0.9
     #[arg(long, value_enum, default_value = "adamw")]
     pub optimizer: OptimizerKind,
+
+    /// Divide the optimizer's state among the ranks of mpirun: the same step with less memory on each
+    #[arg(long)]
+    pub shard_optimizer: bool,
 
     /// Leave parameters as they are: those of these names in the network, and those of modules of these names; without a
     /// name, none
@@ -241,7 +246,12 @@ impl TrainingFlags {
     }
 
     /// The optimizer of `params`, with what decays and each layer's share of the learning rate.
-    pub fn optimizer(&self, params: &Params, network: &Network) -> Result<GroupOptimizer<Box<dyn Rule>>> {
+    pub fn optimizer<'a>(
+        &self,
+        ranks: &'a dyn Communicator,
+        params: &Params,
+        network: &Network,
+    ) -> Result<ShardedOptimizer<'a, Box<dyn Rule>>> {
         let mut groups = ParamGroups::new(params);
         if self.decay_on == DecayOn::Matrices {
             groups = groups.without_decay(ParamGroups::usually_without_decay);
@@ -278,7 +288,8 @@ impl TrainingFlags {
                 ..SgdConfig::default()
             }),
         };
-        Ok(GroupOptimizer::new(groups, rule)?)
+        let ranks = if self.shard_optimizer { ranks } else { &Alone };
+        Ok(ShardedOptimizer::new(ranks, groups, rule)?)
     }
 
     /// The main branch's loss.

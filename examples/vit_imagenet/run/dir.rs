@@ -22,6 +22,8 @@ pub struct RunDir {
     path: PathBuf,
     /// Held as long as the run may write; none where it only reads, or on a file system without locks.
     _lock: Option<File>,
+    /// Whether this rank writes, or another.
+    writes: bool,
 }
 
 impl RunDir {
@@ -58,6 +60,15 @@ impl RunDir {
         Self::locked(Self::reading(path)?.path)
     }
 
+    /// Where another rank writes: what is written here is not.
+    pub fn of_another_rank(path: Option<&Path>) -> Self {
+        Self {
+            path: path.unwrap_or(Path::new("")).into(),
+            _lock: None,
+            writes: false,
+        }
+    }
+
     /// A directory that a run has written to, or is writing to.
     pub fn reading(path: &Path) -> Result<Self> {
         if !path.is_dir() {
@@ -66,6 +77,7 @@ impl RunDir {
         Ok(Self {
             path: path.into(),
             _lock: None,
+            writes: true,
         })
     }
 
@@ -95,15 +107,27 @@ impl RunDir {
                 let _ = fs::remove_file(entry.path());
             }
         }
-        Ok(Self { path, _lock: lock })
+        Ok(Self {
+            path,
+            _lock: lock,
+            writes: true,
+        })
     }
 
     pub fn path(&self) -> &Path {
         &self.path
     }
 
+    /// Whether it is this rank that writes here.
+    pub fn writes(&self) -> bool {
+        self.writes
+    }
+
     /// Finds out now, rather than after hours, whether the directory takes `bytes`: writes as much and deletes it.
     pub fn check_room(&self, bytes: usize) -> Result<()> {
+        if !self.writes {
+            return Ok(());
+        }
         let zeros = vec![0u8; 1 << 20];
         let file = self.temporary("a test file")?;
         let mut left = bytes.max(1);
@@ -122,6 +146,9 @@ impl RunDir {
 
     /// Creates or replaces the file `name`: written beside it, synced, and renamed, so that there is never a half of it.
     pub fn write(&self, name: &str, contents: &[u8]) -> Result<()> {
+        if !self.writes {
+            return Ok(());
+        }
         let path = self.path.join(name);
         let cannot = || format!("cannot write {}", path.display());
         let mut file = self.temporary(name)?;

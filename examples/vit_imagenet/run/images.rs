@@ -3,6 +3,7 @@
 use super::dir::RunDir;
 use crate::data::image_tree::TreeError;
 use crate::data::Dataset;
+use crate::ranks;
 use anyhow::{bail, ensure, Context, Result};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
@@ -54,13 +55,17 @@ impl Images {
         ])
     }
 
-    /// Remembers the image that ended the run, if it was one.
-    pub fn note(&mut self, error: &anyhow::Error) -> bool {
+    /// The image that ends the run with `error`, if it was one.
+    pub fn unreadable(&self, error: &anyhow::Error) -> Option<String> {
         let Some(TreeError::Unreadable { path, .. }) = error.downcast_ref() else {
-            return false;
+            return None;
         };
-        let path = path.strip_prefix(&self.root).unwrap_or(path);
-        self.unreadable.insert(name(path))
+        Some(name(path.strip_prefix(&self.root).unwrap_or(path)))
+    }
+
+    /// Remembers the image that ended the run, unless its name is empty; returns whether it is a new one.
+    pub fn note(&mut self, name: &str) -> bool {
+        !name.is_empty() && self.unreadable.insert(name.into())
     }
 
     /// Goes on as the run that has these settings.
@@ -94,7 +99,7 @@ impl Images {
         if let Some(sentence) = sentence(&others) {
             bail!("a run goes on with the images it was started with, but {sentence}");
         }
-        if let Some(sentence) = sentence(&harmless) {
+        if let Some(sentence) = sentence(&harmless).filter(|_| ranks::tells()) {
             eprintln!("changed since the run was started: {sentence}");
         }
         // The list and its digest stay those of the run's beginning.

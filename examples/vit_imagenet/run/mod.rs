@@ -11,15 +11,19 @@ mod wait;
 use crate::config::{self, Config};
 use crate::data::Dataset;
 use crate::flags::Flags;
+use crate::ranks::{self, check_same};
 use anyhow::{bail, ensure, Context, Result};
+use candle_core::Tensor;
 use dir::RunDir;
 use images::Images;
 use masksub::train::checkpoint::{Checkpoint, Found};
+use masksub::train::distributed::{agree, Communicator, ShardedOptimizer};
 use masksub::train::ema::Ema;
-use masksub::train::optim::{GroupOptimizer, Rule};
+use masksub::train::optim::Rule;
 use masksub::Weights;
 use record::{Moment, Recorder};
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 
 const FILE: &str = "checkpoint.safetensors";
@@ -40,14 +44,16 @@ pub struct Saved {
 }
 
 impl Saved {
-    /// The last checkpoint in the directory `--out`.
-    pub fn load(flags: &Flags) -> Result<Self> {
+    /// The last checkpoint in the directory `--out`, which all ranks can read.
+    pub fn load(ranks: &dyn Communicator, flags: &Flags) -> Result<Self> {
         let out = flags.out.as_deref().context("--resume needs --out")?;
         ensure!(
             flags.init_from.is_none(),
             "--init-from is for a new run: one that is resumed has its weights"
         );
-        let out = if flags.eval_only || flags.print_config.is_some() {
+        let out = if ranks.rank() > 0 {
+            RunDir::of_another_rank(Some(out))
+        } else if flags.eval_only || flags.print_config.is_some() {
             RunDir::reading(out)?
         } else {
             RunDir::existing(out)?
@@ -60,7 +66,8 @@ impl Saved {
             path,
             refused,
         } = found;
-        if let Some(refused) = refused {
+        check_same(ranks, "the step of the checkpoint", &checkpoint.step().to_string())?;
+        if let Some(refused) = refused.filter(|_| ranks::tells()) {
             eprintln!(
                 "not used: {refused:?}; going on from {}, step {}",
                 path.display(),
@@ -122,13 +129,14 @@ impl Saved {
 }
 
 /// What is trained.
-pub struct Trained<'a> {
+pub struct Trained<'a, 'r> {
     pub weights: &'a Weights,
-    pub opt: &'a mut GroupOptimizer<Box<dyn Rule>>,
+    pub opt: &'a mut ShardedOptimizer<'r, Box<dyn Rule>>,
     pub ema: Option<&'a mut Ema>,
 }
 
-pub struct Run {
+pub struct Run<'a> {
+    ranks: &'a dyn Communicator,
     /// Those that the run was started with, and where the images are, from wherever it is resumed.
     arguments: Vec<OsString>,
     config: Config,
@@ -142,18 +150,18 @@ pub struct Run {
     pub record: Recorder,
 }
 
-impl Run {
+impl<'a> Run<'a> {
     /// Begins, or goes on from `saved`: what is trained is put in the state it had.
     pub fn start(
+        ranks: &'a dyn Communicator,
         flags: &Flags,
         data: &dyn Dataset,
         saved: Option<Saved>,
         total_steps: usize,
         trained: &mut Trained,
     ) -> Result<Self> {
-        let elements = |tensors: &std::collections::BTreeMap<String, candle_core::Tensor>| -> usize {
-            tensors.values().map(|tensor| tensor.elem_count()).sum()
-        };
+        let elements =
+            |tensors: &BTreeMap<String, Tensor>| -> usize { tensors.values().map(|tensor| tensor.elem_count()).sum() };
         let weights = elements(&trained.weights.state());
         let state = elements(&trained.opt.state()?) + trained.ema.as_ref().map_or(0, |_| weights);
         let title = {
@@ -168,7 +176,12 @@ impl Run {
             None => {
                 // The last checkpoint, the one before and the next, and the weights by themselves at the end.
                 let bytes = (3 * (weights + state) + 2 * weights) * size_of::<f32>() + images.bytes();
-                Recorder::start(RunDir::create(flags.out.as_deref())?, title, total_steps, bytes)?
+                let out = flags.out.as_deref();
+                let out = match ranks.rank() {
+                    0 => RunDir::create(out)?,
+                    _ => RunDir::of_another_rank(out),
+                };
+                Recorder::start(out, title, total_steps, bytes)?
             }
             Some(saved) => {
                 for (what, now) in [(TRAIN_LEN, train_len), (CLASSES, classes)] {
@@ -194,6 +207,7 @@ impl Run {
             arguments.extend(["--data".into(), std::path::absolute(data)?.into()]);
         }
         let mut run = Self {
+            ranks,
             arguments,
             config: config::config(flags)?,
             seed: flags.seed,
@@ -204,6 +218,11 @@ impl Run {
             saved: resumed.then(|| record.moment()),
             record,
         };
+        check_same(
+            ranks,
+            "settings and images",
+            &format!("{}{:?}", config::print(&run.config), run.images.settings()?),
+        )?;
         if run.record.steps() == 0 {
             // From here on the run can be resumed.
             run.save(trained)?;
@@ -220,18 +239,30 @@ impl Run {
             .is_some_and(|every| self.record.steps().is_multiple_of(every))
     }
 
-    /// Writes a checkpoint, where the last one is not of this moment.
+    /// Writes a checkpoint, where the last one is not of this moment. All ranks call it, and one writes.
     pub fn save(&mut self, trained: &Trained) -> Result<()> {
         let moment = self.record.moment();
         if self.saved == Some(moment) {
             return Ok(());
         }
+        let optimizer = trained.opt.state()?;
+        let written = if self.record.out().writes() {
+            self.write(trained, optimizer)
+        } else {
+            Ok(())
+        };
+        agree(self.ranks, written)?;
+        self.saved = Some(moment);
+        Ok(())
+    }
+
+    fn write(&self, trained: &Trained, optimizer: BTreeMap<String, Tensor>) -> Result<()> {
         let mut checkpoint = Checkpoint::new(self.record.steps(), masksub::Seed::new(self.seed))
             .with_setting(ARGUMENTS, text_of(&self.arguments)?)
             .with_setting(TRAIN_LEN, self.train_len)
             .with_setting(CLASSES, self.classes)
             .with_section(MODEL, trained.weights.state())
-            .with_section(OPTIMIZER, trained.opt.state()?);
+            .with_section(OPTIMIZER, optimizer);
         if let Some(ema) = &trained.ema {
             checkpoint = checkpoint.with_section(AVERAGE, ema.state()?);
         }
@@ -244,15 +275,17 @@ impl Run {
         for (name, text) in self.record.state()? {
             checkpoint = checkpoint.with_setting(format!("{RECORD}{name}"), text);
         }
-        checkpoint.save(self.record.out().path().join(FILE))?;
-        self.saved = Some(moment);
-        Ok(())
+        Ok(checkpoint.save(self.record.out().path().join(FILE))?)
     }
 
     /// Writes a checkpoint before the run ends with `error`. If that is an image, it may be mended.
     pub fn save_before(&mut self, error: &anyhow::Error, trained: &Trained) -> Result<()> {
-        if self.images.note(error) {
-            self.saved = None;
+        // An image that one rank cannot read is told to all.
+        let unreadable = self.images.unreadable(error).unwrap_or_default();
+        for name in self.ranks.gather(unreadable.as_bytes())? {
+            if self.images.note(&String::from_utf8_lossy(&name)) {
+                self.saved = None;
+            }
         }
         self.save(trained)
     }

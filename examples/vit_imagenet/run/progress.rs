@@ -1,5 +1,6 @@
 //! The progress bar of a run: both losses, accuracy and time left. Quiet where stderr is no terminal.
 
+use crate::ranks;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 use std::time::Duration;
@@ -10,7 +11,7 @@ pub struct Progress(ProgressBar);
 
 impl Progress {
     pub fn new(total_steps: usize) -> Self {
-        if !std::io::stderr().is_terminal() {
+        if !ranks::tells() || !std::io::stderr().is_terminal() {
             return Self(ProgressBar::hidden());
         }
         let bar = ProgressBar::new(total_steps as u64);

@@ -8,6 +8,7 @@ use super::wait::{DataWait, Timed};
 use crate::evaluate::{Mean, Scores, Tally};
 use anyhow::{bail, Context, Result};
 use candle_core::Tensor;
+use masksub::train::distributed::{self, Communicator};
 use masksub::Step;
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -109,7 +110,9 @@ impl Recorder {
     pub fn start(out: RunDir, title: String, total_steps: usize, bytes: usize) -> Result<Self> {
         const BESIDES: usize = 1 << 20; // names, metrics, picture
         out.check_room(bytes + BESIDES)?;
-        println!("{title}, to {}", out.path().display());
+        if out.writes() {
+            println!("{title}, to {}", out.path().display());
+        }
         Ok(Self {
             out,
             title,
@@ -131,7 +134,9 @@ impl Recorder {
         };
         let epochs = metrics::parse(part(METRICS)?).context("the checkpoint's metrics cannot be read")?;
         let current = Current::from_text(part(CURRENT)?)?;
-        println!("{title}, to {}, after step {step}", out.path().display());
+        if out.writes() {
+            println!("{title}, to {}, after step {step}", out.path().display());
+        }
         let progress = Progress::new(total_steps);
         progress.at(step);
         Ok(Self {
@@ -191,15 +196,23 @@ impl Recorder {
         self.wait.timed(batches)
     }
 
-    /// A step that was made at learning rate `lr` on images of these labels `[B]`.
-    pub fn step(&mut self, lr: f64, step: &Step, labels: &Tensor) -> Result<()> {
-        let (batch, current) = (labels.dim(0)?, &mut self.current);
-        current.lr = lr;
-        current.main.add(step.main_loss, batch);
+    /// A step that was made at learning rate `lr`, of which `step` and the labels `[B]` of its images are this rank's.
+    pub fn step(&mut self, ranks: &dyn Communicator, lr: f64, step: &Step, labels: &Tensor) -> Result<()> {
+        let batch = labels.dim(0)?;
+        let (mut main, mut sub, mut train) = (Mean::default(), Mean::default(), Tally::default());
+        main.add(step.main_loss, batch);
         if let Some(sub_loss) = step.sub_loss {
-            current.sub.add(sub_loss, batch);
+            sub.add(sub_loss, batch);
         }
-        current.train.add(&step.main_logits, labels)?;
+        train.add(&step.main_logits, labels)?;
+        let ([a, b], [c, d], [e, f, g, h]) = (main.parts(), sub.parts(), (&train).into());
+        let mut sums = [a, b, c, d, e, f, g, h];
+        distributed::sum(ranks, &mut sums)?;
+        let ([a, b, c, d, e, f, g, h], current) = (sums, &mut self.current);
+        current.lr = lr;
+        current.main.add_all(Mean::from_parts([a, b]));
+        current.sub.add_all(Mean::from_parts([c, d]));
+        current.train.add_all(&Tally::from([e, f, g, h]));
         self.step += 1;
         let (main, sub) = (current.main.get(), current.sub.get());
         self.progress
@@ -270,6 +283,7 @@ mod tests {
     use super::*;
     use candle_core::backprop::GradStore;
     use candle_core::{DType, Device};
+    use masksub::train::distributed::Alone;
     use masksub::{Seed, Weights};
 
     fn step(sub_loss: Option<f64>) -> Step {
@@ -298,8 +312,8 @@ mod tests {
         let mut record = Recorder::start(out, "title".into(), 4, 100).unwrap();
         for sub_loss in [Some(0.75), None] {
             assert_eq!(record.timed(0..2).count(), 2);
-            record.step(2e-3, &step(sub_loss), &labels).unwrap();
-            record.step(1e-3, &step(sub_loss), &labels).unwrap();
+            record.step(&Alone, 2e-3, &step(sub_loss), &labels).unwrap();
+            record.step(&Alone, 1e-3, &step(sub_loss), &labels).unwrap();
             record.epoch(test, None).unwrap();
         }
         record.write_weights("model.safetensors", &weights.state()).unwrap();
@@ -338,13 +352,13 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let out = || RunDir::create(Some(root.path())).unwrap();
         let mut record = Recorder::start(out(), "title".into(), 4, 100).unwrap();
-        record.step(1e-3, &step(Some(0.1)), &labels).unwrap();
+        record.step(&Alone, 1e-3, &step(Some(0.1)), &labels).unwrap();
         record.epoch(test, Some(test)).unwrap();
         assert_eq!(record.take_batch(3), 0);
-        record.step(1e-3, &step(Some(0.7)), &labels).unwrap();
+        record.step(&Alone, 1e-3, &step(Some(0.7)), &labels).unwrap();
         let state = record.state().unwrap();
         // What comes after the checkpoint, and is lost.
-        record.step(2e-3, &step(None), &labels).unwrap();
+        record.step(&Alone, 2e-3, &step(None), &labels).unwrap();
         record.epoch(test, None).unwrap();
         drop(record);
 
@@ -355,7 +369,7 @@ mod tests {
             (record.current_epoch(), record.steps(), record.passed_of_epoch()),
             (1, 2, 3)
         );
-        record.step(2e-3, &step(Some(0.3)), &labels).unwrap();
+        record.step(&Alone, 2e-3, &step(Some(0.3)), &labels).unwrap();
         record.epoch(test, None).unwrap();
         let csv = std::fs::read_to_string(root.path().join("metrics.csv")).unwrap();
         let rows: Vec<&str> = csv.lines().collect();

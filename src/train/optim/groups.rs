@@ -1,9 +1,13 @@
 //! Which parameters decay, and at what share of the learning rate each is trained.
 
-use candle_core::Var;
+use std::collections::HashSet;
+
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Tensor, Var};
 
 use crate::check;
 use crate::error::{Error, Result};
+use crate::ops;
 use crate::params::Params;
 
 /// The parameters of an optimizer, each with its share of the learning rate and of the weight decay. What PyTorch calls
@@ -12,10 +16,10 @@ use crate::params::Params;
 /// Frozen parameters are those that [`Params::filter`] leaves out, or whose learning-rate scale is 0: they are passed
 /// over, and do not count in a global norm.
 #[derive(Clone, Debug)]
-pub struct ParamGroups(pub(super) Vec<Group>);
+pub struct ParamGroups(pub(in crate::train) Vec<Group>);
 
 #[derive(Clone, Debug)]
-pub(super) struct Group {
+pub(in crate::train) struct Group {
     pub name: String,
     pub var: Var,
     pub lr_scale: f64,
@@ -42,6 +46,48 @@ impl ParamGroups {
     /// All of `params`, with weight decay and the whole learning rate.
     pub fn new(params: &Params) -> Self {
         Self::named(params.iter().map(|(name, var)| (name.to_string(), var.clone())))
+    }
+
+    /// An error unless there are some, and each variable is once.
+    pub(in crate::train) fn check(&self) -> Result<()> {
+        if self.0.is_empty() {
+            return Err(Error::invalid(
+                "groups",
+                "empty",
+                "at least one parameter: taken once the model is made",
+            ));
+        }
+        self.check_distinct()
+    }
+
+    /// The gradients of those that are trained, as they are for their updates.
+    pub(super) fn gradients<'a>(&'a self, grads: &GradStore) -> Result<Vec<(&'a str, Tensor)>> {
+        let trained = self.0.iter().filter(|group| group.lr_scale > 0.0);
+        let found = trained.filter_map(|group| Some((group, grads.get_id(group.var.id())?)));
+        let checked = found.map(|(group, grad)| {
+            if grad.dims() != group.var.dims() {
+                let expected = format!("{:?} like {}", group.var.dims(), group.name);
+                return Err(Error::shape("grads", grad.dims(), expected));
+            }
+            let grad = if ops::is_half(grad) {
+                grad.to_dtype(DType::F32)?
+            } else {
+                grad.clone()
+            };
+            Ok((group.name.as_str(), grad.detach().contiguous()?))
+        });
+        checked.collect()
+    }
+
+    pub(super) fn check_distinct(&self) -> Result<()> {
+        let mut seen = HashSet::new();
+        match self.0.iter().find(|group| !seen.insert(group.var.id())) {
+            None => Ok(()),
+            Some(group) => {
+                let value = format!("a list with variable {} under another name, too", group.name);
+                Err(Error::invalid("groups", value, "a list in which each variable is once"))
+            }
+        }
     }
 
     fn named(vars: impl IntoIterator<Item = (String, Var)>) -> Self {

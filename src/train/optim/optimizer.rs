@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, Var};
 
-use super::groups::ParamGroups;
+use super::groups::{Group, ParamGroups};
 use super::rule::Rule;
 use super::slot::{memory, Slot};
 use super::update::update;
@@ -43,30 +43,18 @@ impl<R: Rule> GroupOptimizer<R> {
     /// names; [`Error::DType`] for one that is no float.
     pub fn new(groups: impl Into<ParamGroups>, rule: R) -> Result<Self> {
         let groups = groups.into();
-        if groups.0.is_empty() {
-            return Err(Error::invalid(
-                "groups",
-                "empty",
-                "at least one parameter: taken once the model is made",
-            ));
-        }
+        groups.check()?;
         Self::build(groups, rule)
     }
 
-    fn build(groups: ParamGroups, rule: R) -> Result<Self> {
+    /// The same, of groups among which there may be none.
+    pub(in crate::train) fn build(groups: ParamGroups, rule: R) -> Result<Self> {
         rule.check()?;
-        let mut seen = HashSet::new();
-        let mut slots = Vec::with_capacity(groups.0.len());
-        for group in groups.0 {
-            if !seen.insert(group.var.id()) {
-                let value = format!("a list with variable {} under another name, too", group.name);
-                return Err(Error::invalid("groups", value, "a list in which each variable is once"));
-            }
-            slots.push(Slot::new(group, rule.buffers().len())?);
-        }
+        groups.check_distinct()?;
+        let slots = groups.0.into_iter().map(|group| Slot::new(group, rule.buffers().len()));
         Ok(Self {
+            slots: slots.collect::<Result<_>>()?,
             rule,
-            slots,
             skips_non_finite: false,
             skipped: 0,
         })
@@ -109,6 +97,11 @@ impl<R: Rule> GroupOptimizer<R> {
     /// its parameter's; [`Error::InvalidArgument`] when the learning rate that was set is negative or not finite.
     /// Nothing is updated then.
     pub fn step(&mut self, grads: &GradStore) -> Result<()> {
+        self.step_among(grads, None)
+    }
+
+    /// The same, where this optimizer's parameters are some of `all`: the gradients of all of them are looked at.
+    pub(in crate::train) fn step_among(&mut self, grads: &GradStore, all: Option<&ParamGroups>) -> Result<()> {
         self.rule.check()?;
         let weights: Vec<_> = self.slots.iter().map(Slot::memory).collect::<Result<_>>()?;
         let mut due = Vec::with_capacity(self.slots.len());
@@ -128,10 +121,12 @@ impl<R: Rule> GroupOptimizer<R> {
                 due.push((slot, if shared { ops::fresh(&grad)? } else { grad }));
             }
         }
-        let named = due.iter().map(|(slot, grad)| (slot.name.as_str(), grad));
-        let grad_scale = match self.rule.max_grad_norm() {
-            Some(max) => global_norm(named).map(|norm| (max / norm).min(1.0)),
-            None => check_finite(named).map(|()| 1.0),
+        let grad_scale = match all {
+            None => grad_scale(&self.rule, due.iter().map(|(slot, grad)| (slot.name.as_str(), grad))),
+            Some(all) => {
+                let all = all.gradients(grads)?;
+                grad_scale(&self.rule, all.iter().map(|(name, grad)| (*name, grad)))
+            }
         };
         match grad_scale {
             Err(Error::NonFiniteGradient { .. }) if self.skips_non_finite => {
@@ -149,16 +144,20 @@ impl<R: Rule> GroupOptimizer<R> {
     /// # Errors
     /// When a tensor cannot be read.
     pub fn state(&self) -> Result<BTreeMap<String, Tensor>> {
-        let mut state = BTreeMap::new();
-        for slot in &self.slots {
-            let mut put = |part: &str, tensor: Tensor| state.insert(format!("{}.{part}", slot.name), tensor);
-            put(STEP, Tensor::new(slot.steps as i64, &Device::Cpu)?);
-            for (part, tensor) in slot.tensors(self.rule.buffers()) {
-                // A copy: the next step writes into the original.
-                put(part, ops::fresh(&tensor.to_device(&Device::Cpu)?)?);
-            }
-        }
-        Ok(state)
+        state_of(&self.slots, self.rule.buffers())
+    }
+
+    /// What [`state`](Self::state) would have of other parameters that were never updated.
+    pub(in crate::train) fn blank_state<'a>(
+        &self,
+        groups: impl Iterator<Item = &'a Group>,
+    ) -> Result<BTreeMap<String, Tensor>> {
+        let others = ParamGroups(groups.cloned().collect());
+        let slots = others
+            .0
+            .into_iter()
+            .map(|group| Slot::new(group, self.rule.buffers().len()));
+        state_of(&slots.collect::<Result<Vec<_>>>()?, self.rule.buffers())
     }
 
     /// Takes over what [`state`](Self::state) gave, of an optimizer with the same rule and parameters.
@@ -219,6 +218,27 @@ impl<R: Rule> GroupOptimizer<R> {
             slot.master = tensors.pop();
         }
         Ok(())
+    }
+}
+
+fn state_of(slots: &[Slot], buffers: &[&'static str]) -> Result<BTreeMap<String, Tensor>> {
+    let mut state = BTreeMap::new();
+    for slot in slots {
+        let mut put = |part: &str, tensor: Tensor| state.insert(format!("{}.{part}", slot.name), tensor);
+        put(STEP, Tensor::new(slot.steps as i64, &Device::Cpu)?);
+        for (part, tensor) in slot.tensors(buffers) {
+            // A copy: the next step writes into the original.
+            put(part, ops::fresh(&tensor.to_device(&Device::Cpu)?)?);
+        }
+    }
+    Ok(state)
+}
+
+/// What all gradients are to be multiplied by.
+fn grad_scale<'a>(rule: &impl Rule, grads: impl Iterator<Item = (&'a str, &'a Tensor)>) -> Result<f64> {
+    match rule.max_grad_norm() {
+        Some(max) => global_norm(grads).map(|norm| (max / norm).min(1.0)),
+        None => check_finite(grads).map(|()| 1.0),
     }
 }
 

@@ -93,7 +93,7 @@ fn reads_every_format_size_and_number_of_channels() {
     labels.sort_unstable();
     assert_eq!(labels, [0, 0, 0, 1, 1, 1]);
 
-    let test = contents(tree.test_batches(1));
+    let test = contents(tree.test_batches(1, Part::ALL));
     assert_eq!(test.iter().map(|b| b.2[0]).collect::<Vec<_>>(), [0, 1]);
     let white = (1.0 - 0.485) / 0.229;
     assert!(test[0].1[..256].iter().all(|v| (v - white).abs() < 1e-5));
@@ -104,7 +104,7 @@ fn grey_models_get_one_channel() {
     let root = tree();
     let transform = transform(8, 1);
     let tree = ImageTree::open(root.path(), transform, Unreadable::Error, None, 0, 0, &Device::Cpu).unwrap();
-    let test = contents(tree.test_batches(8));
+    let test = contents(tree.test_batches(8, Part::ALL));
     assert_eq!(test[0].0, [2, 1, 8, 8]);
     let white = (1.0 - 0.449) / 0.226;
     assert!(test[0].1[..64].iter().all(|v| (v - white).abs() < 1e-5));
@@ -318,7 +318,10 @@ fn an_incomplete_batch_is_dropped_where_that_is_asked_for() {
     for unreadable in [Unreadable::Error, Unreadable::Skip] {
         let tree = open(root.path(), unreadable, 0).unwrap();
         for (size, batches) in [(1, 6), (2, 3), (4, 1), (5, 1), (6, 1), (7, 0)] {
-            let batching = Batching { size, drop_last: true };
+            let batching = Batching {
+                drop_last: true,
+                ..Batching::all(size)
+            };
             let all = contents(tree.train_batches(0, 0, Batching::all(size), 0));
             let full = contents(tree.train_batches(0, 0, batching, 0));
             assert_eq!(full.len(), batches);
@@ -387,12 +390,16 @@ fn nothing_that_can_be_read_is_an_error() {
 #[test]
 fn images_keep_their_labels_where_others_are_left_out() {
     let root = tree();
-    let whole = contents(open(root.path(), Unreadable::Error, 0).unwrap().test_batches(8));
+    let whole = contents(
+        open(root.path(), Unreadable::Error, 0)
+            .unwrap()
+            .test_batches(8, Part::ALL),
+    );
     for bad in ["val/cat/a.png", "val/cat/z.png", "val/dog/a.jpg"] {
         fs::write(root.path().join(bad), "no image").unwrap();
     }
     let tree = open(root.path(), Unreadable::Skip, 0).unwrap();
-    assert_eq!(contents(tree.test_batches(8)), whole);
+    assert_eq!(contents(tree.test_batches(8, Part::ALL)), whole);
     assert_eq!(tree.skipped(), 3);
 }
 

@@ -1,0 +1,96 @@
+//! The ranks that share a run: those that `mpirun` started, or this process alone.
+
+use crate::data::Part;
+use anyhow::{ensure, Result};
+use masksub::train::distributed::{self, Communicator};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// This process' rank.
+static RANK: AtomicUsize = AtomicUsize::new(0);
+
+/// True on the rank that tells how the run goes.
+pub fn tells() -> bool {
+    RANK.load(Ordering::Relaxed) == 0
+}
+
+/// What an error of this rank begins with.
+pub fn prefix() -> String {
+    match RANK.load(Ordering::Relaxed) {
+        0 => "error: ".into(),
+        rank => format!("error: rank {rank}: "),
+    }
+}
+
+/// How this process was started.
+pub struct Launch {
+    #[cfg(feature = "mpi")]
+    mpi: Option<distributed::mpi::Mpi>,
+}
+
+impl Launch {
+    /// Joins the other processes, where `mpirun` has started this one.
+    pub fn new() -> Result<Self> {
+        // OpenMPI's launcher, and that of MPICH and its kin.
+        let size = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"]
+            .into_iter()
+            .find_map(std::env::var_os);
+        #[cfg(feature = "mpi")]
+        let launch = Self {
+            mpi: size.map(|_| distributed::mpi::Mpi::init()).transpose()?,
+        };
+        #[cfg(not(feature = "mpi"))]
+        let launch = {
+            ensure!(
+                size.is_none_or(|size| size == "1"),
+                "mpirun needs the example built with --features mpi: without it, each process would train by itself"
+            );
+            Self {}
+        };
+        RANK.store(launch.ranks().rank(), Ordering::Relaxed);
+        Ok(launch)
+    }
+
+    pub fn ranks(&self) -> &dyn Communicator {
+        #[cfg(feature = "mpi")]
+        if let Some(mpi) = &self.mpi {
+            return mpi;
+        }
+        &distributed::Alone
+    }
+
+    /// Takes leave of the others. Who ends without it ends them, too.
+    pub fn finish(self) {
+        #[cfg(feature = "mpi")]
+        if let Some(mpi) = self.mpi {
+            mpi.finish();
+        }
+    }
+}
+
+/// The part of each batch that this rank loads.
+pub fn part(ranks: &dyn Communicator) -> Part {
+    Part {
+        rank: ranks.rank(),
+        of: ranks.size(),
+    }
+}
+
+/// Whether it is so on any rank.
+pub fn any(ranks: &dyn Communicator, here: bool) -> Result<bool> {
+    let mut count = [f64::from(u8::from(here))];
+    distributed::sum(ranks, &mut count)?;
+    Ok(count[0] > 0.0)
+}
+
+/// An error unless `text` is the same on all ranks.
+pub fn check_same(ranks: &dyn Communicator, what: &str, text: &str) -> Result<()> {
+    let digest = crc32fast::hash(text.as_bytes()).to_le_bytes();
+    let all = ranks.gather(&digest)?;
+    let other = all.iter().position(|theirs| *theirs != all[0]);
+    ensure!(
+        other.is_none(),
+        "{what} of rank {} are others than of rank 0",
+        other.unwrap_or(0)
+    );
+    Ok(())
+}
