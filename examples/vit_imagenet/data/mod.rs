@@ -13,7 +13,7 @@ pub mod transform;
 
 use anyhow::Result;
 use candle_core::Tensor;
-pub use order::Batching;
+pub use order::{Batching, Portion};
 
 /// Images `[B, C, H, W]` f32, normalised, and their class indices `[B]` u32.
 pub struct Batch {
@@ -43,7 +43,7 @@ pub trait Dataset {
     /// smaller, and the one before it by one, unless it is dropped: see [`training_batches`](order::training_batches).
     fn train_batches(&self, seed: u64, epoch: usize, batching: Batching, skip: usize) -> Batches<'_>;
 
-    /// Every test image once, in a fixed order. The last batch may be smaller, and one is empty where none of its images
+    /// Every test image once, or in their place those held out (see [`Portion`]), in a fixed order. The last batch may be smaller, and one is empty where none of its images
     /// could be read.
     fn test_batches(&self, batch_size: usize) -> Batches<'_>;
 

@@ -249,6 +249,24 @@ fn the_mask_ratio_may_end_elsewhere() {
     let to_nothing = "--mask-ratio 0.8 --mask-ratio-end 0";
     assert_eq!([0, last / 2, last].map(|step| kept(to_nothing, step)), [20, 60, 100]);
     assert!(parse("--mask-ratio-end 1").is_err());
+
+    // Drawn anew in each step, from all of the range and nothing beside it.
+    let drawn: Vec<usize> = (0..200)
+        .map(|step| kept("--mask-ratio 0.25 --mask-ratio-max 0.75", step))
+        .collect();
+    assert!(drawn.iter().all(|n| (25..=75).contains(n)), "{drawn:?}");
+    assert!(
+        drawn.iter().any(|&n| n < 35) && drawn.iter().any(|&n| n > 65),
+        "{drawn:?}"
+    );
+    let error = parse("--mask-ratio-max 0.5")
+        .unwrap()
+        .masking(1200)
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(error.contains("must be above 0.5, the --mask-ratio"), "{error}");
+    assert!(parse("--mask-ratio-max 0.8 --mask-ratio-end 0").is_err());
 }
 
 /// A number, a word of the program's own, or nothing that makes sense.
