@@ -119,17 +119,16 @@ pub fn print(flags: &Flags, network: &Network, images: usize, steps_per_epoch: u
     let peak = before.peak_bytes.zip(last.peak_bytes);
     text += &match peak.filter(|_| flags.device.is_cpu()) {
         None => "memory              not measured on this system or device\n".to_string(),
-        Some((less, more)) => {
-            let each = (more as f64 - less as f64) / (last.images - before.images).max(1) as f64;
-            let whole = more as f64 + each * (at_a_time - last.images) as f64;
+        Some(peaks) => {
             let how = if last.images == at_a_time {
                 "measured".to_string()
             } else {
                 format!("from steps with {} and {}", before.images, last.images)
             };
+            let bytes = line_through([before.images, last.images], peaks, at_a_time);
             format!(
                 "memory              {:.0} MiB with {at_a_time} images at a time, {how}\n",
-                whole / MIB
+                bytes / MIB
             )
         }
     };
@@ -143,6 +142,12 @@ pub fn print(flags: &Flags, network: &Network, images: usize, steps_per_epoch: u
         hours(all / ACCELERATOR)
     );
     Ok(text)
+}
+
+/// The bytes at `images`, of the straight line through two peaks.
+fn line_through(sizes: [usize; 2], (less, more): (u64, u64), images: usize) -> f64 {
+    let each = (more as f64 - less as f64) / (sizes[1] - sizes[0]).max(1) as f64;
+    more as f64 + each * (images as f64 - sizes[1] as f64)
 }
 
 fn hours(seconds: f64) -> String {
@@ -194,5 +199,40 @@ impl Counted {
             sub,
             step: 3 * (main + sub) + target,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counted(arguments: &str) -> Counted {
+        let arguments = arguments.split_whitespace().map(Into::into).collect();
+        let flags = Flags::from_arguments(arguments).unwrap();
+        Counted::of(&flags, &flags.network(10).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_step_is_what_its_branches_compute() {
+        let (plain, half) = (counted("--branch none"), counted(""));
+        assert_eq!((plain.sub, plain.step), (0, 3 * plain.main));
+        assert_eq!((half.main, half.step), (plain.main, 3 * (half.main + half.sub)));
+        let share = half.step as f64 / plain.step as f64;
+        assert!((1.5..1.55).contains(&share), "{share}");
+        assert_eq!(counted("--branch mask-only").step, 3 * half.sub);
+        // Each branch first looks at what the other one predicts.
+        assert_eq!(counted("--target mutual").step, half.step + half.sub);
+        assert_eq!(counted("--target teacher --teacher t").step, half.step + half.main);
+        // Nothing is left out of a ResNet's image, and of a ViT's more at a higher ratio.
+        let resnet = counted("--model digits-resnet");
+        assert_eq!(resnet.sub, resnet.main);
+        assert_eq!(counted("--mask-ratio 0.25 --mask-ratio-max 0.75").step, half.step);
+        assert!(counted("--mask-ratio 0.75").step < half.step);
+    }
+
+    #[test]
+    fn memory_is_on_the_line_through_what_was_measured() {
+        assert_eq!(line_through([2, 4], (100, 160), 16), 520.0);
+        assert_eq!(line_through([4, 4], (160, 160), 4), 160.0);
     }
 }
