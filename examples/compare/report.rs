@@ -23,10 +23,13 @@ pub fn update(file: &Path, study: &Study, table: &str, pictures: &[(&'static str
         shown += &format!("\n![{}: {name}]({stem}/{picture})\n", study.name);
     }
     let command = command(std::env::args().skip(1));
+    let seeds = match study.seeds {
+        1 => "seed 0".to_string(),
+        n => format!("seeds 0 to {}", n - 1),
+    };
     let body = format!(
-        "`{command}`\n\nAll runs: `{}`, seeds 0 to {}. {}.\n\n{table}{shown}",
+        "`{command}`\n\nAll runs: `{}`, {seeds}. {}.\n\n{table}{shown}",
         study.flags.join(" "),
-        study.seeds - 1,
         machine::sentence()
     );
     let text = with_section(&text, study.name, &body);
