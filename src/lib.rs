@@ -6,7 +6,7 @@
 //! branch's own, detached prediction. The two losses are added, half and half, and one optimizer step follows. Masks as a
 //! plain augmentation make supervised training unstable, the paper finds; in a sub-branch they improve each of its
 //! recipes, a ViT's at about half a step's extra cost. (On the small data of the examples a ViT gains from masks alone as
-//! well, a ResNet and a Swin from neither: README has the figures.)
+//! well, a ResNet and a Swin from neither: RESULTS.md in the repository has the figures.)
 //!
 //! # In a project of your own
 //!
@@ -155,7 +155,7 @@ pub use grid::Grid;
 pub use key::{KeyedRng, Purpose, Seed, StepKey};
 pub use loss::{Criterion, SubLoss, SubModelLoss};
 pub use mask::{num_keep, BlockMasking, Fill, Mask, MaskGenerator, MaskRatio, RandomMasking, Sequences};
-pub use masksub::{Branches, MaskSub, Step};
+pub use masksub::{Branches, Difficulty, MaskSub, Step};
 pub use model::{Forward, MaskTokenModel, Plain, SequenceModel, TokenModel};
 pub use outputs::Outputs;
 pub use params::Params;

@@ -24,6 +24,7 @@ pub fn config(flags: &Flags) -> Result<Config> {
     training.schedule(1)?;
     training.replicas()?;
     training.criterion()?;
+    flags.masking(training.batch_size)?;
     let input = flags.input.settings(&network);
     Transform::new(input.clone())?;
     let (warmup_lr, min_lr) = training.end_lrs();
@@ -99,6 +100,9 @@ pub fn config(flags: &Flags) -> Result<Config> {
             if let Some(end) = flags.mask_ratio_end {
                 put("mask-ratio-end", end.to_string());
             }
+            if let Some(max) = flags.mask_ratio_max {
+                put("mask-ratio-max", max.to_string());
+            }
             if !matches!(network, Network::Vit(_)) {
                 let block = flags.mask_block.unwrap_or(network.mask_block());
                 put("mask-block", block.to_string());
@@ -117,6 +121,9 @@ pub fn config(flags: &Flags) -> Result<Config> {
         put("sub-weight", flags.sub_weight.to_string());
     }
     put("train-size", flags.train_size.map_or("all".into(), |n| n.to_string()));
+    if flags.validation > 0 {
+        put("validation", flags.validation.to_string());
+    }
     put("seed", flags.seed.to_string());
     Ok(config)
 }

@@ -13,6 +13,7 @@ mod flags;
 mod interrupt;
 mod mask_only;
 mod network;
+mod plan;
 mod ranks;
 mod recipe;
 mod run;
@@ -26,8 +27,9 @@ mod tests;
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Instant;
 
-use anyhow::{anyhow, ensure, Result};
+use anyhow::{anyhow, ensure, Context, Result};
 use candle_core::{DType, Device};
 use candle_nn::ModuleT;
 use data::image_tree::Unreadable;
@@ -209,7 +211,8 @@ impl Training<'_> {
         };
         let model = MaskSub::new(model, branch(flags, masked)?, &params)
             .with_sub_loss(sub_loss(flags)?)
-            .with_weight(flags.sub_weight())?;
+            .with_weight(flags.sub_weight())?
+            .with_difficulty(flags.record_difficulty);
 
         // Everything else is what it would be without MaskSub.
         let mut opt = settings.optimizer(ranks, &params, self.network)?;
@@ -218,6 +221,25 @@ impl Training<'_> {
         let stepper = Stepper::new(ranks, &model, &params, weights, settings, data.num_classes())?;
         let steps_per_epoch = settings.steps_per_epoch(data.epoch_len())?;
         let schedule = settings.schedule(steps_per_epoch)?;
+
+        if flags.plan_images.is_some() {
+            let mut batches = data.train_batches(flags.seed, 0, settings.batching(), 0);
+            let batch = batches.next().context("there is no image to make a step with")??;
+            plan::measure(&batch, |images, labels| {
+                let step = stepper.backward(images, labels, seed.at(0), settings.combine(false))?;
+                let start = Instant::now();
+                opt.step(&step.grads)?;
+                Ok(start.elapsed())
+            })?;
+            return Ok(End::Done);
+        }
+        if flags.plan {
+            print!(
+                "{}",
+                plan::print(flags, self.network, data.epoch_len(), steps_per_epoch)?
+            );
+            return Ok(End::Done);
+        }
 
         // The same weights, of which nothing is kept for a backward.
         let evaluated = for_evaluation(self.network, weights, &flags.device)?;

@@ -8,7 +8,7 @@ use masksub::train::accumulate::Accumulator;
 use masksub::train::distributed::{Communicator, Share};
 use masksub::train::mix::Mix;
 use masksub::train::replicas::{Combine, RunningStatistics};
-use masksub::{Criterion, Params, Step, StepKey, SubBranch, Weights};
+use masksub::{Criterion, Difficulty, Params, Step, StepKey, SubBranch, Weights};
 
 /// Runs a model on batches as the recipe says.
 pub struct Stepper<'a, M, S> {
@@ -53,19 +53,22 @@ impl<'a, M, S: SubBranch<M>> Stepper<'a, M, S> {
                 main_loss,
                 sub_loss,
                 main_logits,
+                difficulty,
                 ..
             } = self.replica(xs, ys, key.with_replica(self.share.number(replica)))?;
-            anyhow::Ok((grads, (main_loss, sub_loss, main_logits)))
+            anyhow::Ok((grads, (main_loss, sub_loss, main_logits, difficulty)))
         })?;
         let share = 1.0 / steps.len() as f64;
-        let sub_losses: Option<f64> = steps.iter().map(|(_, sub, _)| *sub).sum();
-        let logits: Vec<Tensor> = steps.iter().map(|(_, _, logits)| logits.clone()).collect();
+        let sub_losses: Option<f64> = steps.iter().map(|(_, sub, ..)| *sub).sum();
+        let logits: Vec<Tensor> = steps.iter().map(|(_, _, logits, _)| logits.clone()).collect();
+        let difficulties = steps.iter().filter_map(|(.., difficulty)| *difficulty);
         Ok(Step {
             grads,
-            main_loss: steps.iter().map(|(main, _, _)| main).sum::<f64>() * share,
+            main_loss: steps.iter().map(|(main, ..)| main).sum::<f64>() * share,
             sub_loss: sub_losses.map(|sum| sum * share),
             main_logits: replicas.interleave(&logits)?,
             mask: None,
+            difficulty: mean(difficulties.map(|difficulty| (difficulty, share))),
         })
     }
 
@@ -85,7 +88,7 @@ impl<'a, M, S: SubBranch<M>> Stepper<'a, M, S> {
             return self.part(&images, &targets, key);
         }
         let mut accumulator = Accumulator::new(self.params);
-        let (mut main_loss, mut sub_loss, mut logits) = (0.0, None, vec![]);
+        let (mut main_loss, mut sub_loss, mut logits, mut difficulties) = (0.0, None, vec![], vec![]);
         for part in 0..parts {
             let first = part * batch / parts;
             let n = (part + 1) * batch / parts - first;
@@ -98,6 +101,7 @@ impl<'a, M, S: SubBranch<M>> Stepper<'a, M, S> {
                 *sub_loss.get_or_insert(0.0) += share * loss;
             }
             logits.push(step.main_logits);
+            difficulties.extend(step.difficulty.map(|difficulty| (difficulty, share)));
         }
         Ok(Step {
             grads: accumulator.take()?,
@@ -105,6 +109,7 @@ impl<'a, M, S: SubBranch<M>> Stepper<'a, M, S> {
             sub_loss,
             main_logits: Tensor::cat(&logits, 0)?,
             mask: None,
+            difficulty: mean(difficulties),
         })
     }
 
@@ -112,6 +117,24 @@ impl<'a, M, S: SubBranch<M>> Stepper<'a, M, S> {
         let main_loss = |logits: &Tensor| self.criterion.forward(logits, targets);
         Ok(self.model.backward(images, key, main_loss)?)
     }
+}
+
+/// The mean of what was recorded of each part, by its share of the batch.
+fn mean(parts: impl IntoIterator<Item = (Difficulty, f64)>) -> Option<Difficulty> {
+    parts
+        .into_iter()
+        .map(|(of, share)| Difficulty {
+            main_norm: share * of.main_norm,
+            sub_norm: share * of.sub_norm,
+            cosine: share * of.cosine,
+            agreement: of.agreement.map(|agreement| share * agreement),
+        })
+        .reduce(|a, b| Difficulty {
+            main_norm: a.main_norm + b.main_norm,
+            sub_norm: a.sub_norm + b.sub_norm,
+            cosine: a.cosine + b.cosine,
+            agreement: a.agreement.zip(b.agreement).map(|(a, b)| a + b),
+        })
 }
 
 #[cfg(test)]

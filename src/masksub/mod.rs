@@ -1,7 +1,9 @@
 //! MaskSub: a model and its sub-branch.
 
+mod difficulty;
 mod step;
 
+pub use difficulty::Difficulty;
 pub use step::Step;
 
 use std::marker::PhantomData;
@@ -65,6 +67,7 @@ pub struct MaskSub<M, S, O = Tensor, L = SubModelLoss, T = MainBranch> {
     sub_loss: L,
     target: T,
     weight: f64,
+    difficulty: bool,
     params: Option<Params>,
     outputs: PhantomData<fn() -> O>,
 }
@@ -114,6 +117,7 @@ impl<M, S: SubBranch<M, O>, O: Outputs> MaskSub<M, S, O> {
             sub_loss: SubModelLoss::default(),
             target: MainBranch,
             weight: 0.5,
+            difficulty: false,
             params: None,
             outputs: PhantomData,
         }
@@ -142,6 +146,7 @@ impl<M, S: SubBranch<M, O>, O: Outputs, L, T> MaskSub<M, S, O, L, T> {
             sub_loss,
             target,
             weight: self.weight,
+            difficulty: self.difficulty,
             params: self.params,
             outputs: PhantomData,
         }
@@ -155,6 +160,12 @@ impl<M, S: SubBranch<M, O>, O: Outputs, L, T> MaskSub<M, S, O, L, T> {
     pub fn with_weight(self, weight: f64) -> Result<Self> {
         check::share("weight", weight)?;
         Ok(Self { weight, ..self })
+    }
+
+    /// Records how hard the sub-branch's task is in each [`Step::difficulty`]; it does not by default. A step then keeps
+    /// the gradients of both halves for a moment, one more set of them than otherwise, and reads each three times.
+    pub fn with_difficulty(self, difficulty: bool) -> Self {
+        Self { difficulty, ..self }
     }
 
     /// The model.

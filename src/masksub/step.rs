@@ -3,6 +3,7 @@
 use candle_core::backprop::GradStore;
 use candle_core::Tensor;
 
+use super::difficulty::{self, Difficulty};
 use super::{check_batch, MaskSub};
 use crate::branch::SubBranch;
 use crate::error::Result;
@@ -29,6 +30,9 @@ pub struct Step<O = Tensor> {
     pub main_logits: O,
     /// Positions that the sub-branch kept, where it masks.
     pub mask: Option<Mask>,
+    /// How hard the sub-branch's task is, where it was asked for ([`MaskSub::with_difficulty`]) and both halves have a
+    /// gradient: at a weight above 0 and below 1.
+    pub difficulty: Option<Difficulty>,
 }
 
 impl<M, S: SubBranch<M, O>, O: Outputs, L: SubLoss<O>, T: SubTarget<O>> MaskSub<M, S, O, L, T> {
@@ -122,6 +126,7 @@ impl<M, S: SubBranch<M, O>, O: Outputs, L: SubLoss<O>, T: SubTarget<O>> MaskSub<
             sub_loss: None,
             main_logits,
             mask: None,
+            difficulty: None,
         };
         let mut passes = vec![main_pass];
         if self.weight > 0.0 {
@@ -131,7 +136,16 @@ impl<M, S: SubBranch<M, O>, O: Outputs, L: SubLoss<O>, T: SubTarget<O>> MaskSub<
             let (loss, sub_value) = losses.of_sub(&sub_logits, &target, mask.as_ref())?;
             step.sub_loss = Some(sub_value);
             step.mask = mask;
-            gradients = grad::raw_backward(&(loss * self.weight)?, "sub", params, gradients)?;
+            let loss = (loss * self.weight)?;
+            gradients = if self.difficulty && self.weight < 1.0 {
+                let sub = grad::raw_backward(&loss, "sub", params, Gradients::new())?;
+                let agreement = difficulty::agreement(&step.main_logits, &sub_logits)?;
+                let (both, difficulty) = Difficulty::of(gradients, sub, self.weight, agreement)?;
+                step.difficulty = Some(difficulty);
+                both
+            } else {
+                grad::raw_backward(&loss, "sub", params, gradients)?
+            };
             passes.push(sub_pass);
         }
         let grads = grad::into_store(gradients);

@@ -4,6 +4,7 @@ mod acceptance;
 mod any_module;
 #[path = "../common/mod.rs"]
 mod common;
+mod difficulty;
 mod errors_of_others;
 mod evaluation;
 mod graph;

@@ -4,8 +4,8 @@
 //! doi 10.24432/C50P49, CC BY 4.0.
 
 use super::draws::{rng, Purpose};
-use super::order::{permutation, subset, training_batches};
-use super::{Batch, Batches, Batching, Dataset, Part};
+use super::order::{permutation, training_batches};
+use super::{Batch, Batches, Batching, Dataset, Part, Portion};
 use anyhow::{ensure, Context, Result};
 use candle_core::{Device, Tensor};
 use safetensors::SafeTensors;
@@ -32,9 +32,9 @@ pub struct Digits {
 }
 
 impl Digits {
-    /// The test images, which are always the same, and `train_size` of the pool, drawn by `seed`. Each pixel is repeated
-    /// `enlarge` times in both directions.
-    pub fn load(train_size: usize, seed: u64, enlarge: usize, device: &Device) -> Result<Self> {
+    /// The test images, which are always the same, and a portion of the pool. Each pixel is repeated `enlarge` times in
+    /// both directions.
+    pub fn load(portion: Portion, enlarge: usize, device: &Device) -> Result<Self> {
         let file = SafeTensors::deserialize(FILE).context("the embedded digits")?;
         let (images, labels) = (file.tensor("images")?, file.tensor("labels")?);
         ensure!(
@@ -43,7 +43,12 @@ impl Digits {
         );
         let mut pool = permutation(POOL + TEST, &mut rng(SPLIT_SEED, 0, 0, Purpose::Split));
         let test = pool.split_off(POOL);
-        let train = subset(POOL, train_size, seed)?.into_iter().map(|i| pool[i]).collect();
+        let (train, held_out) = portion.of(POOL)?;
+        let of_pool = |places: Vec<usize>| places.into_iter().map(|i| pool[i]).collect();
+        let (train, test) = match portion.validation {
+            0 => (of_pool(train), test),
+            _ => (of_pool(train), of_pool(held_out)),
+        };
         let (mean, std) = mean_std(pool.iter().flat_map(|&i| image(images.data(), i)).copied());
         Ok(Self {
             images: images.data().iter().map(|&grey| (grey as f32 - mean) / std).collect(),
@@ -127,7 +132,12 @@ mod tests {
     use std::collections::BTreeSet;
 
     fn load(train_size: usize, seed: u64) -> Digits {
-        Digits::load(train_size, seed, 1, &Device::Cpu).unwrap()
+        let portion = Portion {
+            train_size: Some(train_size),
+            validation: 0,
+            seed,
+        };
+        Digits::load(portion, 1, &Device::Cpu).unwrap()
     }
 
     fn labels(batches: Batches) -> Vec<u32> {
@@ -163,7 +173,18 @@ mod tests {
         assert_ne!(one.train, two.train);
         assert_eq!(one.train, load(300, 1).train);
         assert_eq!(one.test, two.test);
-        assert!(Digits::load(1201, 0, 1, &Device::Cpu).is_err());
+        // Those held out are of the pool, so that no setting is ever chosen on a test image.
+        let portion = Portion {
+            train_size: Some(300),
+            validation: 400,
+            seed: 1,
+        };
+        let choosing = Digits::load(portion, 1, &Device::Cpu).unwrap();
+        assert_eq!((&choosing.train, choosing.test_len()), (&one.train, 400));
+        assert!(choosing
+            .test
+            .iter()
+            .all(|i| !one.test.contains(i) && !one.train.contains(i)));
     }
 
     #[test]

@@ -3,10 +3,10 @@
 use super::draws::{rng, Purpose};
 use super::file_list::FileList;
 use super::loader::{Decoded, Loader, Readable};
-use super::order::{permutation, repeated, repeated_len, subset, training_batches};
+use super::order::{permutation, repeated, repeated_len, training_batches};
 use super::prefetch::Prefetch;
 use super::transform::{Draw, Settings, Transform};
-use super::{Batch, Batches, Batching, Dataset, Part};
+use super::{Batch, Batches, Batching, Dataset, Part, Portion};
 use crate::ranks;
 use crate::run::images;
 use candle_core::{Device, Tensor};
@@ -69,12 +69,13 @@ pub enum Unreadable {
     Skip,
 }
 
-/// The files of one split. The class of a file is the place of its directory among the sorted names.
+/// The files of one split, or a portion of them. The class of a file is the place of its directory among the sorted names.
+#[derive(Clone)]
 pub struct Split {
     root: PathBuf,
-    classes: Vec<(String, FileList)>,
+    classes: Arc<[(String, FileList)]>,
     /// How many files come before each class.
-    starts: Vec<usize>,
+    starts: Arc<[usize]>,
     /// Which of all the files take part, if not all do.
     chosen: Option<Vec<usize>>,
 }
@@ -92,6 +93,14 @@ impl Split {
         let (class, files) = &self.classes[label];
         let path = self.root.join(class).join(files.get(i - self.starts[label]));
         (path, label as u32)
+    }
+
+    /// The same files, of which those of these numbers take part.
+    fn choosing(&self, chosen: Vec<usize>) -> Self {
+        Self {
+            chosen: Some(chosen),
+            ..self.clone()
+        }
     }
 
     /// A line for each file, whether it takes part or not, below `name`.
@@ -116,19 +125,20 @@ pub struct ImageTree {
     /// Names, in the order of the labels.
     classes: Vec<String>,
     train: Arc<Split>,
+    /// What is evaluated on: `val`, or what is held out of `train`.
     test: Arc<Split>,
+    val: Arc<Split>,
     loader: Arc<Loader>,
     device: Device,
 }
 
 impl ImageTree {
-    /// `train_size` training images drawn by `seed` (all if `None`), and all of `val`. `threads` 0 means rayon's default.
+    /// A portion of the training images, and all of `val` unless others are held out. `threads` 0 means rayon's default.
     pub fn open(
         root: &Path,
         transform: Transform,
         unreadable: Unreadable,
-        train_size: Option<usize>,
-        seed: u64,
+        portion: Portion,
         threads: usize,
         device: &Device,
     ) -> anyhow::Result<Self> {
@@ -154,14 +164,20 @@ impl ImageTree {
         // A pool of its own: shared with candle's matrix products, each of those would wait for images being decoded.
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
         let mut train = pool.install(|| list(&train_root, &classes))?;
-        let test = pool.install(|| list(&test_root, &classes))?;
-        if let Some(n) = train_size {
-            train.chosen = Some(subset(train.len(), n, seed)?);
+        let val = Arc::new(pool.install(|| list(&test_root, &classes))?);
+        let mut test = val.clone();
+        if !portion.is_all() {
+            let (chosen, held_out) = portion.of(train.len())?;
+            if portion.validation > 0 {
+                test = Arc::new(train.choosing(held_out));
+            }
+            train = train.choosing(chosen);
         }
         Ok(Self {
             classes,
             train: Arc::new(train),
-            test: Arc::new(test),
+            test,
+            val,
             loader: Arc::new(Loader::new(pool, transform, unreadable)),
             device: device.clone(),
         })
@@ -242,7 +258,7 @@ impl Dataset for ImageTree {
 
     fn files(&self) -> Option<String> {
         let list = |name: &str, split: &Split| split.files(Path::new(name));
-        let both = || list("train", &self.train) + &list("val", &self.test);
+        let both = || list("train", &self.train) + &list("val", &self.val);
         Some(self.loader.pool().install(both))
     }
 

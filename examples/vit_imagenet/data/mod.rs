@@ -13,7 +13,7 @@ pub mod transform;
 
 use anyhow::Result;
 use candle_core::Tensor;
-pub use order::{Batching, Part};
+pub use order::{Batching, Part, Portion};
 
 /// Images `[B, C, H, W]` f32, normalised, and their class indices `[B]` u32.
 pub struct Batch {
@@ -44,8 +44,8 @@ pub trait Dataset {
     /// each batch the `part` of `batching` is loaded, where none is smaller.
     fn train_batches(&self, seed: u64, epoch: usize, batching: Batching, skip: usize) -> Batches<'_>;
 
-    /// Every test image once, in a fixed order, of which `part` takes every so manyth batch. The last batch may be smaller,
-    /// and one is empty where none of its images could be read.
+    /// Every test image once, or in their place those held out (see [`Portion`]), in a fixed order, of which `part` takes
+    /// every so manyth batch. The last batch may be smaller, and one is empty where none of its images could be read.
     fn test_batches(&self, batch_size: usize, part: Part) -> Batches<'_>;
 
     /// Where the images are files, all of them with their sizes: a [`line`](crate::run::images::line) each.

@@ -1,7 +1,7 @@
 //! The order in which an epoch shows its images.
 
 use super::draws::{rng, Purpose};
-use anyhow::Result;
+use anyhow::{ensure, Result};
 use rand::Rng;
 
 /// The numbers below `n` in random order (Fisher-Yates; u32 draws, which are the same on 32- and 64-bit platforms).
@@ -87,16 +87,43 @@ pub fn repeated(order: &[usize], repeats: usize) -> Vec<(usize, usize)> {
     each.take(repeated_len(order.len(), repeats)).collect()
 }
 
-/// `n` of the numbers below `pool`, drawn by `seed`, sorted.
-pub fn subset(pool: usize, n: usize, seed: u64) -> Result<Vec<usize>> {
-    anyhow::ensure!(
-        (1..=pool).contains(&n),
-        "--train-size is {n}, but must be at least 1 and at most {pool}, the number of training images"
-    );
-    let mut drawn = permutation(pool, &mut rng(seed, 0, 0, Purpose::Subset));
-    drawn.truncate(n);
-    drawn.sort_unstable();
-    Ok(drawn)
+/// Which of a data set's training images are trained on, and which are held out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Portion {
+    /// All that are not held out, if `None`.
+    pub train_size: Option<usize>,
+    /// Held out to be evaluated on, in the place of the test images.
+    pub validation: usize,
+    /// Draws both. The images that are trained on do not depend on how many are held out.
+    pub seed: u64,
+}
+
+impl Portion {
+    /// Whether every image is trained on.
+    pub fn is_all(self) -> bool {
+        self.train_size.is_none() && self.validation == 0
+    }
+
+    /// Those of the numbers below `pool` that are trained on, and those that are held out: sorted, and none in both.
+    pub fn of(self, pool: usize) -> Result<(Vec<usize>, Vec<usize>)> {
+        let Self { validation, .. } = self;
+        ensure!(
+            validation < pool,
+            "--validation is {validation}, but must be below {pool}, the number of training images"
+        );
+        let (n, most) = (self.train_size.unwrap_or(pool - validation), pool - validation);
+        let held_out = if validation == 0 { "" } else { " that are not held out" };
+        ensure!(
+            (1..=most).contains(&n),
+            "--train-size is {n}, but must be at least 1 and at most {most}, the number of training images{held_out}"
+        );
+        let mut train = permutation(pool, &mut rng(self.seed, 0, 0, Purpose::Subset));
+        let mut held_out = train.split_off(n);
+        held_out.truncate(validation);
+        train.sort_unstable();
+        held_out.sort_unstable();
+        Ok((train, held_out))
+    }
 }
 
 #[cfg(test)]
@@ -267,16 +294,35 @@ mod tests {
     }
 
     #[test]
-    fn subset_is_sorted_distinct_and_of_the_asked_size() {
-        let drawn = subset(1200, 300, 7).unwrap();
-        assert_eq!(drawn.len(), 300);
-        assert!(drawn.windows(2).all(|pair| pair[0] < pair[1]) && drawn[299] < 1200);
-        assert_ne!(drawn, subset(1200, 300, 8).unwrap());
-        assert_eq!(subset(5, 5, 0).unwrap(), [0, 1, 2, 3, 4]);
+    fn a_portion_is_sorted_distinct_and_of_the_asked_size() {
+        let portion = |train_size, validation, seed| Portion {
+            train_size,
+            validation,
+            seed,
+        };
+        let (train, none) = portion(Some(300), 0, 7).of(1200).unwrap();
+        assert_eq!((train.len(), none.len()), (300, 0));
+        assert!(train.windows(2).all(|pair| pair[0] < pair[1]) && train[299] < 1200);
+        assert_ne!(train, portion(Some(300), 0, 8).of(1200).unwrap().0);
+        assert_eq!(portion(None, 0, 0).of(5).unwrap().0, [0, 1, 2, 3, 4]);
+        // What is held out is trained on by nobody, and takes nothing from those who are.
+        let (same, held_out) = portion(Some(300), 200, 7).of(1200).unwrap();
+        assert_eq!((&same, held_out.len()), (&train, 200));
+        assert!(held_out.iter().all(|i| train.binary_search(i).is_err()));
+        let (rest, held_out) = portion(None, 200, 7).of(1200).unwrap();
+        let both: HashSet<_> = rest.iter().chain(&held_out).collect();
+        assert_eq!((rest.len(), both.len()), (1000, 1200));
+
+        let error = |portion: Portion| portion.of(1200).unwrap_err().to_string();
         assert_eq!(
-            subset(1200, 1201, 0).unwrap_err().to_string(),
+            error(portion(Some(1201), 0, 0)),
             "--train-size is 1201, but must be at least 1 and at most 1200, the number of training images"
         );
-        assert!(subset(10, 0, 0).is_err());
+        assert_eq!(
+            error(portion(Some(1001), 200, 0)),
+            "--train-size is 1001, but must be at least 1 and at most 1000, the number of training images that are not held out"
+        );
+        assert!(error(portion(None, 1200, 0)).starts_with("--validation is 1200, but must be below 1200"));
+        assert!(portion(Some(0), 0, 0).of(10).is_err());
     }
 }

@@ -9,7 +9,7 @@ mod value;
 use crate::data::digits::{self, Digits};
 use crate::data::image_tree::{ImageTree, Unreadable};
 use crate::data::transform::Transform;
-use crate::data::Dataset;
+use crate::data::{Dataset, Portion};
 use crate::network::{self, Input, Network};
 use crate::recipe::{Asked, Preset, Recipe};
 use anyhow::{bail, ensure, Result};
@@ -18,6 +18,7 @@ use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
 use input::InputFlags;
 use masksub::{MaskRatio, RandomMasking};
+use rand_distr::Uniform;
 use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
@@ -45,6 +46,17 @@ pub struct Flags {
     /// How many training images to use, drawn by the seed. Default: all of them (1200 digits)
     #[arg(long, value_name = "N", value_parser = at_least_1, help_heading = "Data")]
     pub train_size: Option<usize>,
+
+    /// Hold N of the training images out, drawn by the seed, and evaluate on them instead of on the test images: what
+    /// settings are chosen on. --train-size draws what it does without. Default: none
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        hide_default_value = true,
+        help_heading = "Data"
+    )]
+    pub validation: usize,
 
     /// What to do about an image in --data that cannot be decoded
     #[arg(long, value_enum, default_value = "error", help_heading = "Data")]
@@ -107,6 +119,10 @@ pub struct Flags {
     #[arg(long, value_name = "SHARE", value_parser = share, help_heading = "MaskSub")]
     pub mask_ratio_end: Option<f64>,
 
+    /// The largest share; each step draws one evenly between --mask-ratio and this. Default: it is not drawn
+    #[arg(long, value_name = "SHARE", value_parser = share, conflicts_with = "mask_ratio_end", help_heading = "MaskSub")]
+    pub mask_ratio_max: Option<f64>,
+
     /// What the sub-branch learns from: main, the main branch's prediction; ema, that of the average (--ema); teacher, that
     /// of the same network with other weights (--teacher); mutual, the main branch, which learns from the sub-branch as
     /// well, half and half with the labels in both (CoSub)
@@ -132,6 +148,11 @@ pub struct Flags {
     /// Probability with which dropsub drops a value, or pathsub a block; at least 0 and below 1
     #[arg(long, value_name = "P", default_value_t = 0.2, value_parser = share, help_heading = "MaskSub")]
     pub sub_drop_rate: f64,
+
+    /// Record in metrics.csv how hard the sub-branch's task is: the norms of the main branch's and the sub-branch's
+    /// gradients, the cosine between them, and how often both predict the same class
+    #[arg(long, help_heading = "MaskSub")]
+    pub record_difficulty: bool,
 
     /// Decides initial weights, order of images, masks and every other draw
     #[arg(long, value_name = "SEED", default_value_t = 0, help_heading = "Training")]
@@ -161,6 +182,15 @@ pub struct Flags {
     /// still differs from there
     #[arg(long, value_enum, value_name = "WHAT", num_args = 0..=1, require_equals = true, default_missing_value = "values", help_heading = "Output")]
     pub print_config: Option<PrintConfig>,
+
+    /// Print the operations, the memory and the time that the run needs, and end: operations are counted, the rest is
+    /// measured in a few steps with a few images
+    #[arg(long, help_heading = "Output")]
+    pub plan: bool,
+
+    /// Make a few steps with as many images, and print what they take: for --plan, in a process of its own
+    #[arg(long, value_name = "N", value_parser = at_least_1, hide = true, help_heading = "Output")]
+    pub plan_images: Option<usize>,
 
     #[command(flatten)]
     pub training: TrainingFlags,
@@ -303,18 +333,32 @@ impl Flags {
 
     /// What masks hide, in a run over epochs of so many images.
     pub fn masking(&self, epoch_len: usize) -> Result<RandomMasking> {
-        Ok(match self.mask_ratio_end {
-            None => RandomMasking::new(self.mask_ratio)?,
-            Some(end) => {
+        let start = self.mask_ratio;
+        let ratio = match (self.mask_ratio_end, self.mask_ratio_max) {
+            (Some(end), _) => {
                 let steps = self.training.epochs * self.training.steps_per_epoch(epoch_len)?;
-                RandomMasking::with_ratio(MaskRatio::linear(self.mask_ratio, end, steps)?)
+                MaskRatio::linear(start, end, steps)?
             }
-        })
+            (None, Some(max)) => {
+                ensure!(
+                    start < max,
+                    "--mask-ratio-max is {max}, but must be above {start}, the --mask-ratio"
+                );
+                MaskRatio::drawn(Uniform::new(start, max)?)
+            }
+            (None, None) => MaskRatio::fixed(start)?,
+        };
+        Ok(RandomMasking::with_ratio(ratio))
     }
 
     /// The digits, or the images in `--data`.
     pub fn dataset(&self) -> Result<Box<dyn Dataset>> {
         let network = self.network(1)?; // only its input matters here
+        let portion = Portion {
+            train_size: self.train_size,
+            validation: self.validation,
+            seed: self.seed,
+        };
         let Some(root) = &self.data else {
             ensure!(
                 self.recipe == Recipe::Plain,
@@ -323,17 +367,15 @@ impl Flags {
             if let Some(flag) = self.input.any() {
                 bail!("{flag} is for the images in --data: the digits are trained as they are");
             }
-            let train_size = self.train_size.unwrap_or(digits::POOL);
             let Input { image_size, .. } = network.input();
-            let digits = Digits::load(train_size, self.seed, image_size / digits::SIDE, &self.device)?;
+            let digits = Digits::load(portion, image_size / digits::SIDE, &self.device)?;
             return Ok(Box::new(digits));
         };
         let tree = ImageTree::open(
             root,
             Transform::new(self.input.settings(&network))?,
             self.unreadable,
-            self.train_size,
-            self.seed,
+            portion,
             self.input.workers.unwrap_or(0),
             &self.device,
         )?;

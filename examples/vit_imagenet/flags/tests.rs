@@ -209,7 +209,7 @@ fn arguments_need_not_be_utf8() {
 #[test]
 fn brief_help_has_a_line_for_each_flag_under_its_heading() {
     let help = parse("-h").unwrap_err();
-    for arg in Flags::command().get_arguments() {
+    for arg in Flags::command().get_arguments().filter(|arg| !arg.is_hide_set()) {
         let flag = format!("--{}", arg.get_long().unwrap());
         let is_of_flag = |line: &&str| {
             let rest = line.trim_start().strip_prefix(&flag);
@@ -253,6 +253,24 @@ fn the_mask_ratio_may_end_elsewhere() {
     let to_nothing = "--mask-ratio 0.8 --mask-ratio-end 0";
     assert_eq!([0, last / 2, last].map(|step| kept(to_nothing, step)), [20, 60, 100]);
     assert!(parse("--mask-ratio-end 1").is_err());
+
+    // Drawn anew in each step, from all of the range and nothing beside it.
+    let drawn: Vec<usize> = (0..200)
+        .map(|step| kept("--mask-ratio 0.25 --mask-ratio-max 0.75", step))
+        .collect();
+    assert!(drawn.iter().all(|n| (25..=75).contains(n)), "{drawn:?}");
+    assert!(
+        drawn.iter().any(|&n| n < 35) && drawn.iter().any(|&n| n > 65),
+        "{drawn:?}"
+    );
+    let error = parse("--mask-ratio-max 0.5")
+        .unwrap()
+        .masking(1200)
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(error.contains("must be above 0.5, the --mask-ratio"), "{error}");
+    assert!(parse("--mask-ratio-max 0.8 --mask-ratio-end 0").is_err());
 }
 
 /// A number, a word of the program's own, or nothing that makes sense.

@@ -1,20 +1,14 @@
 //! `curves.svg`: losses and accuracies over the epochs.
 
+use super::chart::{self, Axis, Drawn, Line, Panel, BLUE, GREEN, ORANGE, PURPLE};
 use super::metrics::Epoch;
 use anyhow::{anyhow, Result};
 use plotters::prelude::*;
 
 const SIZE: (u32, u32) = (1100, 480);
-/// Height of the legends.
-const LEGEND: i32 = 24;
 
-/// A curve: its name, its colour (Okabe and Ito's, told apart by colour-blind readers) and its value in an epoch.
+/// A curve: its name, its colour and its value in an epoch.
 type Curve = (&'static str, RGBColor, fn(&Epoch) -> f64);
-
-const BLUE: RGBColor = RGBColor(0, 114, 178);
-const ORANGE: RGBColor = RGBColor(230, 159, 0);
-const GREEN: RGBColor = RGBColor(0, 158, 115);
-const PURPLE: RGBColor = RGBColor(204, 121, 167);
 
 const LOSSES: [Curve; 3] = [
     ("training, main branch", BLUE, |e| e.train_loss_main),
@@ -34,7 +28,7 @@ pub fn svg(epochs: &[Epoch], title: &str) -> Result<String> {
     Ok(picture)
 }
 
-fn draw(epochs: &[Epoch], title: &str, picture: &mut String) -> Result<(), Box<dyn std::error::Error>> {
+fn draw(epochs: &[Epoch], title: &str, picture: &mut String) -> Drawn {
     let root = SVGBackend::with_string(picture, SIZE).into_drawing_area();
     root.fill(&WHITE)?;
     let root = root.titled(title, ("sans-serif", 20))?;
@@ -49,63 +43,29 @@ fn draw(epochs: &[Epoch], title: &str, picture: &mut String) -> Result<(), Box<d
     Ok(())
 }
 
-type Panel<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
-
-fn panel(
-    area: &Panel,
-    epochs: &[Epoch],
-    y_label: &str,
-    top: f64,
-    curves: &[Curve],
-) -> Result<(), Box<dyn std::error::Error>> {
-    let points = |value: fn(&Epoch) -> f64| {
-        let points = epochs.iter().map(|epoch| (epoch.epoch, value(epoch)));
-        points.filter(|point| point.1.is_finite()).collect::<Vec<_>>()
+fn panel(area: &Panel, epochs: &[Epoch], y_label: &str, top: f64, curves: &[Curve]) -> Drawn {
+    let line = |&(name, colour, value): &Curve| {
+        let points = epochs.iter().map(|epoch| (epoch.epoch as f64, value(epoch)));
+        Line {
+            name,
+            colour,
+            points: points.filter(|point| point.1.is_finite()).collect(),
+            reach: vec![],
+        }
     };
-    let curves: Vec<_> = curves
-        .iter()
-        .map(|&(name, colour, value)| (name, colour, points(value)))
-        .collect();
-    let curves = || curves.iter().filter(|(.., points)| !points.is_empty());
-
-    let (above, below) = area.split_vertically(LEGEND);
-    legend(&above, curves().map(|&(name, colour, _)| (name, colour)))?;
+    let lines: Vec<Line> = curves.iter().map(line).collect();
     let last = epochs.last().map_or(1, |epoch| epoch.epoch).max(2);
-    let mut chart = ChartBuilder::on(&below)
-        .margin(12)
-        .x_label_area_size(42)
-        .y_label_area_size(58)
-        .build_cartesian_2d(1..last, 0f64..top)?;
-    let decimals = (1.0 - top.log10()).ceil().max(0.0) as usize;
-    chart
-        .configure_mesh()
-        .x_desc("epoch")
-        .y_desc(y_label)
-        .y_label_formatter(&|y| format!("{y:.decimals$}"))
-        .label_style(("sans-serif", 14))
-        .axis_desc_style(("sans-serif", 15))
-        .light_line_style(TRANSPARENT)
-        .draw()?;
-    for (_, colour, points) in curves() {
-        chart.draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)))?;
-        chart.draw_series(points.last().map(|&end| Circle::new(end, 3, colour.filled())))?;
-    }
-    Ok(())
-}
-
-/// Names and colours in a row above the axes, where no curve comes.
-fn legend(
-    area: &Panel,
-    curves: impl Iterator<Item = (&'static str, RGBColor)>,
-) -> Result<(), Box<dyn std::error::Error>> {
-    const LETTER: i32 = 7; // wide, of the size below
-    let (mut x, y) = (70, LEGEND / 2);
-    for (name, colour) in curves {
-        area.draw(&PathElement::new([(x, y), (x + 20, y)], colour.stroke_width(3)))?;
-        area.draw(&Text::new(name, (x + 26, y - 7), ("sans-serif", 14).into_font()))?;
-        x += 46 + LETTER * name.len() as i32;
-    }
-    Ok(())
+    let x = Axis {
+        label: "epoch",
+        range: 1.0..last as f64,
+        whole: true,
+    };
+    let y = Axis {
+        label: y_label,
+        range: 0.0..top,
+        whole: false,
+    };
+    chart::panel(area, x, y, &lines)
 }
 
 #[cfg(test)]

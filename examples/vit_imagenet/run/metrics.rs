@@ -15,17 +15,26 @@ pub struct Epoch {
     pub train_loss_sub: f64,
     /// Of the main branch, on the training images as they were seen.
     pub train_top1: f64,
+    /// On the test images, or those held out in their place (`--validation`).
     pub test_loss: f64,
     pub test_top1: f64,
     pub test_top5: f64,
     /// Of the averaged weights, on the test images.
     pub ema_loss: f64,
     pub ema_top1: f64,
+    /// Means over the steps of what `--record-difficulty` asks for: norms of the branches' gradients, the cosine between
+    /// them, and the share of images, in per cent, of which both predict the same class.
+    pub grad_norm_main: f64,
+    pub grad_norm_sub: f64,
+    pub grad_cosine: f64,
+    pub agreement: f64,
+    /// That the epoch's steps took.
+    pub train_seconds: f64,
     /// That the epoch took, evaluation included.
     pub seconds: f64,
 }
 
-const FIELDS: usize = 12;
+const FIELDS: usize = 17;
 
 const HEADER: [&str; FIELDS] = [
     "epoch",
@@ -39,6 +48,11 @@ const HEADER: [&str; FIELDS] = [
     "test_top5",
     "ema_loss",
     "ema_top1",
+    "grad_norm_main",
+    "grad_norm_sub",
+    "grad_cosine",
+    "agreement",
+    "train_seconds",
     "seconds",
 ];
 
@@ -71,6 +85,11 @@ impl Epoch {
             test_top5: number("test_top5")?,
             ema_loss: number("ema_loss")?,
             ema_top1: number("ema_top1")?,
+            grad_norm_main: number("grad_norm_main")?,
+            grad_norm_sub: number("grad_norm_sub")?,
+            grad_cosine: number("grad_cosine")?,
+            agreement: number("agreement")?,
+            train_seconds: number("train_seconds")?,
             seconds: number("seconds")?,
         })
     }
@@ -96,6 +115,11 @@ impl Epoch {
             number(self.test_top5),
             number(self.ema_loss),
             number(self.ema_top1),
+            number(self.grad_norm_main),
+            number(self.grad_norm_sub),
+            number(self.grad_cosine),
+            number(self.agreement),
+            format!("{:.3}", self.train_seconds),
             format!("{:.3}", self.seconds),
         ]
     }
@@ -152,15 +176,22 @@ pub mod tests {
             test_top5: 100.0,
             ema_loss: f64::NAN,
             ema_top1: f64::NAN,
+            grad_norm_main: f64::NAN,
+            grad_norm_sub: f64::NAN,
+            grad_cosine: f64::NAN,
+            agreement: f64::NAN,
+            train_seconds: 0.98765,
             seconds: 1.23456,
         }
     }
 
     #[test]
     fn an_epoch_is_a_row() {
-        let header = "epoch,step,lr,train_loss_main,train_loss_sub,train_top1,test_loss,test_top1,test_top5,ema_loss,ema_top1,seconds\n";
+        let header =
+            "epoch,step,lr,train_loss_main,train_loss_sub,train_top1,test_loss,test_top1,test_top5,ema_loss,ema_top1,\
+                      grad_norm_main,grad_norm_sub,grad_cosine,agreement,train_seconds,seconds\n";
         assert_eq!(text(&[]).unwrap(), header);
-        let first = "1,19,0.00015,2.25,,12.5,2,33.3333,100,,,1.235\n";
+        let first = "1,19,0.00015,2.25,,12.5,2,33.3333,100,,,,,,,0.988,1.235\n";
         assert_eq!(text(&[epoch(1)]).unwrap(), format!("{header}{first}"));
         assert_eq!(text(&[epoch(1), epoch(2)]).unwrap().lines().count(), 3);
     }

@@ -1,5 +1,6 @@
 //! A run's checkpoints: when they are written, what is in them, and how a run is taken up again.
 
+mod chart;
 mod curves;
 mod dir;
 pub mod images;

@@ -9,7 +9,7 @@ use crate::evaluate::{Mean, Scores, Tally};
 use anyhow::{bail, Context, Result};
 use candle_core::Tensor;
 use masksub::train::distributed::{self, Communicator};
-use masksub::Step;
+use masksub::{Difficulty, Step};
 use std::collections::BTreeMap;
 use std::time::Instant;
 
@@ -35,12 +35,16 @@ struct Current {
     started: Instant,
     /// Seconds that the epoch took before the run was resumed.
     before: f64,
+    /// Seconds in steps, and since when the next one is being made.
+    in_steps: f64,
+    since: Instant,
     /// Batches taken, and how many of the epoch's images they used up, with those that could not be read.
     batches: usize,
     passed: usize,
     lr: f64,
     main: Mean,
     sub: Mean,
+    difficulty: [Mean; 4],
     train: Tally,
 }
 
@@ -49,11 +53,14 @@ impl Current {
         Self {
             started: Instant::now(),
             before: 0.0,
+            in_steps: 0.0,
+            since: Instant::now(),
             batches: 0,
             passed: 0,
             lr: 0.0,
             main: Mean::default(),
             sub: Mean::default(),
+            difficulty: Default::default(),
             train: Tally::default(),
         }
     }
@@ -63,8 +70,9 @@ impl Current {
         let seconds = self.before + self.started.elapsed().as_secs_f64();
         let ([main, main_weight], [sub, sub_weight]) = (self.main.parts(), self.sub.parts());
         let [images, top1, top5, loss] = (&self.train).into();
-        let numbers = [
+        let sums = [
             seconds,
+            self.in_steps,
             self.batches as f64,
             self.passed as f64,
             self.lr,
@@ -77,26 +85,40 @@ impl Current {
             top5,
             loss,
         ];
-        numbers.map(|number| number.to_string()).join(" ")
+        let difficulty = self.difficulty.iter().flat_map(|mean| mean.parts());
+        let numbers: Vec<String> = sums
+            .into_iter()
+            .chain(difficulty)
+            .map(|number| number.to_string())
+            .collect();
+        numbers.join(" ")
     }
 
     fn from_text(text: &str) -> Result<Self> {
         let numbers: Vec<f64> = text.split(' ').map(str::parse).collect::<Result<_, _>>()?;
-        let [before, batches, passed, lr, main, main_weight, sub, sub_weight, images, top1, top5, loss] = numbers[..]
-        else {
-            bail!(
-                "the checkpoint's sums of the epoch are {} numbers instead of 12",
+        let wrong = || {
+            format!(
+                "the checkpoint's sums of the epoch are {} numbers instead of 21",
                 numbers.len()
-            );
+            )
+        };
+        let (sums, difficulty) = numbers.split_first_chunk().with_context(wrong)?;
+        let [before, in_steps, batches, passed, lr, main, main_weight, sub, sub_weight, images, top1, top5, loss] =
+            *sums;
+        let &[norm_main, norm_sub, cosine, agreement] = difficulty.as_chunks().0 else {
+            bail!("{}", wrong());
         };
         Ok(Self {
             started: Instant::now(),
             before,
+            in_steps,
+            since: Instant::now(),
             batches: batches as usize,
             passed: passed as usize,
             lr,
             main: Mean::from_parts([main, main_weight]),
             sub: Mean::from_parts([sub, sub_weight]),
+            difficulty: [norm_main, norm_sub, cosine, agreement].map(Mean::from_parts),
             train: Tally::from([images, top1, top5, loss]),
         })
     }
@@ -192,7 +214,8 @@ impl Recorder {
     }
 
     /// An epoch's batches, with a clock on how long each is waited for.
-    pub fn timed<I: Iterator>(&self, batches: I) -> Timed<I> {
+    pub fn timed<I: Iterator>(&mut self, batches: I) -> Timed<I> {
+        self.current.since = Instant::now();
         self.wait.timed(batches)
     }
 
@@ -205,14 +228,22 @@ impl Recorder {
             sub.add(sub_loss, batch);
         }
         train.add(&step.main_logits, labels)?;
+        let difficulty = difficulty_of(step.difficulty, batch);
         let ([a, b], [c, d], [e, f, g, h]) = (main.parts(), sub.parts(), (&train).into());
-        let mut sums = [a, b, c, d, e, f, g, h];
+        let sums = [a, b, c, d, e, f, g, h].into_iter();
+        let mut sums: Vec<f64> = sums.chain(difficulty.iter().flat_map(Mean::parts)).collect();
         distributed::sum(ranks, &mut sums)?;
-        let ([a, b, c, d, e, f, g, h], current) = (sums, &mut self.current);
+        let (&[a, b, c, d, e, f, g, h], difficulty) = sums.split_first_chunk().context("eight sums come first")?;
+        let current = &mut self.current;
         current.lr = lr;
         current.main.add_all(Mean::from_parts([a, b]));
         current.sub.add_all(Mean::from_parts([c, d]));
         current.train.add_all(&Tally::from([e, f, g, h]));
+        for (mean, parts) in current.difficulty.iter_mut().zip(difficulty.chunks_exact(2)) {
+            mean.add_all(Mean::from_parts([parts[0], parts[1]]));
+        }
+        current.in_steps += current.since.elapsed().as_secs_f64();
+        current.since = Instant::now();
         self.step += 1;
         let (main, sub) = (current.main.get(), current.sub.get());
         self.progress
@@ -223,6 +254,7 @@ impl Recorder {
     /// The end of an epoch, with its scores on the test images, and those of the averaged weights where there are any.
     pub fn epoch(&mut self, test: Scores, ema: Option<Scores>) -> Result<()> {
         let done = std::mem::replace(&mut self.current, Current::new());
+        let [grad_norm_main, grad_norm_sub, grad_cosine, agreement] = done.difficulty.map(|mean| mean.get());
         let epoch = Epoch {
             epoch: self.epochs.len() + 1,
             step: self.step,
@@ -235,6 +267,11 @@ impl Recorder {
             test_top5: test.top5,
             ema_loss: ema.map_or(f64::NAN, |scores| scores.loss),
             ema_top1: ema.map_or(f64::NAN, |scores| scores.top1),
+            grad_norm_main,
+            grad_norm_sub,
+            grad_cosine,
+            agreement,
+            train_seconds: done.in_steps,
             seconds: done.before + done.started.elapsed().as_secs_f64(),
         };
         self.epochs.push(epoch);
@@ -278,6 +315,22 @@ impl Recorder {
     }
 }
 
+/// Norms, cosine and agreement in per cent of a batch; a cosine with a gradient that vanishes is none, and is left out.
+fn difficulty_of(difficulty: Option<Difficulty>, batch: usize) -> [Mean; 4] {
+    let Some(difficulty) = difficulty else {
+        return Default::default();
+    };
+    let agreement = difficulty.agreement.map_or(f64::NAN, |share| 100.0 * share);
+    let values = [difficulty.main_norm, difficulty.sub_norm, difficulty.cosine, agreement];
+    values.map(|value| {
+        let mut mean = Mean::default();
+        if value.is_finite() {
+            mean.add(value, batch);
+        }
+        mean
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -293,6 +346,12 @@ mod tests {
             sub_loss,
             main_logits: Tensor::new(&[[1f32, 0.0], [1.0, 0.0]], &Device::Cpu).unwrap(),
             mask: None,
+            difficulty: sub_loss.map(|loss| Difficulty {
+                main_norm: 1.0,
+                sub_norm: 3.0 * loss,
+                cosine: f64::NAN,
+                agreement: Some(0.5),
+            }),
         }
     }
 

@@ -24,7 +24,14 @@ fn transform(image_size: usize, channels: usize) -> Transform {
 }
 
 fn open(root: &Path, unreadable: Unreadable, threads: usize) -> anyhow::Result<ImageTree> {
-    ImageTree::open(root, transform(16, 3), unreadable, None, 0, threads, &Device::Cpu)
+    ImageTree::open(
+        root,
+        transform(16, 3),
+        unreadable,
+        Portion::default(),
+        threads,
+        &Device::Cpu,
+    )
 }
 
 fn save(image: impl Into<DynamicImage>, path: PathBuf) {
@@ -103,7 +110,15 @@ fn reads_every_format_size_and_number_of_channels() {
 fn grey_models_get_one_channel() {
     let root = tree();
     let transform = transform(8, 1);
-    let tree = ImageTree::open(root.path(), transform, Unreadable::Error, None, 0, 0, &Device::Cpu).unwrap();
+    let tree = ImageTree::open(
+        root.path(),
+        transform,
+        Unreadable::Error,
+        Portion::default(),
+        0,
+        &Device::Cpu,
+    )
+    .unwrap();
     let test = contents(tree.test_batches(8, Part::ALL));
     assert_eq!(test[0].0, [2, 1, 8, 8]);
     let white = (1.0 - 0.449) / 0.226;
@@ -137,8 +152,7 @@ fn threads_change_nothing_and_the_key_does() {
                 root.path(),
                 transform.clone(),
                 Unreadable::Error,
-                None,
-                0,
+                Portion::default(),
                 threads,
                 &Device::Cpu,
             );
@@ -158,7 +172,15 @@ fn repeats_of_an_image_differ_and_share_its_label() {
     let mut settings = settings(16, 3);
     settings.augment.repeats = 3;
     let transform = Transform::new(settings).unwrap();
-    let tree = ImageTree::open(root.path(), transform, Unreadable::Error, None, 0, 0, &Device::Cpu).unwrap();
+    let tree = ImageTree::open(
+        root.path(),
+        transform,
+        Unreadable::Error,
+        Portion::default(),
+        0,
+        &Device::Cpu,
+    )
+    .unwrap();
     assert_eq!((tree.train_len(), tree.epoch_len()), (6, 6));
     let batches = contents(tree.train_batches(0, 0, Batching::all(3), 0));
     assert_eq!(batches.len(), 2);
@@ -175,13 +197,17 @@ fn repeats_of_an_image_differ_and_share_its_label() {
 #[test]
 fn train_size_draws_by_seed() {
     let root = tree();
+    let portion = |n, validation, seed| Portion {
+        train_size: Some(n),
+        validation,
+        seed,
+    };
     let files = |n, seed| {
         let tree = ImageTree::open(
             root.path(),
             transform(16, 3),
             Unreadable::Error,
-            Some(n),
-            seed,
+            portion(n, 0, seed),
             0,
             &Device::Cpu,
         );
@@ -191,6 +217,27 @@ fn train_size_draws_by_seed() {
     assert_eq!(files(3, 1).unwrap(), files(3, 1).unwrap());
     assert!((2..9).any(|seed| files(3, 1).unwrap() != files(3, seed).unwrap()));
     assert!(files(7, 1).unwrap_err().to_string().starts_with("--train-size is 7"));
+
+    // What is held out is evaluated on in the place of val, which is on record all the same.
+    let open = |portion| {
+        ImageTree::open(
+            root.path(),
+            transform(16, 3),
+            Unreadable::Error,
+            portion,
+            0,
+            &Device::Cpu,
+        )
+    };
+    let choosing = open(portion(3, 2, 1)).unwrap();
+    let of = |split: &Split| (0..split.len()).map(|i| split.file(i)).collect::<BTreeSet<_>>();
+    assert_eq!(of(&choosing.train), files(3, 1).unwrap().into_iter().collect());
+    assert_eq!((choosing.test_len(), of(&choosing.test).len()), (2, 2));
+    assert!(of(&choosing.test).is_disjoint(&of(&choosing.train)));
+    assert!(of(&choosing.test)
+        .iter()
+        .all(|(path, _)| path.starts_with(root.path().join("train"))));
+    assert_eq!(choosing.files(), open(Portion::default()).unwrap().files());
 }
 
 #[test]

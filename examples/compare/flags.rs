@@ -1,0 +1,181 @@
+//! The flags of `compare`.
+
+use crate::study::{self, Method, Name, Study};
+use anyhow::{ensure, Result};
+use clap::{value_parser, Parser, ValueEnum};
+use std::path::PathBuf;
+
+/// Compares ways to train, over seeds: plain training, masks alone, MaskSub. Each run is a process of the example
+/// vit_imagenet; those that are done are not run again, and those that were interrupted go on.
+#[derive(Parser, Debug)]
+#[command(
+    name = "compare",
+    args_override_self = true,
+    after_help = "Flags of vit_imagenet that all runs have follow behind --, such as -- --model digits-resnet --epochs 30. \
+                  Writes runs.csv (a line for each run), table.md and pictures to --out. The interval is Student's, of the \
+                  differences to the first method seed by seed."
+)]
+pub struct Flags {
+    /// What is compared
+    #[arg(long, value_enum, default_value = "ratios", overrides_with = "quick")]
+    study: Name,
+
+    /// The same as --study quick: plain, mask-only, MaskSub, five seeds, about five minutes on two cores
+    #[arg(long)]
+    quick: bool,
+
+    /// Branches of the studies quick and ratios; none is plain training
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        value_name = "LIST",
+        default_value = "none,mask-only,masksub"
+    )]
+    branches: Vec<Branch>,
+
+    /// Mask ratios of these branches, but for none. Default: 0.5 in quick, 0.25,0.5,0.75 in ratios
+    #[arg(long, value_delimiter = ',', value_name = "LIST")]
+    ratios: Vec<f64>,
+
+    /// One more method: a name and flags of vit_imagenet, as in "T 4=--sub-loss kl --temperature 4"; may be repeated
+    #[arg(long = "method", value_name = "NAME=FLAGS", value_parser = Method::parse)]
+    methods: Vec<Method>,
+
+    /// Choose learning rate, weight decay and drop path for each method first, one after the other, by accuracy on 300
+    /// training images that are held out; then train with the best ones, and report on the test images
+    #[arg(long)]
+    pub sweep: bool,
+
+    /// Seeds that --sweep chooses by
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = value_parser!(u64).range(1..))]
+    pub seeds_to_choose: u64,
+
+    /// Seeds, from 0 on. Default: the study's (5 or 10)
+    #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(1..))]
+    seeds: Option<u64>,
+
+    /// Runs at a time. Default: one for each core; the cores are shared evenly
+    #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..))]
+    jobs: Option<u16>,
+
+    /// Images as vit_imagenet takes them, in the place of the digits
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+
+    /// Where runs, table and pictures go
+    #[arg(long, value_name = "DIR", default_value = "out/compare")]
+    pub out: PathBuf,
+
+    /// Put the table into this Markdown file, too, between the two lines that name the study, or at its end; the pictures
+    /// into the directory of its name beside it
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+
+    /// Flags of vit_imagenet for all runs
+    #[arg(last = true, value_name = "FLAGS")]
+    common: Vec<String>,
+}
+
+/// As vit_imagenet has them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Branch {
+    None,
+    MaskOnly,
+    Masksub,
+}
+
+impl Flags {
+    /// Runs at a time.
+    pub fn jobs(&self) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        self.jobs.map_or_else(cores, usize::from)
+    }
+
+    /// The methods, seeds and common flags that were asked for.
+    pub fn study(&self) -> Result<Study> {
+        let name = if self.quick { Name::Quick } else { self.study };
+        let mut study = study::named(name, &self.branches, &self.ratios);
+        study.methods.extend(self.methods.iter().cloned());
+        study.seeds = self.seeds.unwrap_or(study.seeds);
+        if let Some(data) = &self.data {
+            // What the study sets is for the digits.
+            study.flags = vec!["--data".into(), data.display().to_string()];
+        }
+        study.flags.extend(self.common.iter().cloned());
+        let mut slugs: Vec<String> = study.methods.iter().map(Method::slug).collect();
+        slugs.sort_unstable();
+        ensure!(
+            !slugs.is_empty(),
+            "there is no method to compare: --branches or --method names some"
+        );
+        for pair in slugs.windows(2) {
+            ensure!(
+                pair[0] != pair[1],
+                "two methods are called {:?}: give one another name",
+                pair[0]
+            );
+        }
+        Ok(study)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn study(args: &[&str]) -> Result<Study> {
+        Flags::try_parse_from([&["compare"], args].concat())?.study()
+    }
+
+    #[test]
+    fn flags_are_consistent_and_all_have_help() {
+        Flags::command().debug_assert();
+        assert!(Flags::command().get_arguments().all(|arg| arg.get_help().is_some()));
+    }
+
+    #[test]
+    fn a_study_is_branches_by_ratios_and_what_is_added() {
+        let names = |study: &Study| {
+            study
+                .methods
+                .iter()
+                .map(|method| method.name.clone())
+                .collect::<Vec<_>>()
+        };
+        let quick = study(&["--quick"]).unwrap();
+        assert_eq!(names(&quick), ["plain", "mask-only 0.5", "MaskSub 0.5"]);
+        assert_eq!(quick.seeds, 5);
+        let own = study(&[
+            "--branches",
+            "none,masksub",
+            "--ratios",
+            "0.1,0.2",
+            "--seeds",
+            "3",
+            "--method",
+            "T 4=--temperature 4",
+            "--",
+            "--epochs",
+            "2",
+        ])
+        .unwrap();
+        assert_eq!(names(&own), ["plain", "MaskSub 0.1", "MaskSub 0.2", "T 4"]);
+        assert_eq!(
+            (own.seeds, own.methods[3].flags.join(" ")),
+            (3, "--temperature 4".into())
+        );
+        assert!(own.flags.ends_with(&["--epochs".into(), "2".into()]));
+        // The settings of the digits are not those of other images.
+        let data = study(&["--data", "d"]).unwrap();
+        assert_eq!(data.flags, ["--data", "d"]);
+    }
+
+    #[test]
+    fn methods_that_cannot_be_told_apart_are_refused() {
+        let error = study(&["--method", "plain=--epochs 3"]).err().unwrap().to_string();
+        assert!(error.contains("two methods are called \"plain\""), "{error}");
+        assert!(study(&["--method", "no flags"]).is_err());
+    }
+}

@@ -1,0 +1,101 @@
+//! Compares ways to train, over seeds: plain training, masks alone, MaskSub at several ratios, other losses and targets.
+//!
+//!     cargo run --release --features augment --example compare -- --quick
+//!     cargo run --release --features augment --example compare -- --study ratios --out out/ratios
+//!
+//! Each run is a process of the example `vit_imagenet`, whose flags a method consists of. Runs of one seed have the same
+//! images in the same order, initial weights, steps and settings. `--help` explains the flags.
+
+#[path = "../vit_imagenet/run/chart.rs"]
+mod chart;
+mod flags;
+mod machine;
+mod outcome;
+mod pictures;
+mod program;
+mod report;
+mod runs;
+mod statistics;
+mod study;
+mod sweep;
+mod table;
+#[cfg(test)]
+mod tests;
+
+use std::fs;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use flags::Flags;
+use outcome::Outcome;
+use program::Program;
+use runs::{Pool, Run};
+use study::Method;
+
+fn main() -> ExitCode {
+    match compare(Flags::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A method and what became of it, seed by seed.
+struct Compared {
+    method: Method,
+    outcomes: Vec<Outcome>,
+}
+
+fn compare(flags: Flags) -> Result<()> {
+    let mut study = flags.study()?;
+    let program = Program::find()?;
+    let pool = |name: &str| Pool::new(program.clone(), flags.out.join(name), flags.jobs());
+    fs::create_dir_all(&flags.out).with_context(|| format!("cannot create {}", flags.out.display()))?;
+    if flags.sweep {
+        study.methods = sweep::best(&study, flags.seeds_to_choose, &pool("choosing"))?;
+    }
+
+    let compared = train(&study.methods, &study.flags, study.seeds, &pool("runs"))?;
+    let table = table::markdown(&compared)?;
+    let write = |name: &str, text: &str| {
+        let path = flags.out.join(name);
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+    };
+    write("runs.csv", &table::csv(&compared)?)?;
+    write("table.md", &table)?;
+    let pictures = pictures::all(&compared)?;
+    for (name, svg) in &pictures {
+        write(&format!("{name}.svg"), svg)?;
+    }
+    if let Some(file) = &flags.report {
+        report::update(file, &study, &table, &pictures)?;
+    }
+    println!("{table}");
+    let names = pictures
+        .iter()
+        .map(|(name, _)| format!(", {name}.svg"))
+        .collect::<String>();
+    println!("in {}: runs.csv, table.md{names}", flags.out.display());
+    Ok(())
+}
+
+/// Trains each method with each of the seeds from 0 on.
+fn train(methods: &[Method], common: &[String], seeds: u64, pool: &Pool) -> Result<Vec<Compared>> {
+    // Runs of a seed stand together: what else the machine does in that time, it does to all methods.
+    let run = |seed| methods.iter().map(move |method| Run::new(method, common, seed));
+    let runs: Vec<Run> = (0..seeds).flat_map(run).collect();
+    pool.run(&runs)?;
+    let compared = methods.iter().enumerate().map(|(i, method)| {
+        let runs = runs.iter().skip(i).step_by(methods.len());
+        Ok(Compared {
+            method: method.clone(),
+            outcomes: runs
+                .map(|run| Outcome::read(run, &pool.dir(run)))
+                .collect::<Result<_>>()?,
+        })
+    });
+    compared.collect()
+}
