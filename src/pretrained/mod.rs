@@ -122,6 +122,7 @@ mod elements;
 mod file;
 mod fit;
 mod format;
+mod forms;
 mod layout;
 mod names;
 mod notes;
@@ -131,14 +132,17 @@ mod pickle;
 mod pth;
 mod resize;
 mod respelled;
+mod save;
 mod shards;
 mod source;
 mod stored;
+mod strangers;
 
 use std::path::Path;
 
 pub use format::Format;
 pub use resize::Resize;
+pub use save::{save, state_dict, Architecture, Layout, Refilled};
 
 #[cfg(doc)]
 use crate::error::Error;
@@ -147,13 +151,13 @@ use crate::grid::Grid;
 use crate::key::Seed;
 use crate::weights::Weights;
 use file::TensorFile;
-use layout::Layout;
+use layout::Place;
 use source::{Fitting, PeerSource};
 
 /// A checkpoint of another project, recognised: see the [module](self).
 pub struct Pretrained {
     file: TensorFile,
-    layout: Layout,
+    layout: Place,
     fitting: Fitting,
 }
 

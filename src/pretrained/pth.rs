@@ -195,10 +195,10 @@ fn contents(
             Err(error) => fault = fault.or(Some(error)),
         }
     }
-    match fault {
+    let fault = match fault {
         Some(fault) if dictionaries.is_empty() => return Err(fault),
-        _ => {}
-    }
+        other => other,
+    };
     if dictionaries.iter().all(|read| read.tensors.is_empty()) {
         return Err(path.fail(format!(
             "it holds no weights, neither itself nor below a key; its keys are [{}]",
@@ -206,7 +206,11 @@ fn contents(
         )));
     }
     let keys = keys.into_iter().map(str::to_string).collect();
-    Ok(Contents { dictionaries, keys })
+    Ok(Contents {
+        dictionaries,
+        keys,
+        fault,
+    })
 }
 
 /// A key, and the items of the dictionary below it.

@@ -9,6 +9,7 @@ mod formats;
 mod names;
 mod of_candle_transformers;
 mod positions;
+mod saved;
 mod shards;
 mod the_head;
 mod what_differs;

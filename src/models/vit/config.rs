@@ -199,7 +199,7 @@ impl Config {
         self.num_tokens_before_registers() + self.num_registers
     }
 
-    pub(super) fn num_tokens_before_registers(&self) -> usize {
+    pub(crate) fn num_tokens_before_registers(&self) -> usize {
         usize::from(self.class_token) + usize::from(self.distillation_token)
     }
 

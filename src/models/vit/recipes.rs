@@ -12,6 +12,8 @@ pub(super) const SMALL: Size = [384, 12, 6];
 pub(super) const BASE: Size = [768, 12, 12];
 pub(super) const LARGE: Size = [1024, 24, 16];
 pub(super) const HUGE: Size = [1280, 32, 16];
+/// DINOv2's (timm/models/vision_transformer.py, `vit_giant_patch14_dinov2`).
+pub(super) const GIANT: Size = [1536, 40, 24];
 
 /// The recipes.
 impl Config {
