@@ -6,6 +6,7 @@ mod linear;
 mod mlp;
 mod path;
 mod pool;
+pub(crate) mod resample;
 pub mod resnet;
 mod rules;
 pub mod swin;

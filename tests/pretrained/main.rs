@@ -1,5 +1,6 @@
 //! Checkpoints of other projects in the crate's models: whose they are, what is resized, missing or left over.
 
+mod any_size;
 mod channels;
 mod clip;
 #[path = "../common/mod.rs"]

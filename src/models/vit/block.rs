@@ -91,8 +91,8 @@ impl Attention {
         })
     }
 
-    /// [B, N, D] to [B, N, D], or to [B, 1, D]: in one operation where nothing is dropped between the layers, and positions
-    /// have no part.
+    /// [B, N, D] to [B, N, D], or to [B, 1, D]: in one operation where nothing is dropped between the layers, and
+    /// positions have no part.
     fn forward(&self, xs: &Tensor, tokens: Tokens, positions: Option<&Positions>, pass: &mut Pass) -> Result<Tensor> {
         let qkv = self.qkv.packed()?;
         match (self.norm.affine(), positions) {

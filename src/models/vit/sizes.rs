@@ -177,8 +177,8 @@ impl Config {
     pub fn dinov2_reg4_giant(num_classes: usize) -> Self {
         Self::dinov2_giant(num_classes).with_registers()
     }
-    /// SigLIP ViT-B/16 at 224 pixels, and SigLIP 2's, with the GELU by tanh of big_vision and Hugging Face. (timm's model
-    /// of the same weights computes the exact one, `Activation::Gelu`.)
+    /// SigLIP ViT-B/16 at 224 pixels, and SigLIP 2's, with the GELU by tanh of big_vision and Hugging Face. (timm's
+    /// model of the same weights computes the exact one, `Activation::Gelu`.)
     pub fn siglip_base(num_classes: usize) -> Self {
         Self::siglip(BASE, 16, num_classes)
     }
