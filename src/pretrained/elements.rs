@@ -10,7 +10,8 @@ use crate::error::Fault;
 /// matrix is read alone.
 const MOST_SPREAD: usize = 4;
 
-/// The bytes of a tensor's elements, one behind the other, as its file has them. Memory is asked for, and may be refused.
+/// The bytes of a tensor's elements, one behind the other, as its file has them. Memory is asked for, and may be
+/// refused.
 pub(super) fn read(part: &Part, stored: &Stored) -> Result<Vec<u8>, Fault> {
     let size = stored.dtype.size_in_bytes();
     let (count, span) = (stored.elem_count(), stored.span());

@@ -40,8 +40,9 @@ impl TensorFile {
     /// where one is. First bytes say what kind a file is: the endings of names differ (`.pth`, `.pt`, `.bin`).
     ///
     /// # Errors
-    /// [`Error::File`] for one that cannot be read, is cut off, or is of no kind that is read; [`Error::CodeInCheckpoint`];
-    /// [`Error::UnknownFormat`]; [`Error::InvalidArgument`] where nothing is `wanted`, or it must be said.
+    /// [`Error::File`] for one that cannot be read, is cut off, or is of no kind that is read;
+    /// [`Error::CodeInCheckpoint`]; [`Error::UnknownFormat`]; [`Error::InvalidArgument`] where nothing is `wanted`, or
+    /// it must be said.
     pub(super) fn open(path: &Path, wanted: Option<&str>) -> Result<(Self, Place)> {
         let files = shards::files(path)?;
         let parts = files.paths.iter().map(|path| Part::open(path));
@@ -114,8 +115,8 @@ impl TensorFile {
         Ok((file, layout))
     }
 
-    /// Tells whether an encoder of timm's names without a head is MAE's: what it was trained with are a decoder beside it,
-    /// and fixed positions of sines and cosines, of which that of the class token is 0 (`util/pos_embed.py`).
+    /// Tells whether an encoder of timm's names without a head is MAE's: what it was trained with are a decoder beside
+    /// it, and fixed positions of sines and cosines, of which that of the class token is 0 (`util/pos_embed.py`).
     fn is_mae(&self) -> Result<bool> {
         let decoder = self.tensors.keys().any(|name| name.starts_with("decoder_"));
         let positions = self.tensors.get(POS_EMBED).filter(|stored| stored.elem_count() > 0);

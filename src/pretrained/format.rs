@@ -190,8 +190,8 @@ impl Format {
             Self::TimmVit | Self::TimmDeit3 | Self::TimmClip | Self::TimmEva | Self::OpenClip => {
                 Resize::AntialiasedBicubic
             }
-            // transformers/models/dinov2_with_registers/modeling_dinov2_with_registers.py (interpolate_pos_encoding) says
-            // antialias=True, which that of plain DINOv2 does not.
+            // transformers/models/dinov2_with_registers/modeling_dinov2_with_registers.py (interpolate_pos_encoding)
+            // says antialias=True, which that of plain DINOv2 does not.
             Self::HfDinov2 if registers => Resize::AntialiasedBicubic,
             // torchvision/models/vision_transformer.py (interpolate_embeddings)
             Self::TorchvisionVit => Resize::AlignedBicubic,
@@ -274,6 +274,10 @@ impl Behind<'_> {
             && self.has("vision_model.embeddings.patch_embedding.bias")
         {
             return Some((Format::HfSiglip, ""));
+        }
+        // The tower in the names of transformers 5.
+        if self.has("encoder.layers.0.layer_norm1.weight") && self.has("embeddings.patch_embedding.bias") {
+            return Some((Format::HfSiglip, "vision_model."));
         }
         let vit = |name: &str| starts(&["", "vit."], name);
         let block = vit("encoder.layer.0.layernorm_before.weight") || vit("layers.0.layernorm_before.weight");

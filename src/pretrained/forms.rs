@@ -161,8 +161,8 @@ const FORMS: [&Names; 12] = [
 ];
 /// Prefixes that whole models have before the names of towers that are saved alone.
 const PREFIXES: [&str; 5] = ["", "vit.", "clip.", "dinov2.", "dinov3."];
-/// What some models of a form call otherwise: the whole model by its own name, DeiT's two heads, mmpretrain's head behind
-/// a mean, and big_vision's attention pooling.
+/// What some models of a form call otherwise: the whole model by its own name, DeiT's two heads, mmpretrain's head
+/// behind a mean, and big_vision's attention pooling.
 const STARTS: [(&str, &str); 6] = [
     ("deit.", "vit."),
     ("dinov2_with_registers.", "dinov2."),

@@ -27,7 +27,8 @@ pub(super) fn is_head(key: &str) -> bool {
     key.starts_with(HEAD) || key.starts_with(HEAD_DIST)
 }
 
-/// Parts of the projections of attention pooling: queries, and keys and values, packed in one for each, or of all three.
+/// Parts of the projections of attention pooling: queries, and keys and values, packed in one for each, or of all
+/// three.
 pub(super) const POOL_IN: &str = "attn_pool.in_proj.";
 pub(super) const POOL_Q: &str = "attn_pool.q.";
 pub(super) const POOL_KV: &str = "attn_pool.kv.";

@@ -157,8 +157,8 @@ fn dtype(storage: &str) -> Option<DType> {
     })
 }
 
-/// The dictionaries of the pickled object: itself, and those below its keys, of which `wanted` may name one. `find` gives
-/// a storage by its key, and is told whether it is a view.
+/// The dictionaries of the pickled object: itself, and those below its keys, of which `wanted` may name one. `find`
+/// gives a storage by its key, and is told whether it is a view.
 fn contents(
     path: &Path,
     pickle: &Pickle,
@@ -216,9 +216,9 @@ fn contents(
 /// A key, and the items of the dictionary below it.
 type Place<'a> = (Option<&'a str>, &'a [(Id, Id)]);
 
-/// Dictionaries in which tensors are, the likeliest to be the weights first, each once: below the keys that scripts save
-/// weights below, the object itself (PyTorch's own example saves its best accuracy as a tensor beside the weights), and
-/// those below other keys. Of one that is `wanted`, it alone.
+/// Dictionaries in which tensors are, the likeliest to be the weights first, each once: below the keys that scripts
+/// save weights below, the object itself (PyTorch's own example saves its best accuracy as a tensor beside the
+/// weights), and those below other keys. Of one that is `wanted`, it alone.
 fn places<'a>(path: &Path, pickle: &'a Pickle, wanted: Option<&str>) -> Result<Vec<Place<'a>>> {
     let tensors = |value: Id| {
         let items = pickle.dict(value)?;

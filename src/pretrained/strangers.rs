@@ -63,7 +63,8 @@ pub(super) fn model<'a>(names: impl Iterator<Item = &'a String>) -> Option<&'sta
     told.or(is_hiera.then_some(HIERA))
 }
 
-/// Tells whether this is a projection that stands in a block itself, `blocks.N.proj.weight`: Hiera's, to the next width.
+/// Tells whether this is a projection that stands in a block itself, `blocks.N.proj.weight`: Hiera's, to the next
+/// width.
 fn widens(name: &str) -> bool {
     let block = name
         .strip_suffix(".proj.weight")

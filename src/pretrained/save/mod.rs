@@ -64,12 +64,12 @@ pub trait Architecture: sealed::Sealed {
     fn laid_out(&self, state: &BTreeMap<String, Tensor>, layout: Layout) -> Result<BTreeMap<String, Tensor>>;
 }
 
-/// A model's weights under the names and in the shapes of a project. `state` is [`Weights::state`](crate::Weights::state)
-/// of a model of the crate, in whichever names, and `cfg` its configuration.
+/// A model's weights under the names and in the shapes of a project. `state` is
+/// [`Weights::state`](crate::Weights::state) of a model of the crate, in whichever names, and `cfg` its configuration.
 ///
-/// What these hold is equal to the model's: a position of the class token that a peer has and the model has not is 0, and
-/// so is a bias; a norm of every token before their mean is called `norm`. Swin's mask token, which no peer has, is left
-/// out.
+/// What these hold is equal to the model's: a position of the class token that a peer has and the model has not is 0,
+/// and so is a bias; a norm of every token before their mean is called `norm`. Swin's mask token, which no peer has, is
+/// left out.
 ///
 /// | in | loaded by |
 /// |---|---|

@@ -16,7 +16,8 @@ use crate::pretrained::{Format, Pretrained};
 pub struct Refilled {
     /// All tensors of the checkpoint by its names, less what they were wrapped in.
     pub tensors: Tensors,
-    /// The model's names of weights for which the checkpoint has no place, sorted: a classifier's head in CLIP's towers.
+    /// The model's names of weights for which the checkpoint has no place, sorted: a classifier's head in CLIP's
+    /// towers.
     pub without_place: Vec<String>,
 }
 
@@ -29,8 +30,8 @@ impl Pretrained {
     /// [`Weights::state`](crate::Weights::state).
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for an archive of JAX's, whose shapes are others, and for a `state` that has nothing of
-    /// the checkpoint's; [`Error::File`] when its file cannot be read any more.
+    /// [`Error::InvalidArgument`] for an archive of JAX's, whose shapes are others, and for a `state` that has nothing
+    /// of the checkpoint's; [`Error::File`] when its file cannot be read any more.
     pub fn refilled(self, state: &Tensors) -> Result<Refilled> {
         if let format @ (Format::GoogleVit | Format::BigVision) = self.format() {
             return Err(Error::invalid(
