@@ -1,7 +1,7 @@
 //! A run's checkpoints: when they are written, what is in them, and how a run is taken up again.
 
 mod curves;
-mod dir;
+pub mod dir;
 pub mod images;
 mod metrics;
 mod progress;
