@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 use crate::check;
 use crate::error::{Error, Result};
+use crate::grid::Grid;
 use crate::key::{Purpose, StepKey};
 
 pub(crate) use scope::with_current;
@@ -41,6 +42,8 @@ pub struct Pass {
     dropout: Imposed,
     drop_path: Imposed,
     running: Vec<RunningUpdate>,
+    /// Positions of the images that a model has made tokens of.
+    grid: Option<Grid>,
 }
 
 /// A rate that a sub-branch sets in the place of the model's own, and how often the model asked for one.
@@ -99,7 +102,18 @@ impl Pass {
             dropout: Imposed::default(),
             drop_path: Imposed::default(),
             running: Vec::new(),
+            grid: None,
         }
+    }
+
+    /// Keeps the positions of images for the blocks, which see their tokens alone.
+    pub(crate) fn set_grid(&mut self, grid: Grid) {
+        self.grid = Some(grid);
+    }
+
+    /// Positions of the images that went through this pass last, where their model has told.
+    pub(crate) fn grid(&self) -> Option<Grid> {
+        self.grid
     }
 
     /// The pass of a sub-branch in training mode: from the same key as the main pass it draws dropout and drop path of

@@ -6,8 +6,8 @@ use std::path::Path;
 use anyhow::{bail, ensure, Context, Result};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::ModuleT;
-use masksub::models::convnext::ConvNeXt;
-use masksub::models::resnet::ResNet;
+use masksub::models::convnext::{self, ConvNeXt};
+use masksub::models::resnet::{self, ResNet};
 use masksub::models::swin::{self, SwinTransformer};
 use masksub::models::vit::{self, Activation, VisionTransformer};
 use masksub::pretrained::{Format, Pretrained, Resize};
@@ -63,20 +63,20 @@ fn wrapping(checkpoint: &Path, name: &str, file: &Recorded, report: &mut Report)
 }
 
 /// A model, whichever it is.
-enum Network {
+pub enum Network {
     Vit(VisionTransformer),
-    Swin(SwinTransformer),
-    ResNet(ResNet),
-    ConvNeXt(ConvNeXt),
+    Swin(SwinTransformer, swin::Config),
+    ResNet(ResNet, resnet::Config),
+    ConvNeXt(ConvNeXt, convnext::Config),
 }
 
 impl Network {
     fn forward(&self, xs: &Tensor) -> candle_core::Result<Tensor> {
         match self {
             Self::Vit(model) => model.forward_t(xs, false),
-            Self::Swin(model) => model.forward_t(xs, false),
-            Self::ResNet(model) => model.forward_t(xs, false),
-            Self::ConvNeXt(model) => model.forward_t(xs, false),
+            Self::Swin(model, _) => model.forward_t(xs, false),
+            Self::ResNet(model, _) => model.forward_t(xs, false),
+            Self::ConvNeXt(model, _) => model.forward_t(xs, false),
         }
     }
 }
@@ -105,6 +105,12 @@ fn load(checkpoint: &Path, file: &Recorded, input: &str, report: &mut Report) ->
     let loaded = Loaded::new(pretrained, file, file.get(input)?)?;
     report.notes.extend(loaded.weights.notes());
     Ok(loaded)
+}
+
+/// A checkpoint in a model of ours for the images that were recorded, and its weights by the model's names.
+pub fn loaded(checkpoint: &Path, file: &Recorded) -> Result<(Network, BTreeMap<String, Tensor>)> {
+    let Loaded { weights, network } = Loaded::new(Pretrained::open(checkpoint)?, file, file.get("input")?)?;
+    Ok((network, weights.state()))
 }
 
 impl Loaded {
@@ -203,7 +209,8 @@ fn build(format: Format, file: &Recorded, xs: &Tensor, weights: &Weights) -> Res
     Ok(match format {
         Format::ResNet | Format::HfResNet => {
             // Its momentum does not matter in evaluation.
-            Network::ResNet(ResNet::new(&file.resnet_config()?, vb)?)
+            let cfg = file.resnet_config()?;
+            Network::ResNet(ResNet::new(&cfg, vb)?, cfg)
         }
         Format::TimmSwin | Format::MicrosoftSwin | Format::HfSwin | Format::TorchvisionSwin => {
             let resized = height != file.count("image_size")?;
@@ -217,10 +224,11 @@ fn build(format: Format, file: &Recorded, xs: &Tensor, weights: &Weights) -> Res
                 window_size: file.count(window_size)?,
                 ..file.swin_config()?
             };
-            Network::Swin(SwinTransformer::new(&cfg, vb)?)
+            Network::Swin(SwinTransformer::new(&cfg, vb)?, cfg)
         }
         Format::TimmConvNeXt | Format::FacebookConvNeXt | Format::HfConvNeXt => {
-            Network::ConvNeXt(ConvNeXt::new(&published::convnext(file)?, vb)?)
+            let cfg = published::convnext(file)?;
+            Network::ConvNeXt(ConvNeXt::new(&cfg, vb)?, cfg)
         }
         _ => {
             let cfg = match published::vit(file)? {
@@ -241,7 +249,9 @@ fn vit_config(format: Format, file: &Recorded) -> Result<vit::Config> {
         ..cfg
     };
     let form = match format {
-        Format::TimmVit | Format::TorchvisionVit | Format::GoogleVit => class_token(vit::Config::mae_base(classes)),
+        Format::TimmVit | Format::TorchvisionVit | Format::GoogleVit | Format::MmpretrainVit => {
+            class_token(vit::Config::mae_base(classes))
+        }
         Format::TimmDeit3 | Format::FacebookDeit3 => vit::Config::deit3_base(classes),
         Format::MaePretrained | Format::MaeFinetuned | Format::HfMaePretrained => vit::Config::mae_base(classes),
         Format::HfVit => vit::Config::hf_base(classes),

@@ -15,6 +15,7 @@ mod peer;
 mod published;
 mod recorded;
 mod report;
+mod saved;
 #[cfg(test)]
 mod tests;
 mod trajectory;
@@ -40,11 +41,24 @@ struct Flags {
     /// Tell the error of every tensor
     #[arg(long)]
     verbose: bool,
+    /// Write the weights of each recorded checkpoint here as well, under its peers' names: benches/peer/saved.py loads them
+    #[arg(long, value_name = "DIR")]
+    save: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
     let flags = Flags::parse();
-    compare_all(&flags.files, &flags.device, flags.verbose).into()
+    let code = compare_all(&flags.files, &flags.device, flags.verbose);
+    match flags
+        .save
+        .map(|directory| saved::save_all(&flags.files, &directory, &flags.device))
+    {
+        None | Some(Ok(())) => code.into(),
+        Some(Err(error)) => {
+            eprintln!("{error:#}");
+            ExitCode::from(2)
+        }
+    }
 }
 
 fn device(name: &str) -> Result<Device> {

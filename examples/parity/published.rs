@@ -2,14 +2,14 @@
 
 use anyhow::{Context, Result};
 use masksub::models::convnext;
-use masksub::models::vit::{Activation, Config, Pool, QkvBias, Rotary};
+use masksub::models::vit::{Activation, Config, Gate, Pool, QkvBias, Rotary};
 
 use crate::recorded::Recorded;
 
 type Form = (&'static str, fn(usize) -> Config);
 
 /// timm's names of models, and transformers' of classes.
-const VITS: [Form; 14] = [
+const VITS: [Form; 17] = [
     ("vit_small_patch14_reg4_dinov2", |classes| Config {
         pool: Pool::ClassToken,
         ..Config::dinov2_reg4_small(classes)
@@ -41,6 +41,12 @@ const VITS: [Form; 14] = [
     ("beit_base_patch16_224", Config::beitv2_base),
     ("beitv2_base_patch16_224", Config::beitv2_base),
     ("eva02_tiny_patch14_224", Config::eva02_tiny),
+    ("eva02_base_patch14_224", Config::eva02_base),
+    ("vit_giant_patch14_dinov2", |classes| Config {
+        pool: Pool::ClassToken,
+        ..Config::dinov2_giant(classes)
+    }),
+    ("SiglipVisionModel", Config::siglip_base),
     ("vit_small_patch16_dinov3", |classes| Config {
         pool: Pool::FinalNormThenMean,
         ..Config::dinov3_small(classes)
@@ -82,7 +88,14 @@ pub fn vit(file: &Recorded) -> Result<Option<Config>> {
     let Some((_, form)) = VITS.iter().find(|(model, _)| *model == name(file)) else {
         return Ok(None);
     };
-    let form = form(file.count("num_classes")?);
+    let form = match form(file.count("num_classes")?) {
+        form if file.config["config"]["use_swiglu_ffn"] == true => Config {
+            gate: Some(Gate::Packed),
+            mlp_dim: form.embed_dim * 8 / 3,
+            ..form
+        },
+        form => form,
+    };
     let embed_dim = file.count("embed_dim")?;
     let (side, patch_size) = (file.count("image_size")?, file.count("patch_size")?);
     let rotary = match form.rotary {

@@ -137,7 +137,7 @@ fn models_and_wrappings_of_peers() {
             .map(String::from)
     });
     let names: Vec<_> = names.collect();
-    assert_eq!(names.len(), 31, "{names:?}");
+    assert_eq!(names.len(), 37, "{names:?}");
     for name in names {
         check(&format!("models/{name}"));
     }

@@ -9,6 +9,7 @@
 mod config;
 mod data;
 mod evaluate;
+mod features;
 mod flags;
 mod interrupt;
 mod mask_only;
@@ -17,6 +18,7 @@ mod plan;
 mod ranks;
 mod recipe;
 mod run;
+mod saving;
 mod sentence;
 mod sources;
 mod step;
@@ -48,6 +50,7 @@ use masksub::{
 use network::Network;
 use ranks::Launch;
 use run::{Run, Saved, Trained};
+use saving::Saving;
 use step::Stepper;
 
 fn main() -> ExitCode {
@@ -116,9 +119,6 @@ fn run(given: Flags, ranks: &dyn Communicator) -> Result<End> {
         }
         return Ok(End::Done);
     }
-    let data = flags.dataset()?;
-    let network = flags.network(data.num_classes())?;
-
     // `Weights` makes variables that can be trained, from (seed, name) or from a file.
     let seed = Seed::new(flags.seed);
     let weights = match (&saved, &flags.init_from) {
@@ -126,6 +126,13 @@ fn run(given: Flags, ranks: &dyn Communicator) -> Result<End> {
         (None, Some(file)) => open(file, flags.init_key.as_deref())?.weights(seed),
         (None, None) => Weights::seeded(seed),
     };
+    if let Some(directory) = &flags.features_of {
+        // Its head's classes do not matter.
+        println!("{}", features::write(flags, directory, &flags.network(1)?, &weights)?);
+        return Ok(End::Done);
+    }
+    let data = flags.dataset()?;
+    let network = flags.network(data.num_classes())?;
 
     if flags.eval_only {
         ensure!(
@@ -200,6 +207,7 @@ impl Training<'_> {
             ranks.size() == 1 || flags.unreadable == Unreadable::Error,
             "--unreadable skip is for one process: several could not tell which images the others leave out"
         );
+        let saving = Saving::new(flags, self.network, &weights.state())?;
         let (seed, settings) = (Seed::new(flags.seed), &flags.training);
 
         // MaskSub around it. With `params` each step checks that every parameter has a gradient.
@@ -311,9 +319,13 @@ impl Training<'_> {
         }
         run.save(&trained)?;
         tell_skipped(data);
-        run.record.write_weights("model.safetensors", &weights.state())?;
+        let write = |name| {
+            let (state, _) = saving.state(self.network, &weights.state())?;
+            run.record.write_weights(name, &state)
+        };
+        write("model.safetensors")?;
         if let Some(ema) = &mut trained.ema {
-            ema.averaged(|| run.record.write_weights("model_ema.safetensors", &weights.state()))??;
+            ema.averaged(|| write("model_ema.safetensors"))??;
         }
         let result = run.record.finish(flags.branch)?;
         if ranks::tells() {

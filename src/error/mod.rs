@@ -209,6 +209,19 @@ pub enum Error {
         known: String,
     },
 
+    /// A checkpoint of a model that is not among the crate's.
+    #[error(
+        "{} holds {model}, which is not among the crate's models (ViT, Swin, ConvNeXt, ResNet): write it for candle-nn, and \
+         give MaskSub that (its weights load by Weights::from_safetensors)",
+        plain(.path)
+    )]
+    OtherModel {
+        /// The file.
+        path: String,
+        /// The model, as its names tell.
+        model: &'static str,
+    },
+
     /// A checkpoint of another architecture than the model's.
     #[error(
         "{} holds the weights of a {family} (format {format}), but the model asks for {}, a weight of a {other}",

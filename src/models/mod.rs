@@ -7,6 +7,7 @@ mod mlp;
 mod path;
 mod pool;
 mod recompute;
+pub(crate) mod resample;
 pub mod resnet;
 mod rules;
 pub mod swin;

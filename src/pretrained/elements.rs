@@ -10,7 +10,8 @@ use crate::error::Fault;
 /// matrix is read alone.
 const MOST_SPREAD: usize = 4;
 
-/// The bytes of a tensor's elements, one behind the other, as its file has them. Memory is asked for, and may be refused.
+/// The bytes of a tensor's elements, one behind the other, as its file has them. Memory is asked for, and may be
+/// refused.
 pub(super) fn read(part: &Part, stored: &Stored) -> Result<Vec<u8>, Fault> {
     let size = stored.dtype.size_in_bytes();
     let (count, span) = (stored.elem_count(), stored.span());
@@ -41,7 +42,7 @@ fn reserved(len: usize) -> Result<Vec<u8>, Fault> {
     }
 }
 
-/// Where each element of a strided tensor lies, in their order, in bytes from the first.
+/// Where each element of a strided tensor lies, in their order, in elements from the first.
 fn places(stored: &Stored) -> impl Iterator<Item = usize> + '_ {
     let mut index = vec![0; stored.shape.len()];
     (0..stored.elem_count()).map(move |_| {
@@ -54,14 +55,60 @@ fn places(stored: &Stored) -> impl Iterator<Item = usize> + '_ {
             }
             *i = 0;
         }
-        place * stored.dtype.size_in_bytes()
+        place
     })
 }
 
 /// Puts the elements of a strided tensor one behind the other: `bytes` are all from the first to the last.
 fn in_order(bytes: &[u8], stored: &Stored, ordered: &mut Vec<u8>) {
-    let size = stored.dtype.size_in_bytes();
-    places(stored).for_each(|place| ordered.extend_from_slice(bytes.get(place..place + size).unwrap_or_default()));
+    match stored.dtype.size_in_bytes() {
+        2 => in_order_of::<2>(bytes, stored, ordered),
+        4 => in_order_of::<4>(bytes, stored, ordered),
+        8 => in_order_of::<8>(bytes, stored, ordered),
+        _ => in_order_of::<1>(bytes, stored, ordered),
+    }
+}
+
+/// Of elements of N bytes: matrix by matrix, whose sides are the last two, and each in squares, of which all lines are
+/// still at hand when the next column of them is read.
+fn in_order_of<const N: usize>(bytes: &[u8], stored: &Stored, ordered: &mut Vec<u8>) {
+    const SQUARE: usize = 32;
+    let (elements, _) = bytes.as_chunks::<N>();
+    let padded = |of: &[usize], fill: usize| [&vec![fill; 2usize.saturating_sub(of.len())], of].concat();
+    let (shape, strides) = (padded(&stored.shape, 1), padded(&stored.strides, 0));
+    let (Some((outer, &[rows, columns])), Some((outer_strides, &[down, right]))) =
+        (shape.split_last_chunk::<2>(), strides.split_last_chunk::<2>())
+    else {
+        return;
+    };
+    let outer = Stored {
+        shape: outer.to_vec(),
+        strides: outer_strides.to_vec(),
+        ..stored.clone()
+    };
+    if rows * columns == 0 {
+        return;
+    }
+    for start in places(&outer) {
+        let before = ordered.len();
+        ordered.resize(before + rows * columns * N, 0);
+        let (matrix, _) = ordered.get_mut(before..).unwrap_or_default().as_chunks_mut::<N>();
+        for (top, left) in (0..rows)
+            .step_by(SQUARE)
+            .flat_map(|top| (0..columns).step_by(SQUARE).map(move |left| (top, left)))
+        {
+            let within = left..columns.min(left + SQUARE);
+            for (row, line) in matrix.chunks_mut(columns).enumerate().skip(top).take(SQUARE) {
+                let line = line.get_mut(within.clone()).unwrap_or_default();
+                for (column, to) in within.clone().zip(line) {
+                    *to = elements
+                        .get(start + row * down + column * right)
+                        .copied()
+                        .unwrap_or([0; N]);
+                }
+            }
+        }
+    }
 }
 
 /// Reads them so from a file that is at the first, and nothing of what lies between.
@@ -70,7 +117,7 @@ fn scattered(reader: impl Read + Seek, stored: &Stored, ordered: &mut Vec<u8>) -
     // Neighbours are had at once, and little else.
     let mut reader = BufReader::with_capacity(512, reader);
     let mut at = 0;
-    for place in places(stored) {
+    for place in places(stored).map(|place| place * size) {
         reader.seek_relative(place as i64 - at as i64)?;
         reader.by_ref().take(size as u64).read_to_end(ordered)?;
         at = place + size;

@@ -7,11 +7,12 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 
 use super::archive::Archive;
-use super::layout::{self, Ambiguous, Layout};
+use super::layout::{self, Place, Unclear};
+use super::names::POS_EMBED;
 use super::part::Part;
 use super::shards::{self, Index};
 use super::stored::{Contents, Dictionary, Stored};
-use super::{elements, npz, pth};
+use super::{elements, npz, pth, strangers, Format};
 use crate::error::{listed, Error, Fault, Result};
 use crate::file;
 
@@ -39,9 +40,10 @@ impl TensorFile {
     /// where one is. First bytes say what kind a file is: the endings of names differ (`.pth`, `.pt`, `.bin`).
     ///
     /// # Errors
-    /// [`Error::File`] for one that cannot be read, is cut off, or is of no kind that is read; [`Error::CodeInCheckpoint`];
-    /// [`Error::UnknownFormat`]; [`Error::InvalidArgument`] where nothing is `wanted`, or it must be said.
-    pub(super) fn open(path: &Path, wanted: Option<&str>) -> Result<(Self, Layout)> {
+    /// [`Error::File`] for one that cannot be read, is cut off, or is of no kind that is read;
+    /// [`Error::CodeInCheckpoint`]; [`Error::UnknownFormat`]; [`Error::InvalidArgument`] where nothing is `wanted`, or
+    /// it must be said.
+    pub(super) fn open(path: &Path, wanted: Option<&str>) -> Result<(Self, Place)> {
         let files = shards::files(path)?;
         let parts = files.paths.iter().map(|path| Part::open(path));
         let parts = parts.collect::<Result<Vec<_>>>()?;
@@ -50,21 +52,16 @@ impl TensorFile {
         if let Some(index) = &files.index {
             check_index(index, &parts, &contents)?;
         }
-        let Contents { dictionaries, keys } = merged(&parts, contents)?;
+        let Contents {
+            dictionaries,
+            keys,
+            fault,
+        } = merged(&parts, contents)?;
         let name = path.display().to_string();
-        let found = match layout::find(&dictionaries, wanted) {
-            Ok(found) => found,
-            Err(Ambiguous(prefixes)) => {
-                let starts: Vec<_> = prefixes.iter().map(|prefix| prefix.trim_end_matches('.')).collect();
-                let allowed = format!(
-                    "one of [{}], for Pretrained::open_key: {name} holds them all",
-                    listed(&starts)
-                );
-                return Err(Error::invalid("key", "not said", allowed));
-            }
-        };
-        let Some((index, layout)) = found else {
-            return Err(unknown(name, wanted, dictionaries, &keys));
+        let found = layout::find(&dictionaries, wanted).map_err(|why| unclear(why, path))?;
+        let Some((index, mut layout)) = found else {
+            // What could not be read may have been the weights.
+            return Err(fault.unwrap_or_else(|| unknown(name, wanted, dictionaries, &keys)));
         };
         let others = dictionaries.iter().enumerate().filter(|(other, _)| *other != index);
         let alternatives = others.filter_map(|(_, other)| other.key.clone()).collect();
@@ -88,13 +85,37 @@ impl TensorFile {
             beside,
             alternatives,
         };
+        if let Some(model) = strangers::model(tensors.keys().filter(|name| name.starts_with(&layout.prefix))) {
+            return Err(Error::OtherModel { path: file.path, model });
+        }
         for (name, stored) in tensors {
             match name.strip_prefix(&layout.prefix) {
                 Some(bare) => drop(file.tensors.insert(bare.to_string(), stored)),
                 None => file.outside.push(name),
             }
         }
+        if layout.format == Format::MaePretrained && !file.is_mae()? {
+            layout.format = Format::TimmVit;
+        }
         Ok((file, layout))
+    }
+
+    /// Tells whether an encoder of timm's names without a head is MAE's: what it was trained with are a decoder beside
+    /// it, and fixed positions of sines and cosines, of which that of the class token is 0 (`util/pos_embed.py`).
+    fn is_mae(&self) -> Result<bool> {
+        let decoder = self.tensors.keys().any(|name| name.starts_with("decoder_"));
+        let positions = self.tensors.get(POS_EMBED).filter(|stored| stored.elem_count() > 0);
+        let (false, Some(positions)) = (decoder, positions) else {
+            return Ok(decoder);
+        };
+        let first = |sides: &[usize]| sides.last().copied().into_iter().collect();
+        let class_token = Stored {
+            shape: first(&positions.shape),
+            strides: first(&positions.strides),
+            ..positions.clone()
+        };
+        let values = self.read(&class_token)?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
+        Ok(values.iter().all(|value| *value == 0.0))
     }
 
     /// A tensor as the file has it, on the CPU.
@@ -115,6 +136,23 @@ impl TensorFile {
     }
 }
 
+/// The error of a file in which no one start of names stands out.
+fn unclear(why: Unclear, path: &Path) -> Error {
+    match why {
+        Unclear::TooManyStarts => {
+            let fault = "its names begin in more ways than those of weights: give the start of the model's to \
+                         Pretrained::open_key";
+            Fault::from(fault).of_file(path)
+        }
+        Unclear::Ambiguous(prefixes) => {
+            let starts: Vec<_> = prefixes.iter().map(|prefix| prefix.trim_end_matches('.')).collect();
+            let (starts, path) = (listed(&starts), path.display());
+            let allowed = format!("one of [{starts}], for Pretrained::open_key: {path} holds them all");
+            Error::invalid("key", "not said", allowed)
+        }
+    }
+}
+
 /// Checkpoints whose names are of no known format, or not of the key that was asked for.
 fn unknown(path: String, wanted: Option<&str>, dictionaries: Vec<Dictionary>, keys: &[String]) -> Error {
     if let Some(wanted) = wanted {
@@ -123,6 +161,10 @@ fn unknown(path: String, wanted: Option<&str>, dictionaries: Vec<Dictionary>, ke
             listed(keys)
         );
         return Error::invalid("key", format!("{wanted:?}"), allowed);
+    }
+    let names = dictionaries.iter().flat_map(|dictionary| dictionary.tensors.keys());
+    if let Some(model) = strangers::model(names) {
+        return Error::OtherModel { path, model };
     }
     Error::UnknownFormat {
         path,
@@ -133,7 +175,7 @@ fn unknown(path: String, wanted: Option<&str>, dictionaries: Vec<Dictionary>, ke
             .tensors
             .into_keys()
             .collect(),
-        known: super::Format::ALL.map(super::Format::name).join(", "),
+        known: Format::ALL.map(Format::name).join(", "),
     }
 }
 
@@ -208,6 +250,7 @@ fn merged(parts: &[Part], contents: Vec<Contents>) -> Result<Contents> {
             whole.others.extend(read.others);
         }
         all.keys.extend(contents.keys.into_iter().filter(|_| number == 0));
+        all.fault = all.fault.or(contents.fault);
     }
     Ok(all)
 }
@@ -242,6 +285,6 @@ fn read_safetensors(part: &Part) -> std::result::Result<Contents, Fault> {
     };
     Ok(Contents {
         dictionaries: vec![whole],
-        keys: vec![],
+        ..Default::default()
     })
 }

@@ -3,7 +3,7 @@
 use candle_core::{DType, Tensor};
 
 use super::format::Format;
-use super::names::{HEAD, INPUT_KERNELS, NORM, POSITION_TABLE, POS_EMBED, REG_TOKEN};
+use super::names::{is_head, INPUT_KERNELS, NORM, POOL_LATENT, POSITION_TABLE, POS_EMBED, REG_TOKEN};
 use super::resize::{self, Resize};
 use super::source::PeerSource;
 use super::square;
@@ -54,16 +54,17 @@ impl PeerSource {
         }
         match (&got[..], shape) {
             ([offsets, heads], [to_offsets, to_heads]) if key.ends_with(POSITION_TABLE) && heads == to_heads => {
-                let (Some(side), Some(to_side)) = (square(*offsets), square(*to_offsets)) else {
+                let to = self.grids.get(key).copied();
+                let Some(tables) = Tables::of(*offsets, *to_offsets, to) else {
                     return Err(misshapen());
                 };
                 let (table, how) = (found.read(&self.file)?, self.resize(key));
-                let [from, to] = [side, to_side].map(|side| Grid::new(side, side));
-                let resized = resize::resized(&table, from, to, how)?.reshape(shape)?;
-                *self.done.tables.entry((side, to_side, how)).or_default() += 1;
+                let resized = tables.resized(&table, how)?.reshape(shape)?;
+                let sides = (tables.from.width, (tables.to.height, tables.to.width), how);
+                *self.done.tables.entry(sides).or_default() += 1;
                 Ok(Some((resized, names)))
             }
-            ([classes, dim @ ..], [to_classes, to_dim @ ..]) if key.starts_with(HEAD) && dim == to_dim => {
+            ([classes, dim @ ..], [to_classes, to_dim @ ..]) if is_head(key) && dim == to_dim => {
                 self.done.head = Some((*classes, *to_classes));
                 self.taken.extend(names);
                 Ok(None)
@@ -173,14 +174,60 @@ impl PeerSource {
     /// Refuses the head of a classifier that reads no norm for a model that has taken the file's: its logits would be
     /// others, and no weight missing or left over.
     fn check_pooling(&self, key: &str) -> Result<()> {
-        if self.format != Format::HfClipClassifier || !key.starts_with(HEAD) || !self.has_taken(NORM) {
+        let (got, pool, norm) = match self.format {
+            Format::HfClipClassifier if self.has_taken(NORM) => ("one with a final norm", "MeanOnly", "no norm"),
+            Format::HfSiglip if self.has_taken(POOL_LATENT) => {
+                ("Attention", "FinalNormThenMean", "no attention pooling")
+            }
+            _ => return Ok(()),
+        };
+        if !is_head(key) {
             return Ok(());
         }
         let allowed = format!(
-            "vit::Pool::MeanOnly: the classifier of {} ({}) reads the mean of the patch tokens, and no norm",
+            "vit::Pool::{pool}: the classifier of {} ({}) reads the mean of the patch tokens, and {norm}",
             self.file.path, self.format
         );
-        Err(Error::invalid("pool", "one with a final norm", allowed))
+        Err(Error::invalid("pool", got, allowed))
+    }
+}
+
+/// Tables of relative positions of two sizes: a row for each offset, and behind them those of a class token.
+struct Tables {
+    from: Grid,
+    to: Grid,
+    /// Rows for pairs with the class token, which stay as they are: BEiT's three.
+    others: usize,
+}
+
+impl Tables {
+    const OF_CLASS_TOKEN: usize = 3;
+
+    /// Of so many rows, `to` of a model that has told the grid of its patches.
+    fn of(from: usize, to: usize, grid: Option<Grid>) -> Option<Self> {
+        let others = grid.map_or(0, |_| Self::OF_CLASS_TOKEN);
+        let side = square(from.checked_sub(others)?)?;
+        let to = match grid {
+            Some(grid) => Grid::new(2 * grid.height - 1, 2 * grid.width - 1),
+            None => square(to).map(|side| Grid::new(side, side))?,
+        };
+        Some(Self {
+            from: Grid::new(side, side),
+            to,
+            others,
+        })
+    }
+
+    fn resized(&self, table: &Tensor, how: Resize) -> Result<Tensor> {
+        let offsets = table.narrow(0, 0, self.from.len())?;
+        let resized = resize::resized(&offsets, self.from, self.to, how)?;
+        if self.others == 0 {
+            return Ok(resized);
+        }
+        let others = table
+            .narrow(0, self.from.len(), self.others)?
+            .to_dtype(resized.dtype())?;
+        Ok(Tensor::cat(&[resized, others], 0)?)
     }
 }
 

@@ -74,6 +74,10 @@ pub enum Format {
     TorchvisionSwin,
     /// Google's ViT (`google-vit`), in the `.npz` archives of `vision_transformer`.
     GoogleVit,
+    /// Google's ViT and SigLIP (`big-vision`), in the `.npz` archives of `big_vision`.
+    BigVision,
+    /// mmpretrain's ViT (`mmpretrain-vit`), with its head or the backbone alone.
+    MmpretrainVit,
 }
 
 /// An architecture. Within it, checkpoint and model may have different names for the same weight.
@@ -99,7 +103,7 @@ impl Family {
 }
 
 impl Format {
-    pub(super) const ALL: [Self; 28] = [
+    pub(super) const ALL: [Self; 30] = [
         Self::TimmVit,
         Self::TimmDeit3,
         Self::TimmClip,
@@ -128,6 +132,8 @@ impl Format {
         Self::TorchvisionVit,
         Self::TorchvisionSwin,
         Self::GoogleVit,
+        Self::BigVision,
+        Self::MmpretrainVit,
     ];
 
     /// The name, as `Display` gives it.
@@ -161,6 +167,8 @@ impl Format {
             Self::TorchvisionVit => "torchvision-vit",
             Self::TorchvisionSwin => "torchvision-swin",
             Self::GoogleVit => "google-vit",
+            Self::BigVision => "big-vision",
+            Self::MmpretrainVit => "mmpretrain-vit",
         }
     }
 
@@ -177,18 +185,19 @@ impl Format {
     /// model with registers or without.
     pub(super) fn resize(self, key: &str, registers: bool) -> Resize {
         match self {
-            Self::TimmSwin if key.ends_with(POSITION_TABLE) => Resize::Geometric,
+            Self::TimmSwin | Self::TimmBeit if key.ends_with(POSITION_TABLE) => Resize::Geometric,
             // timm/layers/pos_embed.py, open_clip/model.py (resize_pos_embed)
             Self::TimmVit | Self::TimmDeit3 | Self::TimmClip | Self::TimmEva | Self::OpenClip => {
                 Resize::AntialiasedBicubic
             }
-            // transformers/models/dinov2_with_registers/modeling_dinov2_with_registers.py (interpolate_pos_encoding) says
-            // antialias=True, which that of plain DINOv2 does not.
+            // transformers/models/dinov2_with_registers/modeling_dinov2_with_registers.py (interpolate_pos_encoding)
+            // says antialias=True, which that of plain DINOv2 does not.
             Self::HfDinov2 if registers => Resize::AntialiasedBicubic,
             // torchvision/models/vision_transformer.py (interpolate_embeddings)
             Self::TorchvisionVit => Resize::AlignedBicubic,
-            // vit_jax/checkpoint.py (interpolate_posembed): scipy.ndimage.zoom of order 1
-            Self::GoogleVit => Resize::AlignedLinear,
+            // vit_jax/checkpoint.py (interpolate_posembed), big_vision/models/vit.py (resample_posemb):
+            // scipy.ndimage.zoom of order 1
+            Self::GoogleVit | Self::BigVision => Resize::AlignedLinear,
             _ => Resize::Bicubic,
         }
     }
@@ -265,6 +274,10 @@ impl Behind<'_> {
             && self.has("vision_model.embeddings.patch_embedding.bias")
         {
             return Some((Format::HfSiglip, ""));
+        }
+        // The tower in the names of transformers 5.
+        if self.has("encoder.layers.0.layer_norm1.weight") && self.has("embeddings.patch_embedding.bias") {
+            return Some((Format::HfSiglip, "vision_model."));
         }
         let vit = |name: &str| starts(&["", "vit."], name);
         let block = vit("encoder.layer.0.layernorm_before.weight") || vit("layers.0.layernorm_before.weight");
@@ -365,8 +378,21 @@ impl Behind<'_> {
         if self.has("conv_proj.weight") && self.has("encoder.layers.encoder_layer_0.self_attention.in_proj_weight") {
             return Some((Format::TorchvisionVit, ""));
         }
-        let block = self.any_below("Transformer.encoderblock_0.MultiHeadDotProductAttention_");
-        (self.has("embedding.kernel") && self.has("cls") && block).then_some((Format::GoogleVit, ""))
+        if self.has("backbone.patch_embed.projection.weight") && self.has("backbone.layers.0.attn.qkv.weight") {
+            return Some((Format::MmpretrainVit, ""));
+        }
+        if self.has("patch_embed.projection.weight") && self.has("layers.0.attn.qkv.weight") {
+            return Some((Format::MmpretrainVit, "mmpretrain."));
+        }
+        let block = |number: usize| {
+            let attention = format!("Transformer.encoderblock_0.MultiHeadDotProductAttention_{number}.");
+            self.has("embedding.kernel") && self.any_below(&attention)
+        };
+        match () {
+            _ if block(1) && self.has("cls") => Some((Format::GoogleVit, "")),
+            _ if block(0) && self.has("pos_embedding") => Some((Format::BigVision, "")),
+            _ => None,
+        }
     }
 }
 

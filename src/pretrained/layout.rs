@@ -21,8 +21,9 @@ const KEYS: [&str; 8] = [
 const AVERAGED: [&str; 5] = ["ema", "swa", "avg", "average", "averaged"];
 /// Ends of names that a model has once, those of its patch embedding or stem: what stands before one is where the model
 /// begins, or above it.
-const LANDMARKS: [&str; 11] = [
+const LANDMARKS: [&str; 12] = [
     "patch_embed.proj.weight",
+    "patch_embed.projection.weight",
     "embeddings.patch_embeddings.projection.weight",
     "embeddings.patch_embedding.weight",
     "conv1.weight",
@@ -36,6 +37,8 @@ const LANDMARKS: [&str; 11] = [
 ];
 /// Most modules that a model may be wrapped in, one in the other.
 const MOST_WRAPPERS: usize = 6;
+/// Most starts of names behind which a model is looked for.
+const MOST_STARTS: usize = 4096;
 
 /// Tells whether scripts save weights below that key.
 pub(super) fn is_key(key: &str) -> bool {
@@ -58,7 +61,7 @@ pub(super) fn rank_of_none() -> usize {
 }
 
 /// A known format, and where it stands.
-pub(super) struct Layout {
+pub(super) struct Place {
     pub(super) format: Format,
     /// Start of the names of all its weights, which those of its format do not have.
     pub(super) prefix: String,
@@ -66,12 +69,17 @@ pub(super) struct Layout {
     pub(super) lacks: &'static str,
 }
 
-/// Where several models stand, and nothing tells which is meant: the starts of their names.
-pub(super) struct Ambiguous(pub(super) Vec<String>);
+/// What keeps a model from being found.
+pub(super) enum Unclear {
+    /// Several stand there, and nothing tells which is meant: the starts of their names.
+    Ambiguous(Vec<String>),
+    /// Names begin in more ways than those of any file of weights.
+    TooManyStarts,
+}
 
 /// The dictionary that holds a known format, by its number, and where in it that is. `wanted` is a key or the start of
 /// names, where the user has said one. `None` where no format is known.
-pub(super) fn find(dictionaries: &[Dictionary], wanted: Option<&str>) -> Result<Option<(usize, Layout)>, Ambiguous> {
+pub(super) fn find(dictionaries: &[Dictionary], wanted: Option<&str>) -> Result<Option<(usize, Place)>, Unclear> {
     for (index, dictionary) in dictionaries.iter().enumerate() {
         let key = dictionary.key.as_deref();
         let below = wanted
@@ -85,7 +93,7 @@ pub(super) fn find(dictionaries: &[Dictionary], wanted: Option<&str>) -> Result<
 }
 
 /// The outermost known format whose names begin with `below`.
-fn find_in(tensors: &BTreeMap<String, Stored>, key: Option<&str>, below: &str) -> Result<Option<Layout>, Ambiguous> {
+fn find_in(tensors: &BTreeMap<String, Stored>, key: Option<&str>, below: &str) -> Result<Option<Place>, Unclear> {
     let depth = |prefix: &str| prefix.matches('.').count();
     let mut prefixes = BTreeSet::new();
     for (name, landmark) in tensors
@@ -98,6 +106,9 @@ fn find_in(tensors: &BTreeMap<String, Stored>, key: Option<&str>, below: &str) -
         if before.starts_with(below) && depth(before) <= MOST_WRAPPERS && (before.is_empty() || before.ends_with('.')) {
             let starts = before.match_indices('.').map(|(dot, _)| &before[..=dot]);
             prefixes.extend(starts.chain([""]).filter(|start| start.starts_with(below)));
+            if prefixes.len() > MOST_STARTS {
+                return Err(Unclear::TooManyStarts);
+            }
         }
     }
     let mut layouts: Vec<_> = prefixes
@@ -107,7 +118,7 @@ fn find_in(tensors: &BTreeMap<String, Stored>, key: Option<&str>, below: &str) -
             let first = prefix.split('.').next().unwrap_or_default();
             let place = (is_average(prefix), depth(prefix), rank(first));
             let prefix = prefix.to_string();
-            Some((place, Layout { format, prefix, lacks }))
+            Some((place, Place { format, prefix, lacks }))
         })
         .collect();
     layouts.sort_by_key(|(place, _)| *place);
@@ -115,7 +126,7 @@ fn find_in(tensors: &BTreeMap<String, Stored>, key: Option<&str>, below: &str) -
     let alike = layouts.iter().filter(|(place, _)| Some(*place) == first);
     let alike: Vec<_> = alike.map(|(_, layout)| layout.prefix.clone()).collect();
     if alike.len() > 1 {
-        return Err(Ambiguous(alike));
+        return Err(Unclear::Ambiguous(alike));
     }
     Ok(layouts.into_iter().next().map(|(_, layout)| layout))
 }

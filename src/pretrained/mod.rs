@@ -1,8 +1,8 @@
 //! Checkpoints of other projects, loaded into the crate's models.
 //!
 //! [`Pretrained::open`] reads a `.safetensors` file, what `torch.save` wrote (`.pth`, `.pt`, `.bin`), an archive of
-//! `numpy.savez` (`.npz`), or a directory of `save_pretrained`, recognises from the names and shapes of its tensors whose
-//! it is, and gives [`Weights`]: the source of trainable variables that a model is made from.
+//! `numpy.savez` (`.npz`), or a directory of `save_pretrained`, recognises from the names and shapes of its tensors
+//! whose it is, and gives [`Weights`]: the source of trainable variables that a model is made from.
 //!
 //! ```
 //! use candle_core::{DType, Device};
@@ -49,8 +49,7 @@
 //! | names of | models | positions are resized |
 //! |---|---|---|
 //! | timm | ViT, DeiT, DINOv2, SigLIP, DeiT-III, CLIP's tower, EVA-02 | antialiased bicubic |
-//! | timm | Swin | tables in a geometric series |
-//! | timm | BEiT and BEiT v2 | its tables are not resized: another grid is an error |
+//! | timm | Swin, BEiT and BEiT v2 | tables in a geometric series |
 //! | timm | DINOv3, ConvNeXt and ConvNeXt V2, ResNet | there are none |
 //! | facebookresearch | DeiT-III, MAE before and after fine-tuning | bicubic |
 //! | facebookresearch | ConvNeXt and ConvNeXt V2 | there are none |
@@ -60,7 +59,8 @@
 //! | OpenCLIP, OpenAI | CLIP, all of it or the tower | antialiased bicubic |
 //! | torchvision | ViT, Swin, ResNet | bicubic with aligned corners; tables bicubic |
 //! | Microsoft | Swin | tables bicubic |
-//! | Google (JAX), `.npz` | ViT | linear with aligned corners |
+//! | Google (JAX), `.npz` | ViT, and `big_vision`'s ViT and SigLIP | linear with aligned corners |
+//! | mmpretrain | ViT, DeiT, DeiT-III, CLIP's tower, DINOv2 | bicubic |
 //!
 //! Whatever wraps the weights is taken off, and [`Weights::notes`] says what it was:
 //!
@@ -74,18 +74,18 @@
 //!
 //! A pickle may hold 64 dictionaries of tensors at most; of one with more, [`Pretrained::open_key`] takes one.
 //!
-//! What is refused says what it is: a model pickled whole or scripted ([`Error::CodeInCheckpoint`]), HDF5, GGUF, a pointer
-//! of Git LFS, compressed archives, shards without their siblings.
+//! What is refused says what it is: a model pickled whole or scripted ([`Error::CodeInCheckpoint`]), HDF5, GGUF, a
+//! pointer of Git LFS, compressed archives, shards without their siblings.
 //!
 //! # What is fitted
 //!
 //! Where shapes differ, a model still gets
-//! - position embeddings and Swin's tables of relative positions, resized as the project does it whose names the file has
-//!   (the table above, [`Resize`]), or in the way of [`Pretrained::with_resize`]; the class token's position stays as it
-//!   is. (DeiT's files have timm's names, and are taken for timm's.) The crate's ViT tells the grid of its images, square
-//!   or not. Of any other model the number of positions tells it: a square where it can be one, for which a line of
-//!   [`Weights::notes`] says so; for any other grid, even one of as many positions (7 x 28 instead of 14 x 14), call
-//!   [`Pretrained::with_grid`]. A file's positions lie on a square where they can;
+//! - position embeddings and Swin's tables of relative positions, resized as the project does it whose names the file
+//!   has (the table above, [`Resize`]), or in the way of [`Pretrained::with_resize`]; the class token's position stays
+//!   as it is. (DeiT's files have timm's names, and are taken for timm's.) The crate's ViT tells the grid of its
+//!   images, square or not. Of any other model the number of positions tells it: a square where it can be one, for
+//!   which a line of [`Weights::notes`] says so; for any other grid, even one of as many positions (7 x 28 instead of
+//!   14 x 14), call [`Pretrained::with_grid`]. A file's positions lie on a square where they can;
 //! - a kernel for images of one channel, the sum over the three, and of others, repeated and scaled, as timm does it;
 //! - a head for another number of classes, drawn from the seed as the configuration says.
 //!
@@ -98,10 +98,10 @@
 //!
 //! [`check_exact`](Weights::check_exact) ignores, with a line in [`Weights::notes`] for each:
 //! - what belongs to a format and not to a classifier: the decoder and the final norm of MAE's pre-training, CLIP's and
-//!   SigLIP's text tower and projections, CLIP's norm of the class token where a model averages the patch tokens, SigLIP's
-//!   attention pooling where Hugging Face's classifier reads their mean, a pooler, a mask token, buffers;
-//! - what a format never has: a head after MAE's pre-training and in Hugging Face's and OpenCLIP's towers (CLIP, SigLIP,
-//!   DINOv2), MAE's and FT-CLIP's `fc_norm`, our Swin's `mask_token`;
+//!   SigLIP's text tower and projections, CLIP's norm of the class token where a model averages the patch tokens,
+//!   SigLIP's attention pooling where Hugging Face's classifier reads their mean, a pooler, a mask token, buffers;
+//! - what a format never has: a head after MAE's pre-training and in Hugging Face's and OpenCLIP's towers (CLIP,
+//!   SigLIP, DINOv2), MAE's and FT-CLIP's `fc_norm`, our Swin's `mask_token`;
 //! - a head that was drawn for another number of classes.
 //!
 //! A head that is missing elsewhere is an error, for it would give random logits. Where it may be, as in a timm feature
@@ -122,6 +122,7 @@ mod elements;
 mod file;
 mod fit;
 mod format;
+mod forms;
 mod layout;
 mod names;
 mod notes;
@@ -131,14 +132,17 @@ mod pickle;
 mod pth;
 mod resize;
 mod respelled;
+mod save;
 mod shards;
 mod source;
 mod stored;
+mod strangers;
 
 use std::path::Path;
 
 pub use format::Format;
 pub use resize::Resize;
+pub use save::{save, state_dict, Architecture, Layout, Refilled};
 
 #[cfg(doc)]
 use crate::error::Error;
@@ -147,13 +151,13 @@ use crate::grid::Grid;
 use crate::key::Seed;
 use crate::weights::Weights;
 use file::TensorFile;
-use layout::Layout;
+use layout::Place;
 use source::{Fitting, PeerSource};
 
 /// A checkpoint of another project, recognised: see the [module](self).
 pub struct Pretrained {
     file: TensorFile,
-    layout: Layout,
+    layout: Place,
     fitting: Fitting,
 }
 
@@ -164,8 +168,8 @@ impl Pretrained {
     ///
     /// # Errors
     /// [`Error::File`] for a file that cannot be read, is cut off, lacks shards, or is of a kind that is not read;
-    /// [`Error::CodeInCheckpoint`] for one that holds code where weights should be; [`Error::UnknownFormat`] for weights of
-    /// no known format; [`Error::InvalidArgument`] for several models alike, between which
+    /// [`Error::CodeInCheckpoint`] for one that holds code where weights should be; [`Error::UnknownFormat`] for
+    /// weights of no known format; [`Error::InvalidArgument`] for several models alike, between which
     /// [`open_key`](Self::open_key) chooses.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         Self::open_place(path.as_ref(), None)
@@ -200,10 +204,10 @@ impl Pretrained {
         self.layout.format
     }
 
-    /// Sets the grid of the model's patches, for models of others: the crate's ViT tells its own, from which this may not
-    /// differ. **Call it whenever their images are not square**: position embeddings do not tell their grid, and a count
-    /// that is a square is taken for a square grid. Of a model of 7 x 28 patches and a checkpoint of 14 x 14, each row
-    /// would be two of the checkpoint's.
+    /// Sets the grid of the model's patches, for models of others: the crate's ViT tells its own, from which this may
+    /// not differ. **Call it whenever their images are not square**: position embeddings do not tell their grid, and a
+    /// count that is a square is taken for a square grid. Of a model of 7 x 28 patches and a checkpoint of 14 x 14,
+    /// each row would be two of the checkpoint's.
     ///
     /// ```no_run
     /// # use masksub::{pretrained::Pretrained, Grid};

@@ -1,156 +1,9 @@
 //! One name for each weight, whatever a checkpoint or a model calls it; and what a checkpoint may leave over.
 
 use super::format::{Family, Format};
-use super::respelled::{replaced, resnet_name, swin_name};
-use crate::models::vit::names::{Names, Qkv, CLIP, HUGGING_FACE, TIMM};
+use super::forms;
+use super::respelled::{resnet_name, swin_name};
 use crate::weights::is_buffer;
-
-/// The names of OpenCLIP's and OpenAI's vision tower. Their packed projection is a bare parameter, `in_proj_weight`.
-const OPEN_CLIP: Names = Names {
-    patch_embed: "visual.conv1",
-    cls_token: "visual.class_embedding",
-    pos_embed: "visual.positional_embedding",
-    pre_norm: "visual.ln_pre",
-    blocks: "visual.transformer.resblocks",
-    norm1: "ln_1",
-    qkv: Qkv::Packed("attn.in_proj"),
-    proj: "attn.out_proj",
-    norm2: "ln_2",
-    fc1: "mlp.c_fc",
-    fc2: "mlp.c_proj",
-    norm: "visual.ln_post",
-    ..TIMM
-};
-
-/// The names that transformers has in memory from 5 on, and so in what `torch.save` makes of its `state_dict()`.
-const HUGGING_FACE_5: Names = Names {
-    blocks: "vit.layers",
-    qkv: Qkv::Apart(["attention.q_proj", "attention.k_proj", "attention.v_proj"]),
-    proj: "attention.o_proj",
-    fc1: "mlp.fc1",
-    fc2: "mlp.fc2",
-    ..HUGGING_FACE
-};
-
-const TORCHVISION: Names = Names {
-    patch_embed: "conv_proj",
-    cls_token: "class_token",
-    pos_embed: "encoder.pos_embedding",
-    blocks: "encoder.layers",
-    norm1: "ln_1",
-    qkv: Qkv::Packed("self_attention.in_proj"),
-    proj: "self_attention.out_proj",
-    norm2: "ln_2",
-    fc1: "mlp.0",
-    fc2: "mlp.3",
-    norm: "encoder.ln",
-    head: "heads.head",
-    ..TIMM
-};
-
-/// torchvision's before 0.13.
-const OLD_TORCHVISION: Names = Names {
-    fc1: "mlp.linear_1",
-    fc2: "mlp.linear_2",
-    ..TORCHVISION
-};
-
-/// Google's `vision_transformer` (JAX), with dots for slashes.
-const GOOGLE: Names = Names {
-    patch_embed: "embedding",
-    cls_token: "cls",
-    pos_embed: "Transformer.posembed_input.pos_embedding",
-    blocks: "Transformer.encoderblock",
-    norm1: "LayerNorm_0",
-    qkv: Qkv::Apart([
-        "MultiHeadDotProductAttention_1.query",
-        "MultiHeadDotProductAttention_1.key",
-        "MultiHeadDotProductAttention_1.value",
-    ]),
-    proj: "MultiHeadDotProductAttention_1.out",
-    norm2: "LayerNorm_2",
-    fc1: "MlpBlock_3.Dense_0",
-    fc2: "MlpBlock_3.Dense_1",
-    norm: "Transformer.encoder_norm",
-    ..TIMM
-};
-
-/// The names of Hugging Face's DINOv3, which are saved without a prefix.
-const HF_DINOV3: Names = Names {
-    patch_embed: "dinov3.embeddings.patch_embeddings",
-    cls_token: "dinov3.embeddings.cls_token",
-    reg_token: "dinov3.embeddings.register_tokens",
-    blocks: "dinov3.layer",
-    norm1: "norm1",
-    qkv: Qkv::Apart(["attention.q_proj", "attention.k_proj", "attention.v_proj"]),
-    proj: "attention.o_proj",
-    gamma1: "layer_scale1.lambda1",
-    norm2: "norm2",
-    fc1: "mlp.up_proj",
-    fc2: "mlp.down_proj",
-    gamma2: "layer_scale2.lambda1",
-    norm: "dinov3.norm",
-    ..TIMM
-};
-
-/// The names of Hugging Face's DINOv2.
-const HF_DINOV2: Names = Names {
-    patch_embed: "dinov2.embeddings.patch_embeddings.projection",
-    cls_token: "dinov2.embeddings.cls_token",
-    reg_token: "dinov2.embeddings.register_tokens",
-    pos_embed: "dinov2.embeddings.position_embeddings",
-    blocks: "dinov2.encoder.layer",
-    norm1: "norm1",
-    gamma1: "layer_scale1.lambda1",
-    norm2: "norm2",
-    fc1: "mlp.fc1",
-    fc2: "mlp.fc2",
-    gamma2: "layer_scale2.lambda1",
-    norm: "dinov2.layernorm",
-    ..HUGGING_FACE
-};
-
-const FORMS: [&Names; 10] = [
-    &TIMM,
-    &HUGGING_FACE,
-    &HUGGING_FACE_5,
-    &CLIP,
-    &OPEN_CLIP,
-    &TORCHVISION,
-    &OLD_TORCHVISION,
-    &GOOGLE,
-    &HF_DINOV2,
-    &HF_DINOV3,
-];
-/// Prefixes that whole models have before the names of towers that are saved alone.
-const PREFIXES: [&str; 5] = ["", "vit.", "clip.", "dinov2.", "dinov3."];
-/// What some models of a form call otherwise: the whole model by its own name, and DeiT's two heads.
-const STARTS: [(&str, &str); 3] = [
-    ("deit.", "vit."),
-    ("dinov2_with_registers.", "dinov2."),
-    ("cls_classifier.", "classifier."),
-];
-/// Spellings as if a weight were no module's, or, as timm's LayerScale, a module's own; EVA's projections apart, and
-/// DINOv2's gated MLP; numbers behind a name; and what JAX calls a weight.
-const SPELLINGS: [(&str, &str); 17] = [
-    (".attn.q_bias", ".attn.q.bias"),
-    (".attn.v_bias", ".attn.v.bias"),
-    (".attn.q_proj.", ".attn.q."),
-    (".attn.k_proj.", ".attn.k."),
-    (".attn.v_proj.", ".attn.v."),
-    (".mlp.weights_in.", ".mlp.fc1."),
-    (".mlp.weights_out.", ".mlp.fc2."),
-    (".mlp.w12.", ".mlp.fc1."),
-    (".mlp.w3.", ".mlp.fc2."),
-    (".attn.in_proj_", ".attn.in_proj."),
-    (".self_attention.in_proj_", ".self_attention.in_proj."),
-    (".ls1.gamma", ".gamma_1"),
-    (".ls2.gamma", ".gamma_2"),
-    (".encoder_layer_", "."),
-    (".encoderblock_", ".encoderblock."),
-    (".kernel", ".weight"),
-    (".scale", ".weight"),
-];
 
 /// Key of the position embedding.
 pub(super) const POS_EMBED: &str = "pos_embed";
@@ -158,8 +11,9 @@ pub(super) const POS_EMBED: &str = "pos_embed";
 pub(super) const REG_TOKEN: &str = "reg_token";
 /// Last part of the keys of Swin's relative positions.
 pub(super) const POSITION_TABLE: &str = ".relative_position_bias_table";
-/// Start of the head's keys.
+/// Start of the head's keys, and of those of a distillation token's.
 pub(super) const HEAD: &str = "head.";
+const HEAD_DIST: &str = "head_dist.";
 /// Key of the final norm's weight.
 pub(super) const NORM: &str = "norm.weight";
 /// Keys of the kernels that read an image's channels.
@@ -168,19 +22,26 @@ pub(super) const INPUT_KERNELS: [&str; 3] = ["patch_embed.proj.weight", "conv1.w
 pub(super) const QKV: &str = ".attn.qkv.";
 pub(super) const APART: [&str; 3] = [".attn.q.", ".attn.k.", ".attn.v."];
 
+/// Tells whether the key is one of a head's.
+pub(super) fn is_head(key: &str) -> bool {
+    key.starts_with(HEAD) || key.starts_with(HEAD_DIST)
+}
+
+/// Parts of the projections of attention pooling: queries, and keys and values, packed in one for each, or of all
+/// three.
+pub(super) const POOL_IN: &str = "attn_pool.in_proj.";
+pub(super) const POOL_Q: &str = "attn_pool.q.";
+pub(super) const POOL_KV: &str = "attn_pool.kv.";
+pub(super) const POOL_APART: [&str; 2] = ["attn_pool.k.", "attn_pool.v."];
+/// Key of attention pooling's query.
+pub(super) const POOL_LATENT: &str = "attn_pool.latent";
+
 impl Family {
     /// The one name of a weight: timm's in a ViT, with `attn.q`, `attn.k` and `attn.v` where they are apart. `None` for
     /// what such a model does not have, and for a merging of a Swin without its shape.
     pub(super) fn key(self, name: &str, shape: Option<&[usize]>) -> Option<String> {
         match self {
-            Self::Vit => {
-                let of_form = |(from, to): &(&str, &str)| Some(format!("{to}{}", name.strip_prefix(from)?));
-                let spelled = STARTS.iter().find_map(of_form).unwrap_or_else(|| name.to_string());
-                let spelled = replaced(&spelled, &SPELLINGS);
-                let whole = PREFIXES.map(|prefix| format!("{prefix}{spelled}"));
-                let mut keys = whole.iter().flat_map(|name| FORMS.map(|form| timm_name(form, name)));
-                keys.find_map(|key| key)
-            }
+            Self::Vit => forms::key(name),
             Self::Swin => {
                 let name = &swin_name(name);
                 let (module, leaf) = name.rsplit_once('.').unwrap_or(("", name));
@@ -225,73 +86,6 @@ impl Family {
         let mut others = Self::ALL.into_iter().filter(|family| *family != self);
         others.find(|family| family.key(name, shape).is_some_and(of_block))
     }
-}
-
-/// Pairs of a form's name and timm's.
-type Pairs<'a> = [(&'a str, &'static str)];
-
-fn find(pairs: &Pairs, own: &str) -> Option<&'static str> {
-    pairs.iter().find(|(name, _)| *name == own).map(|(_, timm)| *timm)
-}
-
-/// timm's name of what `form` calls `name`.
-fn timm_name(form: &Names, name: &str) -> Option<String> {
-    let embeddings = [
-        (form.cls_token, TIMM.cls_token),
-        (form.dist_token, TIMM.dist_token),
-        (form.reg_token, TIMM.reg_token),
-        (form.pos_embed, TIMM.pos_embed),
-    ];
-    if let Some(timm) = find(&embeddings, name) {
-        return Some(timm.to_string());
-    }
-    let pool = name
-        .strip_prefix(form.attn_pool)
-        .and_then(|rest| rest.strip_prefix('.'));
-    if let Some(part) = pool {
-        return Some(format!("{}.{part}", TIMM.attn_pool));
-    }
-    let below = name.strip_prefix(form.blocks).and_then(|rest| rest.strip_prefix('.'));
-    if let Some((index, part)) = below.and_then(|rest| rest.split_once('.')) {
-        index.parse::<usize>().ok()?;
-        let scales = [
-            (form.gamma1, TIMM.gamma1),
-            (form.gamma2, TIMM.gamma2),
-            (form.position_table, TIMM.position_table),
-        ];
-        if let Some(timm) = find(&scales, part) {
-            return Some(format!("{}.{index}.{timm}", TIMM.blocks));
-        }
-        let (module, leaf) = part.rsplit_once('.')?;
-        let mut modules = vec![
-            (form.norm1, TIMM.norm1),
-            (form.proj, TIMM.proj),
-            (form.norm2, TIMM.norm2),
-            (form.fc1, TIMM.fc1),
-            (form.fc2, TIMM.fc2),
-            (form.mlp_norm, TIMM.mlp_norm),
-        ];
-        modules.extend(form.fc1_apart.into_iter().zip(TIMM.fc1_apart));
-        let parts = ["attn.q", "attn.k", "attn.v"];
-        match form.qkv {
-            Qkv::Packed(name) => {
-                modules.push((name, "attn.qkv"));
-                modules.extend(parts.map(|part| (part, part)));
-            }
-            Qkv::Apart(names) => modules.extend(names.into_iter().zip(parts)),
-        }
-        return find(&modules, module).map(|timm| format!("{}.{index}.{timm}.{leaf}", TIMM.blocks));
-    }
-    let (module, leaf) = name.rsplit_once('.')?;
-    let modules = [
-        (form.patch_embed, TIMM.patch_embed),
-        (form.pre_norm, TIMM.pre_norm),
-        (form.norm, TIMM.norm),
-        (form.fc_norm, TIMM.fc_norm),
-        (form.head, TIMM.head),
-        (form.head_dist, TIMM.head_dist),
-    ];
-    find(&modules, module).map(|timm| format!("{timm}.{leaf}"))
 }
 
 /// Hugging Face's and facebookresearch's names of a ConvNeXt's layers, and timm's; below a stage's block, those of its
@@ -379,6 +173,7 @@ pub(super) fn known_leftover(format: Format, name: &str) -> Option<&'static str>
             Some("the mask token of pre-training")
         }
         Format::HfDeit if starts(&["deit.pooler.", "pooler."]) => Some("the pooler"),
+        Format::BigVision if starts(&["txt.", "params.txt.", "params.t", "params.b"]) => Some("the text tower"),
         Format::HfSiglip if name.contains("vision_model.head.") => Some(ATTENTION_POOL),
         Format::HfSiglip if starts(&["text_model.", "logit_scale", "logit_bias"]) => Some("the text tower"),
         Format::HfVit if name == "vit.embeddings.mask_token" || name == "embeddings.mask_token" => {
@@ -422,7 +217,7 @@ pub(super) fn known_missing(format: Format, key: &str) -> bool {
     match format {
         Format::MaePretrained | Format::HfMaePretrained => key.starts_with(HEAD) || key.starts_with("fc_norm."),
         // What is published of these are towers without a head.
-        Format::HfDinov2 | Format::HfDinov3 | Format::HfSiglip => key.starts_with(HEAD),
+        Format::HfDinov2 | Format::HfDinov3 | Format::HfSiglip | Format::BigVision => key.starts_with(HEAD),
         // FT-CLIP's `fc_norm` is new, too.
         Format::HfClip | Format::OpenClip => key.starts_with(HEAD) || key.starts_with("fc_norm."),
         Format::TimmClip => key.starts_with("fc_norm."),

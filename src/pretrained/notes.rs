@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::names::{known_missing, HEAD, POSITION_TABLE};
+use super::names::{is_head, known_missing, POSITION_TABLE};
 use super::source::PeerSource;
 use crate::error::listed;
 use crate::weights::Source;
@@ -18,20 +18,20 @@ pub(super) fn of(source: &PeerSource) -> Vec<String> {
         ));
     }
     notes.extend(source.done.lines.iter().cloned());
-    for ((from, to, how), count) in &source.done.tables {
+    for ((from, (height, width), how), count) in &source.done.tables {
         let (table, tables) = (
             POSITION_TABLE.trim_start_matches('.'),
             if *count == 1 { "table" } else { "tables" },
         );
         notes.push(format!(
-            "{table}: {from} x {from} -> {to} x {to} offsets, {how}, {count} {tables}"
+            "{table}: {from} x {from} -> {height} x {width} offsets, {how}, {count} {tables}"
         ));
     }
     let head = source.done.head;
     if let Some((from, to)) = head {
         notes.push(format!("head: {from} -> {to} classes, drawn anew"));
     }
-    let known = |key: &&String| known_missing(source.format, key) && !(head.is_some() && key.starts_with(HEAD));
+    let known = |key: &&String| known_missing(source.format, key) && !(head.is_some() && is_head(key));
     let drawn: Vec<_> = source.drawn.iter().filter(known).map(String::as_str).collect();
     if !drawn.is_empty() {
         notes.push(format!("not in the file, so drawn: {}", drawn.join(", ")));

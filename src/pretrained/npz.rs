@@ -14,6 +14,10 @@ const MAGIC: &[u8] = b"\x93NUMPY";
 const MOST_HEADER: usize = 1 << 14;
 /// Most dimensions of an array: those of weights have 4.
 const MOST_DIMS: usize = 8;
+/// Start of the names of what big_vision has for all blocks in one array, the blocks first.
+const SCANNED: &str = "Transformer/encoderblock/";
+/// Most blocks in one array.
+const MOST_BLOCKS: usize = 1024;
 
 /// Reads what an archive says of its arrays. Their names get dots for slashes.
 pub(super) fn read(part: &Part, archive: &Archive) -> Result<Contents, Fault> {
@@ -31,10 +35,11 @@ pub(super) fn read(part: &Part, archive: &Archive) -> Result<Contents, Fault> {
     for (name, run) in arrays {
         let bytes = part.bytes(run.start, run.bytes.min(MOST_HEADER as u64 + 12))?;
         let array = Array::parse(&bytes).map_err(|fault| fault.of_part(name))?;
-        let stored = array.in_pytorchs_shape(name, run)?;
-        let name = name.replace('/', ".");
-        if tensors.insert(name.clone(), stored).is_some() {
-            return Err(format!("two arrays in it have the name {name}, with slashes or dots").into());
+        for (name, stored) in array.stored(name, run)? {
+            let name = name.replace('/', ".");
+            if tensors.insert(name.clone(), stored).is_some() {
+                return Err(format!("two arrays in it have the name {name}, with slashes or dots").into());
+            }
         }
     }
     let whole = Dictionary {
@@ -43,7 +48,7 @@ pub(super) fn read(part: &Part, archive: &Archive) -> Result<Contents, Fault> {
     };
     Ok(Contents {
         dictionaries: vec![whole],
-        keys: vec![],
+        ..Default::default()
     })
 }
 
@@ -108,16 +113,37 @@ impl Array {
         Ok(Self { dtype, shape, data })
     }
 
+    /// The weights that an array holds, by their names: itself, or those of all blocks where flax scanned over them.
+    fn stored(self, name: &str, run: Run) -> Result<Vec<(String, Stored)>, Fault> {
+        let Some((before, part)) = name.split_once(SCANNED) else {
+            return Ok(vec![(name.to_string(), self.in_pytorchs_shape(name, run)?)]);
+        };
+        let (depth, shape) = match &self.shape[..] {
+            [depth, shape @ ..] if *depth <= MOST_BLOCKS => (*depth, shape.to_vec()),
+            shape => return Err(Fault::from(format!("{shape:?} is no shape of all blocks' weights")).of_part(name)),
+        };
+        Stored::in_order(self.dtype, self.shape.clone()).check(name, run.bytes.saturating_sub(self.data as u64))?;
+        let bytes = shape.iter().product::<usize>() * self.dtype.size_in_bytes();
+        let of_block = |block: usize| {
+            let name = format!("{before}{}_{block}/{part}", SCANNED.trim_end_matches('/'));
+            let array = Self {
+                shape: shape.clone(),
+                data: self.data + block * bytes,
+                ..self
+            };
+            let stored = array.in_pytorchs_shape(&name, run)?;
+            Ok((name, stored))
+        };
+        (0..depth).map(of_block).collect()
+    }
+
     /// The place of the array's numbers, in the shape that PyTorch gives the same weight. Flax has the outputs of a
     /// `kernel` last, and heads in a dimension of their own: [H, W, I, O] is a convolution's [O, I, H, W], and with it
     /// [I, O], [I, heads, D] of a projection to heads, [heads, D, O] of the one behind them, and [heads, D] of a bias.
     fn in_pytorchs_shape(self, name: &str, run: Run) -> Result<Stored, Fault> {
         let contiguous = Stored {
-            part: 0,
-            dtype: self.dtype,
-            strides: Stored::contiguous_strides(&self.shape),
-            shape: self.shape,
             start: run.start + self.data as u64,
+            ..Stored::in_order(self.dtype, self.shape)
         };
         // Before sides are multiplied with one another.
         contiguous.check(name, run.bytes.saturating_sub(self.data as u64))?;

@@ -11,8 +11,8 @@ use crate::file;
 
 /// The first bytes of a gzip file (RFC 1952).
 const GZIP: [u8; 2] = [0x1f, 0x8b];
-/// Most bytes that one of a gzip file may become, and those that any may: weights hardly shrink (those of bfloat16 in f32
-/// to less than half), and deflate makes a thousand zeros of one byte.
+/// Most bytes that one of a gzip file may become, and those that any may: weights hardly shrink (those of bfloat16 in
+/// f32 to less than half), and deflate makes a thousand zeros of one byte.
 const MOST_INFLATION: u64 = 8;
 const FREE_BYTES: u64 = 16 << 20;
 /// Bytes that are inflated at a time.

@@ -7,8 +7,8 @@ use crate::error::Fault;
 
 /// Longest pickle that is read, in bytes. Those of checkpoints hold names and sizes; the numbers lie beside them.
 pub(super) const MOST_BYTES: u64 = 64 << 20;
-/// Most values in a pickle, most that these hold and most at once on the stack, so that a small file cannot ask for much
-/// memory.
+/// Most values in a pickle, most that these hold and most at once on the stack, so that a small file cannot ask for
+/// much memory.
 const MOST_VALUES: usize = 1 << 22;
 
 /// Stands for a value: values share parts, and may hold themselves.

@@ -157,8 +157,8 @@ fn dtype(storage: &str) -> Option<DType> {
     })
 }
 
-/// The dictionaries of the pickled object: itself, and those below its keys, of which `wanted` may name one. `find` gives
-/// a storage by its key, and is told whether it is a view.
+/// The dictionaries of the pickled object: itself, and those below its keys, of which `wanted` may name one. `find`
+/// gives a storage by its key, and is told whether it is a view.
 fn contents(
     path: &Path,
     pickle: &Pickle,
@@ -195,10 +195,10 @@ fn contents(
             Err(error) => fault = fault.or(Some(error)),
         }
     }
-    match fault {
+    let fault = match fault {
         Some(fault) if dictionaries.is_empty() => return Err(fault),
-        _ => {}
-    }
+        other => other,
+    };
     if dictionaries.iter().all(|read| read.tensors.is_empty()) {
         return Err(path.fail(format!(
             "it holds no weights, neither itself nor below a key; its keys are [{}]",
@@ -206,15 +206,19 @@ fn contents(
         )));
     }
     let keys = keys.into_iter().map(str::to_string).collect();
-    Ok(Contents { dictionaries, keys })
+    Ok(Contents {
+        dictionaries,
+        keys,
+        fault,
+    })
 }
 
 /// A key, and the items of the dictionary below it.
 type Place<'a> = (Option<&'a str>, &'a [(Id, Id)]);
 
-/// Dictionaries in which tensors are, the likeliest to be the weights first, each once: below the keys that scripts save
-/// weights below, the object itself (PyTorch's own example saves its best accuracy as a tensor beside the weights), and
-/// those below other keys. Of one that is `wanted`, it alone.
+/// Dictionaries in which tensors are, the likeliest to be the weights first, each once: below the keys that scripts
+/// save weights below, the object itself (PyTorch's own example saves its best accuracy as a tensor beside the
+/// weights), and those below other keys. Of one that is `wanted`, it alone.
 fn places<'a>(path: &Path, pickle: &'a Pickle, wanted: Option<&str>) -> Result<Vec<Place<'a>>> {
     let tensors = |value: Id| {
         let items = pickle.dict(value)?;

@@ -90,3 +90,93 @@ pub(super) fn replaced(name: &str, parts: &[(&str, &str)]) -> String {
         .iter()
         .fold(name.to_string(), |name, (from, to)| name.replace(from, to))
 }
+
+/// Hugging Face's name of what Microsoft calls a Swin's weight, with `attn.q`, `attn.k` and `attn.v` apart.
+pub(super) fn hugging_faces_swin_name(name: &str) -> String {
+    const PARTS: [(&str, &str); 10] = [
+        ("patch_embed.proj.", "embeddings.patch_embeddings.projection."),
+        ("patch_embed.norm.", "embeddings.norm."),
+        (".norm1.", ".layernorm_before."),
+        (".norm2.", ".layernorm_after."),
+        (".attn.q.", ".attention.self.query."),
+        (".attn.k.", ".attention.self.key."),
+        (".attn.v.", ".attention.self.value."),
+        (".attn.proj.", ".attention.output.dense."),
+        (".attn.", ".attention.self."),
+        (".mlp.fc2.", ".output.dense."),
+    ];
+    if let Some(leaf) = name.strip_prefix("head.") {
+        return format!("classifier.{leaf}");
+    }
+    if let Some(leaf) = name.strip_prefix("norm.") {
+        return format!("swin.layernorm.{leaf}");
+    }
+    let name = replaced(name, &PARTS).replace(".mlp.fc1.", ".intermediate.dense.");
+    match name.strip_prefix("layers.") {
+        Some(below) => format!("swin.encoder.layers.{below}"),
+        None => format!("swin.{name}"),
+    }
+}
+
+/// Hugging Face's name of what torchvision calls a ResNet's weight.
+pub(super) fn hugging_faces_resnet_name(name: &str) -> String {
+    let known = |name: &str| {
+        let number = |text: &str| text.parse::<usize>().ok()?.checked_sub(1);
+        let unit = |place: String, part: &str, leaf: &str| match part {
+            "conv" => Some(format!("resnet.{place}.convolution.{leaf}")),
+            "bn" => Some(format!("resnet.{place}.normalization.{leaf}")),
+            _ => None,
+        };
+        let (module, rest) = name.split_once('.')?;
+        match module {
+            "fc" => return Some(format!("classifier.1.{rest}")),
+            "conv1" | "bn1" => return unit("embedder.embedder".into(), module.trim_end_matches('1'), rest),
+            _ => {}
+        }
+        let stage = number(module.strip_prefix("layer")?)?;
+        let (block, rest) = rest.split_once('.')?;
+        let place = format!("encoder.stages.{stage}.layers.{block}");
+        let (module, leaf) = rest.rsplit_once('.')?;
+        match module {
+            "downsample.0" => unit(format!("{place}.shortcut"), "conv", leaf),
+            "downsample.1" => unit(format!("{place}.shortcut"), "bn", leaf),
+            _ => {
+                let part = module.trim_end_matches(|char: char| char.is_ascii_digit());
+                let layer = number(module.strip_prefix(part)?)?;
+                unit(format!("{place}.layer.{layer}"), part, leaf)
+            }
+        }
+    };
+    known(name).unwrap_or_else(|| name.to_string())
+}
+
+/// Hugging Face's name of a ConvNeXt's weight of that key, of the second version or the first.
+pub(super) fn hugging_faces_convnext_name(key: &str, second: bool) -> String {
+    const PARTS: [(&str, &str); 9] = [
+        ("stem.0.", "embeddings.patch_embeddings."),
+        ("stem.1.", "embeddings.layernorm."),
+        (".downsample.", ".downsampling_layer."),
+        (".blocks.", ".layers."),
+        (".conv_dw.", ".dwconv."),
+        (".norm.", ".layernorm."),
+        (".mlp.fc1.", ".pwconv1."),
+        (".mlp.fc2.", ".pwconv2."),
+        (".mlp.grn.", ".grn."),
+    ];
+    let whole = if second { "convnextv2" } else { "convnext" };
+    if let Some(leaf) = key.strip_prefix("head.") {
+        return format!("classifier.{leaf}");
+    }
+    if let Some(leaf) = key.strip_prefix("norm.") {
+        return format!("{whole}.layernorm.{leaf}");
+    }
+    let name = replaced(key, &PARTS);
+    let name = match name.strip_suffix(".gamma") {
+        Some(block) => format!("{block}.layer_scale_parameter"),
+        None => name,
+    };
+    match name.strip_prefix("stages.") {
+        Some(below) => format!("{whole}.encoder.stages.{below}"),
+        None => format!("{whole}.{name}"),
+    }
+}

@@ -48,8 +48,8 @@ struct WeightMap {
 /// The files that hold the checkpoint at `path`.
 ///
 /// # Errors
-/// [`Error::File`](crate::Error::File) for a directory without weights, for an index that cannot be read or lists what is
-/// not beside it, and for a shard whose siblings are missing.
+/// [`Error::File`](crate::Error::File) for a directory without weights, for an index that cannot be read or lists what
+/// is not beside it, and for a shard whose siblings are missing.
 pub(super) fn files(path: &Path) -> Result<Files> {
     if path.is_dir() {
         let mut inside = NAMES.iter().map(|name| path.join(name));

@@ -6,8 +6,8 @@ use candle_core::{Shape, Tensor};
 
 use super::file::TensorFile;
 use super::format::Format;
-use super::layout::Layout;
-use super::names::{known_leftover, known_missing, APART, HEAD, QKV};
+use super::layout::Place;
+use super::names::{is_head, known_leftover, known_missing, APART, POOL_APART, POOL_IN, POOL_KV, POOL_Q, QKV};
 use super::notes;
 use super::resize::Resize;
 use super::stored::Stored;
@@ -51,16 +51,20 @@ pub(super) struct Done {
     pub(super) head: Option<(usize, usize)>,
     /// Lines about positions and channels.
     pub(super) lines: Vec<String>,
-    /// Number of tables of relative positions that were resized from one side to another.
-    pub(super) tables: BTreeMap<(usize, usize, Resize), usize>,
+    /// Number of tables of relative positions that were resized from a square to another grid of offsets.
+    pub(super) tables: BTreeMap<(usize, (usize, usize), Resize), usize>,
 }
 
-/// A weight put together from tensors of the file: one of them, a part of it, or three.
+/// A weight put together from tensors of the file: one of them, a part of it, or several.
 pub(super) enum Found<'a> {
     Whole(&'a Stored),
-    /// The first, second or third part of a packed projection.
-    Third(&'a Stored, usize),
-    Packed([&'a Stored; 3]),
+    /// Of a packed projection, so many thirds behind the first ones.
+    Thirds {
+        packed: &'a Stored,
+        before: usize,
+        count: usize,
+    },
+    Packed(Vec<&'a Stored>),
 }
 
 impl Found<'_> {
@@ -68,14 +72,17 @@ impl Found<'_> {
     pub(super) fn shape(&self) -> Vec<usize> {
         match self {
             Self::Whole(stored) => stored.shape.clone(),
-            Self::Third(stored, _) => {
-                let mut shape = stored.shape.clone();
+            Self::Thirds { packed, count, .. } => {
+                let mut shape = packed.shape.clone();
                 if let Some(rows) = shape.first_mut().filter(|rows| rows.is_multiple_of(3)) {
-                    *rows /= 3;
+                    *rows = *rows / 3 * count;
                 }
                 shape
             }
-            Self::Packed([first, others @ ..]) => {
+            Self::Packed(parts) => {
+                let [first, others @ ..] = &parts[..] else {
+                    return vec![];
+                };
                 let rest = |stored: &Stored| stored.shape.iter().skip(1).copied().collect::<Vec<_>>();
                 // Parts that cannot be packed have the shape of the odd one, which no packed projection has.
                 if let Some(odd) = others.iter().find(|other| rest(other) != rest(first)) {
@@ -93,10 +100,10 @@ impl Found<'_> {
     pub(super) fn read(&self, file: &TensorFile) -> Result<Tensor> {
         match self {
             Self::Whole(stored) => file.read(stored),
-            Self::Third(stored, part) => {
-                let tensor = file.read(stored)?;
+            Self::Thirds { packed, before, count } => {
+                let tensor = file.read(packed)?;
                 let rows = tensor.dim(0)? / 3;
-                Ok(tensor.narrow(0, part * rows, rows)?)
+                Ok(tensor.narrow(0, before * rows, count * rows)?)
             }
             Self::Packed(parts) => {
                 let parts = parts
@@ -110,26 +117,35 @@ impl Found<'_> {
 }
 
 impl PeerSource {
-    pub(super) fn new(file: TensorFile, layout: &Layout, fitting: Fitting) -> Self {
-        let (format, lacks) = (layout.format, layout.lacks);
-        let mut names = BTreeMap::new();
-        for (name, stored) in &file.tensors {
-            if let Some(key) = format.family().key(&format!("{lacks}{name}"), Some(&stored.shape)) {
-                // A second tensor for the same weight stays behind, and is told as left over.
-                names.entry(key).or_insert_with(|| name.clone());
-            }
-        }
-        Self {
+    pub(super) fn new(file: TensorFile, layout: &Place, fitting: Fitting) -> Self {
+        let mut source = Self {
             file,
-            format,
-            lacks,
+            format: layout.format,
+            lacks: layout.lacks,
             fitting,
             grids: BTreeMap::new(),
-            names,
+            names: BTreeMap::new(),
             taken: BTreeSet::new(),
             given: None,
             drawn: BTreeSet::new(),
             done: Done::default(),
+        };
+        let mut names = BTreeMap::new();
+        for (name, stored) in &source.file.tensors {
+            if let Some(key) = source.key_in_file(name, stored) {
+                // A second tensor for the same weight stays behind, and is told as left over.
+                names.entry(key).or_insert_with(|| name.clone());
+            }
+        }
+        source.names = names;
+        source
+    }
+
+    /// The whole name of one of the file's tensors, as its format is read here.
+    fn whole_name(&self, name: &str) -> String {
+        match (self.format, name.strip_prefix("backbone.")) {
+            (Format::MmpretrainVit, Some(below)) => format!("mmpretrain.{below}"),
+            _ => format!("{}{name}", self.lacks),
         }
     }
 
@@ -137,6 +153,11 @@ impl PeerSource {
     fn key(&self, name: &str, shape: Option<&[usize]>) -> Option<String> {
         let shape = shape.or_else(|| Some(&self.file.tensors.get(name)?.shape[..]));
         self.format.family().key(name, shape)
+    }
+
+    /// The key of one of the file's tensors.
+    pub(super) fn key_in_file(&self, name: &str, stored: &Stored) -> Option<String> {
+        self.format.family().key(&self.whole_name(name), Some(&stored.shape))
     }
 
     /// The file's tensors for a key, and their names.
@@ -148,14 +169,15 @@ impl PeerSource {
         if let Some((whole, name)) = stored(key) {
             return Some((Found::Whole(whole), vec![name]));
         }
-        if key.contains(QKV) {
-            let [q, k, v] = APART.map(|part| stored(&key.replace(QKV, part)));
-            let ((q, q_name), (k, k_name), (v, v_name)) = (q?, k?, v?);
-            return Some((Found::Packed([q, k, v]), vec![q_name, k_name, v_name]));
+        if let Some((packed, name, before, count)) = packed_in(key)
+            .and_then(|(whole, before, count)| stored(&whole).map(|(packed, name)| (packed, name, before, count)))
+        {
+            let part = Found::Thirds { packed, before, count };
+            return Some((part, vec![name]));
         }
-        let part = APART.iter().position(|part| key.contains(part))?;
-        let (packed, name) = stored(&key.replace(APART.get(part)?, QKV))?;
-        Some((Found::Third(packed, part), vec![name]))
+        let parts: Vec<_> = parts_of(key)?.iter().map(|part| stored(part)).collect::<Option<_>>()?;
+        let (parts, names) = parts.into_iter().unzip();
+        Some((Found::Packed(parts), names))
     }
 
     /// Tells whether the file's weight of a key was taken.
@@ -165,8 +187,29 @@ impl PeerSource {
 
     /// The group of a tensor that may be left over.
     pub(super) fn leftover(&self, name: &str) -> Option<&'static str> {
-        known_leftover(self.format, &format!("{}{name}", self.lacks)).or(known_leftover(self.format, name))
+        known_leftover(self.format, &self.whole_name(name)).or(known_leftover(self.format, name))
     }
+}
+
+/// The packed projection that a weight may be a part of: its key, how many thirds of it come before, and how many they
+/// are.
+fn packed_in(key: &str) -> Option<(String, usize, usize)> {
+    let part = |(part, (whole, before, count)): (&str, (&str, usize, usize))| {
+        key.contains(part).then(|| (key.replace(part, whole), before, count))
+    };
+    let [q, k, v] = APART;
+    let parts = [(q, (QKV, 0, 1)), (k, (QKV, 1, 1)), (v, (QKV, 2, 1))];
+    let pooled = [(POOL_Q, (POOL_IN, 0, 1)), (POOL_KV, (POOL_IN, 1, 2))];
+    parts.into_iter().chain(pooled).find_map(part)
+}
+
+/// The keys of those that a packed projection may be in.
+fn parts_of(key: &str) -> Option<Vec<String>> {
+    if key.contains(QKV) {
+        return Some(APART.map(|part| key.replace(QKV, part)).to_vec());
+    }
+    let is_pool = key.starts_with(POOL_KV);
+    is_pool.then(|| POOL_APART.map(|part| key.replace(POOL_KV, part)).to_vec())
 }
 
 impl Source for PeerSource {
@@ -220,7 +263,7 @@ impl Source for PeerSource {
 
     fn may_lack(&self, name: &str) -> bool {
         // A head for other classes is drawn although the file has one.
-        let replaced = |key: &str| key.starts_with(HEAD) && self.found(key).is_some();
+        let replaced = |key: &str| is_head(key) && self.found(key).is_some();
         self.key(name, None)
             .is_some_and(|key| known_missing(self.format, &key) || replaced(&key))
     }

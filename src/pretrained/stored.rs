@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::DType;
 
-use crate::error::Fault;
+use crate::error::{Error, Fault};
 
 /// Place of a tensor in a file.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,6 +20,17 @@ pub(super) struct Stored {
 }
 
 impl Stored {
+    /// A tensor whose elements lie in order, at the start of a file.
+    pub(super) fn in_order(dtype: DType, shape: Vec<usize>) -> Self {
+        Self {
+            part: 0,
+            dtype,
+            strides: Self::contiguous_strides(&shape),
+            shape,
+            start: 0,
+        }
+    }
+
     /// The strides of a tensor whose elements lie in order.
     pub(super) fn contiguous_strides(shape: &[usize]) -> Vec<usize> {
         let mut strides = vec![1; shape.len()];
@@ -95,6 +106,8 @@ pub(super) struct Dictionary {
 pub(super) struct Contents {
     pub(super) dictionaries: Vec<Dictionary>,
     pub(super) keys: Vec<String>,
+    /// Why a dictionary could not be read.
+    pub(super) fault: Option<Error>,
 }
 
 #[cfg(test)]

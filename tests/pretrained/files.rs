@@ -76,6 +76,28 @@ fn an_encoder_below_model_is_of_maes_pre_training() {
     assert_eq!(deit3.format(), Format::FacebookDeit3);
 }
 
+// A dictionary that is read, below another key, is not what was meant.
+#[test]
+fn a_fault_of_the_weights_is_told_whatever_lies_beside_them() {
+    let error = Pretrained::open(fixture("unread_beside.pth")).unwrap_err().to_string();
+    assert!(
+        error.ends_with("tensor head.bias has elements of a kind that is not read here"),
+        "{error}"
+    );
+}
+
+// Of the same names below the same key: its class token has a position.
+#[test]
+fn a_trunk_below_model_is_timms_and_has_lost_its_head() {
+    let path = fixture("trunk.pth");
+    assert_eq!(Pretrained::open(&path).unwrap().format(), Format::TimmVit);
+    let error = load(&path).unwrap_err();
+    assert!(
+        matches!(&error, Error::WeightsDiffer { missing, .. } if *missing == ["head.bias", "head.weight"]),
+        "{error}"
+    );
+}
+
 // Which format it is, the content tells.
 #[test]
 fn names_of_files_do_not_matter() {

@@ -79,9 +79,7 @@ fn of_deit3_are_told_by_their_positions() {
 fn that_are_not_known_are_refused_with_the_names() {
     let directory = tempfile::tempdir().unwrap();
     let names = [
-        // SwinV2, LeViT, a ResNet with a deep stem.
-        vec!["patch_embed.proj.weight", "layers.0.blocks.0.attn.cpb_mlp.0.weight"],
-        vec!["stem.conv1.linear.weight", "stages.0.blocks.0.attn.qkv.linear.weight"],
+        // A ResNet with a deep stem.
         vec!["conv1.0.weight", "bn1.running_mean", "layer1.0.conv1.weight"],
         vec!["weight"],
     ];
@@ -92,6 +90,35 @@ fn that_are_not_known_are_refused_with_the_names() {
         assert!(matches!(&error, Error::UnknownFormat { .. }), "{error}");
         for part in [path.to_str().unwrap(), names[0], "timm-vit, timm-deit3", "resnet"] {
             assert!(error.to_string().contains(part), "{part}: {error}");
+        }
+    }
+}
+
+// Some have all that a ViT has, beside what tells them.
+#[test]
+fn of_models_that_the_crate_has_not_are_refused_by_their_names() {
+    let directory = tempfile::tempdir().unwrap();
+    for (more, told) in [
+        ("blocks.1.proj.weight", "a Hiera"),
+        ("patch_embed.backbone.conv.weight", "a hybrid ViT"),
+        ("blocks_token_only.0.norm1.weight", "a CaiT"),
+        ("blocks.0.attn.rel_pos_h", "SAM"),
+        ("layers.0.blocks.0.attn.cpb_mlp.0.weight", "a Swin V2"),
+    ] {
+        for (beside, prefix) in [(true, ""), (true, "backbone."), (false, "module.")] {
+            let mut all = if beside { tensors("timm_vit") } else { Tensors::new() };
+            all.insert(more.to_string(), randn((2, 2), more));
+            let all = all
+                .into_iter()
+                .map(|(name, tensor)| (format!("{prefix}{name}"), tensor));
+            let path = saved(directory.path(), &all.collect());
+            let error = Pretrained::open(&path).unwrap_err();
+            assert!(
+                matches!(&error, Error::OtherModel { model, .. } if model.contains(told)),
+                "{error}"
+            );
+            let path = path.display().to_string();
+            assert!(error.to_string().starts_with(&format!("{path} holds ")), "{error}");
         }
     }
 }

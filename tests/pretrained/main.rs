@@ -1,5 +1,6 @@
 //! Checkpoints of other projects in the crate's models: whose they are, what is resized, missing or left over.
 
+mod any_size;
 mod channels;
 mod clip;
 #[path = "../common/mod.rs"]
@@ -9,6 +10,7 @@ mod formats;
 mod names;
 mod of_candle_transformers;
 mod positions;
+mod saved;
 mod shards;
 mod the_head;
 mod what_differs;

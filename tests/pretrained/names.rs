@@ -208,6 +208,56 @@ fn that_a_project_has_in_memory_or_in_a_part_stand_for_the_same() {
     assert_eq!(state(&other, Format::OpenClip), state(&path, Format::OpenClip));
 }
 
+/// mmpretrain's names of timm's.
+const MMPRETRAIN: [(&str, &str); 10] = [
+    ("blocks.", "layers."),
+    (".norm1.", ".ln1."),
+    (".norm2.", ".ln2."),
+    ("patch_embed.proj.", "patch_embed.projection."),
+    (".mlp.fc1.", ".ffn.layers.0.0."),
+    (".mlp.fc2.", ".ffn.layers.1."),
+    (".ls1.gamma", ".attn.gamma1.weight"),
+    (".ls2.gamma", ".ffn.gamma2.weight"),
+    ("head.", "head.layers.head."),
+    ("head_dist.", "head.layers.head_dist."),
+];
+
+#[test]
+fn of_mmpretrain_are_read_with_its_head_or_the_backbone_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    for (name, cfg) in [("timm_vit", timm_vit(9)), ("timm_deit3", small(Config::deit3_base(9)))] {
+        let named = |name: &str| {
+            let name = match name.strip_prefix("norm.") {
+                Some(leaf) => format!("ln1.{leaf}"),
+                None => MMPRETRAIN
+                    .iter()
+                    .fold(name.to_string(), |name, (from, to)| name.replace(from, to)),
+            };
+            if name.starts_with("head") {
+                name
+            } else {
+                format!("backbone.{name}")
+            }
+        };
+        let theirs: Tensors = tensors(name).iter().map(|(name, t)| (named(name), t.clone())).collect();
+        let pretrained = Pretrained::open(saved(directory.path(), &theirs)).unwrap();
+        assert_eq!(pretrained.format(), Format::MmpretrainVit);
+        let weights = pretrained.weights(Seed::new(0));
+        let logits = vit(&cfg, &weights).forward_t(&recorded(name)["input"], false).unwrap();
+        weights.check_exact(|_| false).unwrap();
+        assert!(distance(&logits, &recorded(name)["logits_eval"]) < 1e-5, "{name}");
+
+        let backbone = theirs
+            .iter()
+            .filter_map(|(name, t)| Some((name.strip_prefix("backbone.")?.to_string(), t.clone())));
+        let pretrained = Pretrained::open(saved(directory.path(), &backbone.collect())).unwrap();
+        assert_eq!(pretrained.format(), Format::MmpretrainVit);
+        let weights = pretrained.weights(Seed::new(0));
+        vit(&cfg, &weights);
+        weights.check_exact(|name| name.starts_with("head.")).unwrap();
+    }
+}
+
 #[test]
 fn of_wrapped_modules_are_their_own() {
     let directory = tempfile::tempdir().unwrap();

@@ -5,7 +5,7 @@ use masksub::models::vit::Config;
 use masksub::pretrained::Pretrained;
 use masksub::{Error, Seed, Weights};
 
-use super::{refusal, saved, small, tensors, timm_vit, var, vb, vit, weights};
+use super::{model_file, refusal, saved, small, tensors, timm_vit, var, vb, vit, weights};
 use crate::common::{bits, numbers, randn};
 
 #[test]
@@ -68,6 +68,48 @@ fn is_replaced_in_every_family() {
     weights.check_exact(|_| false).unwrap();
     assert_eq!(weights.notes()[1], "head: 9 -> 4 classes, drawn anew");
     assert_eq!(weights.drawn(), ["fc.bias", "fc.weight"]);
+}
+
+#[test]
+fn of_a_distilled_vit_are_two() {
+    let narrow = |cfg| Config {
+        embed_dim: 24,
+        mlp_dim: 96,
+        ..small(cfg)
+    };
+    let pretrained = Pretrained::open(model_file("timm_deit_distilled.safetensors")).unwrap();
+    let weights = pretrained.weights(Seed::new(0));
+    vit(&narrow(Config::deit_tiny_distilled(4)), &weights);
+    weights.check_exact(|_| false).unwrap();
+    assert_eq!(
+        weights.drawn(),
+        ["head.bias", "head.weight", "head_dist.bias", "head_dist.weight"]
+    );
+    assert_eq!(weights.notes()[1..], ["head: 9 -> 4 classes, drawn anew"]);
+}
+
+// It reads the mean of the patches, and not what the attention pooling finds.
+#[test]
+fn of_siglips_classifier_is_for_no_other_pooling() {
+    let narrow = |cfg| Config {
+        embed_dim: 24,
+        mlp_dim: 96,
+        ..small(cfg)
+    };
+    let open = || {
+        Pretrained::open(model_file("hf_siglip.safetensors"))
+            .unwrap()
+            .weights(Seed::new(0))
+    };
+    let error = refusal(&narrow(Config::siglip_base(9)), &open());
+    assert!(
+        matches!(&error, Error::InvalidArgument { argument: "pool", allowed, .. } if allowed.contains("FinalNormThenMean")),
+        "{error}"
+    );
+    // With a head of its own, the tower is whole.
+    let weights = open();
+    vit(&narrow(Config::siglip_base(4)), &weights);
+    weights.check_exact(|_| false).unwrap();
 }
 
 #[test]

@@ -220,3 +220,14 @@ fn of_other_kinds_of_files_say_which_they_are() {
         assert!(error.contains(reason), "{error}");
     }
 }
+
+// Each was looked through as if a model began there: of half a million, for ten seconds.
+#[test]
+fn of_thousands_of_models_are_not_looked_through() {
+    let directory = tempfile::tempdir().unwrap();
+    let scalar = Tensor::new(1f32, &CPU).unwrap();
+    let names = (0..20_000).map(|i| (format!("p{i}.conv1.weight"), scalar.clone()));
+    let path = saved(directory.path(), &names.collect());
+    let error = Pretrained::open(&path).unwrap_err().to_string();
+    assert!(error.contains("begin in more ways than those of weights"), "{error}");
+}

@@ -58,7 +58,7 @@ impl Loader {
     }
 
     /// The same, and the place in `images` of each that could be read.
-    fn load_placed(&self, split: &Split, images: &[(usize, Draw)]) -> Result<(Decoded, Vec<usize>), TreeError> {
+    pub fn load_placed(&self, split: &Split, images: &[(usize, Draw)]) -> Result<(Decoded, Vec<usize>), TreeError> {
         let size = self.transform.len();
         let mut values = vec![0f32; images.len() * size];
         // Each image is written to its place in the batch. A thread takes one at a time: their costs differ.

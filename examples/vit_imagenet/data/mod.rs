@@ -6,7 +6,7 @@ pub mod digits;
 mod draws;
 mod file_list;
 pub mod image_tree;
-mod loader;
+pub mod loader;
 mod order;
 mod prefetch;
 pub mod transform;

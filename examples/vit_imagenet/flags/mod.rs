@@ -12,6 +12,7 @@ use crate::data::transform::Transform;
 use crate::data::{Dataset, Portion};
 use crate::network::{self, Input, Network};
 use crate::recipe::{Asked, Preset, Recipe};
+use crate::saving::SaveLayout;
 use anyhow::{bail, ensure, Result};
 use candle_core::Device;
 use clap::parser::ValueSource;
@@ -166,6 +167,11 @@ pub struct Flags {
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     pub out: Option<PathBuf>,
 
+    /// Whose loaders take model.safetensors, with strict=True. Default: timm's, or transformers' where timm has no such
+    /// model, as of DINOv2's head on class token and mean
+    #[arg(long, value_enum, value_name = "NAMES", help_heading = "Output")]
+    pub save_layout: Option<SaveLayout>,
+
     /// Write a checkpoint after every N steps, beside the one after every epoch
     #[arg(long, value_name = "N", value_parser = at_least_1, help_heading = "Output")]
     pub checkpoint_every: Option<usize>,
@@ -177,6 +183,12 @@ pub struct Flags {
     /// Only evaluate, the weights of --init-from or of the run to --resume
     #[arg(long, help_heading = "Output")]
     pub eval_only: bool,
+
+    /// Only write the features of all images below DIR: what a ViT's head would read of each, as evaluation sees it, to
+    /// features.safetensors in --out, as `features` [N, D], with their paths in its metadata. With the weights of
+    /// --init-from
+    #[arg(long, value_name = "DIR", requires = "init_from", conflicts_with_all = ["resume", "eval_only"], help_heading = "Output")]
+    pub features_of: Option<PathBuf>,
 
     /// Print all settings and end; with =sources where each of the recipe's and the network's was read, too, and what
     /// still differs from there
@@ -306,12 +318,12 @@ impl Flags {
         self.model
             .as_deref()
             .or_else(default)
-            .unwrap_or(network::default_name(self.data.is_some()))
+            .unwrap_or(network::default_name(self.data.is_some() || self.features_of.is_some()))
     }
 
     /// Whether the network is for images, as against the digits: those of `--data`, which recipes are for.
     pub fn takes_images(&self) -> bool {
-        self.data.is_some() || self.recipe != Recipe::Plain
+        self.data.is_some() || self.features_of.is_some() || self.recipe != Recipe::Plain
     }
 
     /// The network, with a head for `num_classes`.

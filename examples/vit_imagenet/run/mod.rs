@@ -2,7 +2,7 @@
 
 mod chart;
 mod curves;
-mod dir;
+pub mod dir;
 pub mod images;
 mod metrics;
 mod progress;

@@ -10,7 +10,7 @@ use anyhow::{bail, Context, Result};
 use candle_core::Tensor;
 use masksub::train::distributed::{self, Communicator};
 use masksub::{Difficulty, Step};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Instant;
 
 pub struct Recorder {
@@ -285,9 +285,10 @@ impl Recorder {
         self.out.write("metrics.csv", metrics::text(&self.epochs)?.as_bytes())
     }
 
-    /// Writes weights to `name`.
+    /// Writes weights to `name`, as PyTorch's: transformers opens no file that does not say so.
     pub fn write_weights(&self, name: &str, weights: &BTreeMap<String, Tensor>) -> Result<()> {
-        let file = safetensors::serialize(weights, None).context("cannot serialize the weights")?;
+        let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+        let file = safetensors::serialize(weights, Some(metadata)).context("cannot serialize the weights")?;
         self.out.write(name, &file)
     }
 

@@ -10,7 +10,8 @@ use crate::models::mlp::{Mlp, MlpNames, Regime};
 use crate::ops;
 use crate::pass::Pass;
 
-/// timm's `AttentionPoolLatent` with one latent, whose names the parts have: z = proj(attention(q, k, v)), z + mlp(norm(z)).
+/// timm's `AttentionPoolLatent` with one latent, whose names the parts have: z = proj(attention(q, k, v)), z +
+/// mlp(norm(z)).
 #[derive(Clone, Debug)]
 pub(super) struct AttentionPool {
     num_heads: usize,

@@ -13,6 +13,7 @@ use crate::models::mlp::{Mlp, MlpNames, Regime};
 use crate::nn::{layer_norm, LayerNorm};
 use crate::ops::{self, Affine, AttentionBranch, Tokens};
 use crate::pass::Pass;
+use crate::weights;
 
 /// The projection to queries, keys and values, packed or in three parts.
 #[derive(Clone, Debug)]
@@ -75,7 +76,10 @@ struct Attention {
 impl Attention {
     fn new(cfg: &Config, gamma: Option<Tensor>, regime: Regime, vb: VarBuilder) -> Result<Self> {
         let (d, names) = (cfg.embed_dim, cfg.names());
-        let table = || vb.get_with_hints((relative_table(cfg.grid()), cfg.num_heads), names.position_table, ZERO);
+        let table = || {
+            weights::tell_grid(&vb, names.position_table, cfg.grid());
+            vb.get_with_hints((relative_table(cfg.grid()), cfg.num_heads), names.position_table, ZERO)
+        };
         Ok(Self {
             norm: layer_norm(d, cfg.norm_eps, vb.pp(names.norm1))?,
             qkv: QkvProjection::new(cfg, &vb)?,

@@ -79,7 +79,8 @@ pub enum Pool {
     /// Class and distillation token, after the final norm and each with a head of its own; the logits are the mean of
     /// both heads' (DeiT's distilled models, arXiv 2012.12877). [`TwoHeads`](super::TwoHeads) gives them apart.
     ClassAndDistillation,
-    /// The class token beside the mean of the patch tokens, 2 D numbers, after the final norm (DINOv2, arXiv 2304.07193).
+    /// The class token beside the mean of the patch tokens, 2 D numbers, after the final norm (DINOv2, arXiv
+    /// 2304.07193).
     ClassAndMean,
     /// The mean of the patch tokens without the class token, then `fc_norm` and no final norm (MAE fine-tuning).
     Mean,
@@ -112,6 +113,10 @@ pub struct Config {
     pub image_size: (usize, usize),
     /// Side of a patch, in pixels.
     pub patch_size: usize,
+    /// Takes images of any size, not of `image_size` alone: absolute positions are resized to each (timm's
+    /// `dynamic_img_size`), [`AntialiasedBicubic`](crate::pretrained::Resize::AntialiasedBicubic), and gradients go
+    /// back to those of `image_size`. All images of a batch have one size.
+    pub dynamic_image_size: bool,
     /// Ignores pixels right and below of the last whole patch, as a strided convolution does. Otherwise an image side
     /// that is no multiple of the patch is an error.
     pub crop_remainder: bool,
@@ -201,7 +206,7 @@ impl Config {
         self.num_tokens_before_registers() + self.num_registers
     }
 
-    pub(super) fn num_tokens_before_registers(&self) -> usize {
+    pub(crate) fn num_tokens_before_registers(&self) -> usize {
         usize::from(self.class_token) + usize::from(self.distillation_token)
     }
 
@@ -265,6 +270,10 @@ impl Config {
         self.check_tokens()?;
         check::non_negative("norm_eps", self.norm_eps)?;
         check::non_negative("head_bias_bound", self.head_bias_bound)?;
+        if self.dynamic_image_size && self.relative_positions {
+            let allowed = "false with relative_positions, whose tables are for one size";
+            return Err(Error::invalid("dynamic_image_size", true, allowed));
+        }
         if !self.fits(height) || !self.fits(width) {
             let value = format!("{height} x {width}");
             return Err(Error::invalid("image_size", value, self.sides()));
@@ -311,9 +320,13 @@ impl Config {
         };
         // The configured grid is what the position embeddings are for.
         let grid = Grid::new(height / self.patch_size, width / self.patch_size);
-        if channels != self.in_channels || !self.fits(height) || !self.fits(width) || grid != self.grid() {
+        let is_own = self.dynamic_image_size || grid == self.grid();
+        if channels != self.in_channels || !self.fits(height) || !self.fits(width) || !is_own {
             let (channels, (h, w)) = (self.in_channels, self.image_size);
-            let expected = format!("[B, {channels}, {h}, {w}] as configured");
+            let expected = match self.dynamic_image_size {
+                true => format!("[B, {channels}, H, W]"),
+                false => format!("[B, {channels}, {h}, {w}] as configured"),
+            };
             let why = if dims[1] == channels && self.fits(height) && self.fits(width) {
                 // A size like any other: only the positions are for another grid.
                 let resized = if self.absolute_positions {
@@ -321,7 +334,10 @@ impl Config {
                 } else {
                     ""
                 };
-                format!(": for images of {height} x {width} set Config::image_size{resized}")
+                format!(
+                    ": for images of {height} x {width} set Config::image_size{resized}, or for images of all sizes \
+                     Config::dynamic_image_size"
+                )
             } else {
                 format!("; sides are {}", self.sides())
             };

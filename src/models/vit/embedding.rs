@@ -1,11 +1,16 @@
 //! The ViT's token sequence: patches projected, learned tokens before them, positions added.
 
-use candle_core::{Module, Result, Tensor};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use candle_core::{Device, Module, Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::config::{Config, WeightNames};
 use crate::check::{self, WEIGHTS};
+use crate::grid::Grid;
 use crate::models::init::{pytorch_default, NORMAL, ZERO};
+use crate::models::resample::{self, Resize};
 use crate::nn::{layer_norm, LayerNorm};
 use crate::ops::{self, PatchEmbed};
 use crate::weights;
@@ -22,6 +27,9 @@ pub(super) struct Embedding {
     pos_embed: Tensor,
     num_prefix_positions: usize,
     pre_norm: Option<LayerNorm>,
+    /// Of the positions.
+    grid: Grid,
+    resampled: Resampled,
 }
 
 impl Embedding {
@@ -70,13 +78,16 @@ impl Embedding {
             },
             num_prefix_positions: cfg.num_prefix_positions(),
             pre_norm: cfg.pre_norm.then(pre_norm).transpose()?,
+            grid: cfg.grid(),
+            resampled: Resampled::default(),
         })
     }
 
-    /// [B, C, H, W] to [B, P + L, D], or to [B, P + K, D] of the positions that `keep` lists, K for each sample.
-    pub(super) fn forward(&self, xs: &Tensor, keep: Option<&[u32]>) -> Result<Tensor> {
+    /// [B, C, H, W] of that grid to [B, P + L, D], or to [B, P + K, D] of the positions that `keep` lists, K for each
+    /// sample.
+    pub(super) fn forward(&self, xs: &Tensor, grid: Grid, keep: Option<&[u32]>) -> Result<Tensor> {
         check::same_dtype("images", xs, WEIGHTS, &self.patch_weight)?;
-        let (prefix, positions) = self.prefix_and_positions()?;
+        let (prefix, positions) = self.prefix_and_positions(&self.positions_on(grid)?)?;
         let embed = PatchEmbed {
             weight: &self.patch_weight,
             bias: self.patch_bias.as_ref(),
@@ -90,21 +101,79 @@ impl Embedding {
         }
     }
 
-    /// The tokens in front, [1, P, D], and the positions of what has none yet: all tokens have them or the patches only.
-    fn prefix_and_positions(&self) -> Result<(Option<Tensor>, Tensor)> {
+    /// The positions for images of another grid: [1, L, D], or [1, S + L, D].
+    fn positions_on(&self, grid: Grid) -> Result<Tensor> {
+        if grid == self.grid {
+            return Ok(self.pos_embed.clone());
+        }
+        let (prefix, all) = (self.num_prefix_positions, self.pos_embed.dim(1)?);
+        let patches = self.pos_embed.narrow(1, prefix, all - prefix)?;
+        let weights = self.resampled.weights(self.grid, grid, patches.device())?;
+        let resized = |patches: &Tensor| weights.to_dtype(patches.dtype())?.matmul(patches);
+        let patches = match patches.squeeze(0)? {
+            patches if ops::is_half(&patches) => ops::in_f32(&[&patches], |patches| resized(&patches[0]))?,
+            patches => resized(&patches)?,
+        };
+        Tensor::cat(&[self.pos_embed.narrow(1, 0, prefix)?, patches.unsqueeze(0)?], 1)
+    }
+
+    /// The tokens in front, [1, P, D], and the positions of what has none yet: all tokens have them or the patches
+    /// only.
+    fn prefix_and_positions(&self, pos_embed: &Tensor) -> Result<(Option<Tensor>, Tensor)> {
         let prefix = match &self.prefix[..] {
-            [] => return Ok((None, self.pos_embed.clone())),
+            [] => return Ok((None, pos_embed.clone())),
             [tokens] => tokens.clone(),
             tokens => Tensor::cat(tokens, 1)?,
         };
         let (with, all) = (self.num_prefix_positions, prefix.dim(1)?);
         if with == 0 || with == all {
-            return Ok((Some(prefix), self.pos_embed.clone()));
+            return Ok((Some(prefix), pos_embed.clone()));
         }
         // Registers have no position: those of the others are added here.
-        let first = (prefix.narrow(1, 0, with)? + self.pos_embed.narrow(1, 0, with)?)?;
+        let first = (prefix.narrow(1, 0, with)? + pos_embed.narrow(1, 0, with)?)?;
         let prefix = Tensor::cat(&[first, prefix.narrow(1, with, all - with)?], 1)?;
-        let patches = self.pos_embed.narrow(1, with, self.pos_embed.dim(1)? - with)?;
+        let patches = pos_embed.narrow(1, with, pos_embed.dim(1)? - with)?;
         Ok((Some(prefix), patches))
+    }
+}
+
+/// What positions of one grid take of those of another, by the former: each is computed once.
+#[derive(Clone, Debug, Default)]
+struct Resampled(Arc<Mutex<BTreeMap<(usize, usize), Tensor>>>);
+
+impl Resampled {
+    /// Most sizes that are kept.
+    const MOST: usize = 32;
+
+    /// [L', L], by which a table of L positions is multiplied from the left.
+    fn weights(&self, from: Grid, to: Grid, device: &Device) -> Result<Tensor> {
+        // A thread that panicked while holding the lock leaves whole entries.
+        let mut kept = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(weights) = kept.get(&(to.height, to.width)) {
+            return Ok(weights.clone());
+        }
+        let count = from.len().checked_mul(to.len());
+        check::fits_memory("image_size", format_args!("{to} patches"), count, size_of::<f32>())?;
+        let taps = |from, to| resample::taps(Resize::AntialiasedBicubic, from, to);
+        let (rows, columns) = (taps(from.height, to.height), taps(from.width, to.width));
+        let mut weights = vec![0f32; count.unwrap_or_default()];
+        let pairs = rows
+            .iter()
+            .flat_map(|row| columns.iter().map(move |column| (row, column)));
+        for (of_position, (row, column)) in weights.chunks_mut(from.len()).zip(pairs) {
+            for (y, down) in row {
+                for (x, right) in column {
+                    if let Some(weight) = of_position.get_mut(y * from.width + x) {
+                        *weight += (down * right) as f32;
+                    }
+                }
+            }
+        }
+        let weights = Tensor::from_vec(weights, (to.len(), from.len()), device)?;
+        if kept.len() == Self::MOST {
+            kept.clear();
+        }
+        kept.insert((to.height, to.width), weights.clone());
+        Ok(weights)
     }
 }

@@ -10,11 +10,11 @@ use crate::pass::Pass;
 /// Images as a ViT sees them before its head.
 #[derive(Clone, Debug)]
 pub struct Features {
-    /// The head's input, behind the final norm where there is one: [B, D]; [B, 2 D] of class token and mean, [B, 2, D] of
-    /// two heads.
+    /// The head's input, behind the final norm where there is one: [B, D]; [B, 2 D] of class token and mean, [B, 2, D]
+    /// of two heads.
     pub pooled: Tensor,
-    /// All tokens behind each block, before the final norm, [B, P + L, D] each: P prefix tokens, then the patches row by
-    /// row.
+    /// All tokens behind each block, before the final norm, [B, P + L, D] each: P prefix tokens, then the patches row
+    /// by row.
     pub blocks: Vec<Tensor>,
 }
 

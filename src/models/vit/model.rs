@@ -86,8 +86,9 @@ impl VisionTransformer {
         pass: &mut Pass,
         mut each: impl FnMut(&Tensor),
     ) -> Result<Tensor> {
-        let (batch, positions) = self.check_tokens(tokens, keep)?;
-        let positions = Positions::of(&self.cfg, positions, batch, tokens.device())?;
+        let grid = self.grid_of(keep, pass);
+        let (batch, positions) = self.check_tokens(tokens, grid, keep)?;
+        let positions = Positions::of(&self.cfg, grid, positions, batch, tokens.device())?;
         let mut tokens = tokens.clone();
         for (i, block) in self.blocks.iter().enumerate() {
             let last = i + 1 == self.blocks.len();
@@ -98,9 +99,22 @@ impl VisionTransformer {
         Ok(tokens)
     }
 
+    /// The grid that tokens come from: the configured one, or that of their images.
+    fn grid_of(&self, keep: Option<&Mask>, pass: &Pass) -> Grid {
+        match keep.map(Mask::grid).or(pass.grid()) {
+            Some(grid) if self.cfg.dynamic_image_size => grid,
+            _ => self.cfg.grid(),
+        }
+    }
+
     /// B and the positions that are kept, once the tokens are those.
-    fn check_tokens<'a>(&self, tokens: &Tensor, keep: Option<&'a Mask>) -> Result<(usize, Option<&'a [u32]>)> {
-        let (prefix, grid) = (self.cfg.num_prefix_tokens(), self.cfg.grid());
+    fn check_tokens<'a>(
+        &self,
+        tokens: &Tensor,
+        grid: Grid,
+        keep: Option<&'a Mask>,
+    ) -> Result<(usize, Option<&'a [u32]>)> {
+        let prefix = self.cfg.num_prefix_tokens();
         let expected = match *tokens.dims() {
             [b, n, d] if b > 0 && n > prefix && d == self.cfg.embed_dim => {
                 let keep = keep.map(|mask| mask.indices_on(grid, b)).transpose()?;
@@ -136,10 +150,11 @@ impl TokenModel for VisionTransformer {
         self.cfg.num_prefix_tokens()
     }
 
-    fn embed(&self, xs: &Tensor, keep: Option<&Mask>, _: &mut Pass) -> Result<Tensor> {
+    fn embed(&self, xs: &Tensor, keep: Option<&Mask>, pass: &mut Pass) -> Result<Tensor> {
         let grid = self.grid(xs)?;
+        pass.set_grid(grid);
         let keep = keep.map(|mask| mask.indices_on(grid, xs.dim(0)?)).transpose()?;
-        self.embedding.forward(xs, keep)
+        self.embedding.forward(xs, grid, keep)
     }
 
     fn classify(&self, tokens: &Tensor, keep: Option<&Mask>, pass: &mut Pass) -> Result<Tensor> {

@@ -1,4 +1,5 @@
-//! Positions that blocks take part in: rotary angles, and rows of tables of relative biases, of the tokens that are kept.
+//! Positions that blocks take part in: rotary angles, and rows of tables of relative biases, of the tokens that are
+//! kept.
 
 use std::f64::consts::TAU;
 
@@ -20,17 +21,22 @@ pub(super) struct Positions {
 }
 
 impl Positions {
-    /// Of the positions that `keep` lists, K for each of `batch` samples, or of all of them; `None` where blocks take no
-    /// part.
-    pub(super) fn of(cfg: &Config, keep: Option<&[u32]>, batch: usize, device: &Device) -> Result<Option<Self>> {
+    /// Of the positions of a grid that `keep` lists, K for each of `batch` samples, or of all of them; `None` where
+    /// blocks take no part.
+    pub(super) fn of(
+        cfg: &Config,
+        grid: Grid,
+        keep: Option<&[u32]>,
+        batch: usize,
+        device: &Device,
+    ) -> Result<Option<Self>> {
         if !cfg.has_positions_in_blocks() {
             return Ok(None);
         }
-        Self::new(cfg, keep, batch, device).map(Some)
+        Self::new(cfg, grid, keep, batch, device).map(Some)
     }
 
-    fn new(cfg: &Config, keep: Option<&[u32]>, batch: usize, device: &Device) -> Result<Self> {
-        let grid = cfg.grid();
+    fn new(cfg: &Config, grid: Grid, keep: Option<&[u32]>, batch: usize, device: &Device) -> Result<Self> {
         let all: Vec<u32> = (0..grid.len() as u32).collect();
         let rows = keep.unwrap_or(&all);
         let kept = rows.len() / keep.map_or(1, |_| batch.max(1));
@@ -42,7 +48,7 @@ impl Positions {
         } else {
             (rows, batch)
         };
-        let angles = |rotary: Rotary| rotations(rotary, cfg, rows, samples, device);
+        let angles = |rotary: Rotary| rotations(rotary, cfg, grid, rows, samples, device);
         let relative = || {
             let n = 1 + kept;
             let count = n.checked_mul(n).and_then(|pairs| pairs.checked_mul(samples));
@@ -75,10 +81,18 @@ impl Positions {
     }
 }
 
-/// Cosines and sines of the angles at `rows`, as many for each of some samples: [K, d/2], or [B, K, d/2] of more than one.
-fn rotations(rotary: Rotary, cfg: &Config, rows: &[u32], samples: usize, device: &Device) -> Result<(Tensor, Tensor)> {
+/// Cosines and sines of the angles at `rows`, as many for each of some samples: [K, d/2], or [B, K, d/2] of more than
+/// one.
+fn rotations(
+    rotary: Rotary,
+    cfg: &Config,
+    grid: Grid,
+    rows: &[u32],
+    samples: usize,
+    device: &Device,
+) -> Result<(Tensor, Tensor)> {
     let half = cfg.embed_dim / cfg.num_heads / 2;
-    let table = angles(rotary, cfg.grid(), half);
+    let table = angles(rotary, grid, half);
     let of = |f: fn(f64) -> f64| {
         let row = |&at: &u32| table.iter().skip(at as usize * half).take(half);
         let values: Vec<f32> = rows.iter().flat_map(row).map(|angle| f(*angle) as f32).collect();
@@ -113,8 +127,8 @@ fn angles(rotary: Rotary, grid: Grid, half: usize) -> Vec<f64> {
     (0..grid.len()).flat_map(of_position).collect()
 }
 
-/// The rows of BEiT's table for each pair of tokens, [1 + K, 1 + K]: by how far a key is from a query; and three for pairs
-/// with the class token: from it, to it, and of it alone.
+/// The rows of BEiT's table for each pair of tokens, [1 + K, 1 + K]: by how far a key is from a query; and three for
+/// pairs with the class token: from it, to it, and of it alone.
 fn relative_rows(grid: Grid, kept: &[u32], index: &mut Vec<u32>) {
     let (height, width) = (grid.height as u32, grid.width as u32);
     let distances = (2 * height - 1) * (2 * width - 1);

@@ -13,6 +13,8 @@ pub(super) const SMALL: Size = [384, 12, 6];
 pub(super) const BASE: Size = [768, 12, 12];
 pub(super) const LARGE: Size = [1024, 24, 16];
 pub(super) const HUGE: Size = [1280, 32, 16];
+/// DINOv2's (timm/models/vision_transformer.py, `vit_giant_patch14_dinov2`).
+pub(super) const GIANT: Size = [1536, 40, 24];
 
 /// The recipes.
 impl Config {
@@ -23,6 +25,7 @@ impl Config {
             weight_names: WeightNames::Timm,
             image_size: (224, 224),
             patch_size,
+            dynamic_image_size: false,
             crop_remainder: false,
             in_channels: 3,
             num_classes,
@@ -95,7 +98,8 @@ impl Config {
         }
     }
 
-    /// Hugging Face's `CLIPForImageClassification`: CLIP's tower without `post_layernorm`, the mean of the patch tokens.
+    /// Hugging Face's `CLIPForImageClassification`: CLIP's tower without `post_layernorm`, the mean of the patch
+    /// tokens.
     pub(super) fn hf_clip(size: Size, patch_size: usize, num_classes: usize) -> Self {
         Self {
             pool: Pool::MeanOnly,
@@ -158,8 +162,8 @@ impl Config {
         }
     }
 
-    /// BEiT v2's fine-tuning model, and BEiT's (arXiv 2106.08254, 2208.06366) at 224 pixels in patches of 16: relative positions in every
-    /// block and no others, LayerScale, the mean of the patch tokens.
+    /// BEiT v2's fine-tuning model, and BEiT's (arXiv 2106.08254, 2208.06366) at 224 pixels in patches of 16: relative
+    /// positions in every block and no others, LayerScale, the mean of the patch tokens.
     pub(super) fn beit(size: Size, num_classes: usize) -> Self {
         Self {
             layer_scale: Some(1e-5),
@@ -170,8 +174,8 @@ impl Config {
         }
     }
 
-    /// EVA-02 (arXiv 2303.11331) at 224 pixels in patches of 14: rotary positions beside the learned ones, a gated MLP of
-    /// 8/3 the width, the mean of the patch tokens.
+    /// EVA-02 (arXiv 2303.11331) at 224 pixels in patches of 14: rotary positions beside the learned ones, a gated MLP
+    /// of 8/3 the width, the mean of the patch tokens.
     pub(super) fn eva02(size: Size, gate: Gate, num_classes: usize) -> Self {
         Self {
             rotary: Some(Rotary::Eva { grid: 16 }),

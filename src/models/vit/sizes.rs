@@ -1,7 +1,7 @@
 //! The published ViTs: recipes in the sizes of their papers.
 
 use super::config::{Config, Gate};
-use super::recipes::{BASE, HUGE, LARGE, SMALL, TINY};
+use super::recipes::{BASE, GIANT, HUGE, LARGE, SMALL, TINY};
 use crate::models::Constructor;
 
 /// The published sizes.
@@ -31,9 +31,11 @@ impl Config {
         ("dinov2-small", Self::dinov2_small),
         ("dinov2-base", Self::dinov2_base),
         ("dinov2-large", Self::dinov2_large),
+        ("dinov2-giant", Self::dinov2_giant),
         ("dinov2-reg4-small", Self::dinov2_reg4_small),
         ("dinov2-reg4-base", Self::dinov2_reg4_base),
         ("dinov2-reg4-large", Self::dinov2_reg4_large),
+        ("dinov2-reg4-giant", Self::dinov2_reg4_giant),
         ("siglip-base", Self::siglip_base),
         ("siglip-large", Self::siglip_large),
         ("siglip-so400m", Self::siglip_so400m),
@@ -151,6 +153,14 @@ impl Config {
     pub fn dinov2_large(num_classes: usize) -> Self {
         Self::dinov2(LARGE, num_classes)
     }
+    /// DINOv2 ViT-g/14, whose MLPs are gated.
+    pub fn dinov2_giant(num_classes: usize) -> Self {
+        Self {
+            gate: Some(Gate::Packed),
+            mlp_dim: 4096,
+            ..Self::dinov2(GIANT, num_classes)
+        }
+    }
     /// DINOv2 ViT-S/14 with four registers.
     pub fn dinov2_reg4_small(num_classes: usize) -> Self {
         Self::dinov2_small(num_classes).with_registers()
@@ -163,8 +173,12 @@ impl Config {
     pub fn dinov2_reg4_large(num_classes: usize) -> Self {
         Self::dinov2_large(num_classes).with_registers()
     }
-    /// SigLIP ViT-B/16 at 224 pixels, and SigLIP 2's, with the GELU by tanh of big_vision and Hugging Face. (timm's model
-    /// of the same weights computes the exact one, `Activation::Gelu`.)
+    /// DINOv2 ViT-g/14 with four registers.
+    pub fn dinov2_reg4_giant(num_classes: usize) -> Self {
+        Self::dinov2_giant(num_classes).with_registers()
+    }
+    /// SigLIP ViT-B/16 at 224 pixels, and SigLIP 2's, with the GELU by tanh of big_vision and Hugging Face. (timm's
+    /// model of the same weights computes the exact one, `Activation::Gelu`.)
     pub fn siglip_base(num_classes: usize) -> Self {
         Self::siglip(BASE, 16, num_classes)
     }

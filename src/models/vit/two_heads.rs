@@ -10,8 +10,9 @@ use crate::mask::Mask;
 use crate::model::{Forward, TokenModel};
 use crate::pass::Pass;
 
-/// A distilled DeiT (arXiv 2012.12877) that returns the logits of both heads, of the class token and of the distillation
-/// token, [B, classes] each, instead of their mean: for training, in which the sub-branch then matches each.
+/// A distilled DeiT (arXiv 2012.12877) that returns the logits of both heads, of the class token and of the
+/// distillation token, [B, classes] each, instead of their mean: for training, in which the sub-branch then matches
+/// each.
 ///
 /// The main loss gets both, here as in the paper's hard distillation: the sum of the heads' losses, as
 /// [`SubModelLoss`](crate::SubModelLoss) takes the sum of theirs.
