@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::BufReader;
 
+use zip::read::{ArchiveOffset, Config};
 use zip::{CompressionMethod, ZipArchive};
 
 use super::part::Part;
@@ -25,7 +26,13 @@ pub(super) struct Archive {
 impl Archive {
     pub(super) fn read(part: &Part) -> Result<Self, Fault> {
         let damaged = |error: zip::result::ZipError| Fault::caused_by("it is cut off, or no zip archive", error);
-        let mut archive = ZipArchive::new(BufReader::new(part.reader())).map_err(damaged)?;
+        // It begins with the file. Looked for, the directory of a file of PyTorch's seems to begin with its second entry
+        // where the first one takes the 76 bytes that lie behind it: in files whose names have 21 letters.
+        let config = Config {
+            archive_offset: ArchiveOffset::Known(0),
+        };
+        let archive = ZipArchive::with_config(config, BufReader::new(part.reader()));
+        let mut archive = archive.map_err(damaged)?;
         let (mut entries, mut compressed) = (BTreeMap::new(), None);
         for index in 0..archive.len() {
             let entry = archive.by_index_raw(index).map_err(damaged)?;

@@ -61,9 +61,11 @@ fn every_form_that_pytorch_writes_has_the_same_weights() {
             "{name}"
         );
     }
-    let weights = load(&fixture("state_dict.pth")).unwrap();
-    assert_eq!(values(&weights), expected);
-    assert_eq!(weights.notes(), ["format timm-vit, 20 tensors, below `state_dict`"]);
+    for name in ["state_dict.pth", "vit_large_patch16_224.pth"] {
+        let weights = load(&fixture(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(values(&weights), expected);
+        assert_eq!(weights.notes(), ["format timm-vit, 20 tensors, below `state_dict`"]);
+    }
 }
 
 #[test]
