@@ -426,7 +426,9 @@ fn weights(out: &Path) -> std::collections::HashMap<String, candle_core::Tensor>
     candle_core::safetensors::load(out.join("model.safetensors"), &candle_core::Device::Cpu).unwrap()
 }
 
-fn values(tensor: &candle_core::Tensor) -> Vec<f32> {
+/// Its numbers; the counts of batch norms are whole ones.
+fn values(tensor: &candle_core::Tensor) -> Vec<f64> {
+    let tensor = tensor.to_dtype(candle_core::DType::F64).unwrap();
     tensor.flatten_all().unwrap().to_vec1().unwrap()
 }
 

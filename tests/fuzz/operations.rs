@@ -1,6 +1,6 @@
 //! The operations and layers, of tensors that do not go together.
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::Module;
 use masksub::ops::{
     self, Activation, Affine, AttentionBranch, ConvNorm, MlpBranch, Pairs, PatchEmbed, Pooling, ResidualBlock,
@@ -27,10 +27,15 @@ fn windows(rng: &mut KeyedRng) -> (Grid, usize, usize) {
 
 /// Rows of a table that has some five.
 fn index(rng: &mut KeyedRng, shape: [usize; 3]) -> Result<Tensor> {
+    const MOST: usize = 1 << 16;
     let most = pick(rng, &[3, 4, 5, u32::MAX]);
-    let rows: Vec<u32> = (0..shape.iter().product())
-        .map(|_| rng.random_range(0..=most))
-        .collect();
+    let pairs = shape.iter().try_fold(1usize, |pairs, &side| pairs.checked_mul(side));
+    let Some(pairs) = pairs.filter(|&pairs| pairs <= MOST) else {
+        // As large as it is asked for, in no memory.
+        let one = Tensor::zeros((1, 1, 1), DType::U32, &Device::Cpu)?;
+        return Ok(one.broadcast_as(shape.as_slice())?);
+    };
+    let rows: Vec<u32> = (0..pairs).map(|_| rng.random_range(0..=most)).collect();
     Ok(Tensor::from_vec(rows, &shape, &Device::Cpu)?)
 }
 
@@ -133,7 +138,7 @@ pub fn plain(rng: &mut KeyedRng, _: &Scratch) -> Result<()> {
             ops::broadcast_mul(&var(rng, &shape)?, &var(rng, &factor[lacking..])?)?
         }
         13 => {
-            let rows = near(rng, 5);
+            let rows = pick(rng, &[5, 5, 5, 0, 4, 9]);
             let (qkv, table) = (var(rng, &[b, c, 3 * d * k])?, var(rng, &[rows, k])?);
             let shape = [pick(rng, &[1, b, 3]), near(rng, c), c];
             let index = index(rng, shape)?;
@@ -278,8 +283,11 @@ pub fn fused(rng: &mut KeyedRng, _: &Scratch) -> Result<()> {
     let ys = match rng.random_range(0..4) {
         0 => {
             let samples = pick(rng, &[1, b, 3]);
-            let half = near(rng, d / heads / 2);
-            let turned = near(rng, positions);
+            let half = pick(rng, &[d / heads / 2, d / heads / 2, 0, 1, 5]);
+            let turned = pick(
+                rng,
+                &[positions, positions, positions.saturating_sub(1), 0, positions + 1],
+            );
             let mut angles = || var(rng, &[samples, turned, half]).map(|angle| angle.detach());
             let (cos, sin) = (angles()?, angles()?);
             let rotation = Rotation {
@@ -287,7 +295,7 @@ pub fn fused(rng: &mut KeyedRng, _: &Scratch) -> Result<()> {
                 sin: &sin,
                 pairs: Pairs::Halves,
             };
-            let rows = near(rng, 5);
+            let rows = pick(rng, &[5, 5, 5, 0, 4, 9]);
             let table = var(rng, &[rows, heads])?;
             let shape = [samples, positions, near(rng, positions)];
             let index = index(rng, shape)?;

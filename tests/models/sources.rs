@@ -39,7 +39,13 @@ fn of_every_size_say_what_it_is() {
                 "embed_dim" | "width" | "hidden_size" => cfg.embed_dim as f64,
                 "depth" | "layers" | "num_hidden_layers" => cfg.depth as f64,
                 "num_heads" | "heads" | "num_attention_heads" => cfg.num_heads as f64,
-                "mlp_ratio" => cfg.mlp_dim as f64 / cfg.embed_dim as f64,
+                "mlp_ratio" => {
+                    // timm's gated MLP has its two halves in one; fractions are cut off.
+                    let halves = 1 + usize::from(cfg.gate.is_some());
+                    let ratio: f64 = value.split('*').map(|part| part.parse::<f64>().unwrap()).product();
+                    assert_eq!(halves * cfg.mlp_dim, (ratio * cfg.embed_dim as f64) as usize, "{name}");
+                    continue;
+                }
                 "intermediate_size" => cfg.mlp_dim as f64,
                 "eps" | "layer_norm_eps" => cfg.norm_eps,
                 "init_values" => cfg.layer_scale.unwrap(),

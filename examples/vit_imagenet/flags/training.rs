@@ -124,8 +124,9 @@ pub struct TrainingFlags {
     #[arg(long, value_name = "P", value_parser = share)]
     pub drop_path: Option<f64>,
 
-    /// Blocks of a ViT or Swin that compute again in the backward what they would keep, never, every-block or every-other:
-    /// less memory, more time, the same result to the bit
+    /// Blocks that compute again in the backward what they would keep
+    ///
+    /// never, every-block or every-other, of a ViT or Swin: less memory, more time, the same result to the bit.
     #[arg(long, value_name = "BLOCKS", default_value = "never")]
     pub recompute: Recompute,
 

@@ -40,9 +40,11 @@ fn are_the_published_ones() {
         ("dinov2-small", 22.4),
         ("dinov2-base", 87.3),
         ("dinov2-large", 305.3),
+        ("dinov2-giant", 1137.8),
         ("dinov2-reg4-small", 22.4),
         ("dinov2-reg4-base", 87.3),
         ("dinov2-reg4-large", 305.3),
+        ("dinov2-reg4-giant", 1137.8),
         ("siglip-base", 93.7),
         ("siglip-large", 317.0),
         ("siglip-so400m", 428.8),
@@ -67,6 +69,8 @@ fn are_the_published_ones() {
     // timm's own counts.
     assert_eq!(count(&Config::deit_small_distilled(1000)), 22_436_432);
     assert_eq!(count(&Config::siglip_base(1000)), 93_653_224);
+    // With a head on the mean of the patches, too, as the authors' linear classifier has it.
+    assert_eq!(count(&Config::dinov2_giant(1000)), 1_136_306_664 + 1536 * 1000);
     assert_eq!(count(&Config::beitv2_base(1000)), 86_530_984);
     assert_eq!(count(&Config::eva02_tiny(1000)), 5_695_144);
     assert_eq!(count(&Config::eva02_large(1000)), 304_293_800);
