@@ -39,6 +39,8 @@ pub fn write(flags: &Flags, directory: &Path, network: &Network, weights: &Weigh
     let &Settings {
         image_size, channels, ..
     } = loader.transform().settings();
+    // Before the work: a directory that cannot be written would cost all of it.
+    let out = RunDir::create(flags.out.as_deref())?;
     let (mut features, mut paths) = (vec![], vec![]);
     let images: Vec<_> = (0..split.len()).map(|index| (index, Draw::Test)).collect();
     for batch in images.chunks(flags.training.batch_size) {
@@ -70,7 +72,6 @@ pub fn write(flags: &Flags, directory: &Path, network: &Network, weights: &Weigh
     ]);
     let file =
         safetensors::serialize([("features", &features)], Some(metadata)).context("cannot serialize features")?;
-    let out = RunDir::create(flags.out.as_deref())?;
     out.write(FILE, &file)?;
     let skipped = match loader.skipped() {
         0 => String::new(),

@@ -308,7 +308,6 @@ fn class_names(root: &Path) -> Result<Vec<String>, TreeError> {
     Ok(names)
 }
 
-/// The images below each class directory, sorted by path. What is left out is told.
 /// All images below a directory, whatever lies between, as one class.
 pub fn all_below(root: &Path) -> Result<Split, TreeError> {
     if !root.is_dir() {
@@ -317,6 +316,7 @@ pub fn all_below(root: &Path) -> Result<Split, TreeError> {
     list(root, &[String::new()])
 }
 
+/// The images below each class directory, sorted by path. What is left out is told.
 fn list(root: &Path, classes: &[String]) -> Result<Split, TreeError> {
     let found = classes.par_iter().map(|class| below(&root.join(class)));
     let found = found.collect::<Result<Vec<_>, _>>()?;
