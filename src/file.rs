@@ -1,10 +1,14 @@
-//! Files of weights: only regular ones are opened, and one is read whole only if its header says so.
+//! Files of weights: only regular ones are opened, one is read whole only if its header says so, and one is in its place
+//! only once it is whole.
 
-use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom};
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
 
-use safetensors::tensor::Metadata;
+use candle_core::Tensor;
+use safetensors::tensor::{Metadata, SafeTensorError};
 
 use crate::error::Fault;
 
@@ -64,4 +68,79 @@ pub(crate) fn safetensors_header(mut file: impl Read, len: u64) -> Result<(Metad
         );
     }
     Ok((metadata, data))
+}
+
+/// Name of a file that is not in its place yet.
+const NEW: &str = "new";
+
+/// Writes a safetensors file beside `path`, brings that to the disk, and only then puts it in its place: whenever the
+/// process or the power goes, what was there is there as before. `before` it is put there, the caller may give the old
+/// one another name, by way of a directory of this writing's own.
+pub(crate) fn write_safetensors(
+    path: &Path,
+    tensors: &BTreeMap<String, Tensor>,
+    metadata: BTreeMap<String, String>,
+    before: impl FnOnce(&Path) -> io::Result<()>,
+) -> io::Result<()> {
+    let written = write(path, tensors, metadata, before);
+    // A part of a file is of no use, and it may be what fills the disk.
+    let _ = fs::remove_dir_all(workshop(path));
+    written
+}
+
+fn write(
+    path: &Path,
+    tensors: &BTreeMap<String, Tensor>,
+    metadata: BTreeMap<String, String>,
+    before: impl FnOnce(&Path) -> io::Result<()>,
+) -> io::Result<()> {
+    if path.is_dir() {
+        return Err(ErrorKind::IsADirectory.into());
+    }
+    let workshop = workshop(path);
+    match fs::remove_dir_all(&workshop) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => fs::create_dir(&workshop)?,
+    }
+    // Readable as the user's umask says: temporary files, of which safetensors' writer makes one, are the owner's
+    // alone.
+    let permissions = File::create(workshop.join("permissions"))?.metadata()?.permissions();
+    let temporary = workshop.join(NEW);
+    let metadata = metadata.into_iter().collect();
+    safetensors::serialize_to_file(tensors, Some(metadata), &temporary).map_err(|error| match error {
+        SafeTensorError::IoError(error) => error,
+        other => io::Error::other(other),
+    })?;
+    fs::set_permissions(&temporary, permissions)?;
+    OpenOptions::new().write(true).open(&temporary)?.sync_all()?;
+    match before(&workshop) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => fs::rename(&temporary, path)?,
+    }
+    // The names are on the disk when their directory is. (Elsewhere than on Unix a directory cannot be opened.)
+    #[cfg(unix)]
+    File::open(directory(path))?.sync_all()?;
+    Ok(())
+}
+
+/// What a process that ended while it wrote may have left: whole, or a part of it.
+pub(crate) fn unfinished(path: &Path) -> PathBuf {
+    workshop(path).join(NEW)
+}
+
+/// Where a file is written before it is put at `path`: in the same file system, and in a directory of its own, for
+/// safetensors' writer has temporary files with names that nobody could tell after a kill.
+fn workshop(path: &Path) -> PathBuf {
+    let mut name = OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(".partial");
+    path.with_file_name(name)
+}
+
+#[cfg(unix)]
+fn directory(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
 }

@@ -1,8 +1,7 @@
 //! Checkpoints of a run, which survive whatever happens while they are written.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
+use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -73,8 +72,6 @@ const SETTING: &str = "setting/";
 const CHECKSUM: &str = "checksum";
 /// Said of a file that is no checkpoint.
 const FOREIGN: &str = "this is no checkpoint of masksub";
-/// Name of a checkpoint that is being written.
-const NEW: &str = "new";
 
 impl Checkpoint {
     /// A run of that seed after `step` steps.
@@ -149,9 +146,7 @@ impl Checkpoint {
         let mut metadata = self.metadata();
         let checksum = checksum(&metadata, tensors.iter());
         metadata.insert(CHECKSUM.into(), checksum);
-        let written = write(path, &tensors, metadata);
-        // A part of a file is of no use, and it may be what fills the disk.
-        let _ = fs::remove_dir_all(workshop(path));
+        let written = file::write_safetensors(path, &tensors, metadata, |workshop| keep_as_previous(path, workshop));
         written.map_err(|error| Fault::caused_by("cannot write the checkpoint", error).of_file(path))
     }
 
@@ -186,7 +181,7 @@ impl Checkpoint {
         };
         // What was being put in its place is newer than the one before, and may be all there is: where the last one was
         // torn, it is that which has become the one before.
-        let others = [workshop(path).join(NEW), previous(path)];
+        let others = [file::unfinished(path), previous(path)];
         for other in &others {
             if let Ok(checkpoint) = Self::load(other) {
                 return Ok(Some(Found {
@@ -292,37 +287,6 @@ impl Checkpoint {
     }
 }
 
-/// Writes beside `path`, brings that to the disk, and only then puts it in its place.
-fn write(path: &Path, tensors: &BTreeMap<String, Tensor>, metadata: BTreeMap<String, String>) -> std::io::Result<()> {
-    if path.is_dir() {
-        return Err(ErrorKind::IsADirectory.into());
-    }
-    let workshop = workshop(path);
-    match fs::remove_dir_all(&workshop) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-        _ => fs::create_dir(&workshop)?,
-    }
-    // Readable as the user's umask says: temporary files, of which safetensors' writer makes one, are the owner's
-    // alone.
-    let permissions = File::create(workshop.join("permissions"))?.metadata()?.permissions();
-    let temporary = workshop.join(NEW);
-    let metadata = metadata.into_iter().collect();
-    safetensors::serialize_to_file(tensors, Some(metadata), &temporary).map_err(|error| match error {
-        SafeTensorError::IoError(error) => error,
-        other => std::io::Error::other(other),
-    })?;
-    fs::set_permissions(&temporary, permissions)?;
-    OpenOptions::new().write(true).open(&temporary)?.sync_all()?;
-    match keep_as_previous(path, &workshop) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-        _ => fs::rename(&temporary, path)?,
-    }
-    // The names are on the disk when their directory is. (Elsewhere than on Unix a directory cannot be opened.)
-    #[cfg(unix)]
-    File::open(directory(path))?.sync_all()?;
-    Ok(())
-}
-
 /// Gives the checkpoint at `path` its second name, so that there is one at `path` at any moment, whoever looks for it. A
 /// file system without such names (FAT, some that come over a network) has it moved, and for a moment it is away.
 fn keep_as_previous(path: &Path, workshop: &Path) -> std::io::Result<()> {
@@ -330,23 +294,6 @@ fn keep_as_previous(path: &Path, workshop: &Path) -> std::io::Result<()> {
     match fs::hard_link(path, &second) {
         Ok(()) => fs::rename(second, previous(path)),
         Err(_) => fs::rename(path, previous(path)),
-    }
-}
-
-/// Where a checkpoint is written before it is put at `path`: in the same file system, and in a directory of its own,
-/// for safetensors' writer has temporary files with names that nobody could tell after a kill.
-fn workshop(path: &Path) -> PathBuf {
-    let mut name = OsString::from(".");
-    name.push(path.file_name().unwrap_or_default());
-    name.push(".partial");
-    path.with_file_name(name)
-}
-
-#[cfg(unix)]
-fn directory(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
     }
 }
 
