@@ -154,7 +154,8 @@ pub trait TokenModel<O = Tensor> {
 
     /// The logits of a token sequence, as [`embed`](Self::embed) returned it under the same `keep`: `[B, classes]`, or
     /// whatever the model has; `[B, K, classes]` where each token has its own. `keep` is for models whose blocks take
-    /// positions, too: rotary ones, or relative biases, must be those of the tokens that are kept.
+    /// positions, too: rotary ones, or relative biases, must be those of the tokens that are kept. `pass` is the one that
+    /// `embed` got: a model of images of any size may have kept their grid there.
     ///
     /// # Errors
     /// The model's own.

@@ -86,6 +86,23 @@ fn are_what_timm_gives_and_what_a_model_of_their_size_gives() {
     }
 }
 
+// Rotary positions follow the image's grid, and there are no others.
+#[test]
+fn of_dinov3_are_what_a_model_of_their_size_gives() {
+    let name = "timm_dinov3";
+    let cfg = Config {
+        pool: Pool::FinalNormThenMean,
+        ..narrow(Config::dinov3_small(9))
+    };
+    let any = vit(&dynamic(&cfg), &open(name));
+    for size in [(32, 32), (48, 48), (32, 56), (24, 8)] {
+        let images = randn((2, 3, size.0, size.1), "images");
+        let own = vit(&sized(&cfg, &images), &open(name));
+        let [ours, own] = [&any, &own].map(|model| model.forward_t(&images, false).unwrap());
+        assert!(distance(&ours, &own) < 1e-6, "{size:?}");
+    }
+}
+
 #[test]
 fn lose_tokens_as_in_a_model_of_their_size() {
     for (name, cfg) in models() {

@@ -116,6 +116,8 @@ pub struct Config {
     /// Takes images of any size, not of `image_size` alone: absolute positions are resized to each (timm's
     /// `dynamic_img_size`), [`AntialiasedBicubic`](crate::pretrained::Resize::AntialiasedBicubic), and gradients go
     /// back to those of `image_size`. All images of a batch have one size.
+    /// [`classify`](crate::TokenModel::classify) is told it by the [`Pass`](crate::Pass) that
+    /// [`embed`](crate::TokenModel::embed) got.
     pub dynamic_image_size: bool,
     /// Ignores pixels right and below of the last whole patch, as a strided convolution does. Otherwise an image side
     /// that is no multiple of the patch is an error.

@@ -25,6 +25,8 @@ pub(super) struct Embedding {
     prefix: Vec<Tensor>,
     /// [1, L, D], or [1, S + L, D] where the first S tokens have positions, too; zeros where there are none.
     pos_embed: Tensor,
+    /// They are learned, and so not 0.
+    has_positions: bool,
     num_prefix_positions: usize,
     pre_norm: Option<LayerNorm>,
     /// Of the positions.
@@ -76,6 +78,7 @@ impl Embedding {
                 check::fits_memory("image_size", grid, positions.checked_mul(d), vb.dtype().size_in_bytes())?;
                 Tensor::zeros((1, positions, d), vb.dtype(), vb.device())?
             },
+            has_positions: cfg.absolute_positions,
             num_prefix_positions: cfg.num_prefix_positions(),
             pre_norm: cfg.pre_norm.then(pre_norm).transpose()?,
             grid: cfg.grid(),
@@ -105,6 +108,17 @@ impl Embedding {
     fn positions_on(&self, grid: Grid) -> Result<Tensor> {
         if grid == self.grid {
             return Ok(self.pos_embed.clone());
+        }
+        if !self.has_positions {
+            let (d, table) = (self.pos_embed.dim(2)?, &self.pos_embed);
+            let size = table.dtype().size_in_bytes();
+            check::fits_memory(
+                "image_size",
+                format_args!("{grid} patches"),
+                grid.len().checked_mul(d),
+                size,
+            )?;
+            return Tensor::zeros((1, grid.len(), d), table.dtype(), table.device());
         }
         let (prefix, all) = (self.num_prefix_positions, self.pos_embed.dim(1)?);
         let patches = self.pos_embed.narrow(1, prefix, all - prefix)?;
