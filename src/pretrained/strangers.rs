@@ -1,7 +1,7 @@
 //! Models that the crate has not, told by the names of their weights: a refusal says what they are.
 
 /// What names tell: a part of one, and the model that has it.
-const PARTS: [(&str, &str); 24] = [
+const PARTS: [(&str, &str); 23] = [
     (".attn.cpb_mlp.", SWIN_V2),
     (".attn.meta_mlp.", SWIN_V2),
     (".continuous_position_bias_mlp.", SWIN_V2),
@@ -34,22 +34,20 @@ const PARTS: [(&str, &str); 24] = [
         "shared_rel_pos.",
         "a model with relative positions of timm's `rel_pos` (ViT-srelpos)",
     ),
-    (
-        "rope.freqs",
-        "a ViT with learned frequencies of rotary positions (timm's `rope_mixed`)",
-    ),
     (".attn.w_msa.", "a Swin in mmpretrain's names"),
-    (".attn.norm.weight", "a BEiT-3"),
+    (".attn.norm.weight", "a BEiT-3 or timm's EVA-02-CLIP (`eva02_*_clip_*`)"),
     (".lambda_1", "Hugging Face's BEiT or Data2Vec"),
 ];
 const SWIN_V2: &str = "a Swin V2";
 /// Told by where a name's parts stand.
 const HIERA: &str = "a Hiera";
+/// Told by the end of a name: EVA-02 of BAAI's has buffers `rope.freqs_cos` and `rope.freqs_sin`.
+const LEARNED_ROTATIONS: &str = "a ViT with learned frequencies of rotary positions (timm's `rope_mixed`)";
 
 /// The model that has such names, where the crate has none such.
 pub(super) fn model<'a>(names: impl Iterator<Item = &'a String>) -> Option<&'static str> {
     let mut found: Option<usize> = None;
-    let mut is_hiera = false;
+    let (mut is_hiera, mut learns_rotations) = (false, false);
     for name in names {
         let first = found.unwrap_or(PARTS.len());
         found = PARTS
@@ -58,9 +56,11 @@ pub(super) fn model<'a>(names: impl Iterator<Item = &'a String>) -> Option<&'sta
             .position(|(part, _)| name.contains(part))
             .or(found);
         is_hiera |= widens(name);
+        learns_rotations |= name.ends_with("rope.freqs");
     }
     let told = found.and_then(|index| PARTS.get(index)).map(|(_, model)| *model);
-    told.or(is_hiera.then_some(HIERA))
+    told.or(learns_rotations.then_some(LEARNED_ROTATIONS))
+        .or(is_hiera.then_some(HIERA))
 }
 
 /// Tells whether this is a projection that stands in a block itself, `blocks.N.proj.weight`: Hiera's, to the next
@@ -98,6 +98,8 @@ mod tests {
             ("stages.0.blocks.0.attn.sr.weight", "PVT"),
             ("stages.0.blocks.0.attn.pool_q.weight", "MViT"),
             ("blocks.0.attn.rel_pos_h", "SAM"),
+            ("rope.freqs", "rope_mixed"),
+            ("blocks.0.attn.norm.weight", "EVA-02-CLIP"),
         ] {
             let model = model([name.to_string(), "norm.weight".to_string()].iter());
             assert!(model.is_some_and(|model| model.contains(told)), "{name}: {model:?}");
@@ -114,6 +116,8 @@ mod tests {
             "patch_embed.proj.weight",
             "blocks.0.norm1.weight",
             "blocks.proj.weight",
+            "rope.freqs_cos",
+            "blocks.0.attn.rope.freqs_sin",
         ] {
             assert_eq!(model([name.to_string()].iter()), None, "{name}");
         }
