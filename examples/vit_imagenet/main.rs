@@ -320,8 +320,8 @@ impl Training<'_> {
         run.save(&trained)?;
         tell_skipped(data);
         let write = |name| {
-            let (state, _) = saving.state(self.network, &weights.state())?;
-            run.record.write_weights(name, &state)
+            let named = saving.state(self.network, &weights.state())?;
+            run.record.write_weights(name, &named.tensors, named.metadata)
         };
         write("model.safetensors")?;
         if let Some(ema) = &mut trained.ema {

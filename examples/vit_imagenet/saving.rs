@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use candle_core::Tensor;
 use clap::ValueEnum;
-use masksub::pretrained::{self, Layout};
+use masksub::pretrained::{self, Architecture, Layout};
 
 use crate::flags::Flags;
 use crate::network::Network;
@@ -22,6 +22,15 @@ pub enum SaveLayout {
     Huggingface,
     /// Those of --init-from, with all else that is in it: a tower goes back beside CLIP's text tower
     InitFrom,
+}
+
+/// Weights as they are saved.
+pub struct Named {
+    pub tensors: State,
+    /// Of their file.
+    pub metadata: BTreeMap<String, String>,
+    /// Names of what the file has no place for.
+    pub without_place: Vec<String>,
 }
 
 /// How weights are named when they are saved.
@@ -48,7 +57,7 @@ impl Saving {
                 Self::As(Layout::ALL.into_iter().find(has).unwrap_or(Layout::Timm))
             }
         };
-        let left_out = saving.state(network, state)?.1;
+        let left_out = saving.state(network, state)?.without_place;
         if !left_out.is_empty() {
             println!(
                 "no place in the file of --init-from, so not saved: {}",
@@ -58,23 +67,35 @@ impl Saving {
         Ok(saving)
     }
 
-    /// A state under those names, and the names of what they have no place for.
-    pub fn state(&self, network: &Network, state: &State) -> Result<(State, Vec<String>)> {
+    /// A state under those names.
+    pub fn state(&self, network: &Network, state: &State) -> Result<Named> {
         match self {
-            Self::As(layout) => Ok((named(network, state, *layout)?, vec![])),
+            Self::As(layout) => Ok(named(network, state, *layout)?),
             Self::Into(file, key) => {
                 let refilled = crate::open(file, key.as_deref())?.refilled(state)?;
-                Ok((refilled.tensors, refilled.without_place))
+                Ok(Named {
+                    tensors: refilled.tensors,
+                    metadata: refilled.metadata,
+                    without_place: refilled.without_place,
+                })
             }
         }
     }
 }
 
-fn named(network: &Network, state: &State, layout: Layout) -> Result<State, masksub::Error> {
+fn named(network: &Network, state: &State, layout: Layout) -> Result<Named, masksub::Error> {
     match network {
-        Network::Vit(cfg) => pretrained::state_dict(cfg, state, layout),
-        Network::ResNet(cfg, _) => pretrained::state_dict(cfg, state, layout),
-        Network::ConvNeXt(cfg, _) => pretrained::state_dict(cfg, state, layout),
-        Network::Swin(cfg) => pretrained::state_dict(cfg, state, layout),
+        Network::Vit(cfg) => of(cfg, state, layout),
+        Network::ResNet(cfg, _) => of(cfg, state, layout),
+        Network::ConvNeXt(cfg, _) => of(cfg, state, layout),
+        Network::Swin(cfg) => of(cfg, state, layout),
     }
+}
+
+fn of(cfg: &impl Architecture, state: &State, layout: Layout) -> Result<Named, masksub::Error> {
+    Ok(Named {
+        tensors: pretrained::state_dict(cfg, state, layout)?,
+        metadata: pretrained::metadata(cfg),
+        without_place: vec![],
+    })
 }

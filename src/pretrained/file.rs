@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::archive::Archive;
 use super::layout::{self, Place, Unclear};
-use super::names::POS_EMBED;
+use super::names::{ONE_NORM, POS_EMBED};
 use super::part::Part;
 use super::shards::{self, Index};
 use super::stored::{Contents, Dictionary, Stored};
@@ -33,6 +33,8 @@ pub(super) struct TensorFile {
     pub(super) beside: Vec<String>,
     /// Keys of which weights lie below, too.
     pub(super) alternatives: Vec<String>,
+    /// It says that its `norm` is what a model calls `fc_norm`: see [`ONE_NORM`].
+    pub(super) one_norm: bool,
 }
 
 impl TensorFile {
@@ -41,7 +43,7 @@ impl TensorFile {
     ///
     /// # Errors
     /// [`Error::File`] for one that cannot be read, is cut off, or is of no kind that is read;
-    /// [`Error::CodeInCheckpoint`]; [`Error::UnknownFormat`]; [`Error::InvalidArgument`] where nothing is `wanted`, or
+    /// [`Error::CodeInCheckpoint`]; [`Error::UnknownFormat`]; [`Error::OtherModel`]; [`Error::InvalidArgument`] where nothing is `wanted`, or
     /// it must be said.
     pub(super) fn open(path: &Path, wanted: Option<&str>) -> Result<(Self, Place)> {
         let files = shards::files(path)?;
@@ -56,6 +58,7 @@ impl TensorFile {
             dictionaries,
             keys,
             fault,
+            one_norm,
         } = merged(&parts, contents)?;
         let name = path.display().to_string();
         let found = layout::find(&dictionaries, wanted).map_err(|why| unclear(why, path))?;
@@ -84,6 +87,7 @@ impl TensorFile {
             key,
             beside,
             alternatives,
+            one_norm,
         };
         if let Some(model) = strangers::model(tensors.keys().filter(|name| name.starts_with(&layout.prefix))) {
             return Err(Error::OtherModel { path: file.path, model });
@@ -251,6 +255,7 @@ fn merged(parts: &[Part], contents: Vec<Contents>) -> Result<Contents> {
         }
         all.keys.extend(contents.keys.into_iter().filter(|_| number == 0));
         all.fault = all.fault.or(contents.fault);
+        all.one_norm |= contents.one_norm;
     }
     Ok(all)
 }
@@ -283,8 +288,10 @@ fn read_safetensors(part: &Part) -> std::result::Result<Contents, Fault> {
         tensors,
         ..Default::default()
     };
+    let said = metadata.metadata().as_ref();
     Ok(Contents {
         dictionaries: vec![whole],
+        one_norm: said.is_some_and(|said| said.contains_key(ONE_NORM)),
         ..Default::default()
     })
 }

@@ -48,7 +48,7 @@ impl PeerSource {
         };
         // [1, 1, D] and `[D]` are the same to those who write them.
         let filled = |shape: &[usize]| shape.iter().copied().skip_while(|n| *n == 1).collect::<Vec<_>>();
-        if filled(&got) == filled(shape) {
+        if filled(&got) == filled(shape) && !self.lies_otherwise(key, &got) {
             self.check_pooling(key)?;
             return Ok(Some((found.read(&self.file)?.reshape(shape)?, names)));
         }
@@ -80,6 +80,17 @@ impl PeerSource {
                 Ok(Some((kernel, names)))
             }
             _ => Err(misshapen()),
+        }
+    }
+
+    /// Tells whether a table of this shape is for another grid than the model's: it may have as many offsets.
+    fn lies_otherwise(&self, key: &str, shape: &[usize]) -> bool {
+        match shape {
+            [offsets, _] if key.ends_with(POSITION_TABLE) => {
+                let tables = Tables::of(*offsets, *offsets, self.grids.get(key).copied());
+                tables.is_some_and(|tables| tables.from != tables.to)
+            }
+            _ => false,
         }
     }
 

@@ -75,7 +75,8 @@
 //! A pickle may hold 64 dictionaries of tensors at most; of one with more, [`Pretrained::open_key`] takes one.
 //!
 //! What is refused says what it is: a model pickled whole or scripted ([`Error::CodeInCheckpoint`]), HDF5, GGUF, a
-//! pointer of Git LFS, compressed archives, shards without their siblings.
+//! pointer of Git LFS, compressed archives, shards without their siblings, and weights that are told to be of a model
+//! that the crate has not, a Swin V2 or a Hiera ([`Error::OtherModel`]).
 //!
 //! # What is fitted
 //!
@@ -142,7 +143,7 @@ use std::path::Path;
 
 pub use format::Format;
 pub use resize::Resize;
-pub use save::{save, state_dict, Architecture, Layout, Refilled};
+pub use save::{metadata, save, state_dict, Architecture, Layout, Refilled};
 
 #[cfg(doc)]
 use crate::error::Error;
@@ -169,7 +170,8 @@ impl Pretrained {
     /// # Errors
     /// [`Error::File`] for a file that cannot be read, is cut off, lacks shards, or is of a kind that is not read;
     /// [`Error::CodeInCheckpoint`] for one that holds code where weights should be; [`Error::UnknownFormat`] for
-    /// weights of no known format; [`Error::InvalidArgument`] for several models alike, between which
+    /// weights of no known format, and [`Error::OtherModel`] where their names tell that they are of one that the crate
+    /// has not; [`Error::InvalidArgument`] for several models alike, between which
     /// [`open_key`](Self::open_key) chooses.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         Self::open_place(path.as_ref(), None)

@@ -14,6 +14,13 @@ pub(super) const POSITION_TABLE: &str = ".relative_position_bias_table";
 /// Start of the head's keys, and of those of a distillation token's.
 pub(super) const HEAD: &str = "head.";
 const HEAD_DIST: &str = "head_dist.";
+/// Starts of the keys of the final norm, and of the one that mean pooling has in its place.
+pub(super) const FINAL_NORM: &str = "norm.";
+pub(super) const FC_NORM: &str = "fc_norm.";
+/// What a file's metadata have where its final norm is the `fc_norm` of a
+/// [`Pool::NormThenMean`](crate::models::vit::Pool::NormThenMean), which peers call so: names alone would not tell it
+/// from the norm of a class token.
+pub(super) const ONE_NORM: &str = "masksub.norm_then_mean";
 /// Key of the final norm's weight.
 pub(super) const NORM: &str = "norm.weight";
 /// Keys of the kernels that read an image's channels.
@@ -25,6 +32,21 @@ pub(super) const APART: [&str; 3] = [".attn.q.", ".attn.k.", ".attn.v."];
 /// Tells whether the key is one of a head's.
 pub(super) fn is_head(key: &str) -> bool {
     key.starts_with(HEAD) || key.starts_with(HEAD_DIST)
+}
+
+/// Tells whether the key is one of a block's, of whichever architecture, or of what lies between two stages of them.
+pub(super) fn is_of_block(key: &str) -> bool {
+    let starts = [
+        "blocks.",
+        "layers.",
+        "layer1.",
+        "layer2.",
+        "layer3.",
+        "layer4.",
+        "stages.",
+        "downsample.",
+    ];
+    starts.iter().any(|start| key.starts_with(start))
 }
 
 /// Parts of the projections of attention pooling: queries, and keys and values, packed in one for each, or of all
@@ -78,13 +100,8 @@ impl Family {
 
     /// The other architecture that a weight belongs to, where that is beyond doubt: it is one of its blocks.
     pub(super) fn other(self, name: &str, shape: Option<&[usize]>) -> Option<Self> {
-        let of_block = |key: String| {
-            ["blocks.", "layers.", "layer1.", "stages."]
-                .iter()
-                .any(|start| key.starts_with(start))
-        };
         let mut others = Self::ALL.into_iter().filter(|family| *family != self);
-        others.find(|family| family.key(name, shape).is_some_and(of_block))
+        others.find(|family| family.key(name, shape).is_some_and(|key| is_of_block(&key)))
     }
 }
 

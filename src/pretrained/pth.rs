@@ -210,6 +210,7 @@ fn contents(
         dictionaries,
         keys,
         fault,
+        ..Default::default()
     })
 }
 

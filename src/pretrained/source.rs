@@ -7,7 +7,9 @@ use candle_core::{Shape, Tensor};
 use super::file::TensorFile;
 use super::format::Format;
 use super::layout::Place;
-use super::names::{is_head, known_leftover, known_missing, APART, POOL_APART, POOL_IN, POOL_KV, POOL_Q, QKV};
+use super::names::{
+    is_head, known_leftover, known_missing, APART, FC_NORM, FINAL_NORM, POOL_APART, POOL_IN, POOL_KV, POOL_Q, QKV,
+};
 use super::notes;
 use super::resize::Resize;
 use super::stored::Stored;
@@ -150,14 +152,22 @@ impl PeerSource {
     }
 
     /// Without a shape, that of the file's tensor of this name: Swin's mergings need one.
-    fn key(&self, name: &str, shape: Option<&[usize]>) -> Option<String> {
+    pub(super) fn key(&self, name: &str, shape: Option<&[usize]>) -> Option<String> {
         let shape = shape.or_else(|| Some(&self.file.tensors.get(name)?.shape[..]));
-        self.format.family().key(name, shape)
+        Some(self.of_one_norm(self.format.family().key(name, shape)?))
+    }
+
+    /// The key, where the file says that its final norm is one before a mean: in it they are the same.
+    fn of_one_norm(&self, key: String) -> String {
+        match key.strip_prefix(FINAL_NORM) {
+            Some(leaf) if self.file.one_norm => format!("{FC_NORM}{leaf}"),
+            _ => key,
+        }
     }
 
     /// The key of one of the file's tensors.
     pub(super) fn key_in_file(&self, name: &str, stored: &Stored) -> Option<String> {
-        self.format.family().key(&self.whole_name(name), Some(&stored.shape))
+        self.key(&self.whole_name(name), Some(&stored.shape))
     }
 
     /// The file's tensors for a key, and their names.

@@ -108,6 +108,9 @@ pub(super) struct Contents {
     pub(super) keys: Vec<String>,
     /// Why a dictionary could not be read.
     pub(super) fault: Option<Error>,
+    /// The file says that its final norm is the one before the mean of the patches: see
+    /// [`ONE_NORM`](super::names::ONE_NORM).
+    pub(super) one_norm: bool,
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ mod names;
 mod of_candle_transformers;
 mod positions;
 mod saved;
+mod saved_and_opened;
 mod shards;
 mod the_head;
 mod what_differs;

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
 use masksub::models::vit::{Config, VisionTransformer};
-use masksub::pretrained::{Pretrained, Resize};
-use masksub::{Error, Grid, Seed};
+use masksub::pretrained::{self, Layout, Pretrained, Resize};
+use masksub::{Error, Grid, Seed, Weights};
 
 use super::{checkpoint, model_file, refusal, saved, small, tensors, timm_vit, var, vb, vit, weights};
 use crate::common::{bits, numbers, randn, random_values, CPU};
@@ -226,4 +226,45 @@ fn with_and_without_the_class_token_are_not_mistaken_for_each_other() {
             );
         }
     }
+}
+
+// 15 x 15 offsets are as many as 9 x 25.
+#[test]
+fn of_tables_with_as_many_offsets_of_another_grid_are_resized() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("w.safetensors");
+    let square = Config {
+        embed_dim: 24,
+        mlp_dim: 96,
+        ..small(Config::beitv2_base(9)).with_input(64, 8, 3)
+    };
+    let seeded = Weights::seeded(Seed::new(1));
+    vit(&square, &seeded);
+    let table = "blocks.0.attn.relative_position_bias_table";
+    let values = randn((228, 3), "table");
+    let all = seeded.varmap().data().lock().unwrap().clone();
+    all[table].set(&values).unwrap();
+    pretrained::save(&path, &square, &seeded.state(), Layout::Timm).unwrap();
+    let opened = |cfg: &Config| {
+        let weights = Pretrained::open(&path).unwrap().weights(Seed::new(0));
+        vit(cfg, &weights);
+        (var(&weights, table), weights.notes())
+    };
+    let (same, notes) = opened(&square);
+    assert_eq!(bits(&same), bits(&values));
+    assert!(notes.iter().all(|note| !note.contains("offsets")), "{notes:?}");
+    let wide = Config {
+        image_size: (40, 104),
+        ..square
+    };
+    let (resized, notes) = opened(&wide);
+    assert_eq!(resized.dims(), [228, 3]);
+    let [before, after] = [&values, &resized].map(|table| table.narrow(0, 0, 225).unwrap());
+    assert_ne!(bits(&before), bits(&after));
+    let [before, after] = [&values, &resized].map(|table| table.narrow(0, 225, 3).unwrap());
+    assert_eq!(bits(&before), bits(&after));
+    assert!(
+        notes.iter().any(|note| note.contains("15 x 15 -> 9 x 25 offsets")),
+        "{notes:?}"
+    );
 }

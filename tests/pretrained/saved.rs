@@ -259,6 +259,100 @@ fn a_model_that_a_project_has_not_is_refused_by_what_it_lacks() {
     }
 }
 
+/// A state that is refused, for what it has or lacks.
+fn refused(result: masksub::Result<impl Sized>, told: &str) {
+    let error = result.map(drop).unwrap_err();
+    assert!(
+        matches!(&error, Error::InvalidArgument { argument: "state", .. }),
+        "{error}"
+    );
+    assert!(error.to_string().contains(told), "{error}");
+}
+
+fn vit_state(cfg: &Config) -> Tensors {
+    let weights = Weights::seeded(Seed::new(1));
+    super::vit(cfg, &weights);
+    weights.state()
+}
+
+#[test]
+fn a_state_with_more_or_less_than_the_model_is_refused() {
+    let cfg = timm_vit(9);
+    let whole = vit_state(&cfg);
+    for layout in Layout::ALL {
+        let check = |state: &Tensors, told| refused(pretrained::state_dict(&cfg, state, layout), told);
+        check(&Tensors::new(), "one without");
+        let deeper = Config {
+            depth: 3,
+            ..cfg.clone()
+        };
+        check(&vit_state(&deeper), "one with blocks.2.");
+        for lost in ["blocks.1.norm2.bias", "norm.weight", "pos_embed"] {
+            let mut state = whole.clone();
+            state.remove(lost);
+            check(&state, lost);
+        }
+        check(&vit_state(&timm_vit(8)), "head.bias of [8], not [9]");
+        let gapped = Config {
+            pool: Pool::Mean,
+            ..cfg.clone()
+        };
+        check(&vit_state(&gapped), "one without norm.");
+    }
+    let swin = narrow_swin();
+    let weights = Weights::seeded(Seed::new(1));
+    SwinTransformer::new(&swin, vb(&weights)).unwrap();
+    let mut state = weights.state();
+    state.remove("layers.0.blocks.0.mlp.fc1.bias");
+    refused(
+        pretrained::state_dict(&swin, &state, Layout::Timm),
+        "layers.0.blocks.0.mlp.fc1.bias",
+    );
+}
+
+#[test]
+fn a_checkpoint_is_not_refilled_by_halves() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("w.safetensors");
+    let cfg = timm_vit(9);
+    let deeper = Config {
+        depth: 3,
+        ..cfg.clone()
+    };
+    pretrained::save(&path, &deeper, &vit_state(&deeper), Layout::Timm).unwrap();
+    let open = || Pretrained::open(&path).unwrap();
+    refused(open().refilled(&vit_state(&cfg)), "one without blocks.2.");
+    let wider = Config {
+        mlp_dim: 96,
+        ..deeper.clone()
+    };
+    refused(open().refilled(&vit_state(&wider)), "mlp.fc1.bias is [96], not [192]");
+    let scaled = Config {
+        layer_scale: Some(0.1),
+        ..deeper.clone()
+    };
+    refused(open().refilled(&vit_state(&scaled)), "gamma_1");
+    // Of a Swin, which has a norm and a head of these names as well.
+    let swin = swin::Config {
+        embed_dim: 24,
+        num_heads: vec![3, 6],
+        ..narrow_swin()
+    };
+    let weights = Weights::seeded(Seed::new(1));
+    SwinTransformer::new(&swin, vb(&weights)).unwrap();
+    refused(open().refilled(&weights.state()), "state");
+    // What images and classes tell may differ.
+    let larger = Config {
+        num_classes: 5,
+        ..deeper.clone()
+    }
+    .with_input(48, 8, 3);
+    let refilled = open().refilled(&vit_state(&larger)).unwrap();
+    assert!(refilled.without_place.is_empty());
+    assert_eq!(refilled.tensors["head.bias"].dims(), [5]);
+    assert_eq!(refilled.tensors["pos_embed"].dims(), [1, 37, 48]);
+}
+
 #[test]
 fn a_state_of_another_model_is_refused() {
     let weights = Weights::seeded(Seed::new(1));

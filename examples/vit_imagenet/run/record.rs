@@ -10,7 +10,7 @@ use anyhow::{bail, Context, Result};
 use candle_core::Tensor;
 use masksub::train::distributed::{self, Communicator};
 use masksub::{Difficulty, Step};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 pub struct Recorder {
@@ -285,9 +285,14 @@ impl Recorder {
         self.out.write("metrics.csv", metrics::text(&self.epochs)?.as_bytes())
     }
 
-    /// Writes weights to `name`, as PyTorch's: transformers opens no file that does not say so.
-    pub fn write_weights(&self, name: &str, weights: &BTreeMap<String, Tensor>) -> Result<()> {
-        let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+    /// Writes weights to `name`, with what the file says beside them.
+    pub fn write_weights(
+        &self,
+        name: &str,
+        weights: &BTreeMap<String, Tensor>,
+        metadata: BTreeMap<String, String>,
+    ) -> Result<()> {
+        let metadata = metadata.into_iter().collect();
         let file = safetensors::serialize(weights, Some(metadata)).context("cannot serialize the weights")?;
         self.out.write(name, &file)
     }
@@ -376,7 +381,9 @@ mod tests {
             record.step(&Alone, 1e-3, &step(sub_loss), &labels).unwrap();
             record.epoch(test, None).unwrap();
         }
-        record.write_weights("model.safetensors", &weights.state()).unwrap();
+        record
+            .write_weights("model.safetensors", &weights.state(), BTreeMap::new())
+            .unwrap();
         let result = record.finish("masksub").unwrap();
         let start = "result branch=masksub top1=90.00 top5=100.00 loss=0.2500 epochs=2 seconds=";
         assert!(result.starts_with(start), "{result}");

@@ -1,10 +1,12 @@
 //! A ConvNeXt's and a ResNet's weights as timm and transformers have them.
 
 use candle_core::Tensor;
+use candle_nn::VarBuilder;
 
 use super::{by_key, Architecture, Layout, Tensors};
 use crate::error::Result;
-use crate::models::{convnext, resnet};
+use crate::models::convnext::{self, ConvNeXt};
+use crate::models::resnet::{self, ResNet};
 use crate::pretrained::format::Family;
 use crate::pretrained::names::HEAD;
 use crate::pretrained::respelled::{hugging_faces_convnext_name, hugging_faces_resnet_name};
@@ -15,7 +17,7 @@ const VARIANCE: &str = "running_var";
 impl Architecture for convnext::Config {
     fn laid_out(&self, state: &Tensors, layout: Layout) -> Result<Tensors> {
         let mut tensors = Tensors::new();
-        for (key, tensor) in by_key(Family::ConvNeXt, state, &[])? {
+        for (key, tensor) in by_key(Family::ConvNeXt, self, state, &[])? {
             let named = match layout {
                 Layout::Timm => {
                     let of_head = |start, to: &str| Some(format!("{to}{}", key.strip_prefix(start)?));
@@ -36,12 +38,15 @@ impl Architecture for convnext::Config {
         }
         Ok(tensors)
     }
+    fn make(&self, vb: VarBuilder) -> candle_core::Result<()> {
+        ConvNeXt::new(self, vb).map(drop)
+    }
 }
 
 impl Architecture for resnet::Config {
     fn laid_out(&self, state: &Tensors, layout: Layout) -> Result<Tensors> {
         let mut tensors = Tensors::new();
-        for (key, tensor) in by_key(Family::ResNet, state, &[])? {
+        for (key, tensor) in by_key(Family::ResNet, self, state, &[])? {
             let name = key.strip_prefix(HEAD).map(|leaf| format!("fc.{leaf}")).unwrap_or(key);
             let name = match layout {
                 Layout::Timm => name,
@@ -55,5 +60,8 @@ impl Architecture for resnet::Config {
             tensors.insert(name, tensor);
         }
         Ok(tensors)
+    }
+    fn make(&self, vb: VarBuilder) -> candle_core::Result<()> {
+        ResNet::new(self, vb).map(drop)
     }
 }

@@ -1,20 +1,23 @@
 //! Weights in files that peers load: under their names, in their shapes.
 
 mod convolutional;
+mod expected;
 mod refilled;
 mod swin;
 mod vit;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::Tensor;
+use candle_nn::VarBuilder;
 
-use super::format::Family;
 pub use refilled::Refilled;
 
-use super::names::QKV;
+use super::format::Family;
+use super::names::{ONE_NORM, QKV};
 use crate::error::{Error, Fault, Result};
+use crate::file;
 
 /// Tensors by name.
 type Tensors = BTreeMap<String, Tensor>;
@@ -62,6 +65,16 @@ pub trait Architecture: sealed::Sealed {
     /// The weights of such a model, by its own names, under those of `layout`.
     #[doc(hidden)]
     fn laid_out(&self, state: &BTreeMap<String, Tensor>, layout: Layout) -> Result<BTreeMap<String, Tensor>>;
+
+    /// Makes such a model.
+    #[doc(hidden)]
+    fn make(&self, vb: VarBuilder) -> candle_core::Result<()>;
+
+    /// Tells whether peers call the model's `fc_norm` the final norm.
+    #[doc(hidden)]
+    fn has_one_norm(&self) -> bool {
+        false
+    }
 }
 
 /// A model's weights under the names and in the shapes of a project. `state` is
@@ -73,11 +86,18 @@ pub trait Architecture: sealed::Sealed {
 ///
 /// | in | loaded by |
 /// |---|---|
-/// | [`Layout::Timm`] | `timm.create_model(...).load_state_dict(tensors)`; `global_pool='avg'` where the model averages |
+/// | [`Layout::Timm`] | `timm.create_model(...).load_state_dict(tensors)`, of a ViT that averages with the arguments below |
 /// | [`Layout::HuggingFace`] | `from_pretrained` of `ViTForImageClassification`, `DeiTForImageClassification` and `...WithTeacher`, `Dinov2ForImageClassification` and `Dinov2WithRegistersForImageClassification`, `SiglipForImageClassification` (`vision_use_head=False`), and the same of Swin, ConvNeXt, ConvNeXt V2 and ResNet |
 ///
+/// | [`Pool`](crate::models::vit::Pool) | arguments of timm's `VisionTransformer` |
+/// |---|---|
+/// | `Mean` | `global_pool='avg'` (`fc_norm=True`, its default then) |
+/// | `NormThenMean`, `FinalNormThenMean` | `global_pool='avg', fc_norm=False, final_norm=True` |
+/// | `MeanOnly` | `global_pool='avg', fc_norm=False, final_norm=False` |
+///
 /// # Errors
-/// [`Error::InvalidArgument`] where the project has no such model, and for a `state` that is not of one of `cfg`.
+/// [`Error::InvalidArgument`] where the project has no such model, and for a `state` that is not of one of `cfg`: that
+/// has other weights, or of other shapes.
 pub fn state_dict(cfg: &impl Architecture, state: &Tensors, layout: Layout) -> Result<Tensors> {
     cfg.laid_out(state, layout)
 }
@@ -101,18 +121,32 @@ pub fn state_dict(cfg: &impl Architecture, state: &Tensors, layout: Layout) -> R
 /// # Errors
 /// As [`state_dict`], and [`Error::File`] when the file cannot be written.
 pub fn save(path: impl AsRef<Path>, cfg: &impl Architecture, state: &Tensors, layout: Layout) -> Result<()> {
-    write(path.as_ref(), &state_dict(cfg, state, layout)?)
+    write(path.as_ref(), &state_dict(cfg, state, layout)?, metadata(cfg))
 }
 
-/// Writes tensors as PyTorch's. (transformers opens no file that does not say so.)
-pub(super) fn write(path: &Path, tensors: &Tensors) -> Result<()> {
-    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-    let written = safetensors::serialize_to_file(tensors, Some(metadata), path);
+/// The metadata of a file of [`state_dict`]'s tensors, for those who write it themselves: that they are PyTorch's
+/// (transformers opens no file that does not say so), and what [`Pretrained::open`](super::Pretrained::open) must know
+/// beside their names, of a [`Pool::NormThenMean`](crate::models::vit::Pool::NormThenMean) that its norm is no class
+/// token's.
+pub fn metadata(cfg: &impl Architecture) -> BTreeMap<String, String> {
+    metadata_of(cfg.has_one_norm())
+}
+
+fn metadata_of(one_norm: bool) -> BTreeMap<String, String> {
+    let mut metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
+    if one_norm {
+        metadata.insert(ONE_NORM.to_string(), "true".to_string());
+    }
+    metadata
+}
+
+fn write(path: &Path, tensors: &Tensors, metadata: BTreeMap<String, String>) -> Result<()> {
+    let written = file::write_safetensors(path, tensors, metadata, |_| Ok(()));
     written.map_err(|error| Fault::caused_by("it cannot be written", error).of_file(path))
 }
 
-/// A model's weights by their keys, those of `skipped` names left out.
-fn by_key(family: Family, state: &Tensors, skipped: &[&str]) -> Result<Tensors> {
+/// A model's weights by their keys, those of `skipped` names left out. They are all that the configured model has.
+fn by_key(family: Family, cfg: &impl Architecture, state: &Tensors, skipped: &[&str]) -> Result<Tensors> {
     let mut keys = Tensors::new();
     for (name, tensor) in state.iter().filter(|(name, _)| !skipped.contains(&name.as_str())) {
         let key = family
@@ -122,6 +156,7 @@ fn by_key(family: Family, state: &Tensors, skipped: &[&str]) -> Result<Tensors> 
             return Err(unlike(family, name));
         }
     }
+    expected::check(family, cfg, state)?;
     Ok(keys)
 }
 

@@ -1,15 +1,17 @@
 //! A Swin's weights as timm and transformers have them.
 
+use candle_nn::VarBuilder;
+
 use super::{by_key, thirds, unlike, Architecture, Layout, Tensors, QKV};
 use crate::error::Result;
-use crate::models::swin::Config;
+use crate::models::swin::{Config, SwinTransformer};
 use crate::pretrained::format::Family;
 use crate::pretrained::names::{APART, HEAD};
 use crate::pretrained::respelled::hugging_faces_swin_name;
 
 impl Architecture for Config {
     fn laid_out(&self, state: &Tensors, layout: Layout) -> Result<Tensors> {
-        let keys = by_key(Family::Swin, state, &["mask_token"])?;
+        let keys = by_key(Family::Swin, self, state, &["mask_token"])?;
         let mut tensors = Tensors::new();
         for (key, tensor) in keys {
             let key = match merging(self, &key) {
@@ -35,6 +37,10 @@ impl Architecture for Config {
             }
         }
         Ok(tensors)
+    }
+
+    fn make(&self, vb: VarBuilder) -> candle_core::Result<()> {
+        SwinTransformer::new(self, vb).map(drop)
     }
 }
 

@@ -1,14 +1,15 @@
 //! A ViT's weights as timm and transformers have them.
 
 use candle_core::Tensor;
+use candle_nn::VarBuilder;
 
 use super::{by_key, no_peer, thirds, unlike, Architecture, Layout, Tensors, QKV};
 use crate::error::Result;
 use crate::models::vit::names::{Names, Qkv, CLIP, HUGGING_FACE, TIMM};
-use crate::models::vit::{Config, Gate, Pool, QkvBias, Rotary};
+use crate::models::vit::{Config, Gate, Pool, QkvBias, Rotary, VisionTransformer};
 use crate::pretrained::format::Family;
 use crate::pretrained::forms::{form_name, HF_DINOV2};
-use crate::pretrained::names::{APART, POS_EMBED};
+use crate::pretrained::names::{APART, FC_NORM, FINAL_NORM, POS_EMBED};
 
 /// timm's `VisionTransformer`, whose LayerScale is a module.
 const TIMM_VIT: Names = Names {
@@ -122,7 +123,13 @@ impl Target {
             (Pool::ClassAndDistillation, _) => (HF_DEIT_TEACHER, None),
             (Pool::ClassToken, _) if cfg.distillation_token => (HF_DEIT, None),
             (Pool::ClassToken, _) => (HUGGING_FACE, None),
-            (Pool::FinalNormThenMean | Pool::NormThenMean, _) if !cfg.class_token => (HF_SIGLIP, None),
+            (Pool::FinalNormThenMean | Pool::NormThenMean, _) if !cfg.class_token => {
+                // Its attention has all of them or fails to load; zeros would be trained there.
+                if cfg.qkv_bias == QkvBias::Absent {
+                    return refused("transformers' SigLIP has biases of queries, keys and values");
+                }
+                (HF_SIGLIP, None)
+            }
             (pool, _) => return refused(&format!("transformers has no ViT whose head reads {pool:?}")),
         };
         let gated = cfg.gate.is_some_and(|gate| gate != Gate::Packed) || cfg.gate.is_some() && mask_token.is_none();
@@ -217,15 +224,15 @@ impl Target {
 impl Architecture for Config {
     fn laid_out(&self, state: &Tensors, layout: Layout) -> Result<Tensors> {
         let target = Target::of(self, layout)?;
-        let keys = by_key(Family::Vit, state, &[])?;
+        let keys = by_key(Family::Vit, self, state, &[])?;
         let mut tensors = Tensors::new();
         for (key, tensor) in &keys {
             if key.contains(QKV) || APART.iter().any(|part| key.contains(part)) {
                 continue;
             }
             // On every token, it is what peers call the final norm.
-            let final_norm = match self.pool {
-                Pool::NormThenMean => key.strip_prefix("fc_norm.").map(|leaf| format!("{}.{leaf}", TIMM.norm)),
+            let final_norm = match key.strip_prefix(FC_NORM) {
+                Some(leaf) if self.has_one_norm() => Some(format!("{FINAL_NORM}{leaf}")),
                 _ => None,
             };
             let name = form_name(&target.form, final_norm.as_ref().unwrap_or(key));
@@ -240,5 +247,12 @@ impl Architecture for Config {
             tensors.insert(name.to_string(), none);
         }
         Ok(tensors)
+    }
+    fn make(&self, vb: VarBuilder) -> candle_core::Result<()> {
+        VisionTransformer::new(self, vb).map(drop)
+    }
+
+    fn has_one_norm(&self) -> bool {
+        self.pool == Pool::NormThenMean
     }
 }
