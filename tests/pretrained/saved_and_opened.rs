@@ -50,7 +50,14 @@ fn round_trips<M: ModuleT>(
             saved => saved.unwrap(),
         }
         let opened = Pretrained::open(&path).unwrap().weights(Seed::new(2));
-        let again = make(vb(&opened)).unwrap();
+        let again = match make(vb(&opened)) {
+            // transformers' class token has a position, 0 where the model has none, which does not go back.
+            Err(error) if error.to_string().contains("weight pos_embed has shape") => {
+                assert_eq!(layout, Layout::HuggingFace, "{name}: {error}");
+                continue;
+            }
+            made => made.unwrap(),
+        };
         opened.check_exact(|name| name == "mask_token").unwrap();
         let (before, after) = (weights.state(), opened.state());
         assert!(before.keys().eq(after.keys()), "{name}, {layout}");
@@ -87,10 +94,10 @@ fn every_vit_is_the_same() {
     let images = images(32);
     for (name, size) in vit::Config::SIZES {
         let cfg = narrow_vit(size(CLASSES));
-        assert!(
-            round_trips(name, &cfg, &images, |vb| VisionTransformer::new(&cfg, vb)) > 0,
-            "{name}"
-        );
+        let layouts = round_trips(name, &cfg, &images, |vb| VisionTransformer::new(&cfg, vb));
+        // DINOv2's head is transformers' alone, and with registers its class token has no position here.
+        let has_none = cfg.pool == Pool::ClassAndMean && !cfg.class_token_position;
+        assert_eq!(layouts == 0, has_none, "{name}");
     }
 }
 
