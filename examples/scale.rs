@@ -1,10 +1,10 @@
 //! What a step costs on 1 to 1024 ranks: on paper, from measured compute and bandwidth, and simulated, with ranks that are
 //! not equally fast.
 //!
-//!     cargo run --release --example scale -- --step 1.98 --parameters 22e6 --bandwidth 12.5e9 --latency 20e-6
+//!     cargo run --release --example scale -- --step 1.98 --parameters 22e6 --bandwidth 1.25e9 --latency 20e-6
 //!
 //! Each rank has a batch of its own of the same size, whatever their number. Gradients travel in a ring, of which each rank
-//! sends and receives 2 (G - 1) / G of them in 2 (G - 1) messages (Patarasu and Yuan, "Bandwidth optimal all-reduce
+//! sends and receives 2 (G - 1) / G of them in 2 (G - 1) messages for each bucket (Patarasu and Yuan, "Bandwidth optimal all-reduce
 //! algorithms", 2009; what OpenMPI and NCCL choose for large ones).
 
 use clap::Parser;

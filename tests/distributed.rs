@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,7 @@ use masksub::models::resnet::{BlockKind, ResNet};
 use masksub::models::swin::SwinTransformer;
 use masksub::models::vit::{Config, VisionTransformer};
 use masksub::train::distributed::{self, agree, threads, Alone, Communicator, ShardedOptimizer, Share};
+use masksub::train::ema::Ema;
 use masksub::train::mix::Mix;
 use masksub::train::optim::{AdamWConfig, GroupOptimizer, LambConfig, ParamGroups, Rule, Sgd, SgdConfig};
 use masksub::train::replicas::{Combine, Replicas, RunningStatistics};
@@ -392,6 +394,86 @@ fn weights_and_statistics_become_those_of_the_first() {
     assert!(ended.unwrap().iter().all(|ended| of_other(ended).is_some()));
 }
 
+/// Weights in half precision from `seed`, a step of an optimizer with masters over them, and their average. `synchronize`
+/// is called where it is to be: before either has copied anything.
+fn step_in_half(seed: u64, synchronize: impl Fn(&Weights) -> Result<()>) -> Result<[Values; 3]> {
+    let weights = Weights::seeded(Seed::new(seed));
+    candle_nn::linear(6, 5, weights.var_builder(DType::BF16, &CPU))?;
+    synchronize(&weights)?;
+    let params = Params::from_varmap(weights.varmap());
+    let mut opt = GroupOptimizer::new(&params, AdamWConfig::default())?;
+    let mut ema = Ema::of(weights.varmap(), 0.9)?;
+    opt.step(&gradients(&params, 0))?;
+    ema.update()?;
+    let averages = ema.state()?.into_iter().collect();
+    Ok([values(&params), opt.state()?, averages])
+}
+
+#[test]
+fn masters_and_averages_are_of_the_first_ones_weights() {
+    let expected = step_in_half(0, |_| Ok(())).unwrap();
+    let ended = threads::run(3, |ranks| {
+        step_in_half(ranks.rank() as u64, |weights| {
+            distributed::synchronize(ranks, weights.varmap())
+        })
+    });
+    for ended in ended.unwrap() {
+        for (ours, expected) in ended.unwrap().iter().zip(&expected) {
+            assert!(!ours.is_empty() && same_bits(&as_f32(ours), &as_f32(expected)));
+        }
+    }
+}
+
+/// Two ranks alike, of which the second sum fails.
+struct FailsLater(Cell<usize>);
+
+impl Communicator for FailsLater {
+    fn rank(&self) -> usize {
+        0
+    }
+
+    fn size(&self) -> usize {
+        2
+    }
+
+    fn sum(&self, values: &Tensor) -> Result<Tensor> {
+        self.0.set(self.0.get() + 1);
+        if self.0.get() == 2 {
+            let message = "gone".into();
+            return Err(Error::OtherRank { rank: 1, message });
+        }
+        Ok((values * 4.0)?)
+    }
+
+    fn broadcast(&self, values: &Tensor, _: usize) -> Result<Tensor> {
+        Ok(values.clone())
+    }
+
+    fn gather(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
+        Ok(vec![bytes.to_vec(); 2])
+    }
+}
+
+#[test]
+fn gradients_are_as_they_were_when_one_goes_between_two_buckets() {
+    // Those of f64 travel after the others.
+    let var = |dtype| Var::from_tensor(&Tensor::ones(2, dtype, &CPU).unwrap()).unwrap();
+    let params = Params::new([("a".into(), var(DType::F32)), ("b".into(), var(DType::F64))]);
+    let mut grads = GradStore::default();
+    for var in params.vars() {
+        grads.insert(&var, var.as_detached_tensor());
+    }
+    let before = common::by_name(&grads, &params);
+    let ranks = FailsLater(Cell::new(0));
+    let refused = distributed::mean_gradients(&ranks, &mut grads, &params);
+    assert_eq!(of_other(&refused), Some((1, "gone")));
+    assert!(same_bits(&as_f32(&common::by_name(&grads, &params)), &as_f32(&before)));
+    distributed::mean_gradients(&ranks, &mut grads, &params).unwrap();
+    assert!(common::by_name(&grads, &params)
+        .values()
+        .all(|mean| common::numbers(mean) == [2.0, 2.0]));
+}
+
 #[test]
 fn one_alone_does_as_without_ranks() {
     assert_eq!((Alone.rank(), Alone.size()), (0, 1));
@@ -565,10 +647,15 @@ fn a_divided_optimizer_refuses_together() {
         let mut more = state.clone();
         more.insert("z.exp_avg".into(), Tensor::ones(2, DType::F32, &CPU)?);
         assert!(matches!(opt.load_state(&more), Err(Error::WeightsDiffer { .. })));
-        let mut less = state.clone();
+        // What one rank lacks none takes over.
+        let mut less: Values = state
+            .iter()
+            .map(|(name, value)| Ok((name.clone(), (value + 1.0)?)))
+            .collect::<Result<_>>()?;
         less.remove("e.exp_avg");
         let refused = opt.load_state(&less).unwrap_err();
         assert!(refused.to_string().contains("e.exp_avg is missing"), "{refused}");
+        assert!(same_bits(&as_f32(&opt.state()?), &as_f32(&state)), "{}", ranks.rank());
         opt.load_state(&state)?;
         Ok::<_, Error>(())
     });

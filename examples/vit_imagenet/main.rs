@@ -31,7 +31,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{anyhow, ensure, Context, Result};
+use anyhow::{anyhow, bail, ensure, Context, Result};
 use candle_core::{DType, Device};
 use candle_nn::ModuleT;
 use data::image_tree::Unreadable;
@@ -96,6 +96,11 @@ enum End {
 }
 
 fn run(given: Flags, ranks: &dyn Communicator) -> Result<End> {
+    if ranks.size() > 1 {
+        if let Some(flag) = given.of_one_process() {
+            bail!("{flag} is for one process: start it without mpirun");
+        }
+    }
     let saved = if given.resume {
         Some(Saved::load(ranks, &given)?)
     } else {
@@ -202,6 +207,8 @@ impl Training<'_> {
             weights,
             ..
         } = self;
+        // Before the optimizer and the average copy them.
+        distributed::synchronize(ranks, weights.varmap())?;
         check_weights(flags, weights)?;
         ensure!(
             ranks.size() == 1 || flags.unreadable == Unreadable::Error,
@@ -259,7 +266,6 @@ impl Training<'_> {
         };
         let total_steps = settings.epochs * steps_per_epoch;
         interrupt::watch()?;
-        distributed::synchronize(ranks, weights.varmap())?;
         let mut run = Run::start(ranks, flags, data, self.saved, total_steps, &mut trained)?;
         if let Some(warning) = settings.ends_in_warmup(steps_per_epoch).filter(|_| ranks::tells()) {
             eprintln!("{warning}");

@@ -33,7 +33,9 @@ impl Launch {
         // OpenMPI's launcher, and that of MPICH and its kin.
         let size = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"]
             .into_iter()
-            .find_map(std::env::var_os);
+            .find_map(std::env::var_os)
+            // One by itself needs no MPI, which a process that it starts, as `--plan` does, could not join.
+            .filter(|size| size != "1");
         #[cfg(feature = "mpi")]
         let launch = Self {
             mpi: size.map(|_| distributed::mpi::Mpi::init()).transpose()?,
@@ -41,7 +43,7 @@ impl Launch {
         #[cfg(not(feature = "mpi"))]
         let launch = {
             ensure!(
-                size.is_none_or(|size| size == "1"),
+                size.is_none(),
                 "mpirun needs the example built with --features mpi: without it, each process would train by itself"
             );
             Self {}

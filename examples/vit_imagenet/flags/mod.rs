@@ -321,6 +321,16 @@ impl Flags {
             .unwrap_or(network::default_name(self.data.is_some() || self.features_of.is_some()))
     }
 
+    /// The flag, if there is one, that a process by itself heeds: it measures this machine, or writes one file.
+    pub fn of_one_process(&self) -> Option<&'static str> {
+        let flags = [
+            ("--plan", self.plan),
+            ("--plan-images", self.plan_images.is_some()),
+            ("--features-of", self.features_of.is_some()),
+        ];
+        flags.into_iter().find_map(|(flag, given)| given.then_some(flag))
+    }
+
     /// Whether the network is for images, as against the digits: those of `--data`, which recipes are for.
     pub fn takes_images(&self) -> bool {
         self.data.is_some() || self.features_of.is_some() || self.recipe != Recipe::Plain

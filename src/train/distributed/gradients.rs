@@ -20,7 +20,7 @@ use crate::params::{self, Params};
 ///
 /// # Errors
 /// [`Error::OtherRank`] when a rank has other parameters or could not go on; [`Error::Shape`] for a gradient that has not
-/// its parameter's shape, on all ranks. The gradients are as they were then.
+/// its parameter's shape, on all ranks; those of the [`Communicator`]. The gradients are as they were then.
 pub fn mean_gradients(ranks: &dyn Communicator, grads: &mut GradStore, params: &Params) -> Result<()> {
     let ((), told) = exchange(ranks, tell(grads, params).map(|told| ((), told)))?;
     mean_told(ranks, grads, params, &told)
@@ -62,14 +62,23 @@ pub(super) fn mean_told(
     };
     let own: Vec<Tensor> = vars.iter().map(grad).collect::<Result<_>>()?;
     let mean = |bucket: &Tensor| Ok((ranks.sum(bucket)? / ranks.size() as f64)?);
+    // All of them, before the first is put in place: a later bucket may not come back.
+    let mut means = Vec::with_capacity(own.len());
     travel(&own, mean, |i, mean| {
-        grads.insert_id(vars[i].id(), mean);
+        means.push((vars[i].id(), mean));
         Ok(())
-    })
+    })?;
+    means.into_iter().for_each(|(id, mean)| {
+        grads.insert_id(id, mean);
+    });
+    Ok(())
 }
 
-/// Gives all ranks the variables of rank 0, running statistics among them: once, before the first step, so that nothing
-/// depends on each rank having made the same ones.
+/// Gives all ranks the variables of rank 0, running statistics among them, so that nothing depends on each rank having made
+/// the same ones: once, directly after the model is made.
+///
+/// Before the optimizer and the [`Ema`](crate::train::ema::Ema) are made, since they copy weights: the one keeps f32 masters
+/// of weights in half precision, the other begins its average with them. Made earlier, they keep those of their own rank.
 ///
 /// # Errors
 /// [`Error::OtherRank`] when a rank has other variables; [`Error::DType`] for one that is no float.

@@ -23,9 +23,9 @@
 //!     let params = Params::from_varmap(weights.varmap());
 //! #   let model = MaskSub::wrap(net, PatchDrop::new(RandomMasking::new(0.5)?, 4)?, &params);
 //! #   let criterion = Criterion::cross_entropy();
+//!     distributed::synchronize(ranks, weights.varmap())?; // the first rank's weights are everybody's, before any is copied
 //!     let statistics = RunningStatistics::of(weights.varmap());
 //!     let mut opt = AdamW::new(&params, AdamWConfig::default())?;
-//!     distributed::synchronize(ranks, weights.varmap())?; // the first rank's weights are everybody's
 //!     let share = Share::of(ranks, Replicas::new(4)?)?; // each rank runs two of the four
 //!     for t in 0..3 {
 //!         // The rows of the batch that are this rank's; a loader reads no others.
@@ -76,6 +76,10 @@ use crate::error::{Error, Result};
 ///
 /// Implement it for another library than MPI: what this module does with it needs no more than these. Every rank must
 /// get the same bits of a sum.
+///
+/// Ranks that call different operations, or give other lengths or dtypes, break this contract. An implementation may
+/// notice, as [`threads`] does; MPI need not, and may wait for ever, mix up values or end the process. What this module
+/// itself sends it compares first, where ranks can differ in it.
 pub trait Communicator {
     /// The number of this rank, from 0.
     fn rank(&self) -> usize;
@@ -87,7 +91,8 @@ pub trait Communicator {
     /// does.
     ///
     /// # Errors
-    /// When the ranks do not call the same operation, or one is gone.
+    /// When one is gone, or does not call the same operation, where that is noticed. (MPI ends the processes in the one
+    /// case, and does not notice the other.)
     fn sum(&self, values: &Tensor) -> Result<Tensor>;
 
     /// The `values` `[N]`, f32 or f64, of rank `root`; those of the others say dtype, length and device alone.

@@ -122,7 +122,7 @@ impl<'a, R: Rule> ShardedOptimizer<'a, R> {
     /// Takes over what [`state`](Self::state) gave, on any number of ranks, or [`GroupOptimizer::state`].
     ///
     /// # Errors
-    /// As [`GroupOptimizer::load_state`], of the ranks whose share it is; all refuse it together.
+    /// As [`GroupOptimizer::load_state`], of the ranks whose share it is; all refuse it together, and keep what they had.
     pub fn load_state(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()> {
         let rank = self.ranks.rank();
         let others = self
@@ -134,7 +134,9 @@ impl<'a, R: Rule> ShardedOptimizer<'a, R> {
         let of_other = |path: &str| path.rsplit_once('.').is_some_and(|(name, _)| others.contains(name));
         let own = state.iter().filter(|(path, _)| !of_other(path));
         let own = own.map(|(path, tensor)| (path.clone(), tensor.clone())).collect();
-        agree(self.ranks, self.own.load_state(&own))
+        let read = agree(self.ranks, self.own.read_state(&own))?;
+        self.own.put_state(read);
+        Ok(())
     }
 
     fn of(&self, owner: usize) -> impl Iterator<Item = &Group> {

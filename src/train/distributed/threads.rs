@@ -8,6 +8,7 @@ use std::fmt::Display;
 use std::ops::AddAssign;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::{Builder, ScopedJoinHandle};
 
 use candle_core::{DType, Tensor, WithDType};
 
@@ -21,9 +22,23 @@ use crate::ops;
 /// the ranks. It returns when all have ended.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] when `size` is not 1 to 2^20. A rank's panic is, in the list, its [`Error::OtherRank`].
+/// [`Error::InvalidArgument`] when `size` is not 1 to 2^20. A rank's panic is, in the list, its [`Error::OtherRank`], and so
+/// is that the system has no thread for it.
 pub fn run<T, E>(
     size: usize,
+    rank: impl Fn(&Threads) -> std::result::Result<T, E> + Sync,
+) -> Result<Vec<std::result::Result<T, E>>>
+where
+    T: Send,
+    E: From<Error> + Display + Send,
+{
+    run_on(size, |_| Builder::new(), rank)
+}
+
+/// [`run`], on the thread that `builder` gives each rank.
+fn run_on<T, E>(
+    size: usize,
+    builder: impl Fn(usize) -> Builder,
     rank: impl Fn(&Threads) -> std::result::Result<T, E> + Sync,
 ) -> Result<Vec<std::result::Result<T, E>>>
 where
@@ -47,10 +62,20 @@ where
         hub.leave(number, why.clone());
         ended.unwrap_or_else(|_| Err(other(number, why).into()))
     };
+    let work = &work;
     std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..size).map(|number| scope.spawn(move || work(number))).collect();
-        let join = |(number, thread): (usize, std::thread::ScopedJoinHandle<_>)| {
-            let ended: std::thread::Result<_> = thread.join();
+        let start = |number: usize| {
+            let started = builder(number).spawn_scoped(scope, move || work(number));
+            started.map_err(|error| {
+                let why = format!("the system has no thread for it: {error}");
+                // Those that have started wait for it.
+                hub.leave(number, why.clone());
+                other(number, why)
+            })
+        };
+        let threads: Vec<_> = (0..size).map(start).collect();
+        let join = |(number, thread): (usize, Result<ScopedJoinHandle<_>>)| {
+            let ended: std::thread::Result<_> = thread?.join();
             ended.unwrap_or_else(|_| Err(other(number, "it panicked").into()))
         };
         Ok(threads.into_iter().enumerate().map(join).collect())
@@ -218,5 +243,28 @@ impl Hub {
         let mut state = self.lock();
         state.gone.get_or_insert((rank, why));
         self.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    #[test]
+    fn one_that_gets_no_thread_ends_the_others() {
+        // No address space has room for that stack.
+        let stack = |rank| match rank {
+            1 => Builder::new().stack_size(isize::MAX as usize / 2),
+            _ => Builder::new(),
+        };
+        let sum = |ranks: &Threads| ranks.sum(&Tensor::ones(2, DType::F32, &Device::Cpu)?);
+        for ended in run_on(3, stack, sum).unwrap() {
+            let message = ended.unwrap_err().to_string();
+            assert!(
+                message.starts_with("rank 1: the system has no thread for it: "),
+                "{message}"
+            );
+        }
     }
 }

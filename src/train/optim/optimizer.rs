@@ -166,6 +166,13 @@ impl<R: Rule> GroupOptimizer<R> {
     /// [`Error::MissingWeight`], [`Error::MisshapenWeight`], [`Error::DType`] or [`Error::WeightsDiffer`], naming the
     /// tensor. The state is as it was then.
     pub fn load_state(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()> {
+        let read = self.read_state(state)?;
+        self.put_state(read);
+        Ok(())
+    }
+
+    /// The first half of [`load_state`](Self::load_state), which may fail: nothing is changed yet.
+    pub(in crate::train) fn read_state(&self, state: &BTreeMap<String, Tensor>) -> Result<ReadState> {
         const SOURCE: &str = "the optimizer's state";
         let mut used = HashSet::new();
         let mut find = |slot: &Slot, part: &str, like: Option<&Tensor>| {
@@ -212,14 +219,21 @@ impl<R: Rule> GroupOptimizer<R> {
                 left_over,
             });
         }
-        for (slot, (steps, mut tensors)) in self.slots.iter_mut().zip(new) {
+        Ok(ReadState(new))
+    }
+
+    /// The second half, of what this optimizer has read.
+    pub(in crate::train) fn put_state(&mut self, read: ReadState) {
+        for (slot, (steps, mut tensors)) in self.slots.iter_mut().zip(read.0) {
             slot.steps = steps;
             slot.buffers = tensors.split_off(tensors.len() - slot.buffers.len());
             slot.master = tensors.pop();
         }
-        Ok(())
     }
 }
+
+/// Of each slot, the number of updates and the tensors: a state that fits the optimizer that read it.
+pub(in crate::train) struct ReadState(Vec<(u64, Vec<Tensor>)>);
 
 fn state_of(slots: &[Slot], buffers: &[&'static str]) -> Result<BTreeMap<String, Tensor>> {
     let mut state = BTreeMap::new();
