@@ -3,7 +3,7 @@
 use crate::study::{self, Method, Name, Study};
 use anyhow::{ensure, Result};
 use clap::{value_parser, Parser, ValueEnum};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Compares ways to train, over seeds: plain training, masks alone, MaskSub. Each run is a process of the example
 /// vit_imagenet; those that are done are not run again, and those that were interrupted go on.
@@ -63,9 +63,10 @@ pub struct Flags {
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
 
-    /// Where runs, table and pictures go
-    #[arg(long, value_name = "DIR", default_value = "out/compare")]
-    pub out: PathBuf,
+    /// Where runs, table and pictures go. Default: out/compare/ and the study's name, with -data and -sweep where these
+    /// flags are given
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
 
     /// Put the table into this Markdown file, too, between the two lines that name the study, or at its end; the pictures
     /// into the directory of its name beside it
@@ -92,6 +93,12 @@ impl Flags {
         self.jobs.map_or_else(cores, usize::from)
     }
 
+    /// Where runs, table and pictures of `study` go.
+    pub fn out(&self, study: &Study) -> PathBuf {
+        let own = || Path::new("out/compare").join(&study.name);
+        self.out.clone().unwrap_or_else(own)
+    }
+
     /// The methods, seeds and common flags that were asked for.
     pub fn study(&self) -> Result<Study> {
         let name = if self.quick { Name::Quick } else { self.study };
@@ -101,6 +108,10 @@ impl Flags {
         if let Some(data) = &self.data {
             // What the study sets is for the digits.
             study.flags = vec!["--data".into(), data.display().to_string()];
+            study.name += "-data";
+        }
+        if self.sweep {
+            study.name += "-sweep";
         }
         study.flags.extend(self.common.iter().cloned());
         let mut slugs: Vec<String> = study.methods.iter().map(Method::slug).collect();
@@ -170,6 +181,26 @@ mod tests {
         // The settings of the digits are not those of other images.
         let data = study(&["--data", "d"]).unwrap();
         assert_eq!(data.flags, ["--data", "d"]);
+    }
+
+    /// Runs of one have other flags than those of another of the same method.
+    #[test]
+    fn each_study_has_a_name_and_a_place_of_its_own() {
+        let of = |args: &[&str]| {
+            let flags = Flags::try_parse_from([&["compare"], args].concat()).unwrap();
+            let study = flags.study().unwrap();
+            (study.name.clone(), flags.out(&study).display().to_string())
+        };
+        for (args, name) in [
+            (&["--quick"][..], "quick"),
+            (&["--study", "ratios"], "ratios"),
+            (&["--quick", "--sweep"], "quick-sweep"),
+            (&["--quick", "--data", "d"], "quick-data"),
+            (&["--quick", "--data", "d", "--sweep"], "quick-data-sweep"),
+        ] {
+            assert_eq!(of(args), (name.to_string(), format!("out/compare/{name}")));
+        }
+        assert_eq!(of(&["--quick", "--out", "o"]).1, "o");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Compares ways to train, over seeds: plain training, masks alone, MaskSub at several ratios, other losses and targets.
 //!
 //!     cargo run --release --features augment --example compare -- --quick
-//!     cargo run --release --features augment --example compare -- --study ratios --out out/ratios
+//!     cargo run --release --features augment --example compare -- --study ratios
 //!
 //! Each run is a process of the example `vit_imagenet`, whose flags a method consists of. Runs of one seed have the same
 //! images in the same order, initial weights, steps and settings. `--help` explains the flags.
@@ -51,17 +51,18 @@ struct Compared {
 
 fn compare(flags: Flags) -> Result<()> {
     let mut study = flags.study()?;
+    let out = flags.out(&study);
     let program = Program::find()?;
-    let pool = |name: &str| Pool::new(program.clone(), flags.out.join(name), flags.jobs());
-    fs::create_dir_all(&flags.out).with_context(|| format!("cannot create {}", flags.out.display()))?;
+    let pool = |name: &str| Pool::new(program.clone(), out.join(name), flags.jobs());
+    fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
     if flags.sweep {
-        study.methods = sweep::best(&study, flags.seeds_to_choose, &pool("choosing"))?;
+        study.methods = sweep::best(&study, flags.seeds_to_choose, &pool("choosing").going_on())?;
     }
 
     let compared = train(&study.methods, &study.flags, study.seeds, &pool("runs"))?;
     let table = table::markdown(&compared)?;
     let write = |name: &str, text: &str| {
-        let path = flags.out.join(name);
+        let path = out.join(name);
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
     };
     write("runs.csv", &table::csv(&compared)?)?;
@@ -78,7 +79,7 @@ fn compare(flags: Flags) -> Result<()> {
         .iter()
         .map(|(name, _)| format!(", {name}.svg"))
         .collect::<String>();
-    println!("in {}: runs.csv, table.md{names}", flags.out.display());
+    println!("in {}: runs.csv, table.md{names}", out.display());
     Ok(())
 }
 
@@ -93,7 +94,10 @@ fn train(methods: &[Method], common: &[String], seeds: u64, pool: &Pool) -> Resu
         Ok(Compared {
             method: method.clone(),
             outcomes: runs
-                .map(|run| Outcome::read(run, &pool.dir(run)))
+                .map(|run| match pool.has_failed(run)? {
+                    true => Ok(Outcome::failed(run)),
+                    false => Outcome::read(run, &pool.dir(run)),
+                })
                 .collect::<Result<_>>()?,
         })
     });

@@ -2,17 +2,25 @@
 
 use crate::runs::Run;
 use anyhow::{Context, Result};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use std::path::Path;
 
 /// A row of a run's `metrics.csv`, as far as it is looked at here.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Epoch {
     pub step: usize,
+    #[serde(deserialize_with = "or_nan")]
     pub test_loss: f64,
+    #[serde(deserialize_with = "or_nan")]
     pub test_top1: f64,
+    #[serde(deserialize_with = "or_nan")]
     pub test_top5: f64,
     pub train_seconds: f64,
+}
+
+/// An empty field is what was not finite.
+fn or_nan<'de, D: Deserializer<'de>>(field: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(field)?.unwrap_or(f64::NAN))
 }
 
 /// A run that is done.
@@ -43,6 +51,23 @@ impl Outcome {
             epochs,
             last,
         })
+    }
+
+    /// Of a run that failed: nothing is known of it.
+    pub fn failed(run: &Run) -> Self {
+        let last = Epoch {
+            step: 0,
+            test_loss: f64::NAN,
+            test_top1: f64::NAN,
+            test_top5: f64::NAN,
+            train_seconds: 0.0,
+        };
+        Self {
+            seed: run.seed,
+            flags: run.arguments.join(" "),
+            epochs: vec![],
+            last,
+        }
     }
 
     /// The time of a step in milliseconds: the median of the epochs' means, which a pause of the machine does not move.

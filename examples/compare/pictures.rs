@@ -57,8 +57,10 @@ fn ratios(compared: &[Compared]) -> Vec<Line<'_>> {
             lines.push(line(branch, COLOURS[(1 + lines.len()) % COLOURS.len()]));
             lines.len() - 1
         });
-        lines[at].points.push((*ratio, mean));
-        lines[at].reach.push(reach);
+        // In the order of the ratios, however they were given.
+        let before = lines[at].points.partition_point(|point| point.0 < *ratio);
+        lines[at].points.insert(before, (*ratio, mean));
+        lines[at].reach.insert(before, reach);
     }
     let base = compared.iter().find(|one| one.method.point.is_none());
     let ends = least(&ratios)
@@ -116,7 +118,11 @@ fn accuracy(area: &Panel, lines: &[Line]) -> Drawn {
         whole: false,
     };
     let y = Axis {
-        label: "test top-1, % (mean, 95 % interval)",
+        label: if lines.iter().flat_map(|line| &line.reach).any(|reach| *reach > 0.0) {
+            "test top-1, % (mean, 95 % interval)"
+        } else {
+            "test top-1, % (mean)"
+        },
         range: (low - room).max(0.0)..(high + room).min(100.0),
         whole: false,
     };

@@ -28,12 +28,21 @@ pub fn update(file: &Path, study: &Study, table: &str, pictures: &[(&'static str
         n => format!("seeds 0 to {}", n - 1),
     };
     let body = format!(
-        "`{command}`\n\nAll runs: `{}`, {seeds}. {}.\n\n{table}{shown}",
-        study.flags.join(" "),
+        "`{command}`\n\nAll runs: {}{seeds}. {}.\n\n{table}{shown}",
+        flags_before(&study.flags),
         machine::sentence()
     );
-    let text = with_section(&text, study.name, &body);
+    let text = with_section(&text, &study.name, &body);
     fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
+}
+
+/// Flags and a comma, where there are any.
+fn flags_before(flags: &[String]) -> String {
+    if flags.is_empty() {
+        String::new()
+    } else {
+        format!("`{}`, ", flags.join(" "))
+    }
 }
 
 /// What a reader types, without what is only of this machine.
@@ -88,6 +97,18 @@ mod tests {
         assert_eq!(new, both.replace("old", "new"));
         assert!(new.contains("More words.") && new.ends_with("other\n\n<!-- end of losses -->\n"));
         assert_eq!(with_section(&new, "quick", "new"), new);
+    }
+
+    #[test]
+    fn a_sweep_leaves_the_study_alone() {
+        let quick = with_section("", "quick", "a table");
+        let both = with_section(&quick, "quick-sweep", "another");
+        assert!(both.starts_with(&quick) && both.contains("another"), "{both}");
+        let flags = ["--epochs", "2"].map(String::from);
+        assert_eq!(
+            (flags_before(&flags), flags_before(&[])),
+            ("`--epochs 2`, ".into(), String::new())
+        );
     }
 
     #[test]

@@ -28,7 +28,7 @@ pub struct Run {
 }
 
 impl Run {
-    /// What the method says goes before what all runs have, so that a sweep's settings are the method's own.
+    /// The method's flags stand behind those of all runs, and so count where both give one: a sweep's settings are the method's.
     pub fn new(method: &Method, common: &[String], seed: u64) -> Self {
         let mut arguments = [common, &method.flags[..]].concat();
         arguments.extend(["--seed".into(), seed.to_string()]);
@@ -46,12 +46,28 @@ pub struct Pool {
     program: Program,
     root: PathBuf,
     jobs: usize,
+    goes_on: bool,
 }
 
 impl Pool {
     /// Runs write to directories in `root`.
     pub fn new(program: Program, root: PathBuf, jobs: usize) -> Self {
-        Self { program, root, jobs }
+        Self {
+            program,
+            root,
+            jobs,
+            goes_on: false,
+        }
+    }
+
+    /// A run that fails is said, and the others are made all the same: for settings that are only tried.
+    pub fn going_on(self) -> Self {
+        Self { goes_on: true, ..self }
+    }
+
+    /// Whether a run was let fail.
+    pub fn has_failed(&self, run: &Run) -> Result<bool> {
+        Ok(self.goes_on && !self.is_done(run)?)
     }
 
     /// Where a run writes.
@@ -77,9 +93,13 @@ impl Pool {
                 scope.spawn(|| {
                     while let Some(run) = next(&left) {
                         bar.set_message(format!("{}, seed {}", run.method, run.seed));
-                        if let Err(error) = self.make(run) {
-                            lock(&left).clear();
-                            lock(&failure).get_or_insert(error);
+                        match self.make(run) {
+                            Err(error) if self.goes_on => eprintln!("{error:#}: counts as the worst"),
+                            Err(error) => {
+                                lock(&left).clear();
+                                lock(&failure).get_or_insert(error);
+                            }
+                            Ok(()) => {}
                         }
                         bar.inc(1);
                     }

@@ -14,7 +14,8 @@ pub struct Method {
 
 #[derive(Clone, Debug)]
 pub struct Study {
-    pub name: &'static str,
+    /// Of its section of a report, its pictures and its directory.
+    pub name: String,
     /// The first is what the others are compared with.
     pub methods: Vec<Method>,
     /// Of all runs.
@@ -89,7 +90,7 @@ pub fn named(name: Name, branches: &[Branch], ratios: &[f64]) -> Study {
         ),
     };
     Study {
-        name,
+        name: name.into(),
         methods,
         flags,
         seeds,

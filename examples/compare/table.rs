@@ -99,6 +99,11 @@ impl Compared {
         self.all(top1)
     }
 
+    /// Whether a run ended without a finite loss.
+    pub fn diverged(&self) -> bool {
+        self.outcomes.iter().any(|one| !one.last.test_loss.is_finite())
+    }
+
     /// Of the accuracies, seed by seed.
     fn difference(&self, base: &Self) -> Vec<f64> {
         let pairs = self.outcomes.iter().zip(&base.outcomes);

@@ -4,8 +4,8 @@
 
 use crate::program::Program;
 use crate::runs::Pool;
-use crate::study::Method;
-use crate::{pictures, table, train, Compared};
+use crate::study::{Method, Study};
+use crate::{pictures, sweep, table, train, Compared};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -14,24 +14,32 @@ use std::path::Path;
 /// `--resume`, else its first argument.
 const SCRIPT: &str = r#"#!/bin/sh
 first=$1
-top1=70
+top1=70 loss=1 seconds=0.25 branch=none
 while [ $# -gt 0 ]; do
     case $1 in
         --out) out=$2; shift ;;
         --seed) seed=$2; shift ;;
-        --branch) [ "$2" = none ] || top1=90; shift ;;
+        --branch) branch=$2; [ "$2" = none ] || { top1=90; loss=0.5; seconds=0.5; }; shift ;;
+        --lr) lr=$2; shift ;;
+        --weight-decay) decay=$2; shift ;;
         --fail) echo "first line" >&2; echo "error: the disk is full" >&2; exit 1 ;;
     esac
     shift
 done
+case $branch:$lr in
+    none:8e-3) echo "error: the loss is NaN" >&2; exit 1 ;;
+    masksub:8e-3) top1=99; loss= ;;
+    none:1e-3|masksub:4e-3) top1=$((top1 + 3)) ;;
+esac
+case $branch:$decay in none:0.2|masksub:0.02) top1=$((top1 + 2)) ;; esac
 mkdir -p "$out"
 echo "$first" >> "$out/starts"
 [ -n "$seed" ] || seed=0
 echo checkpoint > "$out/checkpoint.safetensors"
 cat > "$out/metrics.csv" <<CSV
 epoch,step,train_loss_main,train_loss_sub,test_loss,test_top1,test_top5,train_seconds,seconds
-1,5,2.5,,2,50,90,0.5,1
-2,10,1.5,,1,$((top1 + seed)),99,0.25,1
+1,5,2.5,,2,50,90,$seconds,1
+2,10,1.5,,$loss,$((top1 + seed)),99,$seconds,1
 CSV
 "#;
 
@@ -96,6 +104,28 @@ fn a_run_that_fails_is_named_with_what_it_said() {
     );
 }
 
+/// One that diverges, and one that ends without a loss whatever its accuracy, are not chosen, and end nothing.
+#[test]
+fn a_sweep_finds_each_methods_own_best() {
+    let root = tempfile::tempdir().unwrap();
+    let study = Study {
+        name: "two".into(),
+        methods: methods(&TWO),
+        flags: vec!["--epochs".into(), "2".into()],
+        seeds: 1,
+    };
+    let best = sweep::best(&study, 2, &pool(root.path()).going_on()).unwrap();
+    let flags: Vec<String> = best.iter().map(|method| method.flags.join(" ")).collect();
+    assert_eq!(
+        flags,
+        [
+            "--branch none --lr 1e-3 --weight-decay 0.2 --drop-path 0",
+            "--branch none --epochs 4 --lr 1e-3 --weight-decay 0.2 --drop-path 0",
+            "--branch masksub --lr 4e-3 --weight-decay 0.02 --drop-path 0",
+        ]
+    );
+}
+
 #[test]
 fn tables_and_pictures_show_what_was_measured() {
     let root = tempfile::tempdir().unwrap();
@@ -107,13 +137,13 @@ fn tables_and_pictures_show_what_was_measured() {
     // 20 more with either seed.
     assert_eq!(
         lines[3],
-        "| MaskSub 0.5 | `--branch masksub` | 90.5 ± 0.7 | +20.0 [+20.0, +20.0] | 1.000 | 1.00 |"
+        "| MaskSub 0.5 | `--branch masksub` | 90.5 ± 0.7 | +20.0 [+20.0, +20.0] | 0.500 | 2.00 |"
     );
     let csv = table::csv(&two).unwrap();
     assert_eq!(csv.lines().count(), 5);
-    // 0.5 and 0.25 seconds for five steps each.
+    // A quarter of a second for five steps.
     assert!(
-        csv.contains("plain,1,71.000,99.000,1.00000,10,75.000,0.8,--epochs 2 --branch none --seed 1"),
+        csv.contains("plain,1,71.000,99.000,1.00000,10,50.000,0.5,--epochs 2 --branch none --seed 1"),
         "{csv}"
     );
 

@@ -119,22 +119,25 @@ impl<'a, M, S: SubBranch<M>> Stepper<'a, M, S> {
     }
 }
 
-/// The mean of what was recorded of each part, by its share of the batch.
+/// The mean of what was recorded of each part, by its share of the batch; of each number, over the parts in which it is
+/// finite.
 fn mean(parts: impl IntoIterator<Item = (Difficulty, f64)>) -> Option<Difficulty> {
-    parts
-        .into_iter()
-        .map(|(of, share)| Difficulty {
-            main_norm: share * of.main_norm,
-            sub_norm: share * of.sub_norm,
-            cosine: share * of.cosine,
-            agreement: of.agreement.map(|agreement| share * agreement),
-        })
-        .reduce(|a, b| Difficulty {
-            main_norm: a.main_norm + b.main_norm,
-            sub_norm: a.sub_norm + b.sub_norm,
-            cosine: a.cosine + b.cosine,
-            agreement: a.agreement.zip(b.agreement).map(|(a, b)| a + b),
-        })
+    let parts: Vec<(Difficulty, f64)> = parts.into_iter().collect();
+    let mean = |value: fn(&Difficulty) -> f64| {
+        let known = parts.iter().map(|(part, share)| (value(part), share));
+        let known = known.filter(|(value, _)| value.is_finite());
+        let (sum, weight) = known.fold((0.0, 0.0), |(sum, weight), (value, share)| {
+            (sum + share * value, weight + share)
+        });
+        sum / weight // NaN where there is none
+    };
+    let agreement = mean(|part| part.agreement.unwrap_or(f64::NAN));
+    (!parts.is_empty()).then(|| Difficulty {
+        main_norm: mean(|part| part.main_norm),
+        sub_norm: mean(|part| part.sub_norm),
+        cosine: mean(|part| part.cosine),
+        agreement: agreement.is_finite().then_some(agreement),
+    })
 }
 
 #[cfg(test)]
@@ -158,6 +161,19 @@ mod tests {
         let arguments = arguments.split_whitespace().map(Into::into).collect();
         let settings = Flags::from_arguments(arguments).unwrap().training;
         Stepper::new(&Alone, model, params, weights, &settings, 5).unwrap()
+    }
+
+    #[test]
+    fn a_part_without_a_cosine_leaves_the_others_theirs() {
+        let part = |cosine, agreement| Difficulty {
+            main_norm: 2.0,
+            sub_norm: 1.0,
+            cosine,
+            agreement,
+        };
+        let parts = [(part(f64::NAN, None), 0.5), (part(0.4, Some(0.25)), 0.5)];
+        assert_eq!(mean(parts), Some(part(0.4, Some(0.25))));
+        assert_eq!(mean([]), None);
     }
 
     /// Rows and draws of each replica are its own, and what is returned is of the batch in its order.

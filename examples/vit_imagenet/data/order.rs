@@ -94,7 +94,7 @@ pub struct Portion {
     pub train_size: Option<usize>,
     /// Held out to be evaluated on, in the place of the test images.
     pub validation: usize,
-    /// Draws both. The images that are trained on do not depend on how many are held out.
+    /// Draws both. Where `train_size` is given, the images that are trained on do not depend on how many are held out.
     pub seed: u64,
 }
 

@@ -151,7 +151,8 @@ pub struct Flags {
     pub sub_drop_rate: f64,
 
     /// Record in metrics.csv how hard the sub-branch's task is: the norms of the main branch's and the sub-branch's
-    /// gradients, the cosine between them, and how often both predict the same class
+    /// gradients, the cosine between them, and how often both predict the same class. With --accumulate or --replicas they
+    /// are means over the parts, whose gradients are of fewer images and so have larger norms
     #[arg(long, help_heading = "MaskSub")]
     pub record_difficulty: bool,
 

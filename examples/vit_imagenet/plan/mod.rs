@@ -1,7 +1,8 @@
 //! `--plan`: operations, memory and time that a training run needs, before it is begun.
 //!
 //! Operations are counted. Memory and time are measured, in processes of their own that make a few steps with a few
-//! images, and extrapolated to the run's batches: in steps with n images at a time both grow with n but for a constant.
+//! images, and extrapolated to the run's batches: memory by the line through the last two sizes, of which only a part grows
+//! with the images; time as so much an image, as the last size has it, and the optimizer's a step.
 
 mod operations;
 

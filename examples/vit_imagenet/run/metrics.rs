@@ -23,7 +23,8 @@ pub struct Epoch {
     pub ema_loss: f64,
     pub ema_top1: f64,
     /// Means over the steps of what `--record-difficulty` asks for: norms of the branches' gradients, the cosine between
-    /// them, and the share of images, in per cent, of which both predict the same class.
+    /// them, and the share of images, in per cent, of which both predict the same class. Of a batch in parts (`--accumulate`,
+    /// `--replicas`) each is the mean over the parts.
     pub grad_norm_main: f64,
     pub grad_norm_sub: f64,
     pub grad_cosine: f64,

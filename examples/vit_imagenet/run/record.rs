@@ -105,7 +105,7 @@ impl Current {
         let (sums, difficulty) = numbers.split_first_chunk().with_context(wrong)?;
         let [before, in_steps, batches, passed, lr, main, main_weight, sub, sub_weight, images, top1, top5, loss] =
             *sums;
-        let &[norm_main, norm_sub, cosine, agreement] = difficulty.as_chunks().0 else {
+        let (&[norm_main, norm_sub, cosine, agreement], []) = difficulty.as_chunks() else {
             bail!("{}", wrong());
         };
         Ok(Self {
