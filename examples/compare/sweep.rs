@@ -18,7 +18,7 @@ const SETTINGS: [(&str, &[&str], usize); 3] = [
 /// it, all others are trained on while choosing, and these as well in the end.
 const VALIDATION: [&str; 2] = ["--validation", "300"];
 
-/// By how much plain training is longer: at least the time of MaskSub, whose step takes 1.86 times as long on the digits
+/// By how much plain training is longer: at least the time of MaskSub, whose step takes 1.57 times as long on the digits
 /// and up to 1.97 times with ResNet and Swin (RESULTS.md, README.md).
 const LONGER: f64 = 2.0;
 
