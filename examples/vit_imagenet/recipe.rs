@@ -92,7 +92,8 @@ impl Recipe {
     pub fn differences(self) -> &'static [&'static str] {
         match self {
             Self::Plain => &[],
-            Self::Deit3 | Self::Deit3Finetune => &deit3::DIFFERENCES,
+            Self::Deit3 => &deit3::DIFFERENCES,
+            Self::Deit3Finetune => &deit3::FINETUNE_DIFFERENCES,
             Self::MaeFinetune => &mae::DIFFERENCES,
             Self::ClipFinetune => &ft_clip::DIFFERENCES,
             Self::ResnetRsb => &rsb::DIFFERENCES,

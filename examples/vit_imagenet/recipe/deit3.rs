@@ -139,7 +139,9 @@ pub fn finetuning(size: usize, of_deit3: bool) -> Vec<Preset> {
 }
 
 pub const DIFFERENCES: [&str; 3] = [
-    "the source computes in mixed precision, here everything is f32",
+    FINETUNE_DIFFERENCES[0],
     "the source's LAMB is apex's FusedLAMB, which clips gradients to a norm of 1 as timm's LAMB here does",
     "the source's README writes `--repeated-aug--bce-loss` for S, without the space: read as for B, L and H",
 ];
+
+pub const FINETUNE_DIFFERENCES: [&str; 1] = ["the source computes in mixed precision, here everything is f32"];

@@ -134,6 +134,26 @@ fn say_what_their_sources_say() {
     assert!(count > 500, "{count}");
 }
 
+/// A remark on LAMB or repeated augmentation stands beside no recipe that has none.
+#[test]
+fn differ_from_their_sources_in_what_they_have() {
+    let mut count = 0;
+    for recipe in RECIPES {
+        let presets = recipe.presets(recipe.models()[0], None);
+        for (word, flag, without) in [
+            ("LAMB", "optimizer", "adamw"),
+            ("repeated-aug", "repeated-augment", "1"),
+        ] {
+            for said in recipe.differences().iter().filter(|said| said.contains(word)) {
+                let preset = presets.iter().find(|preset| preset.flag == flag).unwrap();
+                assert_ne!(preset.value, without, "{recipe:?}: {said}");
+                count += 1;
+            }
+        }
+    }
+    assert_eq!(count, 2);
+}
+
 /// And these checks can fail.
 #[test]
 fn a_source_that_says_something_else_is_noticed() {
