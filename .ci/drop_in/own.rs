@@ -189,7 +189,7 @@ pub fn time_one(name: &str, which: &str) -> Result<bool> {
     let weights = weights();
     // The weights are drawn by building it.
     let (stand_in, shape) = stand_in::sizes::build(name, weights.builder())?;
-    let model: Model = match which {
+    let model: Model = match which.strip_suffix("+keep").unwrap_or(which) {
         "found" => {
             let (found, _) = found::sizes::build(name, weights.builder())?;
             Box::new(move |xs, _| found(xs))

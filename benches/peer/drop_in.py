@@ -7,9 +7,10 @@
 A step is forward and backward on two threads, in a process of its own. This crate's own models leave candle's threads
 idle; a source made of candle's operations has two of them. PyTorch's models are timm's (`convnext_tiny`, `efficientnet_b0`) and transformers' (`BertModel`), eager, in float32, with nothing dropped.
 Prints medians, and the median of the rounds' ratios with their range: below 1 the model with masksub::nn is faster or
-smaller. A row that begins with "and" is the model after one more edit of its source, those of `.ci/drop-in`.
+smaller. A row that begins with "and" is the model after one more edit: `keep` is `ops::keep_freed_memory()` first in
+`main`, the others are edits of its source, those of `.ci/drop-in`.
 
-With `--keep-memory` glibc gives no memory back to the system, in all processes alike: `KEEP` below.
+With `--keep-memory` PyTorch's processes keep what is freed, too: `KEEP` below.
 """
 
 import argparse
@@ -73,7 +74,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(BESIDE), choices=list(BESIDE))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--keep-memory", action="store_true", help="have glibc keep what is freed")
+    parser.add_argument("--keep-memory", action="store_true", help="have PyTorch's glibc keep what is freed, too")
     parser.add_argument("--python", default=sys.executable, help="an interpreter that has PyTorch, timm and transformers")
     parser.add_argument("--peer", help=argparse.SUPPRESS)
     flags = parser.parse_args()
@@ -88,16 +89,17 @@ def main():
             return json.loads(run([flags.python, __file__, "--peer", name], keep))
         # The crate's own kernels run on rayon's threads; a source made of candle's operations wants candle's, too.
         threads = {"CANDLE_NUM_THREADS": "1" if which == "own" else "2"}
-        return [float(number) for number in run([ours, "--time", name, which], {**threads, **keep}).split()]
+        return [float(number) for number in run([ours, "--time", name, which], threads).split()]
 
     print("| model | with masksub::nn | beside | time | memory |\n|---|---:|---:|---:|---:|")
     for name in flags.models:
-        candidates = ["stand-in", *EDITS.get(name, [])]
+        candidates = ["stand-in", *(edit + "+keep" for edit in ["stand-in", *EDITS.get(name, [])])]
         rounds = [[measured(name, which) for which in [*candidates, BESIDE[name]]] for _ in range(flags.rounds)]
         middle = lambda which: [statistics.median(every[which][i] for every in rounds) for i in (0, 1)]
         beside = "{}: {:.3f} s, {:.0f} MiB".format(BESIDE[name], *middle(-1))
         for which, candidate in enumerate(candidates):
-            cells = [name if which == 0 else f"and {candidate}", "{:.3f} s, {:.0f} MiB".format(*middle(which)), beside]
+            edit = "keep" if which == 1 else candidate.removesuffix("+keep")
+            cells = [name if which == 0 else f"and {edit}", "{:.3f} s, {:.0f} MiB".format(*middle(which)), beside]
             for i in (0, 1):
                 ratios = [every[which][i] / every[-1][i] for every in rounds]
                 cells.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")

@@ -87,6 +87,7 @@
 //! # Memory
 //!
 //! - [`empty_cache`] gives back what waits for the next step
+//! - [`keep_freed_memory`] has the C library keep candle's tensors for the next ones, too
 
 // Normalisation
 mod batch_norm;
@@ -201,6 +202,7 @@ pub(crate) use sum_of_squares::{sum_of_squares, sums_of_squares};
 
 pub(crate) use autograd::accumulator::{accumulate, add_to, Gradients};
 pub use cpu::buffer::empty_cache;
+pub use cpu::heap::keep_freed_memory;
 pub(crate) use cpu::kernel::{on_own_threads, own_threads, Elements};
 pub(crate) use route::{in_f32, is_f32_slice, is_half};
 

@@ -5,6 +5,7 @@
 pub(crate) mod buffer;
 pub(crate) mod channels;
 pub(crate) mod elementwise;
+pub(crate) mod heap;
 pub(crate) mod kernel;
 pub(crate) mod math;
 pub(crate) mod matrix;
