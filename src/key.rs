@@ -119,8 +119,8 @@ impl Purpose {
     /// The mixing of the images of a batch.
     pub const MIX: Self = Self::of(5, 0);
 
-    /// A purpose of your own, for generators and models outside this crate: numbered from 0. Two uses of the same index in
-    /// one step draw the same numbers.
+    /// A purpose of your own, for draws beside those that are named above: numbered from 0. Two uses of the same index in
+    /// one step draw the same numbers. (The positions of a generator of your own are [`Purpose::MASK`].)
     pub const fn custom(index: u32) -> Self {
         Self::of(16, index)
     }

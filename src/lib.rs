@@ -74,8 +74,9 @@
 //!
 //! A source that is written for `candle_nn` trains when `use masksub::nn as candle_nn;` stands at its top: [`nn`] has all of
 //! it at the same paths, less what cuts gradients without a word. [`MaskSub::wrap`] then takes it with [`PatchDrop`] as it
-//! is, and with [`DropToken`] when it implements [`TokenModel`]. As found, [`MaskSub::backward`] names the parameters that
-//! no gradient reaches, or the operation that has no backward and what replaces it.
+//! is; one that implements [`TokenModel`] goes to [`MaskSub::new`] with [`DropToken`]. Without that line
+//! [`MaskSub::backward`] names the parameters that no gradient reaches, or the operation that has no backward and what
+//! replaces it. An own rule for what is hidden is a [`MaskGenerator`].
 //!
 //! # Other tasks, losses and targets
 //!
@@ -160,6 +161,8 @@ pub use model::{Forward, MaskTokenModel, Plain, SequenceModel, TokenModel};
 pub use outputs::Outputs;
 pub use params::Params;
 pub use pass::Pass;
+/// The version of rand whose traits [`KeyedRng`] implements.
+pub use rand;
 pub use target::{MainBranch, MaskedTeacher, Mutual, SubTarget, Teacher};
 pub use weights::Weights;
 

@@ -6,7 +6,7 @@
 //! 4. [Which loss, for which task](losses)
 //! 5. [Fine-tuning from a published checkpoint](fine_tuning)
 //! 6. [What it costs](cost)
-//! 7. [Your own model: images, text, audio](own_models)
+//! 7. [Your own model, your own masks: images, text, audio](own_models)
 //! 8. [The paper's recipes](recipes)
 //! 9. [Several devices, several machines](ranks)
 //! 10. [Coming from PyTorch, timm, or the paper's code](migrating)

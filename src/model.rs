@@ -133,7 +133,8 @@ pub trait Forward<O = Tensor> {
     message = "`{Self}` is no model whose tokens can be dropped",
     label = "does not implement `TokenModel`",
     note = "`DropToken` needs a transformer that implements `TokenModel` (as `models::vit` does); for a ResNet or any other \
-            module take `PatchDrop`, for a Swin `MaskToken`"
+            module take `PatchDrop`, for a Swin `MaskToken`",
+    note = "a model that implements it goes to `MaskSub::new` as it is, not through `MaskSub::wrap` or `Plain`"
 )]
 pub trait TokenModel<O = Tensor> {
     /// The positions of `xs` `[B, ...]`.
@@ -155,7 +156,7 @@ pub trait TokenModel<O = Tensor> {
     /// The logits of a token sequence, as [`embed`](Self::embed) returned it under the same `keep`: `[B, classes]`, or
     /// whatever the model has; `[B, K, classes]` where each token has its own. `keep` is for models whose blocks take
     /// positions, too: rotary ones, or relative biases, must be those of the tokens that are kept. `pass` is the one that
-    /// `embed` got: a model of images of any size may have kept their grid there.
+    /// `embed` got.
     ///
     /// # Errors
     /// The model's own.

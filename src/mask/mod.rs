@@ -24,14 +24,16 @@ use crate::grid::Grid;
 use crate::key::StepKey;
 use crate::ops;
 
-/// Chooses the positions that each sample keeps. Object-safe: `Box<dyn MaskGenerator>` is one, too.
+/// Chooses the positions that each sample keeps. Object-safe: `Box<dyn MaskGenerator>`, `Arc<..>` and `&..` are generators, too.
 ///
 /// The draw for a sample may depend on the key and the sample's number only, never on other samples or on earlier
-/// steps; that is what lets a run resume and a batch be cut in micro-batches.
+/// steps; that is what lets a run resume and a batch be cut in micro-batches. (A test of it: with
+/// [`StepKey::with_first_sample`]`(n)` a smaller batch gets the rows of a larger one from `n` on.) A generator with a ratio
+/// takes a [`MaskRatio`], whose `at` gives the step's, and [`num_keep`].
 ///
 /// ```
 /// use masksub::{Grid, Mask, MaskGenerator, Purpose, StepKey};
-/// use rand::Rng;
+/// use masksub::rand::Rng;
 ///
 /// /// Keeps one half of the columns, the left one or the right one.
 /// struct Side;
@@ -62,11 +64,17 @@ pub trait MaskGenerator: Send + Sync {
     fn generate(&self, batch: usize, grid: Grid, key: StepKey) -> candle_core::Result<Mask>;
 }
 
-impl<G: MaskGenerator + ?Sized> MaskGenerator for Box<G> {
-    fn generate(&self, batch: usize, grid: Grid, key: StepKey) -> candle_core::Result<Mask> {
-        (**self).generate(batch, grid, key)
-    }
+macro_rules! through_a_pointer {
+    ($($pointer:ty),+) => {$(
+        impl<G: MaskGenerator + ?Sized> MaskGenerator for $pointer {
+            fn generate(&self, batch: usize, grid: Grid, key: StepKey) -> candle_core::Result<Mask> {
+                (**self).generate(batch, grid, key)
+            }
+        }
+    )+};
 }
+
+through_a_pointer!(&G, Box<G>, std::sync::Arc<G>);
 
 /// Positions that each sample keeps: K of the L positions of a [`Grid`], for B samples. The indices live on the host.
 ///

@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::ops::{self, Gradients};
 use crate::outputs::Outputs;
 
-/// How hard the sub-branch's task is beside the main branch's, of one step: [`MaskSub::with_difficulty`] asks for it.
+/// Difficulty of the sub-branch's task beside the main branch's, in one step: [`MaskSub::with_difficulty`] asks for it.
 ///
 /// Norms and cosine are over all trained variables together. The paper (arXiv 2306.11339) explains by gradients why masks
 /// hurt in a main branch and help in a sub-branch: this is what such an analysis is made of.

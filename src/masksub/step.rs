@@ -30,7 +30,7 @@ pub struct Step<O = Tensor> {
     pub main_logits: O,
     /// Positions that the sub-branch kept, where it masks.
     pub mask: Option<Mask>,
-    /// How hard the sub-branch's task is, where it was asked for ([`MaskSub::with_difficulty`]) and both halves have a
+    /// Difficulty of the sub-branch's task, where it was asked for ([`MaskSub::with_difficulty`]) and both halves have a
     /// gradient: at a weight above 0 and below 1.
     pub difficulty: Option<Difficulty>,
 }

@@ -14,7 +14,7 @@ use crate::error::Error;
 /// # Arguments
 ///
 /// - `xs`: [.., D]
-/// - `weight`, `bias`: `[D]`
+/// - `weight`, `bias`: `[D]` (without a bias: [`nn::LayerNorm::new_no_bias`](crate::nn::LayerNorm::new_no_bias))
 /// - `eps`: added to the variance (the biased one)
 ///
 /// Returns [.., D].

@@ -1,5 +1,7 @@
 //! Generators as objects, and the masks that every platform must draw.
 
+use std::sync::Arc;
+
 use masksub::{BlockMasking, Grid, Mask, MaskGenerator, MaskRatio, RandomMasking, Seed};
 
 use super::key;
@@ -11,12 +13,13 @@ fn generators_are_objects() {
         Box::new(BlockMasking::new(0.5, 2).unwrap()),
     ];
     for generator in generators {
-        // `Box<dyn MaskGenerator>` is a generator itself.
+        // Pointers to one are generators themselves.
         fn through<G: MaskGenerator>(generator: G) -> Mask {
             generator.generate(2, Grid::new(4, 4), key(1)).unwrap()
         }
         let direct = generator.generate(2, Grid::new(4, 4), key(1)).unwrap();
-        assert_eq!(through(generator), direct);
+        assert_eq!(through(&generator), direct);
+        assert_eq!(through(Arc::<dyn MaskGenerator>::from(generator)), direct);
     }
 }
 

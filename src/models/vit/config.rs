@@ -88,7 +88,7 @@ pub enum Pool {
     NormThenMean,
     /// The final norm on every token, then the mean of the patch tokens (SigLIP without attention pooling).
     FinalNormThenMean,
-    /// What a learned query finds in all tokens after the final norm, and an MLP behind it (SigLIP, arXiv 2303.15343).
+    /// Attention of a learned query to all tokens after the final norm, and an MLP behind it (SigLIP, arXiv 2303.15343).
     Attention,
     /// The mean of the patch tokens without the class token and without any norm (Hugging Face's
     /// `CLIPForImageClassification`).

@@ -64,7 +64,7 @@ keys_and_values!(
 );
 
 impl RotatingKvCache {
-    /// Where the next position is written.
+    /// The place of the next position that is written.
     pub fn offset(&self) -> usize {
         self.k.offset()
     }

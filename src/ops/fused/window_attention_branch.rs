@@ -20,7 +20,7 @@ pub struct Windows<'a> {
     pub grid: Grid,
     /// Side of a window, of which both sides of the grid are multiples.
     pub window: usize,
-    /// By how much the grid is rolled up and left before it is cut; less than `window`.
+    /// Positions by which the grid is rolled up and left before it is cut; less than `window`.
     pub shift: usize,
     /// [(2 window - 1)², num_heads]: see [`relative_position_bias`](crate::ops::relative_position_bias).
     pub table: &'a Tensor,

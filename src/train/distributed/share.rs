@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::params::Params;
 use crate::train::replicas::{Combine, Replicas, RunningStatistics};
 
-/// What one of G ranks runs of R replicas: those with the numbers g, g + G, ... for rank g.
+/// The part of R replicas that one of G ranks runs: those with the numbers g, g + G, ... for rank g.
 ///
 /// Of a batch of B rows in a row it takes rows g, g + G, ..., B / G of them (`share.of_rank().positions(g, B)`); of those
 /// each of its replicas takes its part (`share.replicas().share(&rows, local)`), and draws with the key of its number
