@@ -167,30 +167,35 @@ impl RandAugment {
                     filter: self.interpolation.draw(rng),
                     fill: self.fill,
                 };
-                match kind {
-                    10 => Kind::Rotate {
-                        degrees: signed * 30.0,
-                        resample,
-                    },
-                    11 => Kind::ShearX {
-                        factor: signed * 0.3,
-                        resample,
-                    },
-                    12 => Kind::ShearY {
-                        factor: signed * 0.3,
-                        resample,
-                    },
-                    13 => Kind::TranslateX {
-                        share: signed * 0.45,
-                        resample,
-                    },
-                    _ => Kind::TranslateY {
-                        share: signed * 0.45,
-                        resample,
-                    },
-                }
+                moved(kind, signed, resample)
             }
         })
+    }
+}
+
+/// A geometric operation, of a share of its most in one direction or the other.
+fn moved(kind: u32, share: f64, resample: Resample) -> Kind {
+    match kind {
+        10 => Kind::Rotate {
+            degrees: share * 30.0,
+            resample,
+        },
+        11 => Kind::ShearX {
+            factor: share * 0.3,
+            resample,
+        },
+        12 => Kind::ShearY {
+            factor: share * 0.3,
+            resample,
+        },
+        13 => Kind::TranslateX {
+            share: share * 0.45,
+            resample,
+        },
+        _ => Kind::TranslateY {
+            share: share * 0.45,
+            resample,
+        },
     }
 }
 

@@ -136,16 +136,7 @@ impl<M, S: SubBranch<M, O>, O: Outputs, L: SubLoss<O>, T: SubTarget<O>> MaskSub<
             let (loss, sub_value) = losses.of_sub(&sub_logits, &target, mask.as_ref())?;
             step.sub_loss = Some(sub_value);
             step.mask = mask;
-            let loss = (loss * self.weight)?;
-            gradients = if self.difficulty && self.weight < 1.0 {
-                let sub = grad::raw_backward(&loss, "sub", params, Gradients::new())?;
-                let agreement = difficulty::agreement(&step.main_logits, &sub_logits)?;
-                let (both, difficulty) = Difficulty::of(gradients, sub, self.weight, agreement)?;
-                step.difficulty = Some(difficulty);
-                both
-            } else {
-                grad::raw_backward(&loss, "sub", params, gradients)?
-            };
+            gradients = self.with_sub_half(gradients, &(loss * self.weight)?, &sub_logits, &mut step)?;
             passes.push(sub_pass);
         }
         let grads = grad::into_store(gradients);
@@ -155,6 +146,20 @@ impl<M, S: SubBranch<M, O>, O: Outputs, L: SubLoss<O>, T: SubTarget<O>> MaskSub<
         Pass::commit_all(passes)?;
         step.grads = grads;
         Ok(step)
+    }
+
+    /// The gradients of both halves, of the sub half's `loss` and what the main half's were; and in `step` how difficult the
+    /// sub half was, where it is asked for.
+    fn with_sub_half(&self, main: Gradients, loss: &Tensor, logits: &O, step: &mut Step<O>) -> Result<Gradients> {
+        let params = self.params.as_ref();
+        if !self.difficulty || self.weight == 1.0 {
+            return grad::raw_backward(loss, "sub", params, main);
+        }
+        let sub = grad::raw_backward(loss, "sub", params, Gradients::new())?;
+        let agreement = difficulty::agreement(&step.main_logits, logits)?;
+        let (both, difficulty) = Difficulty::of(main, sub, self.weight, agreement)?;
+        step.difficulty = Some(difficulty);
+        Ok(both)
     }
 
     /// The sub-branch's logits, where the main branch learns from them, before anything of the main branch is there. The

@@ -16,10 +16,9 @@
 /// (`#[global_allocator]`) does not hear of it.
 ///
 /// ```
-/// fn main() {
-///     masksub::ops::keep_freed_memory();
-///     // .. a model made of candle's operations, its training
-/// }
+/// let kept = masksub::ops::keep_freed_memory();
+/// assert_eq!(kept, cfg!(all(target_os = "linux", target_env = "gnu")));
+/// // .. a model made of candle's operations, its training
 /// ```
 pub fn keep_freed_memory() -> bool {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
