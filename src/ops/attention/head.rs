@@ -20,14 +20,16 @@ pub(super) struct HeadBackward<'a> {
 }
 
 kernel::simd_fn! {
-    /// exp(score - largest of the row), the largest, and the reciprocal of the row's sum.
-    fn exp_rows<S>(scores: &mut [f32], width: usize, stats: &mut [[f32; 2]]) -> () {
+    /// exp(score - largest of the row), the largest, and the reciprocal of the row's sum; zeros where all are hidden.
+    pub(super) fn exp_rows<S>(scores: &mut [f32], width: usize, stats: &mut [[f32; 2]]) -> () {
         for (row, stats) in scores.chunks_exact_mut(width).zip(stats) {
             let max = kernel::max(row);
+            let max = if max == f32::NEG_INFINITY { 0.0 } else { max };
             for s in row.iter_mut() {
                 *s = math::exp::<S>(*s - max);
             }
-            *stats = [max, 1.0 / sum_by([row], |[p]| p)];
+            let sum = sum_by([row], |[p]| p);
+            *stats = [max, if sum == 0.0 { 0.0 } else { 1.0 / sum }];
         }
     }
 }

@@ -6,10 +6,9 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::dims::blocks_of;
-use super::head::{backward_row, product};
+use super::head::{backward_row, exp_rows, product};
 use crate::ops::cpu::elementwise::dot;
-use crate::ops::cpu::kernel::{self, sum_by, with_elements};
-use crate::ops::cpu::math;
+use crate::ops::cpu::kernel::{self, with_elements};
 use crate::ops::cpu::matrix::Mat;
 use crate::ops::cpu::write::Write;
 use crate::ops::route::Route;
@@ -141,21 +140,6 @@ struct Separate {
     /// For each query of each head of each sample the largest score and the reciprocal sum of the exponentials, from
     /// which the backward gets the very probabilities of the forward.
     stats: OnceLock<Vec<[f32; 2]>>,
-}
-
-kernel::simd_fn! {
-    /// exp(score - largest of the row), the largest, and the reciprocal of the row's sum; zeros where all are hidden.
-    fn exp_rows<S>(scores: &mut [f32], width: usize, stats: &mut [[f32; 2]]) -> () {
-        for (row, stats) in scores.chunks_exact_mut(width).zip(stats) {
-            let max = kernel::max(row);
-            let max = if max == f32::NEG_INFINITY { 0.0 } else { max };
-            for s in row.iter_mut() {
-                *s = math::exp::<S>(*s - max);
-            }
-            let sum = sum_by([row], |[p]| p);
-            *stats = [max, if sum == 0.0 { 0.0 } else { 1.0 / sum }];
-        }
-    }
 }
 
 impl Separate {
