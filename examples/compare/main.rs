@@ -8,10 +8,15 @@
 
 #[path = "../vit_imagenet/run/chart.rs"]
 mod chart;
+#[path = "../vit_imagenet/exit_code.rs"]
+mod exit_code;
 mod flags;
+#[path = "../vit_imagenet/interrupt.rs"]
+mod interrupt;
 mod machine;
 mod outcome;
 mod pictures;
+mod process;
 mod program;
 mod report;
 mod runs;
@@ -30,12 +35,16 @@ use clap::Parser;
 use flags::Flags;
 use outcome::Outcome;
 use program::Program;
-use runs::{Pool, Run};
+use runs::{Interrupted, Pool, Run};
 use study::Method;
 
 fn main() -> ExitCode {
     match compare(Flags::parse()) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<Interrupted>() => {
+            eprintln!("{error}");
+            interrupt::exit_code().into()
+        }
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
@@ -53,10 +62,11 @@ fn compare(flags: Flags) -> Result<()> {
     let mut study = flags.study()?;
     let out = flags.out(&study);
     let program = Program::find()?;
+    interrupt::watch()?;
     let pool = |name: &str| Pool::new(program.clone(), out.join(name), flags.jobs());
     fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
     if flags.sweep {
-        study.methods = sweep::best(&study, flags.seeds_to_choose, &pool("choosing").going_on())?;
+        study.methods = sweep::best(&study, flags.seeds_to_choose, &pool("choosing").letting_diverge())?;
     }
 
     let compared = train(&study.methods, &study.flags, study.seeds, &pool("runs"))?;
@@ -94,8 +104,8 @@ fn train(methods: &[Method], common: &[String], seeds: u64, pool: &Pool) -> Resu
         Ok(Compared {
             method: method.clone(),
             outcomes: runs
-                .map(|run| match pool.has_failed(run)? {
-                    true => Ok(Outcome::failed(run)),
+                .map(|run| match pool.has_diverged(run) {
+                    true => Ok(Outcome::diverged(run)),
                     false => Outcome::read(run, &pool.dir(run)),
                 })
                 .collect::<Result<_>>()?,

@@ -53,8 +53,8 @@ impl Outcome {
         })
     }
 
-    /// Of a run that failed: nothing is known of it.
-    pub fn failed(run: &Run) -> Self {
+    /// Of a run that diverged: nothing is known of it.
+    pub fn diverged(run: &Run) -> Self {
         let last = Epoch {
             step: 0,
             test_loss: f64::NAN,

@@ -1,5 +1,8 @@
 //! Runs as processes, several at a time. One that is done is not run again; one that was interrupted goes on.
 
+use crate::exit_code;
+use crate::interrupt;
+use crate::process;
 use crate::program::Program;
 use crate::study::Method;
 use anyhow::{bail, ensure, Context, Result};
@@ -15,6 +18,7 @@ use std::time::Duration;
 /// Ends of the names of the file beside a run's directory that holds its arguments.
 const STARTED: &str = "started";
 const DONE: &str = "done";
+const DIVERGED: &str = "diverged";
 /// What a run leaves that can go on.
 const CHECKPOINTS: [&str; 2] = ["checkpoint.safetensors", "checkpoint.previous.safetensors"];
 
@@ -39,6 +43,22 @@ impl Run {
             arguments,
         }
     }
+
+    fn title(&self) -> String {
+        format!("{}, seed {}", self.method, self.seed)
+    }
+}
+
+/// A signal asked to end before all runs were done.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted: the same command goes on with the runs that are left")]
+pub struct Interrupted;
+
+/// How a process ended that was not interrupted.
+#[derive(PartialEq)]
+enum End {
+    Done,
+    Diverged,
 }
 
 /// Processes that run at the same time and share the cores.
@@ -46,7 +66,7 @@ pub struct Pool {
     program: Program,
     root: PathBuf,
     jobs: usize,
-    goes_on: bool,
+    lets_diverge: bool,
 }
 
 impl Pool {
@@ -56,18 +76,22 @@ impl Pool {
             program,
             root,
             jobs,
-            goes_on: false,
+            lets_diverge: false,
         }
     }
 
-    /// A run that fails is said, and the others are made all the same: for settings that are only tried.
-    pub fn going_on(self) -> Self {
-        Self { goes_on: true, ..self }
+    /// A run whose loss becomes infinite or NaN is done with that: for settings that are only tried. Whatever else ends a
+    /// run ends all.
+    pub fn letting_diverge(self) -> Self {
+        Self {
+            lets_diverge: true,
+            ..self
+        }
     }
 
-    /// Whether a run was let fail.
-    pub fn has_failed(&self, run: &Run) -> Result<bool> {
-        Ok(self.goes_on && !self.is_done(run)?)
+    /// Whether a run was let diverge.
+    pub fn has_diverged(&self, run: &Run) -> bool {
+        self.lets_diverge && self.mark(run, DIVERGED).exists()
     }
 
     /// Where a run writes.
@@ -78,7 +102,8 @@ impl Pool {
     /// Makes all runs that are not done.
     ///
     /// # Errors
-    /// When one cannot be made, after those that run beside it have ended; when a directory holds another run.
+    /// When one cannot be made, after those that run beside it have ended; when a directory holds another run;
+    /// [`Interrupted`], after those that run have written their checkpoints.
     pub fn run(&self, runs: &[Run]) -> Result<()> {
         let mut left = VecDeque::new();
         for run in runs {
@@ -92,14 +117,16 @@ impl Pool {
             for _ in 0..self.jobs {
                 scope.spawn(|| {
                     while let Some(run) = next(&left) {
-                        bar.set_message(format!("{}, seed {}", run.method, run.seed));
+                        bar.set_message(run.title());
                         match self.make(run) {
-                            Err(error) if self.goes_on => eprintln!("{error:#}: counts as the worst"),
                             Err(error) => {
                                 lock(&left).clear();
                                 lock(&failure).get_or_insert(error);
                             }
-                            Ok(()) => {}
+                            Ok(End::Diverged) => {
+                                bar.suspend(|| eprintln!("{} diverged: counts as the worst", run.title()));
+                            }
+                            Ok(End::Done) => {}
                         }
                         bar.inc(1);
                     }
@@ -109,6 +136,7 @@ impl Pool {
         bar.finish_and_clear();
         match failure.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()) {
             Some(error) => Err(error),
+            None if interrupt::asked() => Err(Interrupted.into()),
             None => Ok(()),
         }
     }
@@ -119,7 +147,8 @@ impl Pool {
     }
 
     fn is_done(&self, run: &Run) -> Result<bool> {
-        for state in [DONE, STARTED] {
+        let ended: &[&str] = if self.lets_diverge { &[DONE, DIVERGED] } else { &[DONE] };
+        for &state in ended.iter().chain(&[STARTED]) {
             let path = self.mark(run, state);
             let was = match fs::read_to_string(&path) {
                 Err(error) if error.kind() == ErrorKind::NotFound => continue,
@@ -134,12 +163,12 @@ impl Pool {
                 words(&was),
                 words(&now)
             );
-            return Ok(state == DONE);
+            return Ok(state != STARTED);
         }
         Ok(false)
     }
 
-    fn make(&self, run: &Run) -> Result<()> {
+    fn make(&self, run: &Run) -> Result<End> {
         let (dir, started) = (self.dir(run), self.mark(run, STARTED));
         let cannot = || format!("cannot write {}", started.display());
         fs::create_dir_all(self.root.join(&run.slug)).with_context(cannot)?;
@@ -157,20 +186,24 @@ impl Pool {
             let cores = std::thread::available_parallelism().map_or(1, usize::from);
             command.env(THREADS, (cores / self.jobs).max(1).to_string());
         }
-        let output = command.output();
-        let output = output.with_context(|| format!("cannot start {}", self.program.0.display()))?;
-        if !output.status.success() {
-            let said = String::from_utf8_lossy(&output.stderr);
-            let last = said.lines().rev().find(|line| !line.trim().is_empty());
-            let last = last.unwrap_or("it said nothing");
-            bail!("{}, seed {}: {last} ({})", run.method, run.seed, output.status);
-        }
-        fs::rename(&started, self.mark(run, DONE)).with_context(cannot)?;
+        let ended = process::run(command).with_context(|| format!("cannot run {}", self.program.0.display()))?;
+        let end = match ended.status.code() {
+            Some(0) => End::Done,
+            _ if interrupt::asked() => return Err(Interrupted.into()),
+            Some(code) if self.lets_diverge && code == exit_code::DIVERGED.into() => End::Diverged,
+            _ => {
+                let last = ended.said.lines().rev().find(|line| !line.trim().is_empty());
+                let last = last.unwrap_or("it said nothing");
+                bail!("{}: {last} ({})", run.title(), ended.status);
+            }
+        };
+        let mark = if end == End::Done { DONE } else { DIVERGED };
+        fs::rename(&started, self.mark(run, mark)).with_context(cannot)?;
         // What only a run needs that goes on.
         for name in CHECKPOINTS {
             let _ = fs::remove_file(dir.join(name));
         }
-        Ok(())
+        Ok(end)
     }
 }
 
@@ -179,7 +212,7 @@ fn text(arguments: &[String]) -> String {
 }
 
 fn next<'a>(left: &Mutex<VecDeque<&'a Run>>) -> Option<&'a Run> {
-    lock(left).pop_front()
+    lock(left).pop_front().filter(|_| !interrupt::asked())
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -2,13 +2,18 @@
 
 #![cfg(unix)]
 
+use crate::interrupt;
 use crate::program::Program;
-use crate::runs::Pool;
+use crate::runs::{Interrupted, Pool};
 use crate::study::{Method, Study};
 use crate::{pictures, sweep, table, train, Compared};
+use nix::sys::signal::{kill, Signal};
+use nix::unistd::Pid;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 /// Writes what `vit_imagenet` would, each branch at an accuracy of its own, and a line for each start: of a resumed run
 /// `--resume`, else its first argument.
@@ -23,17 +28,24 @@ while [ $# -gt 0 ]; do
         --lr) lr=$2; shift ;;
         --weight-decay) decay=$2; shift ;;
         --fail) echo "first line" >&2; echo "error: the disk is full" >&2; exit 1 ;;
+        --wait) waits=yes ;;
     esac
     shift
 done
+mkdir -p "$out"
+echo "$first" >> "$out/starts"
+if [ -n "$waits" ]; then
+    trap 'echo checkpoint > "$out/checkpoint.safetensors"; exit 143' TERM
+    touch "$out/waits"
+    for _ in $(seq 1500); do sleep 0.02; done
+    exit 1
+fi
 case $branch:$lr in
-    none:8e-3) echo "error: the loss is NaN" >&2; exit 1 ;;
+    none:8e-3) echo "error: the main loss is NaN" >&2; exit 3 ;;
     masksub:8e-3) top1=99; loss= ;;
     none:1e-3|masksub:4e-3) top1=$((top1 + 3)) ;;
 esac
 case $branch:$decay in none:0.2|masksub:0.02) top1=$((top1 + 2)) ;; esac
-mkdir -p "$out"
-echo "$first" >> "$out/starts"
 [ -n "$seed" ] || seed=0
 echo checkpoint > "$out/checkpoint.safetensors"
 cat > "$out/metrics.csv" <<CSV
@@ -104,7 +116,69 @@ fn a_run_that_fails_is_named_with_what_it_said() {
     );
 }
 
-/// One that diverges, and one that ends without a loss whatever its accuracy, are not chosen, and end nothing.
+/// Where a process that a test has started makes its runs.
+const ROOT: &str = "COMPARE_TEST_ROOT";
+const WAITING: [&str; 2] = ["plain=--wait --branch none", "MaskSub=--wait --branch masksub"];
+
+/// The program in the place of its tests, where one of those has started this executable.
+#[test]
+fn started_by_another_test_this_makes_runs_until_it_is_interrupted() {
+    if let Some(root) = std::env::var_os(ROOT) {
+        interrupt::watch().unwrap();
+        let error = compared(Path::new(&root), &WAITING, 3).err().unwrap();
+        assert!(error.is::<Interrupted>(), "{error:#}");
+        std::process::exit(interrupt::exit_code().into());
+    }
+}
+
+/// What a cluster sends reaches the runs, which end before this program does, and go on afterwards.
+#[test]
+fn a_signal_is_passed_on_and_nothing_is_left_running() {
+    let root = tempfile::tempdir().unwrap();
+    let this = "tests::started_by_another_test_this_makes_runs_until_it_is_interrupted";
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", this, "--test-threads=1", "--nocapture"]);
+    command
+        .env(ROOT, root.path())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let mut started = command.spawn().unwrap();
+    let of = |run: &str, name: &str| root.path().join("runs").join(run).join(name);
+    let runs = ["plain/seed-0", "masksub/seed-0"];
+    let since = Instant::now();
+    while !runs.iter().all(|run| of(run, "waits").exists()) {
+        assert!(since.elapsed() < Duration::from_secs(60), "the runs do not begin");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    kill(Pid::from_raw(started.id() as i32), Signal::SIGTERM).unwrap();
+    assert_eq!(started.wait().unwrap().code(), Some(128 + Signal::SIGTERM as i32));
+    for run in runs {
+        assert!(of(run, "checkpoint.safetensors").exists(), "{run}");
+    }
+    assert!(!of("plain/seed-1", "starts").exists());
+
+    compared(root.path(), &WAITING, 1).unwrap();
+    for run in runs {
+        assert_eq!(fs::read_to_string(of(run, "starts")).unwrap(), "--epochs\n--resume\n");
+    }
+}
+
+/// A full disk is no property of the settings that are tried.
+#[test]
+fn a_sweep_ends_with_what_is_no_divergence() {
+    let root = tempfile::tempdir().unwrap();
+    let study = Study {
+        name: "one".into(),
+        methods: methods(&["odd=--branch masksub --fail"]),
+        flags: vec!["--epochs".into(), "2".into()],
+        seeds: 1,
+    };
+    let error = sweep::best(&study, 1, &pool(root.path()).letting_diverge()).unwrap_err();
+    assert!(error.to_string().contains("error: the disk is full"), "{error}");
+}
+
+/// One that diverges, and one that ends without a loss whatever its accuracy, are not chosen, and end nothing. Neither is
+/// tried again.
 #[test]
 fn a_sweep_finds_each_methods_own_best() {
     let root = tempfile::tempdir().unwrap();
@@ -114,7 +188,14 @@ fn a_sweep_finds_each_methods_own_best() {
         flags: vec!["--epochs".into(), "2".into()],
         seeds: 1,
     };
-    let best = sweep::best(&study, 2, &pool(root.path()).going_on()).unwrap();
+    let best = || sweep::best(&study, 2, &pool(root.path()).letting_diverge()).unwrap();
+    let first = best();
+    let best = best();
+    assert_eq!(first, best);
+    let diverged = root
+        .path()
+        .join("runs/plain-lr-8e-3-weight-decay-0.05-drop-path-0/seed-0");
+    assert_eq!(fs::read_to_string(diverged.join("starts")).unwrap(), "--epochs\n");
     let flags: Vec<String> = best.iter().map(|method| method.flags.join(" ")).collect();
     assert_eq!(
         flags,

@@ -9,6 +9,7 @@
 mod config;
 mod data;
 mod evaluate;
+mod exit_code;
 mod features;
 mod flags;
 mod interrupt;
@@ -70,10 +71,12 @@ fn program(arguments: Vec<OsString>) -> u8 {
         Ok(End::Done) => 0,
         Ok(End::Interrupted) => interrupt::exit_code(),
         Err(error) => {
-            if ranks::tells() || !matches!(error.downcast_ref(), Some(Error::OtherRank { .. })) {
-                eprintln!("{}{}", ranks::prefix(), sentence::of(error));
+            let tells = ranks::tells() || !matches!(error.downcast_ref(), Some(Error::OtherRank { .. }));
+            let (sentence, code) = sentence::of(error);
+            if tells {
+                eprintln!("{}{sentence}", ranks::prefix());
             }
-            1
+            code
         }
     }
 }

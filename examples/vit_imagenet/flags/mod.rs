@@ -36,7 +36,8 @@ use value::{at_least_1, positive, share, side, weight};
     after_help = "Writes metrics.csv, curves.svg, images.txt (with --data), checkpoint.safetensors (and the one before) and at the end \
                   model.safetensors (and model_ema.safetensors) to the output directory. Defaults in brackets are those of \
                   --recipe plain; --print-config shows another's. The last line printed is the result, with data_wait, the share of training in which the model waited for images. \
-                  RAYON_NUM_THREADS sets the number of threads (default: one per core); the numbers do not depend on it."
+                  RAYON_NUM_THREADS sets the number of threads (default: one per core); the numbers do not depend on it. \
+                  The exit code is 3 where the loss or a gradient became infinite or NaN, 1 after any other error."
 )]
 pub struct Flags {
     /// Directory with train/CLASS/* and val/CLASS/* (JPEG, PNG, WebP; a class is a directory, and both must have the
