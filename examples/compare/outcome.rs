@@ -18,7 +18,7 @@ pub struct Epoch {
     pub train_seconds: f64,
 }
 
-/// An empty field is what was not finite.
+/// An empty field is what was not finite, or of an epoch that was not evaluated.
 fn or_nan<'de, D: Deserializer<'de>>(field: D) -> Result<f64, D::Error> {
     Ok(Option::deserialize(field)?.unwrap_or(f64::NAN))
 }
@@ -80,7 +80,7 @@ impl Outcome {
         crate::statistics::median(times.collect())
     }
 
-    /// Steps, seconds in training and test loss at the end of each epoch.
+    /// Steps, seconds in training and test loss at the end of each epoch; the loss is NaN where it is not known.
     pub fn curve(&self) -> impl Iterator<Item = [f64; 3]> + '_ {
         let mut seconds = 0.0;
         self.epochs.iter().map(move |epoch| {

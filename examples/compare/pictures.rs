@@ -173,7 +173,7 @@ fn chosen(compared: &[Compared]) -> Vec<&Compared> {
     compared.iter().filter(is_middle).take(COLOURS.len()).collect()
 }
 
-/// The curve of a method whose runs all have the same steps.
+/// The curve of a method whose runs all have the same steps, where all of them were evaluated.
 fn mean_curve(compared: &Compared) -> Vec<[f64; 3]> {
     let curves: Vec<Vec<[f64; 3]>> = compared
         .outcomes
@@ -182,5 +182,6 @@ fn mean_curve(compared: &Compared) -> Vec<[f64; 3]> {
         .collect();
     let epochs = curves.iter().map(Vec::len).min().unwrap_or(0);
     let mean = |epoch: usize, at: usize| curves.iter().map(|curve| curve[epoch][at]).sum::<f64>() / curves.len() as f64;
-    (0..epochs).map(|epoch| [0, 1, 2].map(|at| mean(epoch, at))).collect()
+    let points = (0..epochs).map(|epoch| [0, 1, 2].map(|at| mean(epoch, at)));
+    points.filter(|[.., loss]| loss.is_finite()).collect()
 }

@@ -318,13 +318,17 @@ impl Training<'_> {
                     Ok(evaluated.forward_t(images, false)?)
                 })
             };
+            if !flags.evaluates_after(epoch + 1) {
+                run.record.epoch(None, None)?;
+                continue;
+            }
             let of_weights = scores();
             let of_average = trained.ema.as_mut().map(|ema| ema.averaged(scores)).transpose()?;
             // What was broken off is evaluated again when the run goes on.
             if ranks::any(ranks, interrupt::asked())? {
                 return Ok(interrupted(&run));
             }
-            run.record.epoch(of_weights?, of_average.transpose()?)?;
+            run.record.epoch(Some(of_weights?), of_average.transpose()?)?;
         }
         run.save(&trained)?;
         tell_skipped(data);

@@ -218,6 +218,37 @@ fn tree(root: &Path, n: u8) {
                 let grey = |x: u32, y: u32| image::Luma([(x * 3 * u32::from(class + 1) + y * 5) as u8 ^ (i * 16)]);
                 let picture = image::GrayImage::from_fn(40, 36, grey);
                 picture.save(directory.join(format!("{i}.jpg"))).unwrap();
+/// The last epoch has scores whatever the others have, and training is what it is without.
+#[test]
+fn epochs_between_evaluations_have_no_scores() {
+    let root = tempfile::tempdir().unwrap();
+    let run = |name: &str, more: &[&str]| {
+        let out = root.path().join(name);
+        let args = [
+            "--train-size",
+            "64",
+            "--epochs",
+            "3",
+            "--warmup-steps",
+            "2",
+            "--ema",
+            "0.5",
+        ];
+        let output = vit_imagenet(&[&args[..], more, &["--out", path_str(&out)]].concat(), 2);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        (metrics(&out), fs::read(out.join("model.safetensors")).unwrap())
+    };
+    let (every, weights) = run("every", &[]);
+    let (some, same) = run("some", &["--evaluate-every", "2"]);
+    assert!(weights == same);
+    assert_eq!((&some[1], &some[2]), (&every[1], &every[2]));
+    // From test_loss to ema_top1.
+    let without = [&every[0][..6], &vec![String::new(); 5], &every[0][11..]].concat();
+    assert_eq!(some[0], without);
+    let (never, _) = run("never", &["--evaluate-every", "9"]);
+    assert!(never[1][7].is_empty() && never[2] == every[2], "{never:?}");
+}
+
             }
         }
     }

@@ -177,6 +177,10 @@ pub struct Flags {
     /// Write a checkpoint after every N steps, beside the one after every epoch
     #[arg(long, value_name = "N", value_parser = at_least_1, help_heading = "Output")]
     pub checkpoint_every: Option<usize>,
+    /// Evaluate after every N epochs, and after the last; in between, metrics.csv has no test scores
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_1, help_heading = "Output")]
+    pub evaluate_every: usize,
+
 
     /// Go on with the run in --out where its last checkpoint was written, with its settings
     #[arg(long, requires = "out", help_heading = "Output")]
@@ -350,6 +354,11 @@ impl Flags {
     /// The weight of the sub-branch: 0 where there is none, which then costs nothing.
     pub fn sub_weight(&self) -> f64 {
         match self.branch {
+    /// Whether the run is evaluated after this epoch, counted from 1.
+    pub fn evaluates_after(&self, epoch: usize) -> bool {
+        epoch.is_multiple_of(self.evaluate_every) || epoch >= self.training.epochs
+    }
+
             Branch::None | Branch::MaskOnly => 0.0,
             _ => self.sub_weight,
         }

@@ -15,7 +15,8 @@ pub struct Epoch {
     pub train_loss_sub: f64,
     /// Of the main branch, on the training images as they were seen.
     pub train_top1: f64,
-    /// On the test images, or those held out in their place (`--validation`).
+    /// On the test images, or those held out in their place (`--validation`); of epochs that were not evaluated
+    /// (`--evaluate-every`) not computed.
     pub test_loss: f64,
     pub test_top1: f64,
     pub test_top5: f64,

@@ -23,7 +23,7 @@ pub struct Recorder {
     current: Current,
 }
 
-/// How far a run has come: epochs that were evaluated, and batches of the one that is running.
+/// How far a run has come: epochs that are done with, and batches of the one that is running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Moment {
     epochs: usize,
@@ -251,8 +251,9 @@ impl Recorder {
         Ok(())
     }
 
-    /// The end of an epoch, with its scores on the test images, and those of the averaged weights where there are any.
-    pub fn epoch(&mut self, test: Scores, ema: Option<Scores>) -> Result<()> {
+    /// The end of an epoch, with its scores on the test images if it was evaluated, and those of the averaged weights where
+    /// there are any.
+    pub fn epoch(&mut self, test: Option<Scores>, ema: Option<Scores>) -> Result<()> {
         let done = std::mem::replace(&mut self.current, Current::new());
         let [grad_norm_main, grad_norm_sub, grad_cosine, agreement] = done.difficulty.map(|mean| mean.get());
         let epoch = Epoch {
@@ -262,9 +263,9 @@ impl Recorder {
             train_loss_main: done.main.get(),
             train_loss_sub: done.sub.get(),
             train_top1: done.train.scores().top1,
-            test_loss: test.loss,
-            test_top1: test.top1,
-            test_top5: test.top5,
+            test_loss: test.map_or(f64::NAN, |scores| scores.loss),
+            test_top1: test.map_or(f64::NAN, |scores| scores.top1),
+            test_top5: test.map_or(f64::NAN, |scores| scores.top5),
             ema_loss: ema.map_or(f64::NAN, |scores| scores.loss),
             ema_top1: ema.map_or(f64::NAN, |scores| scores.top1),
             grad_norm_main,
@@ -379,7 +380,7 @@ mod tests {
             assert_eq!(record.timed(0..2).count(), 2);
             record.step(&Alone, 2e-3, &step(sub_loss), &labels).unwrap();
             record.step(&Alone, 1e-3, &step(sub_loss), &labels).unwrap();
-            record.epoch(test, None).unwrap();
+            record.epoch(Some(test), None).unwrap();
         }
         record
             .write_weights("model.safetensors", &weights.state(), BTreeMap::new())
@@ -420,13 +421,13 @@ mod tests {
         let out = || RunDir::create(Some(root.path())).unwrap();
         let mut record = Recorder::start(out(), "title".into(), 4, 100).unwrap();
         record.step(&Alone, 1e-3, &step(Some(0.1)), &labels).unwrap();
-        record.epoch(test, Some(test)).unwrap();
+        record.epoch(Some(test), Some(test)).unwrap();
         assert_eq!(record.take_batch(3), 0);
         record.step(&Alone, 1e-3, &step(Some(0.7)), &labels).unwrap();
         let state = record.state().unwrap();
         // What comes after the checkpoint, and is lost.
         record.step(&Alone, 2e-3, &step(None), &labels).unwrap();
-        record.epoch(test, None).unwrap();
+        record.epoch(Some(test), None).unwrap();
         drop(record);
 
         let state = state.each_ref().map(|(name, text)| (*name, text.as_str()));
@@ -437,7 +438,7 @@ mod tests {
             (1, 2, 3)
         );
         record.step(&Alone, 2e-3, &step(Some(0.3)), &labels).unwrap();
-        record.epoch(test, None).unwrap();
+        record.epoch(Some(test), None).unwrap();
         let csv = std::fs::read_to_string(root.path().join("metrics.csv")).unwrap();
         let rows: Vec<&str> = csv.lines().collect();
         assert_eq!(rows.len(), 3);
