@@ -25,7 +25,7 @@ pub fn config(flags: &Flags) -> Result<Config> {
     training.replicas()?;
     training.criterion()?;
     flags.masking(training.batch_size)?;
-    let input = flags.input.settings(&network);
+    let input = flags.input_settings(&network);
     Transform::new(input.clone())?;
     let (warmup_lr, min_lr) = training.end_lrs();
     let mut config: Config = vec![

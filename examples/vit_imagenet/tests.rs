@@ -149,6 +149,57 @@ fn a_tree_of_small_grey_images_trains_the_digits_model_and_its_weights_load_agai
     assert!(loss(&resumed) < loss(&first), "{resumed:?} {first:?}");
 }
 
+/// As Debian's dataset-fashion-mnist has them, but few and small.
+#[test]
+fn a_set_like_mnist_trains_and_goes_on() {
+    let root = tempfile::tempdir().unwrap();
+    let data = root.path().join("data");
+    fs::create_dir_all(&data).unwrap();
+    for (name, n) in [("train", 24u32), ("t10k", 6)] {
+        let pixels: Vec<u8> = (0..n * 144)
+            .map(|at| if at / 144 % 3 == at % 3 { 200 } else { 9 })
+            .collect();
+        let labels: Vec<u8> = (0..n).map(|i| (i % 3) as u8).collect();
+        let header = |shape: &[u32]| {
+            [
+                &[0, 0, 8, shape.len() as u8],
+                &shape.iter().flat_map(|n| n.to_be_bytes()).collect::<Vec<_>>()[..],
+            ]
+            .concat()
+        };
+        fs::write(
+            data.join(format!("{name}-images-idx3-ubyte")),
+            [header(&[n, 12, 12]), pixels].concat(),
+        )
+        .unwrap();
+        fs::write(
+            data.join(format!("{name}-labels-idx1-ubyte")),
+            [header(&[n]), labels].concat(),
+        )
+        .unwrap();
+    }
+    let out = root.path().join("out");
+    let args = "--model digits --image-size 12 --patch-size 3 --batch-size 8 --epochs 6 --warmup-steps 2 --augment simple-crop \
+                --random-erasing 0.25 --checkpoint-every 1 --validation 3";
+    let args: Vec<&str> = args.split_whitespace().chain(["--data", path_str(&data)]).collect();
+    killed_and_resumed(&args, &out);
+    let whole = root.path().join("whole");
+    let output = vit_imagenet(&[&args[..], &["--out", path_str(&whole)]].concat(), 2);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(metrics(&out), metrics(&whole));
+    // Other files are other images.
+    fs::copy(
+        data.join("t10k-labels-idx1-ubyte"),
+        data.join("t10k-labels-idx1-ubyte.gz"),
+    )
+    .unwrap();
+    fs::remove_file(data.join("t10k-labels-idx1-ubyte")).unwrap();
+    let error = refused(&["--resume", "--out", path_str(&whole)]);
+    assert!(error.contains("t10k-labels-idx1-ubyte.gz"), "{error}");
+    let config = vit_imagenet(&[&args[..], &["--print-config"]].concat(), 1);
+    assert!(String::from_utf8(config.stdout).unwrap().contains("[0.5, 0.5, 0.5]"));
+}
+
 /// Batch norm would see the 65th digit alone, as a single pixel.
 #[test]
 fn a_resnet_trains_on_one_image_more_than_its_batches_hold() {
@@ -165,6 +216,37 @@ fn a_resnet_trains_on_one_image_more_than_its_batches_hold() {
     ];
     let output = vit_imagenet(&[&args[..], &[&format!("{out}/run")]].concat(), 2);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// The last epoch has scores whatever the others have, and training is what it is without.
+#[test]
+fn epochs_between_evaluations_have_no_scores() {
+    let root = tempfile::tempdir().unwrap();
+    let run = |name: &str, more: &[&str]| {
+        let out = root.path().join(name);
+        let args = [
+            "--train-size",
+            "64",
+            "--epochs",
+            "3",
+            "--warmup-steps",
+            "2",
+            "--ema",
+            "0.5",
+        ];
+        let output = vit_imagenet(&[&args[..], more, &["--out", path_str(&out)]].concat(), 2);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        (metrics(&out), fs::read(out.join("model.safetensors")).unwrap())
+    };
+    let (every, weights) = run("every", &[]);
+    let (some, same) = run("some", &["--evaluate-every", "2"]);
+    assert!(weights == same);
+    assert_eq!((&some[1], &some[2]), (&every[1], &every[2]));
+    // From test_loss to ema_top1.
+    let without = [&every[0][..6], &vec![String::new(); 5], &every[0][11..]].concat();
+    assert_eq!(some[0], without);
+    let (never, _) = run("never", &["--evaluate-every", "9"]);
+    assert!(never[1][7].is_empty() && never[2] == every[2], "{never:?}");
 }
 
 /// A sentence on one line and exit code 1, not a panic (101) and no backtrace.
@@ -218,37 +300,6 @@ fn tree(root: &Path, n: u8) {
                 let grey = |x: u32, y: u32| image::Luma([(x * 3 * u32::from(class + 1) + y * 5) as u8 ^ (i * 16)]);
                 let picture = image::GrayImage::from_fn(40, 36, grey);
                 picture.save(directory.join(format!("{i}.jpg"))).unwrap();
-/// The last epoch has scores whatever the others have, and training is what it is without.
-#[test]
-fn epochs_between_evaluations_have_no_scores() {
-    let root = tempfile::tempdir().unwrap();
-    let run = |name: &str, more: &[&str]| {
-        let out = root.path().join(name);
-        let args = [
-            "--train-size",
-            "64",
-            "--epochs",
-            "3",
-            "--warmup-steps",
-            "2",
-            "--ema",
-            "0.5",
-        ];
-        let output = vit_imagenet(&[&args[..], more, &["--out", path_str(&out)]].concat(), 2);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        (metrics(&out), fs::read(out.join("model.safetensors")).unwrap())
-    };
-    let (every, weights) = run("every", &[]);
-    let (some, same) = run("some", &["--evaluate-every", "2"]);
-    assert!(weights == same);
-    assert_eq!((&some[1], &some[2]), (&every[1], &every[2]));
-    // From test_loss to ema_top1.
-    let without = [&every[0][..6], &vec![String::new(); 5], &every[0][11..]].concat();
-    assert_eq!(some[0], without);
-    let (never, _) = run("never", &["--evaluate-every", "9"]);
-    assert!(never[1][7].is_empty() && never[2] == every[2], "{never:?}");
-}
-
             }
         }
     }

@@ -5,6 +5,8 @@ mod decode;
 pub mod digits;
 mod draws;
 mod file_list;
+pub mod grey_set;
+mod idx;
 pub mod image_tree;
 pub mod loader;
 mod order;

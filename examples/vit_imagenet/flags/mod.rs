@@ -7,8 +7,9 @@ pub mod training;
 mod value;
 
 use crate::data::digits::{self, Digits};
+use crate::data::grey_set::{self, GreySet};
 use crate::data::image_tree::{ImageTree, Unreadable};
-use crate::data::transform::Transform;
+use crate::data::transform::{Settings, Transform};
 use crate::data::{Dataset, Portion};
 use crate::network::{self, Input, Network};
 use crate::recipe::{Asked, Preset, Recipe};
@@ -18,6 +19,7 @@ use candle_core::Device;
 use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
 use input::InputFlags;
+use masksub::augment::Normalize;
 use masksub::{MaskRatio, RandomMasking};
 use rand_distr::Uniform;
 use std::ffi::OsString;
@@ -41,7 +43,8 @@ use value::{at_least_1, positive, share, side, weight};
 )]
 pub struct Flags {
     /// Directory with train/CLASS/* and val/CLASS/* (JPEG, PNG, WebP; a class is a directory, and both must have the
-    /// same ones). Without it: 8x8-pixel digits, 1200 to train on and 597 to test on
+    /// same ones), or with the four files of a set like MNIST (train-images-idx3-ubyte and so on, plain or .gz), whose grey
+    /// levels become -1 to 1. Without it: 8x8-pixel digits, 1200 to train on and 597 to test on
     #[arg(long, value_name = "DIR", help_heading = "Data")]
     pub data: Option<PathBuf>,
 
@@ -174,13 +177,13 @@ pub struct Flags {
     #[arg(long, value_enum, value_name = "NAMES", help_heading = "Output")]
     pub save_layout: Option<SaveLayout>,
 
-    /// Write a checkpoint after every N steps, beside the one after every epoch
-    #[arg(long, value_name = "N", value_parser = at_least_1, help_heading = "Output")]
-    pub checkpoint_every: Option<usize>,
     /// Evaluate after every N epochs, and after the last; in between, metrics.csv has no test scores
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_1, help_heading = "Output")]
     pub evaluate_every: usize,
 
+    /// Write a checkpoint after every N steps, beside the one after every epoch
+    #[arg(long, value_name = "N", value_parser = at_least_1, help_heading = "Output")]
+    pub checkpoint_every: Option<usize>,
 
     /// Go on with the run in --out where its last checkpoint was written, with its settings
     #[arg(long, requires = "out", help_heading = "Output")]
@@ -351,14 +354,14 @@ impl Flags {
         })
     }
 
-    /// The weight of the sub-branch: 0 where there is none, which then costs nothing.
-    pub fn sub_weight(&self) -> f64 {
-        match self.branch {
     /// Whether the run is evaluated after this epoch, counted from 1.
     pub fn evaluates_after(&self, epoch: usize) -> bool {
         epoch.is_multiple_of(self.evaluate_every) || epoch >= self.training.epochs
     }
 
+    /// The weight of the sub-branch: 0 where there is none, which then costs nothing.
+    pub fn sub_weight(&self) -> f64 {
+        match self.branch {
             Branch::None | Branch::MaskOnly => 0.0,
             _ => self.sub_weight,
         }
@@ -384,6 +387,19 @@ impl Flags {
         Ok(RandomMasking::with_ratio(ratio))
     }
 
+    /// How images are turned into what `network` takes.
+    pub fn input_settings(&self, network: &Network) -> Settings {
+        let settings = self.input.settings(network);
+        match &self.data {
+            // No network was published for them: as far as a byte goes, which is the same for all such sets.
+            Some(root) if grey_set::is_at(root) => Settings {
+                normalize: Normalize::INCEPTION,
+                ..settings
+            },
+            _ => settings,
+        }
+    }
+
     /// The digits, or the images in `--data`.
     pub fn dataset(&self) -> Result<Box<dyn Dataset>> {
         let network = self.network(1)?; // only its input matters here
@@ -404,9 +420,13 @@ impl Flags {
             let digits = Digits::load(portion, image_size / digits::SIDE, &self.device)?;
             return Ok(Box::new(digits));
         };
+        let transform = Transform::new(self.input_settings(&network))?;
+        if grey_set::is_at(root) {
+            return Ok(Box::new(GreySet::open(root, transform, portion, &self.device)?));
+        }
         let tree = ImageTree::open(
             root,
-            Transform::new(self.input.settings(&network))?,
+            transform,
             self.unreadable,
             portion,
             self.input.workers.unwrap_or(0),
