@@ -121,6 +121,9 @@ pub fn config(flags: &Flags) -> Result<Config> {
         put("sub-weight", flags.sub_weight.to_string());
     }
     put("train-size", flags.train_size.map_or("all".into(), |n| n.to_string()));
+    if flags.val_split != "val" {
+        put("val-split", flags.val_split.clone());
+    }
     if flags.validation > 0 {
         put("validation", flags.validation.to_string());
     }

@@ -30,10 +30,11 @@ pub enum TreeError {
     )]
     EmptyClass(PathBuf),
     #[error(
-        "the classes of train and val must be the same, but {}",
-        [missing("val", .not_in_val), missing("train", .not_in_train)].into_iter().flatten().collect::<Vec<_>>().join("; ")
+        "the classes of train and {val} must be the same, but {}",
+        [missing(.val, .not_in_val), missing("train", .not_in_train)].into_iter().flatten().collect::<Vec<_>>().join("; ")
     )]
     ClassesDiffer {
+        val: String,
         not_in_val: Vec<String>,
         not_in_train: Vec<String>,
     },
@@ -128,14 +129,18 @@ pub struct ImageTree {
     /// What is evaluated on: `val`, or what is held out of `train`.
     test: Arc<Split>,
     val: Arc<Split>,
+    /// The name of its directory.
+    val_name: String,
     loader: Arc<Loader>,
     device: Device,
 }
 
 impl ImageTree {
-    /// A portion of the training images, and all of `val` unless others are held out. `threads` 0 means rayon's default.
+    /// A portion of the training images, and all of the directory `val` unless others are held out. `threads` 0 means
+    /// rayon's default.
     pub fn open(
         root: &Path,
+        val: &str,
         transform: Transform,
         unreadable: Unreadable,
         portion: Portion,
@@ -145,7 +150,7 @@ impl ImageTree {
         if !root.is_dir() {
             return Err(TreeError::NoDirectory(root.into()).into());
         }
-        let (train_root, test_root) = (root.join("train"), root.join("val"));
+        let (train_root, test_root) = (root.join("train"), root.join(val));
         let (classes, test_classes) = (class_names(&train_root)?, class_names(&test_root)?);
         let lacking = |from: &[String], other: &[String]| {
             let other: BTreeSet<&String> = other.iter().collect();
@@ -156,6 +161,7 @@ impl ImageTree {
         };
         if classes != test_classes {
             return Err(TreeError::ClassesDiffer {
+                val: val.into(),
                 not_in_val: lacking(&classes, &test_classes),
                 not_in_train: lacking(&test_classes, &classes),
             }
@@ -164,6 +170,7 @@ impl ImageTree {
         // A pool of its own: shared with candle's matrix products, each of those would wait for images being decoded.
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
         let mut train = pool.install(|| list(&train_root, &classes))?;
+        let val_name = val.to_string();
         let val = Arc::new(pool.install(|| list(&test_root, &classes))?);
         let mut test = val.clone();
         if !portion.is_all() {
@@ -178,6 +185,7 @@ impl ImageTree {
             train: Arc::new(train),
             test,
             val,
+            val_name,
             loader: Arc::new(Loader::new(pool, transform, unreadable)),
             device: device.clone(),
         })
@@ -258,7 +266,7 @@ impl Dataset for ImageTree {
 
     fn files(&self) -> Option<String> {
         let list = |name: &str, split: &Split| split.files(Path::new(name));
-        let both = || list("train", &self.train) + &list("val", &self.val);
+        let both = || list("train", &self.train) + &list(&self.val_name, &self.val);
         Some(self.loader.pool().install(both))
     }
 

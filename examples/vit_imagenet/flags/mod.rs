@@ -63,6 +63,10 @@ pub struct Flags {
     )]
     pub validation: usize,
 
+    /// The directory in --data that is evaluated on, in the place of val: test, once all settings are chosen
+    #[arg(long, value_name = "NAME", default_value = "val", help_heading = "Data")]
+    pub val_split: String,
+
     /// What to do about an image in --data that cannot be decoded
     #[arg(long, value_enum, default_value = "error", help_heading = "Data")]
     pub unreadable: Unreadable,
@@ -400,6 +404,14 @@ impl Flags {
         }
     }
 
+    fn check_no_split(&self, what_has: &str) -> Result<()> {
+        ensure!(
+            self.val_split == "val",
+            "--val-split is for directories of a tree of images: {what_has} images of its own to test on"
+        );
+        Ok(())
+    }
+
     /// The digits, or the images in `--data`.
     pub fn dataset(&self) -> Result<Box<dyn Dataset>> {
         let network = self.network(1)?; // only its input matters here
@@ -413,6 +425,7 @@ impl Flags {
                 self.recipe == Recipe::Plain,
                 "--recipe is for images: say with --data where they are (the digits are trained by the plain one)"
             );
+            self.check_no_split("the digits have")?;
             if let Some(flag) = self.input.any() {
                 bail!("{flag} is for the images in --data: the digits are trained as they are");
             }
@@ -422,10 +435,12 @@ impl Flags {
         };
         let transform = Transform::new(self.input_settings(&network))?;
         if grey_set::is_at(root) {
+            self.check_no_split("a set like MNIST has")?;
             return Ok(Box::new(GreySet::open(root, transform, portion, &self.device)?));
         }
         let tree = ImageTree::open(
             root,
+            &self.val_split,
             transform,
             self.unreadable,
             portion,

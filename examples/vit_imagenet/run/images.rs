@@ -71,7 +71,7 @@ impl Images {
     /// Goes on as the run that has these settings.
     ///
     /// # Errors
-    /// When the images are not the run's: names the first that differs. Of validation images and of those that ended the
+    /// When the images are not the run's: names the first that differs. Of images to evaluate on and of those that ended the
     /// run the size may differ, which is told.
     pub fn resume(&mut self, settings: &BTreeMap<String, String>, out: &RunDir) -> Result<()> {
         let setting = |name| {
@@ -93,7 +93,7 @@ impl Images {
         let all = differences(&list, self.list.as_deref().unwrap_or_default());
         let harmless = |difference: &Difference| {
             matches!(difference.kind, Kind::Size { .. })
-                && (difference.name.starts_with("val") || self.unreadable.contains(&difference.name))
+                && (!difference.name.starts_with("train") || self.unreadable.contains(&difference.name))
         };
         let (harmless, others): (Vec<_>, Vec<_>) = all.into_iter().partition(harmless);
         if let Some(sentence) = sentence(&others) {

@@ -26,6 +26,7 @@ fn transform(image_size: usize, channels: usize) -> Transform {
 fn open(root: &Path, unreadable: Unreadable, threads: usize) -> anyhow::Result<ImageTree> {
     ImageTree::open(
         root,
+        "val",
         transform(16, 3),
         unreadable,
         Portion::default(),
@@ -112,6 +113,7 @@ fn grey_models_get_one_channel() {
     let transform = transform(8, 1);
     let tree = ImageTree::open(
         root.path(),
+        "val",
         transform,
         Unreadable::Error,
         Portion::default(),
@@ -150,6 +152,7 @@ fn threads_change_nothing_and_the_key_does() {
         let batches = |threads, seed, epoch| {
             let open = ImageTree::open(
                 root.path(),
+                "val",
                 transform.clone(),
                 Unreadable::Error,
                 Portion::default(),
@@ -174,6 +177,7 @@ fn repeats_of_an_image_differ_and_share_its_label() {
     let transform = Transform::new(settings).unwrap();
     let tree = ImageTree::open(
         root.path(),
+        "val",
         transform,
         Unreadable::Error,
         Portion::default(),
@@ -205,6 +209,7 @@ fn train_size_draws_by_seed() {
     let files = |n, seed| {
         let tree = ImageTree::open(
             root.path(),
+            "val",
             transform(16, 3),
             Unreadable::Error,
             portion(n, 0, seed),
@@ -222,6 +227,7 @@ fn train_size_draws_by_seed() {
     let open = |portion| {
         ImageTree::open(
             root.path(),
+            "val",
             transform(16, 3),
             Unreadable::Error,
             portion,
@@ -525,4 +531,32 @@ fn what_is_left_out_is_counted_by_kind() {
     let counts = below(&dog).unwrap().left_out.counts();
     assert_eq!(counts.unwrap(), ".bmp 2, .1 1, .2 1, .3 1, .4 1, .tif 1, others 2");
     assert_eq!(below(&root.path().join("train/cat")).unwrap().left_out.counts(), None);
+}
+
+/// As a tree has them that was split in three.
+#[test]
+fn another_directory_is_evaluated_on_by_its_name() {
+    let root = tree();
+    let rename = |from: &str, to: &str| fs::rename(root.path().join(from), root.path().join(to)).unwrap();
+    let open = |val: &str| {
+        let (portion, device) = (Portion::default(), Device::Cpu);
+        ImageTree::open(
+            root.path(),
+            val,
+            transform(16, 3),
+            Unreadable::Error,
+            portion,
+            0,
+            &device,
+        )
+    };
+    let of = |tree: ImageTree| (tree.files().unwrap(), contents(tree.test_batches(2, Part::ALL)));
+    let (files, images) = of(open("val").unwrap());
+    rename("val", "test");
+    assert_eq!(of(open("test").unwrap()), (files.replace(" val/", " test/"), images));
+    assert!(open("val")
+        .err()
+        .unwrap()
+        .to_string()
+        .contains("val is not a directory"));
 }
