@@ -1,7 +1,7 @@
 //! The flags of `compare`.
 
 use crate::study::{self, Method, Name, Study};
-use anyhow::{ensure, Result};
+use anyhow::{bail, ensure, Result};
 use clap::{value_parser, Parser, ValueEnum};
 use std::path::{Path, PathBuf};
 
@@ -43,7 +43,8 @@ pub struct Flags {
     methods: Vec<Method>,
 
     /// Choose learning rate, weight decay and drop path for each method first, one after the other, by accuracy on 300
-    /// training images that are held out; then train with the best ones, and report on the test images
+    /// training images that are held out, or on val where --data has a test beside it; then train with the best ones, and
+    /// report on the test images
     #[arg(long)]
     pub sweep: bool,
 
@@ -59,7 +60,8 @@ pub struct Flags {
     #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..))]
     jobs: Option<u16>,
 
-    /// Images as vit_imagenet takes them, in the place of the digits
+    /// Images as vit_imagenet takes them, in the place of the digits, or those that the study is of. Where there is a test
+    /// beside train and val, it is what is reported
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
 
@@ -105,10 +107,24 @@ impl Flags {
         let mut study = study::named(name, &self.branches, &self.ratios);
         study.methods.extend(self.methods.iter().cloned());
         study.seeds = self.seeds.unwrap_or(study.seeds);
-        if let Some(data) = &self.data {
-            // What the study sets is for the digits.
-            study.flags = vec!["--data".into(), data.display().to_string()];
-            study.name += "-data";
+        match (&self.data, study.images) {
+            (None, None) => {}
+            (None, Some(images)) => bail!("--study {} is of images that --data must name: {images}", study.name),
+            (Some(data), images) => {
+                let data_flags = vec!["--data".into(), data.display().to_string()];
+                if images.is_some() {
+                    study.flags.splice(0..0, data_flags);
+                } else {
+                    // What the study sets is for the digits.
+                    study.flags = data_flags;
+                    study.name += "-data";
+                }
+                // A tree in three parts says itself what settings are chosen by, and what nobody has looked at.
+                if data.join("test").is_dir() {
+                    study.choosing = vec![];
+                    study.reporting = ["--val-split", "test"].map(String::from).to_vec();
+                }
+            }
         }
         if self.sweep {
             study.name += "-sweep";
@@ -181,6 +197,47 @@ mod tests {
         // The settings of the digits are not those of other images.
         let data = study(&["--data", "d"]).unwrap();
         assert_eq!(data.flags, ["--data", "d"]);
+    }
+
+    /// Every flag is one of vit_imagenet's, and each number of images has as many steps.
+    #[test]
+    fn studies_of_images_say_what_they_need() {
+        for name in ["fashion", "drawings"] {
+            let error = study(&["--study", name]).unwrap_err().to_string();
+            assert!(error.contains("--data must name"), "{error}");
+            let study = study(&["--study", name, "--data", "d", "--", "--lr", "1"]).unwrap();
+            assert_eq!((&study.name[..], study.seeds), (name, 5));
+            assert!(study.flags.starts_with(&["--data".into(), "d".into()]));
+            assert!(study.flags.ends_with(&["--lr".into(), "1".into()]));
+            assert!(study.reporting.is_empty() && !study.choosing.is_empty());
+        }
+        let fashion = study(&["--study", "fashion", "--data", "d"]).unwrap();
+        let number = |method: &Method, flag: &str| -> usize {
+            let at = method.flags.iter().position(|word| word == flag).unwrap();
+            method.flags[at + 1].parse().unwrap()
+        };
+        for method in &fashion.methods {
+            assert_eq!(number(method, "--train-size") / 50 * number(method, "--epochs"), 1200);
+        }
+        let names: Vec<_> = fashion.methods.iter().map(Method::own_name).collect();
+        assert_eq!(names[..2], ["plain", "mask-only 0.5"]);
+        assert_eq!(names[..6], names[18..]);
+        assert_eq!(fashion.methods[18].name, "plain, 60000 images");
+    }
+
+    #[test]
+    fn a_tree_in_three_parts_is_reported_on_the_third() {
+        let root = tempfile::tempdir().unwrap();
+        let data = root.path().to_str().unwrap();
+        let of = |args: &[&str]| {
+            let study = study(&[args, &["--data", data]].concat()).unwrap();
+            (study.choosing.join(" "), study.reporting.join(" "))
+        };
+        assert_eq!(of(&["--quick"]), ("--validation 300".into(), String::new()));
+        std::fs::create_dir(root.path().join("test")).unwrap();
+        for args in [&["--quick"][..], &["--study", "drawings"]] {
+            assert_eq!(of(args), (String::new(), "--val-split test".into()));
+        }
     }
 
     /// Runs of one have other flags than those of another of the same method.

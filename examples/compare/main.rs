@@ -58,6 +58,14 @@ struct Compared {
     outcomes: Vec<Outcome>,
 }
 
+impl Compared {
+    /// What it is compared with: the first of its group.
+    fn base<'a>(&'a self, all: &'a [Self]) -> &'a Self {
+        let first = all.iter().find(|one| one.method.group == self.method.group);
+        first.unwrap_or(self)
+    }
+}
+
 fn compare(flags: Flags) -> Result<()> {
     let mut study = flags.study()?;
     let out = flags.out(&study);
@@ -69,7 +77,8 @@ fn compare(flags: Flags) -> Result<()> {
         study.methods = sweep::best(&study, flags.seeds_to_choose, &pool("choosing").letting_diverge())?;
     }
 
-    let compared = train(&study.methods, &study.flags, study.seeds, &pool("runs"))?;
+    let common = [&study.flags[..], &study.reporting].concat();
+    let compared = train(&study.methods, &common, study.seeds, &pool("runs"))?;
     let table = table::markdown(&compared)?;
     let write = |name: &str, text: &str| {
         let path = out.join(name);

@@ -1,8 +1,9 @@
-//! The results as pictures: accuracy against the mask ratio, the loss against steps and against time.
+//! The results as pictures: accuracy against the mask ratio or the number of images, the loss against steps and against
+//! time.
 
 use crate::chart::{panel, Axis, Drawn, Line, Panel, BLUE, GREEN, ORANGE, PURPLE};
 use crate::statistics::{half_width, mean_std};
-use crate::study::Method;
+use crate::study::{Across, Method, Point};
 use crate::Compared;
 use anyhow::{anyhow, Result};
 use plotters::prelude::*;
@@ -35,36 +36,42 @@ pub fn all(compared: &[Compared]) -> Result<Vec<(&'static str, String)>> {
         pictures.push((name, picture));
         anyhow::Ok(())
     };
-    let by_ratio = ratios(compared);
-    if by_ratio.iter().any(|line| line.points.len() > 1) {
-        draw("accuracy", 1, &|area| accuracy(area, &by_ratio))?;
+    let lines = lines(compared);
+    if lines.iter().any(|line| line.points.len() > 1) {
+        let first = compared.iter().find_map(|one| one.method.point.as_ref());
+        let across = first.map_or(Across::Ratio, |point| point.across);
+        draw("accuracy", 1, &|area| accuracy(area, across, &lines))?;
     }
     draw("loss", 2, &|area| loss(area, compared))?;
     Ok(pictures)
 }
 
-/// The mean accuracy of each branch at its ratios, and of plain training over all of them.
-fn ratios(compared: &[Compared]) -> Vec<Line<'_>> {
+/// The mean accuracies of the lines that points make, and of plain training, where it is no point, over all of them.
+fn lines(compared: &[Compared]) -> Vec<Line<'_>> {
     let mut lines: Vec<Line> = vec![];
-    let mut ratios = vec![];
+    let mut places = vec![];
+    // The first colour is plain training's.
+    let no_point = usize::from(compared.first().is_some_and(|one| one.method.point.is_none()));
     for one in compared {
-        let Some((branch, ratio)) = &one.method.point else {
+        let Some(Point { line: name, at: x, .. }) = &one.method.point else {
             continue;
         };
-        ratios.push(*ratio);
+        places.push(*x);
         let (mean, reach) = mean_and_reach(one);
-        let at = lines.iter().position(|line| line.name == branch).unwrap_or_else(|| {
-            lines.push(line(branch, COLOURS[(1 + lines.len()) % COLOURS.len()]));
+        let at = lines.iter().position(|line| line.name == name).unwrap_or_else(|| {
+            lines.push(line(name, COLOURS[(no_point + lines.len()) % COLOURS.len()]));
             lines.len() - 1
         });
-        // In the order of the ratios, however they were given.
-        let before = lines[at].points.partition_point(|point| point.0 < *ratio);
-        lines[at].points.insert(before, (*ratio, mean));
+        // From left to right, however they were given.
+        let before = lines[at].points.partition_point(|point| point.0 < *x);
+        lines[at].points.insert(before, (*x, mean));
         lines[at].reach.insert(before, reach);
     }
-    let base = compared.iter().find(|one| one.method.point.is_none());
-    let ends = least(&ratios)
-        .zip(greatest(&ratios))
+    let base = compared
+        .iter()
+        .find(|one| one.method.point.is_none() && one.method.group.is_none());
+    let ends = least(&places)
+        .zip(greatest(&places))
         .filter(|(first, last)| first < last);
     if let (Some(base), Some((first, last))) = (base, ends) {
         let (mean, reach) = mean_and_reach(base);
@@ -99,7 +106,7 @@ fn greatest(values: &[f64]) -> Option<f64> {
     values.iter().copied().reduce(f64::max)
 }
 
-fn accuracy(area: &Panel, lines: &[Line]) -> Drawn {
+fn accuracy(area: &Panel, across: Across, lines: &[Line]) -> Drawn {
     let ends = |sign: f64| {
         let of = move |line: &Line| {
             line.points
@@ -112,10 +119,28 @@ fn accuracy(area: &Panel, lines: &[Line]) -> Drawn {
     };
     let (low, high) = (least(&ends(-1.0)).unwrap_or(0.0), greatest(&ends(1.0)).unwrap_or(100.0));
     let room = (0.05 * (high - low)).max(0.5);
-    let x = Axis {
-        label: "mask ratio",
-        range: 0.0..1.0,
-        whole: false,
+    let x = match across {
+        Across::Ratio => Axis {
+            label: "mask ratio",
+            range: 0.0..1.0,
+            whole: false,
+            logarithmic: None,
+        },
+        Across::Images => {
+            let mut places: Vec<f64> = lines
+                .iter()
+                .flat_map(|line| &line.points)
+                .map(|point| point.0)
+                .collect();
+            places.sort_by(f64::total_cmp);
+            places.dedup();
+            Axis {
+                label: "training images",
+                range: 0.8 * places.first().copied().unwrap_or(1.0)..1.25 * places.last().copied().unwrap_or(10.0),
+                whole: true,
+                logarithmic: Some(places),
+            }
+        }
     };
     let y = Axis {
         label: if lines.iter().flat_map(|line| &line.reach).any(|reach| *reach > 0.0) {
@@ -125,6 +150,7 @@ fn accuracy(area: &Panel, lines: &[Line]) -> Drawn {
         },
         range: (low - room).max(0.0)..(high + room).min(100.0),
         whole: false,
+        logarithmic: None,
     };
     panel(area, x, y, lines)
 }
@@ -152,23 +178,25 @@ fn loss(area: &Panel, compared: &[Compared]) -> Drawn {
             label,
             range: 0.0..all().map(|point| point[at]).fold(0.0, f64::max).max(1e-3),
             whole: false,
+            logarithmic: None,
         };
         let y = Axis {
             label: "test loss",
             range: 0.0..1.05 * top.max(1e-3),
             whole: false,
+            logarithmic: None,
         };
         panel(&area, x, y, &lines)?;
     }
     Ok(())
 }
 
-/// Those whose curves are shown: of the same branch at several ratios the middle one, and no more than there are colours.
+/// Those whose curves are shown: of the same line the middle point, and no more than there are colours.
 fn chosen(compared: &[Compared]) -> Vec<&Compared> {
-    let branch = |one: &Compared| one.method.point.as_ref().map(|(branch, _)| branch.clone());
+    let line = |one: &Compared| one.method.point.as_ref().map(|point| point.line.clone());
     let is_middle = |one: &&Compared| {
-        let same: Vec<_> = compared.iter().filter(|other| branch(other) == branch(one)).collect();
-        branch(one).is_none() || same[same.len() / 2].method == one.method
+        let same: Vec<_> = compared.iter().filter(|other| line(other) == line(one)).collect();
+        line(one).is_none() || same[same.len() / 2].method == one.method
     };
     compared.iter().filter(is_middle).take(COLOURS.len()).collect()
 }

@@ -29,7 +29,7 @@ pub fn update(file: &Path, study: &Study, table: &str, pictures: &[(&'static str
     };
     let body = format!(
         "`{command}`\n\nAll runs: {}{seeds}. {}.\n\n{table}{shown}",
-        flags_before(&study.flags),
+        flags_before(&[&study.flags[..], &study.reporting].concat()),
         machine::sentence()
     );
     let text = with_section(&text, &study.name, &body);
@@ -41,14 +41,25 @@ fn flags_before(flags: &[String]) -> String {
     if flags.is_empty() {
         String::new()
     } else {
-        format!("`{}`, ", flags.join(" "))
+        format!("`{}`, ", anywhere(flags.iter().cloned()).join(" "))
     }
+}
+
+/// Arguments without where the images are on this machine.
+fn anywhere(arguments: impl Iterator<Item = String>) -> Vec<String> {
+    let mut is_place = false;
+    let argument = |argument: String| match (std::mem::replace(&mut is_place, argument == "--data"), argument) {
+        (true, _) => "DIR".into(),
+        (_, argument) if argument.starts_with("--data=") => "--data=DIR".into(),
+        (_, argument) => argument,
+    };
+    arguments.map(argument).collect()
 }
 
 /// What a reader types, without what is only of this machine.
 fn command(arguments: impl Iterator<Item = String>) -> String {
     let mut words = vec!["cargo run --release --features augment --example compare --".to_string()];
-    let mut arguments = arguments.peekable();
+    let mut arguments = anywhere(arguments).into_iter();
     while let Some(argument) = arguments.next() {
         if ["--report", "--out", "--jobs"].contains(&argument.as_str()) {
             arguments.next();
@@ -122,10 +133,15 @@ mod tests {
             "a b=--epochs 3",
             "--jobs",
             "1",
+            "--data",
+            "/home/somebody/images",
+            "--sweep",
         ];
         assert_eq!(
             command(typed.map(String::from).into_iter()),
-            "cargo run --release --features augment --example compare -- --study losses --method \"a b=--epochs 3\""
+            "cargo run --release --features augment --example compare -- --study losses --method \"a b=--epochs 3\" \
+             --data DIR --sweep"
         );
+        assert_eq!(flags_before(&["--data=x".into()]), "`--data=DIR`, ");
     }
 }

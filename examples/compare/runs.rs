@@ -190,7 +190,7 @@ impl Pool {
         let end = match ended.status.code() {
             Some(0) => End::Done,
             _ if interrupt::asked() => return Err(Interrupted.into()),
-            Some(code) if self.lets_diverge && code == exit_code::DIVERGED.into() => End::Diverged,
+            Some(code) if self.lets_diverge && code == i32::from(exit_code::DIVERGED) => End::Diverged,
             _ => {
                 let last = ended.said.lines().rev().find(|line| !line.trim().is_empty());
                 let last = last.unwrap_or("it said nothing");

@@ -8,20 +8,47 @@ use clap::ValueEnum;
 pub struct Method {
     pub name: String,
     pub flags: Vec<String>,
-    /// The branch and the ratio of a point in the picture of accuracy against ratio, where it is one.
-    pub point: Option<(String, f64)>,
+    /// Its place in the picture of accuracies, where it has one.
+    pub point: Option<Point>,
+    /// What it has in common with those that it is compared with, and its name ends in; none where that is all of the study.
+    pub group: Option<String>,
+}
+
+/// A point of a line in a picture.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Point {
+    pub line: String,
+    pub across: Across,
+    pub at: f64,
+}
+
+/// What a picture's accuracies stand over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Across {
+    Ratio,
+    Images,
 }
 
 #[derive(Clone, Debug)]
 pub struct Study {
     /// Of its section of a report, its pictures and its directory.
     pub name: String,
-    /// The first is what the others are compared with.
+    /// The first is what the others are compared with, or of each group its first.
     pub methods: Vec<Method>,
     /// Of all runs.
     pub flags: Vec<String>,
+    /// Of runs that a sweep chooses by, beside these: what they are evaluated on.
+    pub choosing: Vec<String>,
+    /// Of runs that are reported, likewise.
+    pub reporting: Vec<String>,
     pub seeds: u64,
+    /// Where its images come from, which `--data` must say the place of.
+    pub images: Option<&'static str>,
 }
+
+/// Images that a sweep holds out: none of the test images, and none that are trained on in the end where `--train-size` is
+/// given. Without it, all others are trained on while choosing, and these as well in the end.
+const HELD_OUT: &str = "--validation 300";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Name {
@@ -35,13 +62,21 @@ pub enum Name {
     Losses,
     /// A small Swin from scratch: ratios, blocks, weights, ratios that grow, more epochs; five seeds
     Swin,
+    /// Fashion-MNIST with strong augmentation, 1000 to 60000 training images, as many steps with each: plain, mask-only,
+    /// MaskSub, CoSub; five seeds. Needs --data
+    Fashion,
+    /// Drawings of 64 pixels, a small ViT, ResNet and Swin: plain, mask-only, MaskSub; five seeds. Needs --data
+    Drawings,
 }
+
+/// A method's name and flags.
+type Row = (&'static str, &'static str);
 
 /// The digits of the crate, few enough that there is something to gain.
 const FEW_DIGITS: &str = "--train-size 300 --epochs 150";
 const FEW_MINUTES: &str = "--train-size 300 --epochs 60";
 
-const LOSSES: &[(&str, &str)] = &[
+const LOSSES: &[Row] = &[
     ("plain", "--branch none"),
     ("soft-CE", "--sub-loss soft-ce"),
     ("KL, T 2", "--sub-loss kl --temperature 2"),
@@ -61,7 +96,7 @@ const LOSSES: &[(&str, &str)] = &[
     ("PathSub 0.2", "--branch pathsub --sub-drop-rate 0.2"),
 ];
 
-const SWIN: &[(&str, &str)] = &[
+const SWIN: &[Row] = &[
     ("plain", "--branch none"),
     ("MaskSub 0.5", "--mask-ratio 0.5"),
     ("MaskSub 0.25", "--mask-ratio 0.25"),
@@ -72,6 +107,56 @@ const SWIN: &[(&str, &str)] = &[
     ("plain, 240 epochs", "--branch none --epochs 240"),
     ("MaskSub 0.5, 240 epochs", "--mask-ratio 0.5 --epochs 240"),
 ];
+
+/// With each number of training images as many steps: 1200 of 50 images.
+const FASHION_SIZES: [(usize, &str); 4] = [
+    (1_000, "--epochs 60 --evaluate-every 10"),
+    (4_000, "--epochs 15 --evaluate-every 3"),
+    (15_000, "--epochs 4"),
+    (60_000, "--epochs 1"),
+];
+/// What is usual for such images: a crop from a margin of 4 pixels, mirrored, a box erased (Z. Zhong et al., "Random Erasing
+/// Data Augmentation", 2017, for Fashion-MNIST). 7 x 7 tokens.
+const FASHION: &str = "--model digits --image-size 28 --patch-size 4 --batch-size 50 --augment simple-crop --flip 0.5 \
+                       --random-erasing 0.25";
+const FASHION_METHODS: &[Row] = &[
+    ("plain", "--branch none"),
+    ("mask-only 0.5", "--branch mask-only --mask-ratio 0.5"),
+    ("mask-only 0.75", "--branch mask-only --mask-ratio 0.75"),
+    ("MaskSub 0.5", "--mask-ratio 0.5"),
+    ("MaskSub 0.75", "--mask-ratio 0.75"),
+    // Two submodels of stochastic depth that learn from each other (H. Touvron et al., "Co-training 2^L Submodels", 2022).
+    (
+        "CoSub",
+        "--branch pathsub --sub-drop-rate 0.1 --drop-path 0.1 --target mutual",
+    ),
+];
+const FASHION_IMAGES: &str =
+    "Fashion-MNIST, four IDX files, such as those of Debian's package dataset-fashion-mnist in /usr/share/datasets/fashion-mnist";
+
+const DRAWINGS: &str = "--image-size 64 --epochs 30 --evaluate-every 5";
+const DRAWINGS_NETWORKS: &[(&str, &str, &[Row])] = &[
+    (
+        "ViT",
+        "--model digits --patch-size 8",
+        &[
+            ("plain", "--branch none"),
+            ("mask-only 0.5", "--branch mask-only"),
+            ("MaskSub 0.5", "--branch masksub"),
+        ],
+    ),
+    ("ResNet", "--model digits-resnet", BLOCKS),
+    ("Swin", "--model digits-swin --patch-size 4", BLOCKS),
+];
+const BLOCKS: &[Row] = &[
+    ("plain", "--branch none"),
+    ("mask-only 0.5, block 32", "--branch mask-only --mask-block 32"),
+    ("mask-only 0.5, block 16", "--branch mask-only --mask-block 16"),
+    ("MaskSub 0.5, block 32", "--mask-block 32"),
+    ("MaskSub 0.5, block 16", "--mask-block 16"),
+];
+const DRAWINGS_IMAGES: &str =
+    "a tree of drawings of 64 pixels, such as benches/data/emoji_tree.py makes of the drawings of two emoji fonts";
 
 /// The study of that name. `ratios` may be empty for its own.
 pub fn named(name: Name, branches: &[Branch], ratios: &[f64]) -> Study {
@@ -88,13 +173,48 @@ pub fn named(name: Name, branches: &[Branch], ratios: &[f64]) -> Study {
             words("--model digits-swin --train-size 300 --epochs 60"),
             5,
         ),
+        Name::Fashion => ("fashion", fashion(), words(FASHION), 5),
+        Name::Drawings => ("drawings", drawings(), words(DRAWINGS), 5),
     };
     Study {
         name: name.into(),
         methods,
         flags,
+        choosing: words(HELD_OUT),
+        reporting: vec![],
         seeds,
+        images: match name {
+            "fashion" => Some(FASHION_IMAGES),
+            "drawings" => Some(DRAWINGS_IMAGES),
+            _ => None,
+        },
     }
+}
+
+/// Methods by numbers of training images.
+fn fashion() -> Vec<Method> {
+    let with = |&(images, epochs): &(usize, &'static str)| {
+        let of_size = move |&(name, flags): &Row| {
+            let mut method = Method::new(name, &format!("{flags} --train-size {images} {epochs}"));
+            method.point = Some(Point {
+                line: name.into(),
+                across: Across::Images,
+                at: images as f64,
+            });
+            method.in_group(&format!("{images} images"))
+        };
+        FASHION_METHODS.iter().map(of_size)
+    };
+    FASHION_SIZES.iter().flat_map(with).collect()
+}
+
+/// Networks, each with the methods that it can be trained by.
+fn drawings() -> Vec<Method> {
+    let of_network = |&(network, model, methods): &(&str, &str, &'static [Row])| {
+        let method = move |&(name, flags): &Row| Method::new(name, &format!("{model} {flags}")).in_group(network);
+        methods.iter().map(method).collect::<Vec<_>>()
+    };
+    DRAWINGS_NETWORKS.iter().flat_map(of_network).collect()
 }
 
 /// Branches by ratios.
@@ -102,7 +222,12 @@ fn grid(branches: &[Branch], ratios: &[f64]) -> Vec<Method> {
     let at = |name: &str, branch: &str, ratio: f64| Method {
         name: format!("{name} {ratio}"),
         flags: words(&format!("--branch {branch} --mask-ratio {ratio}")),
-        point: Some((name.into(), ratio)),
+        point: Some(Point {
+            line: name.into(),
+            across: Across::Ratio,
+            at: ratio,
+        }),
+        group: None,
     };
     let methods = |branch: &Branch| match branch {
         Branch::None => vec![Method::new("plain", "--branch none")],
@@ -115,7 +240,7 @@ fn grid(branches: &[Branch], ratios: &[f64]) -> Vec<Method> {
     branches.iter().flat_map(methods).collect()
 }
 
-fn table(rows: &[(&str, &str)]) -> Vec<Method> {
+fn table(rows: &[Row]) -> Vec<Method> {
     rows.iter().map(|(name, flags)| Method::new(name, flags)).collect()
 }
 
@@ -129,7 +254,23 @@ impl Method {
             name: name.into(),
             flags: words(flags),
             point: None,
+            group: None,
         }
+    }
+
+    /// The same, to be compared with others of its group.
+    fn in_group(self, group: &str) -> Self {
+        Self {
+            name: format!("{}, {group}", self.name),
+            group: Some(group.into()),
+            ..self
+        }
+    }
+
+    /// The name without the group.
+    pub fn own_name(&self) -> &str {
+        let ending = |group: &String| self.name.strip_suffix(group.as_str())?.strip_suffix(", ");
+        self.group.as_ref().and_then(ending).unwrap_or(&self.name)
     }
 
     /// From `NAME=FLAGS`.

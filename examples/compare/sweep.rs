@@ -14,10 +14,6 @@ const SETTINGS: [(&str, &[&str], usize); 3] = [
     ("--drop-path", &["0", "0.1", "0.2"], 0),
 ];
 
-/// Images held out: none of the test images, and none that are trained on in the end where `--train-size` is given. Without
-/// it, all others are trained on while choosing, and these as well in the end.
-const VALIDATION: [&str; 2] = ["--validation", "300"];
-
 /// By how much plain training is longer: at least the time of MaskSub, whose step takes 1.57 times as long on the digits
 /// and up to 1.97 times with ResNet and Swin (RESULTS.md, README.md).
 const LONGER: f64 = 2.0;
@@ -33,12 +29,7 @@ pub fn best(study: &Study, seeds: u64, pool: &Pool) -> Result<Vec<Method>> {
         .map(|method| with_longer(method, &study.flags))
         .collect::<Result<Vec<_>>>()?
         .concat();
-    let common: Vec<String> = study
-        .flags
-        .iter()
-        .cloned()
-        .chain(VALIDATION.map(String::from))
-        .collect();
+    let common = [&study.flags[..], &study.choosing].concat();
     let mut chosen = vec![SETTINGS.map(|(.., default)| default); methods.len()];
     for (at, (_, values, _)) in SETTINGS.iter().enumerate() {
         let of_each = |(method, chosen): (&Method, &Chosen)| {
@@ -108,7 +99,8 @@ fn with_longer(method: &Method, common: &[String]) -> Result<Vec<Method>> {
             ),
             (None, _) => DEFAULT_EPOCHS,
         };
-        methods.push(method.with("--epochs", &(LONGER * epochs).round().to_string()));
+        let longer = method.with("--epochs", &(LONGER * epochs).round().to_string());
+        methods.push(Method { point: None, ..longer });
     }
     Ok(methods)
 }

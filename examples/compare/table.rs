@@ -44,19 +44,20 @@ pub fn csv(compared: &[Compared]) -> Result<String> {
     Ok(String::from_utf8(writer.into_inner()?)?)
 }
 
-/// A line for each method, compared with the first.
+/// A line for each method, compared with the first, or the first of its group.
 pub fn markdown(compared: &[Compared]) -> Result<String> {
     let Some(base) = compared.first() else {
         return Ok(String::new());
     };
     let mut table = format!(
         "| method | flags | top-1, % | difference to {} [95 %] | loss | time of a step |\n|---|---|---|---|---|---|\n",
-        base.method.name
+        base.method.own_name()
     );
-    for (i, one) in compared.iter().enumerate() {
+    for one in compared {
+        let base = one.base(compared);
         let (mean, std) = mean_std(&one.all(top1));
         let (loss, _) = mean_std(&one.all(|outcome| outcome.last.test_loss));
-        let difference = if i == 0 {
+        let difference = if std::ptr::eq(one, base) {
             String::new()
         } else {
             interval(&one.difference(base))

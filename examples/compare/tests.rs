@@ -5,7 +5,7 @@
 use crate::interrupt;
 use crate::program::Program;
 use crate::runs::{Interrupted, Pool};
-use crate::study::{Method, Study};
+use crate::study::{Across, Method, Point, Study};
 use crate::{pictures, sweep, table, train, Compared};
 use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
@@ -171,7 +171,10 @@ fn a_sweep_ends_with_what_is_no_divergence() {
         name: "one".into(),
         methods: methods(&["odd=--branch masksub --fail"]),
         flags: vec!["--epochs".into(), "2".into()],
+        choosing: vec!["--validation".into(), "9".into()],
+        reporting: vec![],
         seeds: 1,
+        images: None,
     };
     let error = sweep::best(&study, 1, &pool(root.path()).letting_diverge()).unwrap_err();
     assert!(error.to_string().contains("error: the disk is full"), "{error}");
@@ -186,7 +189,10 @@ fn a_sweep_finds_each_methods_own_best() {
         name: "two".into(),
         methods: methods(&TWO),
         flags: vec!["--epochs".into(), "2".into()],
+        choosing: vec!["--validation".into(), "9".into()],
+        reporting: vec![],
         seeds: 1,
+        images: None,
     };
     let best = || sweep::best(&study, 2, &pool(root.path()).letting_diverge()).unwrap();
     let first = best();
@@ -234,7 +240,7 @@ fn tables_and_pictures_show_what_was_measured() {
     let mut grid = two;
     grid.extend(compared(root.path(), &["MaskSub 0.7=--branch masksub --mask-ratio 0.7"], 2).unwrap());
     for (one, ratio) in grid[1..].iter_mut().zip([0.5, 0.7]) {
-        one.method.point = Some(("MaskSub".into(), ratio));
+        one.method.point = Some(point("MaskSub", Across::Ratio, ratio));
     }
     assert_eq!(names(&grid), ["accuracy", "loss"]);
     let accuracy = &pictures(&grid)[0].1;
@@ -242,4 +248,39 @@ fn tables_and_pictures_show_what_was_measured() {
         assert!(accuracy.contains(text), "{text}");
     }
     assert!(!accuracy.contains("NaN"));
+}
+
+fn point(line: &str, across: Across, at: f64) -> Point {
+    Point {
+        line: line.into(),
+        across,
+        at,
+    }
+}
+
+#[test]
+fn each_group_is_compared_with_its_own_first() {
+    let root = tempfile::tempdir().unwrap();
+    let texts = [
+        "plain, 10 images=--branch none",
+        "MaskSub, 10 images=--branch masksub",
+        "plain, 1000 images=--branch none --lr 1e-3",
+        "MaskSub, 1000 images=--branch masksub --lr 4e-3",
+    ];
+    let mut all = compared(root.path(), &texts, 2).unwrap();
+    for (i, one) in all.iter_mut().enumerate() {
+        let images = [10, 1000][i / 2];
+        one.method.group = Some(format!("{images} images"));
+        one.method.point = Some(point(["plain", "MaskSub"][i % 2], Across::Images, f64::from(images)));
+    }
+    let table = table::markdown(&all).unwrap();
+    let lines: Vec<&str> = table.lines().collect();
+    assert!(lines[0].contains("| difference to plain [95 %] |"), "{table}");
+    assert!(lines[4].contains("| 73.5 ± 0.7 |  |"), "{table}");
+    assert!(lines[5].contains("| 93.5 ± 0.7 | +20.0 [+20.0, +20.0] |"), "{table}");
+    let pictures = pictures::all(&all).unwrap();
+    assert_eq!(pictures[0].0, "accuracy");
+    for text in ["plain", "MaskSub", "training images", "10", "1000"] {
+        assert!(pictures[0].1.lines().any(|line| line.trim() == text), "{text}");
+    }
 }

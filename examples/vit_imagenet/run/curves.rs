@@ -59,11 +59,13 @@ fn panel(area: &Panel, epochs: &[Epoch], y_label: &str, top: f64, curves: &[Curv
         label: "epoch",
         range: 1.0..last as f64,
         whole: true,
+        logarithmic: None,
     };
     let y = Axis {
         label: y_label,
         range: 0.0..top,
         whole: false,
+        logarithmic: None,
     };
     chart::panel(area, x, y, &lines)
 }
