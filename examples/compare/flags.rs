@@ -212,12 +212,14 @@ mod tests {
             assert!(study.reporting.is_empty() && !study.choosing.is_empty());
         }
         let fashion = study(&["--study", "fashion", "--data", "d"]).unwrap();
-        let number = |method: &Method, flag: &str| -> usize {
-            let at = method.flags.iter().position(|word| word == flag).unwrap();
-            method.flags[at + 1].parse().unwrap()
+        let number = |method: &Method, flag: &str| -> Option<usize> {
+            let at = method.flags.iter().position(|word| word == flag)?;
+            method.flags[at + 1].parse().ok()
         };
         for method in &fashion.methods {
-            assert_eq!(number(method, "--train-size") / 50 * number(method, "--epochs"), 1200);
+            let images = number(method, "--train-size").unwrap_or(60_000);
+            assert_eq!(images as f64, method.point.as_ref().unwrap().at);
+            assert_eq!(images / 50 * number(method, "--epochs").unwrap(), 1200);
         }
         let names: Vec<_> = fashion.methods.iter().map(Method::own_name).collect();
         assert_eq!(names[..2], ["plain", "mask-only 0.5"]);

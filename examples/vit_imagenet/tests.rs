@@ -196,6 +196,8 @@ fn a_set_like_mnist_trains_and_goes_on() {
     fs::remove_file(data.join("t10k-labels-idx1-ubyte")).unwrap();
     let error = refused(&["--resume", "--out", path_str(&whole)]);
     assert!(error.contains("t10k-labels-idx1-ubyte.gz"), "{error}");
+    assert!(refused(&[&args[..], &["--workers", "2"]].concat()).contains("--workers is for a tree"));
+    assert!(refused(&[&args[..], &["--val-split", "test"]].concat()).contains("--val-split is for"));
     let config = vit_imagenet(&[&args[..], &["--print-config"]].concat(), 1);
     assert!(String::from_utf8(config.stdout).unwrap().contains("[0.5, 0.5, 0.5]"));
 }

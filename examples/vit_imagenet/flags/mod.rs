@@ -436,6 +436,10 @@ impl Flags {
         let transform = Transform::new(self.input_settings(&network))?;
         if grey_set::is_at(root) {
             self.check_no_split("a set like MNIST has")?;
+            ensure!(
+                self.input.workers.is_none(),
+                "--workers is for a tree of images: those of a set like MNIST need no decoding"
+            );
             return Ok(Box::new(GreySet::open(root, transform, portion, &self.device)?));
         }
         let tree = ImageTree::open(
