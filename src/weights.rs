@@ -51,8 +51,9 @@ struct State {
 
 /// A source of the values that are not drawn.
 pub(crate) trait Source: Send {
-    /// The value of a weight, in `shape` where one is asked for and the source can give it; `None` where it has none.
-    fn find(&mut self, name: &str, shape: Option<&Shape>) -> Result<Option<Tensor>>;
+    /// The value of a weight, in `shape` where one is asked for and the source can give it, and in `dtype` where that
+    /// costs nothing; `None` where it has none.
+    fn find(&mut self, name: &str, shape: Option<&Shape>, dtype: DType) -> Result<Option<Value>>;
 
     /// Tells whether there is a value of that name.
     fn has(&self, name: &str) -> bool;
@@ -76,6 +77,33 @@ pub(crate) trait Source: Send {
     fn notes(&self) -> Vec<String>;
 }
 
+/// A value that a source has for a weight.
+pub(crate) enum Value {
+    /// Somebody may have it, too: the weight is a copy.
+    Shared(Tensor),
+    /// Made for the weight, which takes its memory.
+    Own(Var),
+}
+
+impl Value {
+    fn shape(&self) -> &Shape {
+        match self {
+            Self::Shared(tensor) => tensor.shape(),
+            Self::Own(var) => var.shape(),
+        }
+    }
+
+    fn into_var(self, dtype: DType, device: &Device) -> Result<Var> {
+        let tensor = match self {
+            Self::Own(var) if var.dtype() == dtype && var.device().same_device(device) => return Ok(var),
+            Self::Own(var) => var.into_inner(),
+            Self::Shared(tensor) => tensor,
+        };
+        // Detached, it is copied: a variable of the caller's would be taken as it is.
+        Ok(Var::from_tensor(&tensor.detach().to_dtype(dtype)?.to_device(device)?)?)
+    }
+}
+
 /// Stands between a weight's name and a grid: names have no such character.
 const TOLD: char = '\0';
 
@@ -96,8 +124,8 @@ fn told(question: &str) -> Option<(&str, Grid)> {
 
 /// Tensors in memory, under the model's own names.
 impl Source for BTreeMap<String, Tensor> {
-    fn find(&mut self, name: &str, _: Option<&Shape>) -> Result<Option<Tensor>> {
-        Ok(self.get(name).cloned())
+    fn find(&mut self, name: &str, _: Option<&Shape>, _: DType) -> Result<Option<Value>> {
+        Ok(self.get(name).cloned().map(Value::Shared))
     }
     fn has(&self, name: &str) -> bool {
         self.contains_key(name)
@@ -332,14 +360,14 @@ impl Weights {
             }
             return Ok(shared);
         }
-        let found = state.source.find(name, shape.as_ref())?;
+        let found = state.source.find(name, shape.as_ref(), dtype)?;
         let is_drawn = found.is_none();
-        let value = match (found, self.0.seed, &shape) {
-            (Some(tensor), _, _) => {
-                fits(tensor.shape(), self.0.file.as_deref().unwrap_or_default())?;
-                tensor.to_dtype(dtype)?.to_device(device)?
+        let var = match (found, self.0.seed, &shape) {
+            (Some(value), _, _) => {
+                fits(value.shape(), self.0.file.as_deref().unwrap_or_default())?;
+                value.into_var(dtype, device)?
             }
-            (None, Some(seed), Some(shape)) => draw(init, shape, seed, name, dtype, device)?,
+            (None, Some(seed), Some(shape)) => Var::from_tensor(&draw(init, shape, seed, name, dtype, device)?)?,
             (None, _, _) => {
                 return Err(Error::MissingWeight {
                     path: name.to_string(),
@@ -347,8 +375,6 @@ impl Weights {
                 })
             }
         };
-        // Detached, it is copied: a variable of the caller's would be taken as it is.
-        let var = Var::from_tensor(&value.detach())?;
         let tensor = var.as_tensor().clone();
         if is_drawn {
             state.drawn.insert(name.to_string());

@@ -2,9 +2,12 @@
 
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 
-use super::part::Part;
+use candle_core::{DType, Device, Tensor};
+
+use super::part::{Part, AT_ONCE};
 use super::stored::Stored;
 use crate::error::Fault;
+use crate::ops::{on_own_threads, own_threads};
 
 /// Most elements from the first to the last for each that a tensor has, for all of them to be read: a column of a large
 /// matrix is read alone.
@@ -25,7 +28,7 @@ pub(super) fn read(part: &Part, stored: &Stored) -> Result<Vec<u8>, Fault> {
     let mut bytes = reserved(span * size)?;
     bytes.resize(span * size, 0);
     reader.read_exact(&mut bytes)?;
-    if stored.strides == Stored::contiguous_strides(&stored.shape) {
+    if stored.is_in_order() {
         return Ok(bytes);
     }
     let mut elements = reserved(count * size)?;
@@ -33,12 +36,74 @@ pub(super) fn read(part: &Part, stored: &Stored) -> Result<Vec<u8>, Fault> {
     Ok(elements)
 }
 
+/// Elements that a thread reads at a time: 1 MiB of `f32`.
+const PIECE: usize = 1 << 18;
+
+/// Writes a tensor's elements to `numbers`, of which there are as many: those that lie in order straight from the file,
+/// on several threads, and in one pass where they are of another dtype.
+pub(super) fn read_f32(part: &Part, stored: &Stored, numbers: &mut [f32]) -> Result<(), Fault> {
+    let (dtype, size) = (stored.dtype, stored.dtype.size_in_bytes());
+    if !stored.is_in_order() {
+        let elements = read(part, stored)?;
+        let mut pieces = elements.chunks(PIECE * size).zip(numbers.chunks_mut(PIECE));
+        return pieces.try_for_each(|(elements, numbers)| convert(elements, dtype, numbers));
+    }
+    let threads = if AT_ONCE { own_threads(numbers.len()) } else { 1 };
+    let starts = (stored.start..).step_by(PIECE * size);
+    let mut pieces: Vec<_> = starts
+        .zip(numbers.chunks_mut(PIECE))
+        .map(|(start, numbers)| (start, numbers, Ok(())))
+        .collect();
+    on_own_threads(&mut pieces, threads, |(start, numbers, result)| {
+        *result = read_piece(part, *start, dtype, numbers);
+    });
+    pieces.into_iter().try_for_each(|(_, _, result)| result)
+}
+
+/// Elements that lie one behind the other.
+fn read_piece(part: &Part, start: u64, dtype: DType, numbers: &mut [f32]) -> Result<(), Fault> {
+    if dtype != DType::F32 {
+        let mut elements = vec![0; numbers.len() * dtype.size_in_bytes()];
+        part.read_exact_at(start, &mut elements)?;
+        return convert(&elements, dtype, numbers);
+    }
+    part.read_exact_at(start, bytemuck::cast_slice_mut(numbers))?;
+    for number in numbers {
+        *number = f32::from_bits(u32::from_le(number.to_bits()));
+    }
+    Ok(())
+}
+
+/// Elements as a file has them to as many numbers.
+fn convert(elements: &[u8], dtype: DType, numbers: &mut [f32]) -> Result<(), Fault> {
+    let converted = Tensor::from_raw_buffer(elements, dtype, &[numbers.len()], &Device::Cpu)
+        .and_then(|elements| elements.to_dtype(DType::F32)?.to_vec1::<f32>())
+        .map_err(|error| Fault::of_candle("its elements cannot be read as numbers", error))?;
+    numbers.iter_mut().zip(converted).for_each(|(to, from)| *to = from);
+    Ok(())
+}
+
+/// So many numbers. Memory is asked for, and may be refused.
+pub(super) fn zeros(count: usize) -> Result<Vec<f32>, Fault> {
+    // `vec!` takes pages that are zero already, but ends the process where there is no memory. Less than this is there,
+    // or nothing goes on anyway.
+    const FEW: usize = 1 << 26;
+    if count > FEW && Vec::<f32>::new().try_reserve_exact(count).is_err() {
+        return Err(too_long(count.saturating_mul(size_of::<f32>())));
+    }
+    Ok(vec![0.0; count])
+}
+
+fn too_long(len: usize) -> Fault {
+    format!("{len} bytes of a tensor in it do not fit in memory").into()
+}
+
 /// An empty vector with room for so many bytes.
 fn reserved(len: usize) -> Result<Vec<u8>, Fault> {
     let mut bytes = vec![];
     match bytes.try_reserve_exact(len) {
         Ok(()) => Ok(bytes),
-        Err(_) => Err(format!("{len} bytes of a tensor in it do not fit in memory").into()),
+        Err(_) => Err(too_long(len)),
     }
 }
 
@@ -157,6 +222,45 @@ mod tests {
                 assert!(scattered(Cursor::new(&bytes[..torn]), &stored, &mut vec![]).is_err());
             }
         }
+    }
+
+    #[test]
+    fn numbers_are_the_elements_of_any_dtype_in_any_order() {
+        const START: usize = 3;
+        let values: Vec<f32> = (0..2 * PIECE + 5).map(|i| (i % 251) as f32).collect();
+        let tensor = Tensor::new(values.clone(), &Device::Cpu).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        for dtype in [DType::F32, DType::F64, DType::F16, DType::BF16, DType::I64, DType::U8] {
+            let file = directory.path().join("w");
+            let tensor = tensor.to_dtype(dtype).unwrap();
+            safetensors::serialize_to_file([("w", &tensor)], None, &file).unwrap();
+            // Its numbers, somewhere.
+            let bytes = std::fs::read(&file).unwrap();
+            let bytes = &bytes[bytes.len() - values.len() * dtype.size_in_bytes()..];
+            std::fs::write(&file, [&[0; START], bytes].concat()).unwrap();
+            let part = Part::open(&file).unwrap();
+            let numbers = |shape: &[usize], strides: &[usize]| {
+                let stored = Stored {
+                    dtype,
+                    start: START as u64,
+                    ..stored(shape, strides)
+                };
+                let mut numbers = zeros(stored.elem_count()).unwrap();
+                read_f32(&part, &stored, &mut numbers).map(|()| numbers)
+            };
+            assert!(numbers(&[values.len()], &[1]).unwrap() == values, "{dtype:?}");
+            let (rows, columns) = (512, 1024);
+            let transposed: Vec<f32> = (0..rows * columns)
+                .map(|i| values[i % columns * rows + i / columns])
+                .collect();
+            assert!(
+                numbers(&[rows, columns], &[1, rows]).unwrap() == transposed,
+                "{dtype:?}"
+            );
+            assert!(numbers(&[values.len() + 1], &[1]).is_err(), "{dtype:?}");
+        }
+        let message = zeros(1 << 60).unwrap_err().to_string();
+        assert!(message.contains("do not fit in memory"), "{message}");
     }
 
     // Two numbers, half a terabyte apart.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{Seek, SeekFrom};
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor, Var};
 
 use super::archive::Archive;
 use super::layout::{self, Place, Unclear};
@@ -127,9 +127,7 @@ impl TensorFile {
     /// # Errors
     /// [`Error::File`] when the file cannot be read any more.
     pub(super) fn read(&self, stored: &Stored) -> Result<Tensor> {
-        let Some(part) = self.parts.get(stored.part) else {
-            return Err(Fault::from("a part of it is gone").of_file(Path::new(&self.path)));
-        };
+        let part = self.part(stored)?;
         let bytes = elements::read(part, stored).map_err(|fault| fault.of_file(&part.path))?;
         Ok(Tensor::from_raw_buffer(
             &bytes,
@@ -137,6 +135,29 @@ impl TensorFile {
             &stored.shape,
             &Device::Cpu,
         )?)
+    }
+
+    /// Tensors, the elements of one behind those of the other, as a variable of that shape in `f32` on the CPU: read into
+    /// its memory.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub(super) fn read_var(&self, tensors: &[Stored], shape: &[usize]) -> Result<Var> {
+        let count = tensors.iter().map(Stored::elem_count).sum();
+        let mut numbers = elements::zeros(count).map_err(|fault| fault.of_file(Path::new(&self.path)))?;
+        let mut rest = &mut numbers[..];
+        for stored in tensors {
+            let part = self.part(stored)?;
+            let (own, others) = rest.split_at_mut(stored.elem_count());
+            elements::read_f32(part, stored, own).map_err(|fault| fault.of_file(&part.path))?;
+            rest = others;
+        }
+        Ok(Var::from_vec(numbers, shape, &Device::Cpu)?)
+    }
+
+    fn part(&self, stored: &Stored) -> Result<&Part> {
+        let part = self.parts.get(stored.part);
+        part.ok_or_else(|| Fault::from("a part of it is gone").of_file(Path::new(&self.path)))
     }
 }
 

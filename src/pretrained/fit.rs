@@ -10,6 +10,7 @@ use super::square;
 use crate::check;
 use crate::error::{Error, Result};
 use crate::grid::Grid;
+use crate::weights::Value;
 
 /// Channels of the images that published models are for.
 const COLOURS: usize = 3;
@@ -27,7 +28,13 @@ enum Positions {
 
 impl PeerSource {
     /// The weight in the shape asked for, or `None` where the head is to be drawn anew.
-    pub(super) fn fitted(&mut self, name: &str, key: &str, shape: &[usize]) -> Result<Option<(Tensor, Vec<String>)>> {
+    pub(super) fn fitted(
+        &mut self,
+        name: &str,
+        key: &str,
+        shape: &[usize],
+        dtype: DType,
+    ) -> Result<Option<(Value, Vec<String>)>> {
         let fitted = match key {
             POS_EMBED => self.fitted_positions(key, shape)?,
             _ => None,
@@ -36,7 +43,7 @@ impl PeerSource {
             return Ok(None);
         };
         if let Some(positions) = fitted {
-            return Ok(Some((positions, names)));
+            return Ok(Some((Value::Shared(positions), names)));
         }
         let got = found.shape();
         let path = &self.file.path;
@@ -50,7 +57,7 @@ impl PeerSource {
         let filled = |shape: &[usize]| shape.iter().copied().skip_while(|n| *n == 1).collect::<Vec<_>>();
         if filled(&got) == filled(shape) && !self.lies_otherwise(key, &got) {
             self.check_pooling(key)?;
-            return Ok(Some((found.read(&self.file)?.reshape(shape)?, names)));
+            return Ok(Some((found.value(&self.file, shape, dtype)?, names)));
         }
         match (&got[..], shape) {
             ([offsets, heads], [to_offsets, to_heads]) if key.ends_with(POSITION_TABLE) && heads == to_heads => {
@@ -62,7 +69,7 @@ impl PeerSource {
                 let resized = tables.resized(&table, how)?.reshape(shape)?;
                 let sides = (tables.from.width, (tables.to.height, tables.to.width), how);
                 *self.done.tables.entry(sides).or_default() += 1;
-                Ok(Some((resized, names)))
+                Ok(Some((Value::Shared(resized), names)))
             }
             ([classes, dim @ ..], [to_classes, to_dim @ ..]) if is_head(key) && dim == to_dim => {
                 self.done.head = Some((*classes, *to_classes));
@@ -77,7 +84,7 @@ impl PeerSource {
                 self.done
                     .lines
                     .push(format!("{key}: {COLOURS} -> {channels} channels, {how}"));
-                Ok(Some((kernel, names)))
+                Ok(Some((Value::Shared(kernel), names)))
             }
             _ => Err(misshapen()),
         }

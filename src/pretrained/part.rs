@@ -77,7 +77,23 @@ impl Part {
         reader.take(most).read_to_end(&mut bytes)?;
         Ok(bytes)
     }
+
+    /// Fills `bytes` with those from `start` on. Where [`AT_ONCE`], several threads may call it at the same time.
+    pub(super) fn read_exact_at(&self, start: u64, bytes: &mut [u8]) -> io::Result<()> {
+        match &self.data {
+            #[cfg(unix)]
+            Data::File(file) => std::os::unix::fs::FileExt::read_exact_at(file, bytes, start),
+            _ => {
+                let mut reader = self.reader();
+                reader.seek(SeekFrom::Start(start))?;
+                reader.read_exact(bytes)
+            }
+        }
+    }
 }
+
+/// The system reads files from any place, without one that readers share.
+pub(super) const AT_ONCE: bool = cfg!(unix);
 
 /// A reader of a [`Part`].
 #[derive(Clone)]

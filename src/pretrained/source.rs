@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use candle_core::{Shape, Tensor};
+use candle_core::{DType, Shape, Tensor};
 
 use super::file::TensorFile;
 use super::format::Format;
@@ -15,7 +15,7 @@ use super::resize::Resize;
 use super::stored::Stored;
 use crate::error::{Error, Result};
 use crate::grid::Grid;
-use crate::weights::Source;
+use crate::weights::{Source, Value};
 
 /// A checkpoint, and what was done with it so far.
 pub(super) struct PeerSource {
@@ -99,21 +99,38 @@ impl Found<'_> {
         }
     }
 
-    pub(super) fn read(&self, file: &TensorFile) -> Result<Tensor> {
+    /// The places of its tensors in the file, of which it has the rows one after another.
+    fn places(&self) -> Vec<Stored> {
         match self {
-            Self::Whole(stored) => file.read(stored),
-            Self::Thirds { packed, before, count } => {
-                let tensor = file.read(packed)?;
-                let rows = tensor.dim(0)? / 3;
-                Ok(tensor.narrow(0, before * rows, count * rows)?)
+            Self::Whole(stored) => vec![(*stored).clone()],
+            Self::Thirds { packed, before, .. } => {
+                let third = packed.shape.first().map_or(0, |rows| rows / 3);
+                let elements = before * third * packed.strides.first().unwrap_or(&0);
+                vec![Stored {
+                    shape: self.shape(),
+                    start: packed.start + (elements * packed.dtype.size_in_bytes()) as u64,
+                    ..(*packed).clone()
+                }]
             }
-            Self::Packed(parts) => {
-                let parts = parts
-                    .iter()
-                    .map(|stored| file.read(stored))
-                    .collect::<Result<Vec<_>>>()?;
-                Ok(Tensor::cat(&parts, 0)?)
-            }
+            Self::Packed(parts) => parts.iter().map(|part| (*part).clone()).collect(),
+        }
+    }
+
+    /// The weight as the file has it.
+    pub(super) fn read(&self, file: &TensorFile) -> Result<Tensor> {
+        let parts = self.places();
+        let parts: Vec<_> = parts.iter().map(|part| file.read(part)).collect::<Result<_>>()?;
+        match &parts[..] {
+            [whole] => Ok(whole.clone()),
+            parts => Ok(Tensor::cat(parts, 0)?),
+        }
+    }
+
+    /// The weight in another shape of as many elements, for a variable of that dtype.
+    pub(super) fn value(&self, file: &TensorFile, shape: &[usize], dtype: DType) -> Result<Value> {
+        match dtype {
+            DType::F32 => Ok(Value::Own(file.read_var(&self.places(), shape)?)),
+            _ => Ok(Value::Shared(self.read(file)?.reshape(shape)?)),
         }
     }
 }
@@ -223,7 +240,7 @@ fn parts_of(key: &str) -> Option<Vec<String>> {
 }
 
 impl Source for PeerSource {
-    fn find(&mut self, name: &str, shape: Option<&Shape>) -> Result<Option<Tensor>> {
+    fn find(&mut self, name: &str, shape: Option<&Shape>, dtype: DType) -> Result<Option<Value>> {
         let shape = shape.map(Shape::dims);
         let Some(key) = self.key(name, shape) else {
             return match self.format.family().other(name, shape) {
@@ -238,14 +255,14 @@ impl Source for PeerSource {
             };
         };
         let found = match (shape, self.found(&key)) {
-            (Some(shape), _) => self.fitted(name, &key, shape)?,
-            (None, Some((found, names))) => Some((found.read(&self.file)?, names)),
+            (Some(shape), _) => self.fitted(name, &key, shape, dtype)?,
+            (None, Some((found, names))) => Some((found.value(&self.file, &found.shape(), dtype)?, names)),
             (None, None) => None,
         };
         Ok(match found {
-            Some((tensor, names)) => {
+            Some((value, names)) => {
                 self.given = Some((name.to_string(), names));
-                Some(tensor)
+                Some(value)
             }
             None => {
                 self.drawn.insert(key);

@@ -42,6 +42,10 @@ impl Stored {
         strides
     }
 
+    pub(super) fn is_in_order(&self) -> bool {
+        self.strides == Self::contiguous_strides(&self.shape)
+    }
+
     pub(super) fn elem_count(&self) -> usize {
         self.shape.iter().product()
     }
