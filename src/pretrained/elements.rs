@@ -50,9 +50,10 @@ pub(super) fn read_f32(part: &Part, stored: &Stored, numbers: &mut [f32]) -> Res
     }
     let threads = if AT_ONCE { own_threads(numbers.len()) } else { 1 };
     let starts = (stored.start..).step_by(PIECE * size);
-    let mut pieces: Vec<_> = starts
-        .zip(numbers.chunks_mut(PIECE))
-        .map(|(start, numbers)| (start, numbers, Ok(())))
+    let mut pieces: Vec<_> = numbers
+        .chunks_mut(PIECE)
+        .zip(starts)
+        .map(|(numbers, start)| (start, numbers, Ok(())))
         .collect();
     on_own_threads(&mut pieces, threads, |(start, numbers, result)| {
         *result = read_piece(part, *start, dtype, numbers);

@@ -105,10 +105,12 @@ impl Found<'_> {
             Self::Whole(stored) => vec![(*stored).clone()],
             Self::Thirds { packed, before, .. } => {
                 let third = packed.shape.first().map_or(0, |rows| rows / 3);
-                let elements = before * third * packed.strides.first().unwrap_or(&0);
+                // (Strides of no elements may be anything.)
+                let elements = (before * third).saturating_mul(packed.strides.first().copied().unwrap_or(0));
+                let bytes = elements.saturating_mul(packed.dtype.size_in_bytes());
                 vec![Stored {
                     shape: self.shape(),
-                    start: packed.start + (elements * packed.dtype.size_in_bytes()) as u64,
+                    start: packed.start.saturating_add(bytes as u64),
                     ..(*packed).clone()
                 }]
             }
