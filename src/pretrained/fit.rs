@@ -53,6 +53,9 @@ impl PeerSource {
             expected: shape.to_vec(),
             source_name: format!("{path} (as {})", names.join(", ")),
         };
+        if !found.is_there() {
+            return Err(misshapen());
+        }
         // [1, 1, D] and `[D]` are the same to those who write them.
         let filled = |shape: &[usize]| shape.iter().copied().skip_while(|n| *n == 1).collect::<Vec<_>>();
         if filled(&got) == filled(shape) && !self.lies_otherwise(key, &got) {

@@ -99,6 +99,15 @@ impl Found<'_> {
         }
     }
 
+    /// Returns `false` for a part of what cannot be cut in three: it would have the right shape where the whole is as large
+    /// as a part should be.
+    pub(super) fn is_there(&self) -> bool {
+        match self {
+            Self::Thirds { packed, .. } => packed.shape.first().is_some_and(|rows| rows.is_multiple_of(3)),
+            Self::Whole(_) | Self::Packed(_) => true,
+        }
+    }
+
     /// The places of its tensors in the file, of which it has the rows one after another.
     fn places(&self) -> Vec<Stored> {
         match self {

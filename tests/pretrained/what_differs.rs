@@ -1,11 +1,11 @@
 //! Weights that are missing, left over or misshapen.
 
-use masksub::models::vit::{Config, Pool, WeightNames};
+use masksub::models::vit::{Config, Pool, VisionTransformer, WeightNames};
 use masksub::pretrained::Pretrained;
 use masksub::{Error, Seed};
 
 use super::{refusal, saved, small, tensors, timm_vit, vit, weights, Tensors};
-use crate::common::randn;
+use crate::common::{randn, shapes_of};
 
 fn differences(cfg: &Config, name: &str) -> (Vec<String>, Vec<String>) {
     let weights = weights(name);
@@ -176,6 +176,24 @@ fn in_the_projections_is_told() {
             "{error}"
         );
     }
+    // Of a width that three does not divide, a packed weight that is as large as a part is none of its thirds.
+    let cfg = Config {
+        embed_dim: 32,
+        num_heads: 2,
+        ..timm_vit(9)
+    };
+    let shapes = shapes_of(|vb| VisionTransformer::new(&cfg, vb));
+    let made = shapes
+        .into_iter()
+        .map(|(name, shape)| (name.clone(), randn(shape, &name)));
+    let mut packed: Tensors = made.collect();
+    packed.insert("blocks.0.attn.qkv.weight".into(), randn((32, 32), "qkv"));
+    let weight_names = WeightNames::HuggingFace;
+    let error = refusal(&Config { weight_names, ..cfg }, &open(&packed));
+    assert!(
+        matches!(&error, Error::MisshapenWeight { got, .. } if *got == [32, 32]),
+        "{error}"
+    );
     let mut apart = tensors("hf_vit");
     let query = "vit.encoder.layer.1.attention.attention.query.weight";
     for part in [query, "vit.encoder.layer.1.attention.attention.value.weight"] {
