@@ -3,6 +3,9 @@
 use anyhow::{Context, Result};
 use std::sync::atomic::{AtomicI32, Ordering};
 
+/// Those that are heeded: SIGINT, SIGTERM and SIGHUP, by number.
+pub const SIGNALS: [i32; 3] = [2, 15, 1];
+
 /// The signal, or 0.
 static ASKED: AtomicI32 = AtomicI32::new(0);
 
@@ -15,12 +18,22 @@ pub fn watch() -> Result<()> {
 }
 
 pub fn asked() -> bool {
-    ASKED.load(Ordering::SeqCst) != 0
+    signal() != 0
+}
+
+/// The signal that asked, or 0.
+pub fn signal() -> i32 {
+    ASKED.load(Ordering::SeqCst)
+}
+
+/// Ends this process by the signal that another rank got, which may not have come here yet.
+pub fn heed(signal: i32) {
+    ASKED.store(signal, Ordering::SeqCst);
 }
 
 /// What a shell expects of a program that a signal ended: 128 and its number.
 pub fn exit_code() -> u8 {
-    128 + ASKED.load(Ordering::SeqCst) as u8
+    128 + signal() as u8
 }
 
 #[cfg(unix)]
