@@ -132,3 +132,32 @@ fn steps_may_be_made_on_rayons_threads() {
         });
     });
 }
+
+/// A target of the sub-branch, say, or what is served meanwhile.
+#[test]
+fn averages_move_while_another_thread_predicts_with_them() {
+    within_two_minutes(|| {
+        let shared = Shared::new();
+        let model = shared.model();
+        let mut ema = Ema::of(shared.weights.varmap(), 0.9).unwrap();
+        let averages = ema.weights();
+        let averaged =
+            VisionTransformer::new(&shared.config, averages.no_grad_builder(DType::F32, &Device::Cpu)).unwrap();
+        let batch = images(64);
+        let moved = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let predict = || {
+                while !moved.load(Relaxed) {
+                    averaged.forward_t(&batch, false).unwrap();
+                }
+            };
+            let predicting = scope.spawn(predict);
+            for _ in 0..60 {
+                ema.update().unwrap();
+            }
+            moved.store(true, Relaxed);
+            predicting.join().unwrap();
+        });
+        model.forward_t(&batch, false).unwrap();
+    });
+}

@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use std::sync::atomic::{AtomicI32, Ordering};
 
 /// The signal, or 0.
-static ASKED: AtomicI32 = AtomicI32::new(0);
+pub static ASKED: AtomicI32 = AtomicI32::new(0);
 
 const SAID: &str = "\ninterrupted: finishing this step and writing a checkpoint; Ctrl-C again ends at once\n";
 
@@ -15,12 +15,17 @@ pub fn watch() -> Result<()> {
 }
 
 pub fn asked() -> bool {
-    ASKED.load(Ordering::SeqCst) != 0
+    signal() != 0
+}
+
+/// The signal that asked, or 0.
+pub fn signal() -> i32 {
+    ASKED.load(Ordering::SeqCst)
 }
 
 /// What a shell expects of a program that a signal ended: 128 and its number.
 pub fn exit_code() -> u8 {
-    128 + ASKED.load(Ordering::SeqCst) as u8
+    128 + signal() as u8
 }
 
 #[cfg(unix)]

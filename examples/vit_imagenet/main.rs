@@ -32,7 +32,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{anyhow, bail, ensure, Context, Result};
+use anyhow::{anyhow, ensure, Context, Result};
 use candle_core::{DType, Device};
 use candle_nn::ModuleT;
 use data::image_tree::Unreadable;
@@ -61,15 +61,28 @@ fn main() -> ExitCode {
 /// Does what the arguments say, and gives the exit code.
 fn program(arguments: Vec<OsString>) -> u8 {
     leave_cores_to_rayon();
-    let flags = Flags::from_arguments(arguments).unwrap_or_else(|error| error.exit());
     let run = Launch::new().and_then(|launch| {
-        let end = run(flags, launch.ranks())?;
+        let flags = Flags::from_arguments(arguments).and_then(|flags| flags.for_ranks(launch.ranks().size()));
+        let refusal = flags.as_ref().err().map(ToString::to_string);
+        ranks::tell_refusal(launch.ranks(), refusal.as_deref(), || {
+            if let Err(error) = &flags {
+                // To a terminal that is gone there is nothing to tell.
+                let _ = error.print();
+            }
+        })?;
+        let end = match flags {
+            Ok(flags) => run(flags, launch.ranks())?,
+            Err(error) if error.use_stderr() => return Ok(End::Refused(error.exit_code() as u8)),
+            // Help that was asked for.
+            Err(_) => End::Done,
+        };
         launch.finish();
         Ok(end)
     });
     match run {
         Ok(End::Done) => 0,
         Ok(End::Interrupted) => interrupt::exit_code(),
+        Ok(End::Refused(code)) => code,
         Err(error) => {
             let tells = ranks::tells() || !matches!(error.downcast_ref(), Some(Error::OtherRank { .. }));
             let (sentence, code) = sentence::of(error);
@@ -96,14 +109,11 @@ fn leave_cores_to_rayon() {
 enum End {
     Done,
     Interrupted,
+    /// Arguments that are none, with the exit code.
+    Refused(u8),
 }
 
 fn run(given: Flags, ranks: &dyn Communicator) -> Result<End> {
-    if ranks.size() > 1 {
-        if let Some(flag) = given.of_one_process() {
-            bail!("{flag} is for one process: start it without mpirun");
-        }
-    }
     let saved = if given.resume {
         Some(Saved::load(ranks, &given)?)
     } else {
@@ -302,7 +312,7 @@ impl Training<'_> {
                     ema.update()?;
                 }
                 run.record.step(ranks, lr, &step, &labels)?;
-                let asked = ranks::any(ranks, interrupt::asked())?;
+                let asked = ranks::asked(ranks)?;
                 if run.is_due() || asked {
                     run.save(&trained)?;
                 }
@@ -325,7 +335,7 @@ impl Training<'_> {
             let of_weights = scores();
             let of_average = trained.ema.as_mut().map(|ema| ema.averaged(scores)).transpose()?;
             // What was broken off is evaluated again when the run goes on.
-            if ranks::any(ranks, interrupt::asked())? {
+            if ranks::asked(ranks)? {
                 return Ok(interrupted(&run));
             }
             run.record.epoch(Some(of_weights?), of_average.transpose()?)?;

@@ -1,6 +1,7 @@
 //! The ranks that share a run: those that `mpirun` started, or this process alone.
 
 use crate::data::Part;
+use crate::interrupt;
 use anyhow::{ensure, Result};
 use masksub::train::distributed::{self, Communicator};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -77,11 +78,33 @@ pub fn part(ranks: &dyn Communicator) -> Part {
     }
 }
 
-/// Whether it is so on any rank.
-pub fn any(ranks: &dyn Communicator, here: bool) -> Result<bool> {
-    let mut count = [f64::from(u8::from(here))];
-    distributed::sum(ranks, &mut count)?;
-    Ok(count[0] > 0.0)
+/// True where a signal asks any rank to end. All ranks then end by it, which may not have come here yet.
+pub fn asked(ranks: &dyn Communicator) -> Result<bool> {
+    // SIGINT, SIGTERM and SIGHUP, by number.
+    const SIGNALS: [i32; 3] = [2, 15, 1];
+    let here = interrupt::signal();
+    let mut counts = SIGNALS.map(|signal| f64::from(u8::from(signal == here)));
+    distributed::sum(ranks, &mut counts)?;
+    let first = counts.iter().position(|&count| count > 0.0);
+    if let Some(first) = first {
+        interrupt::ASKED.store(SIGNALS[first], Ordering::SeqCst);
+    }
+    Ok(first.is_some())
+}
+
+/// Has `tell` tell why this rank refuses to begin, `refusal`, unless rank 0 refuses in the same words: the ranks of an
+/// `mpirun` have the same arguments. All of them call it, those that do not refuse with nothing.
+pub fn tell_refusal(ranks: &dyn Communicator, refusal: Option<&str>, tell: impl FnOnce()) -> Result<()> {
+    let own = refusal.unwrap_or_default().as_bytes();
+    let all = ranks.gather(own)?;
+    if refusal.is_some() && (ranks.rank() == 0 || all[0] != own) {
+        tell();
+    }
+    // The first that ends has `mpirun` end the others, who may still have to tell.
+    if all.iter().all(|refusal| !refusal.is_empty()) {
+        ranks.gather(&[])?;
+    }
+    Ok(())
 }
 
 /// An error unless `text` is the same on all ranks.

@@ -16,6 +16,7 @@ use crate::recipe::{Asked, Preset, Recipe};
 use crate::saving::SaveLayout;
 use anyhow::{bail, ensure, Result};
 use candle_core::Device;
+use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
 use input::InputFlags;
@@ -334,8 +335,19 @@ impl Flags {
             .unwrap_or(network::default_name(self.data.is_some() || self.features_of.is_some()))
     }
 
+    /// The same, unless they are not for so many ranks.
+    pub fn for_ranks(self, ranks: usize) -> Result<Self, clap::Error> {
+        match self.of_one_process() {
+            Some(flag) if ranks > 1 => {
+                let text = format!("{flag} is for one process: start it without mpirun");
+                Err(Self::command().error(ErrorKind::ArgumentConflict, text))
+            }
+            _ => Ok(self),
+        }
+    }
+
     /// The flag, if there is one, that a process by itself heeds: it measures this machine, or writes one file.
-    pub fn of_one_process(&self) -> Option<&'static str> {
+    fn of_one_process(&self) -> Option<&'static str> {
         let flags = [
             ("--plan", self.plan),
             ("--plan-images", self.plan_images.is_some()),

@@ -14,9 +14,7 @@ impl Progress {
         if !ranks::tells() || !std::io::stderr().is_terminal() {
             return Self(ProgressBar::hidden());
         }
-        let bar = ProgressBar::new(total_steps as u64);
-        let style = ProgressStyle::with_template(TEMPLATE);
-        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        let bar = in_words(ProgressBar::new(total_steps as u64));
         bar.enable_steady_tick(Duration::from_millis(250));
         Self(bar)
     }
@@ -40,6 +38,11 @@ impl Progress {
     }
 }
 
+fn in_words(bar: ProgressBar) -> ProgressBar {
+    let style = ProgressStyle::with_template(TEMPLATE);
+    bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
 fn message(epoch: usize, main_loss: f64, sub_loss: f64, top1: f64) -> String {
     let sub = if sub_loss.is_nan() {
         String::new()
@@ -51,7 +54,10 @@ fn message(epoch: usize, main_loss: f64, sub_loss: f64, top1: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::message;
+    use super::*;
+    use indicatif::{ProgressDrawTarget, TermLike};
+    use std::io;
+    use std::sync::{Arc, Mutex};
 
     #[test]
     fn shows_the_losses_that_there_are() {
@@ -60,5 +66,56 @@ mod tests {
             "epoch 3 main 0.500 sub 0.250 top-1 91.2 %"
         );
         assert_eq!(message(3, 0.5, f64::NAN, 91.25), "epoch 3 main 0.500 top-1 91.2 %");
+    }
+
+    /// A terminal that keeps what is written to it.
+    #[derive(Clone, Debug, Default)]
+    struct Terminal(Arc<Mutex<String>>);
+
+    impl TermLike for Terminal {
+        fn width(&self) -> u16 {
+            120
+        }
+        fn move_cursor_up(&self, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+        fn move_cursor_down(&self, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+        fn move_cursor_right(&self, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+        fn move_cursor_left(&self, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+        fn write_line(&self, text: &str) -> io::Result<()> {
+            self.write_str(text)
+        }
+        fn write_str(&self, text: &str) -> io::Result<()> {
+            self.0.lock().unwrap().push_str(text);
+            Ok(())
+        }
+        fn clear_line(&self) -> io::Result<()> {
+            Ok(())
+        }
+        fn flush(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn says_which_time_is_which() {
+        let terminal = Terminal::default();
+        let target = ProgressDrawTarget::term_like(Box::new(terminal.clone()));
+        let progress = Progress(in_words(ProgressBar::with_draw_target(Some(8), target)));
+        progress.at(2);
+        progress.step(1, 0.5, f64::NAN, 12.5);
+        progress.0.abandon(); // drawn, whenever the last time was
+        let shown = terminal.0.lock().unwrap().clone();
+        let (_, times) = shown
+            .rsplit_once("step 3 of 8, epoch 1 main 0.500 top-1 12.5 %, ")
+            .unwrap();
+        let (so_far, to_go) = times.trim_end().split_once(", ").unwrap();
+        assert!(so_far.ends_with("s so far") && to_go.ends_with("s to go"), "{shown}");
     }
 }

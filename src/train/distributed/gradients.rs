@@ -11,6 +11,7 @@ use super::bucket::travel;
 use super::Communicator;
 use crate::error::{Error, Result};
 use crate::params::{self, Params};
+use crate::train::optim::check_like;
 
 /// Replaces the gradients of `params` by their mean over the ranks, the same bits on each. They travel in a few large
 /// buckets, in the order of the parameters' names. Where a parameter has none on some ranks it counts as 0 there, and
@@ -31,9 +32,8 @@ pub(super) fn tell(grads: &GradStore, params: &Params) -> Result<Vec<u8>> {
     let mut told = fingerprint(params.iter()).to_vec();
     for (name, var) in params.iter() {
         let grad = grads.get_id(var.id());
-        if let Some(grad) = grad.filter(|grad| grad.dims() != var.dims()) {
-            let expected = format!("{:?} like {name}", var.dims());
-            return Err(Error::shape("grads", grad.dims(), expected));
+        if let Some(grad) = grad {
+            check_like(name, var, grad)?;
         }
         told.push(grad.is_some().into());
     }

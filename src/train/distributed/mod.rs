@@ -5,7 +5,9 @@
 //! positions g, g + G, ... of the epoch's order, as PyTorch's `DistributedSampler` and DeiT's `RASampler` do.
 //!
 //! There is no scheduler here, and no protocol: a [`Communicator`] sums, sends and collects. [`threads`] is one within a
-//! process, [`Alone`] one for a single rank, and `mpi`, behind the feature of that name, is MPI's.
+//! process, [`Alone`] one for a single rank, and `mpi`, behind the feature of that name, is MPI's. (docs.rs has no MPI, and so
+//! no page of it: `cargo doc --features mpi` makes one. `mpi::Mpi::init()` joins the other processes and gives the
+//! communicator, which `finish()` takes leave by.)
 //!
 //! ```
 //! use masksub::train::distributed::{self, threads, Communicator, Share};

@@ -26,6 +26,32 @@ pub(in crate::train) struct Group {
     pub decays: bool,
 }
 
+/// The gradient of a parameter, if it has one, as its update takes it: detached, contiguous, in f32 where the parameter is of
+/// half precision.
+///
+/// # Errors
+/// [`Error::Shape`] when it has not the parameter's shape.
+pub(super) fn gradient(grads: &GradStore, name: &str, var: &Var) -> Result<Option<Tensor>> {
+    let Some(grad) = grads.get_id(var.id()) else {
+        return Ok(None);
+    };
+    check_like(name, var, grad)?;
+    let dtype = if ops::is_half(var) { DType::F32 } else { var.dtype() };
+    Ok(Some(grad.detach().to_dtype(dtype)?.contiguous()?))
+}
+
+/// An error unless a gradient has its parameter's shape.
+pub(in crate::train) fn check_like(name: &str, var: &Var, grad: &Tensor) -> Result<()> {
+    if grad.dims() == var.dims() {
+        return Ok(());
+    }
+    Err(Error::shape(
+        "grads",
+        grad.dims(),
+        format!("{:?} like {name}", var.dims()),
+    ))
+}
+
 /// All of them, with weight decay and the whole learning rate.
 impl From<&Params> for ParamGroups {
     fn from(params: &Params) -> Self {
@@ -63,20 +89,11 @@ impl ParamGroups {
     /// The gradients of those that are trained, as they are for their updates.
     pub(super) fn gradients<'a>(&'a self, grads: &GradStore) -> Result<Vec<(&'a str, Tensor)>> {
         let trained = self.0.iter().filter(|group| group.lr_scale > 0.0);
-        let found = trained.filter_map(|group| Some((group, grads.get_id(group.var.id())?)));
-        let checked = found.map(|(group, grad)| {
-            if grad.dims() != group.var.dims() {
-                let expected = format!("{:?} like {}", group.var.dims(), group.name);
-                return Err(Error::shape("grads", grad.dims(), expected));
-            }
-            let grad = if ops::is_half(grad) {
-                grad.to_dtype(DType::F32)?
-            } else {
-                grad.clone()
-            };
-            Ok((group.name.as_str(), grad.detach().contiguous()?))
+        let found = trained.filter_map(|group| {
+            let grad = gradient(grads, &group.name, &group.var).transpose()?;
+            Some(grad.map(|grad| (group.name.as_str(), grad)))
         });
-        checked.collect()
+        found.collect()
     }
 
     pub(super) fn check_distinct(&self) -> Result<()> {

@@ -33,6 +33,7 @@ mod slot;
 mod update;
 
 pub use adamw::AdamWConfig;
+pub(super) use groups::check_like;
 pub(super) use groups::Group;
 pub use groups::ParamGroups;
 pub use lamb::LambConfig;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, Var};
 
-use super::groups::{Group, ParamGroups};
+use super::groups::{gradient, Group, ParamGroups};
 use super::rule::Rule;
 use super::slot::{memory, Slot};
 use super::update::update;
@@ -106,12 +106,7 @@ impl<R: Rule> GroupOptimizer<R> {
         let weights: Vec<_> = self.slots.iter().map(Slot::memory).collect::<Result<_>>()?;
         let mut due = Vec::with_capacity(self.slots.len());
         for slot in self.slots.iter_mut().filter(|slot| slot.lr_scale > 0.0) {
-            if let Some(grad) = grads.get_id(slot.var.id()) {
-                if grad.dims() != slot.var.dims() {
-                    let expected = format!("{:?} like {}", slot.var.dims(), slot.name);
-                    return Err(Error::shape("grads", grad.dims(), expected));
-                }
-                let grad = grad.detach().to_dtype(slot.weights().dtype())?.contiguous()?;
+            if let Some(grad) = gradient(grads, &slot.name, &slot.var)? {
                 // A gradient may be a variable's own memory (that of w²/2 is w): it would change meanwhile, or be
                 // waited for.
                 let shared = memory(&grad)?.is_some_and(|grad| {
