@@ -221,10 +221,20 @@ mod tests {
             assert_eq!(images as f64, method.point.as_ref().unwrap().at);
             assert_eq!(images / 50 * number(method, "--epochs").unwrap(), 1200);
         }
-        let names: Vec<_> = fashion.methods.iter().map(Method::own_name).collect();
+        let names: Vec<_> = fashion.methods.iter().map(|method| &method.name[..]).collect();
         assert_eq!(names[..2], ["plain", "mask-only 0.5"]);
         assert_eq!(names[..6], names[18..]);
-        assert_eq!(fashion.methods[18].name, "plain, 60000 images");
+        assert_eq!(fashion.methods[18].to_string(), "plain, 60000 images");
+        // A sweep's settings are the method's, whatever its group.
+        let set = fashion.methods[18].with("--lr", "2e-3");
+        assert_eq!(
+            [&set.name, &set.to_string(), &set.slug()],
+            [
+                "plain, lr 2e-3",
+                "plain, lr 2e-3, 60000 images",
+                "plain-lr-2e-3-60000-images"
+            ]
+        );
     }
 
     #[test]
