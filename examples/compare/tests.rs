@@ -35,7 +35,8 @@ done
 mkdir -p "$out"
 echo "$first" >> "$out/starts"
 if [ -n "$waits" ]; then
-    trap 'echo checkpoint > "$out/checkpoint.safetensors"; exit 143' TERM
+    # Late enough that who does not wait for it does not find it.
+    trap 'sleep 0.5; echo checkpoint > "$out/checkpoint.safetensors"; exit 143' TERM
     touch "$out/waits"
     for _ in $(seq 1500); do sleep 0.02; done
     exit 1
