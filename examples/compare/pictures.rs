@@ -50,8 +50,11 @@ pub fn all(compared: &[Compared]) -> Result<Vec<(&'static str, String)>> {
 fn lines(compared: &[Compared]) -> Vec<Line<'_>> {
     let mut lines: Vec<Line> = vec![];
     let mut places = vec![];
-    // The first colour is plain training's.
-    let no_point = usize::from(compared.first().is_some_and(|one| one.method.point.is_none()));
+    // Plain training, whose the first colour is, where it is no point of its own.
+    let base = compared
+        .first()
+        .filter(|one| one.method.point.is_none() && one.method.group.is_none());
+    let no_point = usize::from(base.is_some());
     for one in compared {
         let Some(Point { line: name, at: x, .. }) = &one.method.point else {
             continue;
@@ -67,9 +70,6 @@ fn lines(compared: &[Compared]) -> Vec<Line<'_>> {
         lines[at].points.insert(before, (*x, mean));
         lines[at].reach.insert(before, reach);
     }
-    let base = compared
-        .iter()
-        .find(|one| one.method.point.is_none() && one.method.group.is_none());
     let ends = least(&places)
         .zip(greatest(&places))
         .filter(|(first, last)| first < last);

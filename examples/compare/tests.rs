@@ -286,6 +286,10 @@ fn each_group_is_compared_with_its_own_first() {
     for text in ["plain", "MaskSub", "training images", "10", "1000"] {
         assert!(pictures[0].1.lines().any(|line| line.trim() == text), "{text}");
     }
+    // One that is added is no plain training to draw behind all of them.
+    all.extend(compared(root.path(), &["added=--branch masksub --lr 1"], 2).unwrap());
+    let accuracy = &pictures::all(&all).unwrap()[0].1;
+    assert!(!accuracy.lines().any(|line| line.trim() == "added"));
 
     // As a sweep leaves them.
     for (one, lr) in all.iter_mut().zip(["1e-3", "2e-3", "4e-3", "8e-3"]) {
