@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Makes a tree of drawings for `compare --study drawings`: emoji_tree.py OUT
 
-Emoji of 64 x 64 pixels on white, nine classes, as OUT/{train,val,test}/CLASS/*.png: about 2000, 1000 and 800 drawings by
-two vendors. The class is the emoji's Unicode category. All drawings and variants of one emoji (its first code point; of a
-flag, both) are in one split, so that no near copy of a training image is in `val` (a quarter of the emoji) or `test`
-(another quarter).
+Emoji of 64 x 64 pixels on white, nine classes, as OUT/{train,val,test}/CLASS/*.png: about 2060, 910 and 840 drawings by
+two vendors. The class is the emoji's Unicode category. A quarter of the emoji are in `val`, another in `test`. All drawings
+and variants of one code point are in one split (of a flag, of both its code points; men, women and persons, whose
+professions are drawn alike, are taken for one). Near copies with other code points, such as hearts of other colours or
+clock faces of other hours, are not kept together.
 
 The drawings are in npm's packages emoji-datasource-google and emoji-datasource-twitter, version 16.0.0 (MIT for the
 packages; Noto Emoji by Google, Apache-2.0; Twemoji by Twitter and others, CC BY 4.0). Needs Pillow and npm, which this
@@ -24,6 +25,7 @@ from PIL import Image
 VERSION = "16.0.0"
 VENDORS = ["google", "twitter"]
 SIDE = 64
+MAN, WOMAN, PERSON = "1F468", "1F469", "1F9D1"
 
 
 def package(vendor, directory):
@@ -37,7 +39,7 @@ def package(vendor, directory):
 
 def split_of(emoji):
     """The split of an emoji and all its variants."""
-    codes = emoji["unified"].split("-")
+    codes = [PERSON if code in [MAN, WOMAN] else code for code in emoji["unified"].split("-")]
     root = "-".join(codes[:2]) if emoji["category"] == "Flags" else codes[0]
     return ["train", "train", "val", "test"][hashlib.sha256(root.encode()).digest()[0] % 4]
 

@@ -43,7 +43,7 @@ pub struct Flags {
     methods: Vec<Method>,
 
     /// Choose learning rate, weight decay and drop path for each method first, one after the other, by accuracy on 300
-    /// training images that are held out, or on val where --data has a test beside it; then train with the best ones, and
+    /// training images that are held out, or on val where --data has val and test; then train with the best ones, and
     /// report on the test images
     #[arg(long)]
     pub sweep: bool,
@@ -60,8 +60,8 @@ pub struct Flags {
     #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..))]
     jobs: Option<u16>,
 
-    /// Images as vit_imagenet takes them, in the place of the digits, or those that the study is of. Where there is a test
-    /// beside train and val, it is what is reported
+    /// Images as vit_imagenet takes them, in the place of the digits, or those that the study is of. A tree with a test
+    /// beside train is reported on it
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
 
@@ -119,10 +119,16 @@ impl Flags {
                     study.flags = data_flags;
                     study.name += "-data";
                 }
-                // A tree in three parts says itself what settings are chosen by, and what nobody has looked at.
-                if data.join("test").is_dir() {
-                    study.choosing = vec![];
+                let is_tree_with = |name: &str| !is_idx_set(data) && data.join(name).is_dir();
+                if is_tree_with("test") {
                     study.reporting = ["--val-split", "test"].map(String::from).to_vec();
+                    // With a val beside it, the tree says itself what settings are chosen by. Without one, images are
+                    // held out as ever, and test only has the classes to compare.
+                    if is_tree_with("val") {
+                        study.choosing = vec![];
+                    } else {
+                        study.choosing.extend(study.reporting.iter().cloned());
+                    }
                 }
             }
         }
@@ -145,6 +151,22 @@ impl Flags {
         }
         Ok(study)
     }
+}
+
+/// Whether vit_imagenet takes `data` for a set of IDX files, whatever directories stand beside them.
+fn is_idx_set(data: &Path) -> bool {
+    let stems = [
+        "train-images-idx3",
+        "train-labels-idx1",
+        "t10k-images-idx3",
+        "t10k-labels-idx1",
+    ];
+    let is_there = |stem: &str| {
+        ["", ".gz"]
+            .iter()
+            .any(|end| data.join(format!("{stem}-ubyte{end}")).is_file())
+    };
+    stems.into_iter().any(is_there)
 }
 
 #[cfg(test)]
@@ -216,15 +238,30 @@ mod tests {
             let at = method.flags.iter().position(|word| word == flag)?;
             method.flags[at + 1].parse().ok()
         };
+        assert_eq!(fashion.choosing[0], "--validation");
+        let held_out: usize = fashion.choosing[1].parse().unwrap();
         for method in &fashion.methods {
             let images = number(method, "--train-size").unwrap_or(60_000);
             assert_eq!(images as f64, method.point.as_ref().unwrap().at);
             assert_eq!(images / 50 * number(method, "--epochs").unwrap(), 1200);
+            // Those that are held out are not among those that are counted.
+            let counted = number(method, "--train-size").unwrap_or(0);
+            assert!(counted + held_out <= 60_000, "{method}");
         }
-        let names: Vec<_> = fashion.methods.iter().map(Method::own_name).collect();
+        let names: Vec<_> = fashion.methods.iter().map(|method| &method.name[..]).collect();
         assert_eq!(names[..2], ["plain", "mask-only 0.5"]);
         assert_eq!(names[..6], names[18..]);
-        assert_eq!(fashion.methods[18].name, "plain, 60000 images");
+        assert_eq!(fashion.methods[18].to_string(), "plain, 60000 images");
+        // A sweep's settings are the method's, whatever its group.
+        let set = fashion.methods[18].with("--lr", "2e-3");
+        assert_eq!(
+            [&set.name, &set.to_string(), &set.slug()],
+            [
+                "plain, lr 2e-3",
+                "plain, lr 2e-3, 60000 images",
+                "plain-lr-2e-3-60000-images"
+            ]
+        );
     }
 
     #[test]
@@ -237,9 +274,14 @@ mod tests {
         };
         assert_eq!(of(&["--quick"]), ("--validation 300".into(), String::new()));
         std::fs::create_dir(root.path().join("test")).unwrap();
+        let held_out = "--validation 300 --val-split test".to_string();
+        assert_eq!(of(&["--quick"]), (held_out, "--val-split test".into()));
+        std::fs::create_dir(root.path().join("val")).unwrap();
         for args in [&["--quick"][..], &["--study", "drawings"]] {
             assert_eq!(of(args), (String::new(), "--val-split test".into()));
         }
+        std::fs::write(root.path().join("t10k-labels-idx1-ubyte.gz"), "").unwrap();
+        assert_eq!(of(&["--quick"]), ("--validation 300".into(), String::new()));
     }
 
     /// Runs of one have other flags than those of another of the same method.

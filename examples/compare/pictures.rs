@@ -3,7 +3,7 @@
 
 use crate::chart::{panel, Axis, Drawn, Line, Panel, BLUE, GREEN, ORANGE, PURPLE};
 use crate::statistics::{half_width, mean_std};
-use crate::study::{Across, Method, Point};
+use crate::study::{Across, Point};
 use crate::Compared;
 use anyhow::{anyhow, Result};
 use plotters::prelude::*;
@@ -50,8 +50,11 @@ pub fn all(compared: &[Compared]) -> Result<Vec<(&'static str, String)>> {
 fn lines(compared: &[Compared]) -> Vec<Line<'_>> {
     let mut lines: Vec<Line> = vec![];
     let mut places = vec![];
-    // The first colour is plain training's.
-    let no_point = usize::from(compared.first().is_some_and(|one| one.method.point.is_none()));
+    // Plain training, whose the first colour is, where it is no point of its own.
+    let base = compared
+        .first()
+        .filter(|one| one.method.point.is_none() && one.method.group.is_none());
+    let no_point = usize::from(base.is_some());
     for one in compared {
         let Some(Point { line: name, at: x, .. }) = &one.method.point else {
             continue;
@@ -67,9 +70,6 @@ fn lines(compared: &[Compared]) -> Vec<Line<'_>> {
         lines[at].points.insert(before, (*x, mean));
         lines[at].reach.insert(before, reach);
     }
-    let base = compared
-        .iter()
-        .find(|one| one.method.point.is_none() && one.method.group.is_none());
     let ends = least(&places)
         .zip(greatest(&places))
         .filter(|(first, last)| first < last);
@@ -158,10 +158,10 @@ fn accuracy(area: &Panel, across: Across, lines: &[Line]) -> Drawn {
 /// On the left against steps, on the right against seconds in training; means over the seeds.
 fn loss(area: &Panel, compared: &[Compared]) -> Drawn {
     let shown = chosen(compared);
-    let curves: Vec<(&Method, RGBColor, Vec<[f64; 3]>)> = shown
+    let curves: Vec<(String, RGBColor, Vec<[f64; 3]>)> = shown
         .into_iter()
         .zip(COLOURS)
-        .map(|(one, colour)| (&one.method, colour, mean_curve(one)))
+        .map(|(one, colour)| (one.method.to_string(), colour, mean_curve(one)))
         .collect();
     let (left, right) = area.split_horizontally(WIDTH as i32);
     let all = || curves.iter().flat_map(|(.., curve)| curve);
@@ -169,9 +169,9 @@ fn loss(area: &Panel, compared: &[Compared]) -> Drawn {
     for (area, label, at) in [(left, "step", 0), (right, "seconds of training", 1)] {
         let lines: Vec<Line> = curves
             .iter()
-            .map(|(method, colour, curve)| Line {
+            .map(|(name, colour, curve)| Line {
                 points: curve.iter().map(|point| (point[at], point[2])).collect(),
-                ..line(&method.name, *colour)
+                ..line(name, *colour)
             })
             .collect();
         let x = Axis {

@@ -30,19 +30,29 @@ pub fn run(mut command: Command) -> Result<Ended> {
         stderr.map_or(Ok(0), |mut stderr| stderr.read_to_end(&mut said))?;
         std::io::Result::Ok(String::from_utf8_lossy(&said).into_owned())
     });
+    let status = end_of(&mut child);
+    if status.is_err() {
+        // It runs on, and is waited for all the same. The first error says more than any other.
+        let _ = child.wait();
+    }
+    let said = reader.join().map_err(|_| anyhow!("its messages cannot be read"));
+    let status = status?;
+    Ok(Ended { status, said: said?? })
+}
+
+/// Waits for the end of `child`, and asks for it once where a signal asks this process to end.
+fn end_of(child: &mut Child) -> Result<ExitStatus> {
     let mut told = false;
-    let status = loop {
+    loop {
         if let Some(status) = child.try_wait()? {
-            break status;
+            return Ok(status);
         }
         if interrupt::asked() && !told {
-            ask_to_end(&child)?;
+            ask_to_end(child)?;
             told = true;
         }
         std::thread::sleep(PAUSE);
-    };
-    let said = reader.join().map_err(|_| anyhow!("its messages cannot be read"))??;
-    Ok(Ended { status, said })
+    }
 }
 
 /// SIGTERM, whatever signal this process got: of Ctrl-C a terminal tells the other process itself, and twice would end it

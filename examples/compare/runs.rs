@@ -37,7 +37,7 @@ impl Run {
         let mut arguments = [common, &method.flags[..]].concat();
         arguments.extend(["--seed".into(), seed.to_string()]);
         Self {
-            method: method.name.clone(),
+            method: method.to_string(),
             slug: method.slug(),
             seed,
             arguments,

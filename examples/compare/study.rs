@@ -2,15 +2,17 @@
 
 use crate::flags::Branch;
 use clap::ValueEnum;
+use std::fmt;
 
 /// A way to train.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Method {
+    /// Without its group, which [`Display`](fmt::Display) puts behind it.
     pub name: String,
     pub flags: Vec<String>,
     /// Its place in the picture of accuracies, where it has one.
     pub point: Option<Point>,
-    /// What it has in common with those that it is compared with, and its name ends in; none where that is all of the study.
+    /// What it has in common with those that it is compared with; none where that is all of the study.
     pub group: Option<String>,
 }
 
@@ -262,16 +264,9 @@ impl Method {
     /// The same, to be compared with others of its group.
     fn in_group(self, group: &str) -> Self {
         Self {
-            name: format!("{}, {group}", self.name),
             group: Some(group.into()),
             ..self
         }
-    }
-
-    /// The name without the group.
-    pub fn own_name(&self) -> &str {
-        let ending = |group: &String| self.name.strip_suffix(group.as_str())?.strip_suffix(", ");
-        self.group.as_ref().and_then(ending).unwrap_or(&self.name)
     }
 
     /// From `NAME=FLAGS`.
@@ -290,7 +285,7 @@ impl Method {
         method
     }
 
-    /// The name as a directory's.
+    /// The name and the group as a directory's name.
     pub fn slug(&self) -> String {
         let plain = |c: char| {
             if c.is_alphanumeric() || c == '.' {
@@ -299,11 +294,20 @@ impl Method {
                 '-'
             }
         };
-        let parts = self.name.chars().map(plain).collect::<String>();
+        let parts = self.to_string().chars().map(plain).collect::<String>();
         parts
             .split('-')
             .filter(|part| !part.is_empty())
             .collect::<Vec<_>>()
             .join("-")
+    }
+}
+
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.group {
+            Some(group) => write!(f, "{}, {group}", self.name),
+            None => f.write_str(&self.name),
+        }
     }
 }

@@ -56,7 +56,7 @@ pub fn best(study: &Study, seeds: u64, pool: &Pool) -> Result<Vec<Method>> {
             chosen[at] = best.unwrap_or(chosen[at]);
             println!(
                 "{}: {:.1} % of those held out",
-                tried[chosen[at]].method.name,
+                tried[chosen[at]].method,
                 accuracy(&chosen[at])
             );
         }

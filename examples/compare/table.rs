@@ -29,7 +29,7 @@ pub fn csv(compared: &[Compared]) -> Result<String> {
             } = outcome;
             let seconds: f64 = epochs.iter().map(|epoch| epoch.train_seconds).sum();
             writer.write_record([
-                method.name.clone(),
+                method.to_string(),
                 seed.to_string(),
                 format!("{:.3}", last.test_top1),
                 format!("{:.3}", last.test_top5),
@@ -46,12 +46,21 @@ pub fn csv(compared: &[Compared]) -> Result<String> {
 
 /// A line for each method, compared with the first, or the first of its group.
 pub fn markdown(compared: &[Compared]) -> Result<String> {
-    let Some(base) = compared.first() else {
+    let Some(first) = compared.first() else {
         return Ok(String::new());
     };
+    // A sweep finds settings for each, which its name says.
+    let is_alike = |one: &Compared| {
+        let base = one.base(compared);
+        std::ptr::eq(one, base) || base.method.name == first.method.name
+    };
+    let base = if compared.iter().all(is_alike) {
+        &first.method.name
+    } else {
+        "the first of each group"
+    };
     let mut table = format!(
-        "| method | flags | top-1, % | difference to {} [95 %] | loss | time of a step |\n|---|---|---|---|---|---|\n",
-        base.method.own_name()
+        "| method | flags | top-1, % | difference to {base} [95 %] | loss | time of a step |\n|---|---|---|---|---|---|\n"
     );
     for one in compared {
         let base = one.base(compared);
@@ -69,7 +78,7 @@ pub fn markdown(compared: &[Compared]) -> Result<String> {
         };
         table += &format!(
             "| {} | `{}` | {mean:.1}{std} | {difference} | {loss:.3} | {:.2} |\n",
-            one.method.name,
+            one.method,
             one.method.flags.join(" "),
             one.time_beside(base)
         );

@@ -35,7 +35,8 @@ done
 mkdir -p "$out"
 echo "$first" >> "$out/starts"
 if [ -n "$waits" ]; then
-    trap 'echo checkpoint > "$out/checkpoint.safetensors"; exit 143' TERM
+    # Late enough that who does not wait for it does not find it.
+    trap 'sleep 0.5; echo checkpoint > "$out/checkpoint.safetensors"; exit 143' TERM
     touch "$out/waits"
     for _ in $(seq 1500); do sleep 0.02; done
     exit 1
@@ -262,20 +263,22 @@ fn point(line: &str, across: Across, at: f64) -> Point {
 fn each_group_is_compared_with_its_own_first() {
     let root = tempfile::tempdir().unwrap();
     let texts = [
-        "plain, 10 images=--branch none",
-        "MaskSub, 10 images=--branch masksub",
-        "plain, 1000 images=--branch none --lr 1e-3",
-        "MaskSub, 1000 images=--branch masksub --lr 4e-3",
+        "plain=--branch none",
+        "MaskSub=--branch masksub",
+        "plain=--branch none --lr 1e-3",
+        "MaskSub=--branch masksub --lr 4e-3",
     ];
-    let mut all = compared(root.path(), &texts, 2).unwrap();
-    for (i, one) in all.iter_mut().enumerate() {
+    let mut methods = methods(&texts);
+    for (i, method) in methods.iter_mut().enumerate() {
         let images = [10, 1000][i / 2];
-        one.method.group = Some(format!("{images} images"));
-        one.method.point = Some(point(["plain", "MaskSub"][i % 2], Across::Images, f64::from(images)));
+        method.group = Some(format!("{images} images"));
+        method.point = Some(point(["plain", "MaskSub"][i % 2], Across::Images, f64::from(images)));
     }
+    let mut all = train(&methods, &["--epochs".into(), "2".into()], 2, &pool(root.path())).unwrap();
     let table = table::markdown(&all).unwrap();
     let lines: Vec<&str> = table.lines().collect();
     assert!(lines[0].contains("| difference to plain [95 %] |"), "{table}");
+    assert!(lines[4].starts_with("| plain, 1000 images |"), "{table}");
     assert!(lines[4].contains("| 73.5 ± 0.7 |  |"), "{table}");
     assert!(lines[5].contains("| 93.5 ± 0.7 | +20.0 [+20.0, +20.0] |"), "{table}");
     let pictures = pictures::all(&all).unwrap();
@@ -283,4 +286,19 @@ fn each_group_is_compared_with_its_own_first() {
     for text in ["plain", "MaskSub", "training images", "10", "1000"] {
         assert!(pictures[0].1.lines().any(|line| line.trim() == text), "{text}");
     }
+    // One that is added is no plain training to draw behind all of them.
+    all.extend(compared(root.path(), &["added=--branch masksub --lr 1"], 2).unwrap());
+    let accuracy = &pictures::all(&all).unwrap()[0].1;
+    assert!(!accuracy.lines().any(|line| line.trim() == "added"));
+
+    // As a sweep leaves them.
+    for (one, lr) in all.iter_mut().zip(["1e-3", "2e-3", "4e-3", "8e-3"]) {
+        one.method = one.method.with("--lr", lr);
+    }
+    let table = table::markdown(&all).unwrap();
+    assert!(
+        table.contains("| difference to the first of each group [95 %] |"),
+        "{table}"
+    );
+    assert!(table.contains("| MaskSub, lr 8e-3, 1000 images |"), "{table}");
 }

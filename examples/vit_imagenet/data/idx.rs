@@ -3,7 +3,7 @@
 //! Two zeros, 8 for bytes, the number of dimensions, each dimension as a big-endian u32, the values
 //! (Y. LeCun et al., "The MNIST database", "THE IDX FILE FORMAT").
 
-use flate2::read::GzDecoder;
+use flate2::read::MultiGzDecoder;
 use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -53,7 +53,7 @@ pub fn read<const N: usize>(path: &Path) -> Result<Bytes<N>, IdxError> {
     let length = file.metadata().map_err(cannot)?.len();
     let file = BufReader::new(file);
     if path.extension().is_some_and(|extension| extension == "gz") {
-        parse(path, GzDecoder::new(file), length.saturating_mul(MOST_INFLATED))
+        parse(path, MultiGzDecoder::new(file), length.saturating_mul(MOST_INFLATED))
     } else {
         parse(path, file, length)
     }
@@ -104,7 +104,8 @@ fn parse<const N: usize>(path: &Path, mut reader: impl Read, most: u64) -> Resul
     if count > most {
         return Err(truncated(most));
     }
-    let mut values = Vec::with_capacity(count as usize);
+    // It grows with what is there: a compressed file of zeros could fill far more memory than its own length.
+    let mut values = vec![];
     let read = reader.take(count + 1).read_to_end(&mut values);
     match read {
         // A compressed file may be cut off, too.
@@ -122,7 +123,7 @@ fn parse<const N: usize>(path: &Path, mut reader: impl Read, most: u64) -> Resul
                 shape: shape.into(),
             })
         }
-        Ok(_) => {}
+        Ok(_) => values.shrink_to_fit(),
     }
     Ok(Bytes {
         shape: shape.map(|dim| dim as usize),
@@ -167,6 +168,18 @@ pub mod tests {
             let read = read_of(name, &bytes).unwrap();
             assert_eq!((read.shape, read.values), ([2, 3], vec![1, 2, 3, 4, 5, 250]));
         }
+    }
+
+    /// As `cat` of two compressed files leaves them.
+    #[test]
+    fn a_file_compressed_in_pieces_is_read_to_its_end() {
+        let whole = file(&[2, 3], &[1, 2, 3, 4, 5, 250]);
+        for at in [3, 8, 12, 15] {
+            let pieces = [compressed(&whole[..at]), compressed(&whole[at..])].concat();
+            assert_eq!(read_of("a.gz", &pieces).unwrap().values, [1, 2, 3, 4, 5, 250], "{at}");
+        }
+        let more = [compressed(&whole), compressed(&[0])].concat();
+        assert!(matches!(read_of("a.gz", &more), Err(IdxError::TooLong { .. })));
     }
 
     #[test]

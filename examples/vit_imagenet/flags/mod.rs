@@ -416,10 +416,15 @@ impl Flags {
         }
     }
 
-    fn check_no_split(&self, what_has: &str) -> Result<()> {
+    /// Refuses flags of a tree of files where there is none.
+    fn check_no_tree(&self) -> Result<()> {
         ensure!(
             self.val_split == "val",
-            "--val-split is for directories of a tree of images: {what_has} images of its own to test on"
+            "--val-split is for directories of a tree of images: there are images to test on already"
+        );
+        ensure!(
+            self.unreadable == Unreadable::Error,
+            "--unreadable is for a tree of images, whose files are decoded one by one"
         );
         Ok(())
     }
@@ -437,7 +442,7 @@ impl Flags {
                 self.recipe == Recipe::Plain,
                 "--recipe is for images: say with --data where they are (the digits are trained by the plain one)"
             );
-            self.check_no_split("the digits have")?;
+            self.check_no_tree()?;
             if let Some(flag) = self.input.any() {
                 bail!("{flag} is for the images in --data: the digits are trained as they are");
             }
@@ -447,7 +452,7 @@ impl Flags {
         };
         let transform = Transform::new(self.input_settings(&network))?;
         if grey_set::is_at(root) {
-            self.check_no_split("a set like MNIST has")?;
+            self.check_no_tree()?;
             ensure!(
                 self.input.workers.is_none(),
                 "--workers is for a tree of images: those of a set like MNIST need no decoding"

@@ -183,6 +183,20 @@ fn the_digits_take_no_flags_of_the_input() {
     }
 }
 
+#[test]
+fn the_digits_are_no_tree() {
+    for (flag, reason) in [
+        ("--val-split test", "there are images to test on already"),
+        ("--unreadable skip", "whose files are decoded one by one"),
+    ] {
+        let error = parse(flag).unwrap().dataset().err().unwrap().to_string();
+        assert!(
+            error.starts_with(flag.split(' ').next().unwrap()) && error.ends_with(reason),
+            "{error}"
+        );
+    }
+}
+
 // Paths are whatever the system takes for one. Everything else is text, and said to be none.
 #[cfg(unix)]
 #[test]

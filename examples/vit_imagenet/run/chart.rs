@@ -234,6 +234,7 @@ mod tests {
         };
         let dots: Vec<f64> = lines.iter().filter_map(centre).collect();
         assert_eq!(dots.len(), 3);
+        assert!(dots[1] - dots[0] > 100.0, "{dots:?}");
         assert!((dots[2] - dots[1] - (dots[1] - dots[0])).abs() <= 1.0, "{dots:?}");
     }
 }

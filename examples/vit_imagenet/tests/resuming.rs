@@ -261,6 +261,7 @@ fn a_set_like_mnist_trains_and_goes_on() {
     assert!(error.contains("t10k-labels-idx1-ubyte.gz"), "{error}");
     assert!(refused(&[&args[..], &["--workers", "2"]].concat()).contains("--workers is for a tree"));
     assert!(refused(&[&args[..], &["--val-split", "test"]].concat()).contains("--val-split is for"));
+    assert!(refused(&[&args[..], &["--unreadable", "skip"]].concat()).contains("--unreadable is for a tree"));
     let config = vit_imagenet(&[&args[..], &["--print-config"]].concat(), 1);
     assert!(String::from_utf8(config.stdout).unwrap().contains("[0.5, 0.5, 0.5]"));
 }
