@@ -46,19 +46,15 @@ impl PeerSource {
             return Ok(Some((Value::Shared(positions), names)));
         }
         let got = found.shape();
-        let path = &self.file.path;
         let misshapen = || Error::MisshapenWeight {
             path: name.to_string(),
             got: got.clone(),
             expected: shape.to_vec(),
-            source_name: format!("{path} (as {})", names.join(", ")),
+            source_name: format!("{} (as {})", self.file.path, names.join(", ")),
         };
-        if !found.is_there() {
-            return Err(misshapen());
-        }
         // [1, 1, D] and `[D]` are the same to those who write them.
         let filled = |shape: &[usize]| shape.iter().copied().skip_while(|n| *n == 1).collect::<Vec<_>>();
-        if filled(&got) == filled(shape) && !self.lies_otherwise(key, &got) {
+        if found.is_there() && filled(&got) == filled(shape) && !self.lies_otherwise(key, &got) {
             self.check_pooling(key)?;
             return Ok(Some((found.value(&self.file, shape, dtype)?, names)));
         }
