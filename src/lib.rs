@@ -24,6 +24,7 @@
 //! | `pretrained` | yes | checkpoints of other projects, for the models: [`pretrained`] |
 //! | `augment` | no | the recipes' image transforms |
 //! | `mpi` | no | ranks that are processes: [`manual::ranks`] |
+//! | `nccl` | no | ranks that have a CUDA device each |
 //! | `cuda`, `cudnn`, `metal`, `accelerate`, `mkl` | no | candle's of that name |
 //!
 //! [The manual](manual) answers questions in the order in which they come up; this page is the plan of the house.

@@ -1,9 +1,10 @@
 //! Whole branches, blocks and stems.
 
 use masksub::ops::{
-    Activation, Affine, AttentionBranch, ConvNorm, MlpBranch, PatchEmbed, Pooling, Positions, ResidualBlock, Tokens,
-    Windows,
+    Activation, Affine, AttentionBranch, ConvMlpBranch, ConvNorm, Gated, GatedMlpBranch, MlpBranch, PatchEmbed,
+    Pooling, Positions, ResidualBlock, Tokens, Windows,
 };
+use masksub::Grid;
 
 use super::tokens::tokens;
 use super::*;
@@ -93,6 +94,79 @@ bench!(
     |s: Size| branch(s, 4 * s.width, 4 * s.width),
     |_| |x: &[Var]| ops::mlp_branch(&x[0], &of_mlp(x), None),
     |_| |x: &[Var]| reference::mlp_branch(&x[0], &of_mlp(x), None)
+);
+
+/// EVA-02's: layers of their own for gate and value, and a second norm.
+fn of_gated(x: &[Var]) -> GatedMlpBranch<'_> {
+    let affine = |i: usize| Affine {
+        weight: &x[i],
+        bias: &x[i + 1],
+    };
+    GatedMlpBranch {
+        norm: affine(1),
+        eps: 1e-6,
+        gated: Gated::Apart([affine(3), affine(5)]),
+        inner_norm: Some(affine(7)),
+        fc2: affine(9),
+        gamma: None,
+    }
+}
+
+bench!(
+    gated_mlp_branch,
+    |s: Size| {
+        let (d, h) = (s.width, 8 * s.width / 3);
+        let layers = [var(&[h, d]), var(&[h]), var(&[h, d]), var(&[h]), var(&[h]), var(&[h])];
+        let last = [var(&[d, h]), var(&[d])];
+        let front = [tokens(s, d), var(&[d]), var(&[d])];
+        front.into_iter().chain(layers).chain(last).collect::<Vec<_>>()
+    },
+    |_| |x: &[Var]| ops::gated_mlp_branch(&x[0], &of_gated(x), None),
+    |_| |x: &[Var]| reference::gated_mlp_branch(&x[0], &of_gated(x), None)
+);
+
+/// The blocks of ConvNeXt-T's stages.
+const CONVNEXT_MAPS: [Map; 4] = [map(96, 56), map(192, 28), map(384, 14), map(768, 7)];
+
+fn conv_mlp_vars(m: Map) -> Vec<Var> {
+    let (c, h) = (m.channels, 4 * m.channels);
+    let shapes: [&[usize]; 10] = [
+        &[BATCH, m.side * m.side, c],
+        &[c, 1, 7, 7],
+        &[c],
+        &[c],
+        &[c],
+        &[h, c],
+        &[h],
+        &[c, h],
+        &[c],
+        &[c],
+    ];
+    shapes.into_iter().map(var).collect()
+}
+
+fn of_conv_mlp(x: &[Var]) -> ConvMlpBranch<'_> {
+    let affine = |i: usize| Affine {
+        weight: &x[i],
+        bias: &x[i + 1],
+    };
+    ConvMlpBranch {
+        conv: affine(1),
+        norm: affine(3),
+        eps: 1e-6,
+        fc1: affine(5),
+        response: None,
+        fc2: affine(7),
+        gamma: Some(&x[9]),
+    }
+}
+
+bench!(
+    conv_mlp_branch,
+    CONVNEXT_MAPS: Map,
+    conv_mlp_vars,
+    |m: Map| move |x: &[Var]| ops::conv_mlp_branch(&x[0], Grid::new(m.side, m.side), &of_conv_mlp(x), None),
+    |m: Map| move |x: &[Var]| reference::conv_mlp_branch(&x[0], Grid::new(m.side, m.side), &of_conv_mlp(x), None)
 );
 
 fn of_patches(x: &[Var]) -> PatchEmbed<'_> {

@@ -6,7 +6,7 @@ use candle_nn::{Init, VarBuilder};
 use super::init::ZERO;
 use super::linear::Linear;
 use crate::nn::{layer_norm, LayerNorm};
-use crate::ops::{self, Activation, Affine, MlpBranch};
+use crate::ops::{self, Activation, Affine, MlpBranch, Stream};
 use crate::pass::Pass;
 
 /// What a branch does in training beside its arithmetic.
@@ -63,14 +63,14 @@ impl Mlp {
     }
 
     /// [B, N, D] to [B, N, D]: in one operation where nothing is dropped between the layers.
-    pub(super) fn forward(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+    pub(super) fn forward(&self, stream: &mut Stream, pass: &mut Pass) -> Result<()> {
         match self.norm.affine() {
-            Some(norm) if pass.skip_dropout(self.regime.dropout, 2)? => self.fused(norm, xs, pass),
-            _ => self.composed(xs, pass),
+            Some(norm) if pass.skip_dropout(self.regime.dropout, 2)? => self.fused(norm, stream, pass),
+            _ => stream.then(|xs| self.composed(xs, pass)),
         }
     }
 
-    fn fused(&self, norm: Affine, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+    fn fused(&self, norm: Affine, stream: &mut Stream, pass: &mut Pass) -> Result<()> {
         let branch = MlpBranch {
             norm,
             eps: self.norm.eps(),
@@ -80,8 +80,8 @@ impl Mlp {
             gamma: self.gamma.as_ref(),
             recompute: self.regime.recompute,
         };
-        let factors = pass.drop_path_factors(xs.dim(0)?, self.regime.drop_path)?;
-        ops::mlp_branch(xs, &branch, factors.as_deref())
+        let factors = pass.drop_path_factors(stream.start().dim(0)?, self.regime.drop_path)?;
+        stream.mlp_branch(&branch, factors.as_deref())
     }
 
     fn composed(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {

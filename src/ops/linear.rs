@@ -171,18 +171,20 @@ impl Operation for Linear {
         let Backward { xs, grads, .. } = of;
         let rows = xs.len() / in_features;
         let mut dxs = Vec::new();
-        if of.wants_dxs {
-            dxs.resize(xs.len(), 0.0);
-            matrix::matmul(
-                &mut MatMut::rows(&mut dxs, rows, in_features, in_features),
-                Write::Replace,
-                1.0,
-                Mat::rows(grads, rows, out_features, out_features),
-                Mat::rows(of.params[WEIGHT], out_features, in_features, in_features),
-                Parallelism::Rayon(0),
-            );
-        }
-        param_grads.write(WEIGHT, |out, write| {
+        let input_gradient = || {
+            if of.wants_dxs {
+                dxs.resize(xs.len(), 0.0);
+                matrix::matmul(
+                    &mut MatMut::rows(&mut dxs, rows, in_features, in_features),
+                    Write::Replace,
+                    1.0,
+                    Mat::rows(grads, rows, out_features, out_features),
+                    Mat::rows(of.params[WEIGHT], out_features, in_features, in_features),
+                    Parallelism::Rayon(0),
+                );
+            }
+        };
+        param_grads.write_beside(WEIGHT, input_gradient, |out, write| {
             weight_gradient(out, write, grads, out_features, xs, in_features);
         })?;
         if param_grads.wants(BIAS) {

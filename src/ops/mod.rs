@@ -81,6 +81,8 @@
 //! - [`attention_branch`], [`mlp_branch`]: the two branches of a transformer's block, with their parameters in an
 //!   [`AttentionBranch`] and an [`MlpBranch`]
 //! - [`window_attention_branch`]: the first one of a Swin Transformer, within [`Windows`]
+//! - [`gated_mlp_branch`]: the second with a gate, of [`Gated`] layers, in a [`GatedMlpBranch`]
+//! - [`conv_mlp_branch`]: the block of a ConvNeXt, a [`ConvMlpBranch`]
 //! - [`patch_embed`]: a [`PatchEmbed`] of the tokens that are kept
 //! - [`residual_blocks`], [`stem`]: a ResNet's stages and what is before them, of [`ConvNorm`]s
 //!
@@ -186,12 +188,15 @@ pub use broadcast_mul::broadcast_mul;
 
 pub use fused::affine::Affine;
 pub use fused::attention_branch::{attention_branch, AttentionBranch, Positions, Tokens};
+pub use fused::conv_mlp_branch::{conv_mlp_branch, ConvMlpBranch};
 pub use fused::conv_norm::{ConvNorm, RunningStatistics};
+pub use fused::gated_mlp_branch::{gated_mlp_branch, Gated, GatedMlpBranch};
 pub use fused::mlp_branch::{mlp_branch, MlpBranch};
 pub use fused::patch_embed::{patch_embed, PatchEmbed};
 pub(crate) use fused::residual::add as add_branch;
 pub use fused::residual_blocks::{residual_blocks, ResidualBlock};
 pub use fused::stem::{stem, Pooling};
+pub(crate) use fused::stream::Stream;
 pub use fused::window_attention_branch::{window_attention_branch, Windows};
 
 pub(crate) use finite::first_not_finite;
@@ -202,6 +207,7 @@ pub(crate) use sum_of_squares::{sum_of_squares, sums_of_squares};
 
 pub(crate) use autograd::accumulator::{accumulate, add_to, Gradients};
 pub use cpu::buffer::empty_cache;
+pub(crate) use cpu::heap::advise_huge_pages;
 pub use cpu::heap::keep_freed_memory;
 pub(crate) use cpu::kernel::{on_own_threads, own_threads, Elements};
 pub(crate) use route::{in_f32, is_f32_slice, is_half};
@@ -221,6 +227,8 @@ pub mod reference {
         composition_transposed_1d as conv_transpose1d,
     };
     pub use super::fused::attention_branch::composition as attention_branch;
+    pub use super::fused::conv_mlp_branch::composition as conv_mlp_branch;
+    pub use super::fused::gated_mlp_branch::composition as gated_mlp_branch;
     pub use super::fused::mlp_branch::composition as mlp_branch;
     pub use super::fused::patch_embed::composition as patch_embed;
     pub use super::fused::residual_blocks::composition as residual_blocks;

@@ -100,7 +100,7 @@ impl Pointwise for Sigmoid {
     }
 }
 
-struct Silu;
+pub(crate) struct Silu;
 
 impl Pointwise for Silu {
     const NAME: &'static str = "silu";

@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use super::part::{Part, AT_ONCE};
 use super::stored::Stored;
 use crate::error::Fault;
-use crate::ops::{on_own_threads, own_threads};
+use crate::ops::{advise_huge_pages, on_own_threads, own_threads};
 
 /// Most elements from the first to the last for each that a tensor has, for all of them to be read: a column of a large
 /// matrix is read alone.
@@ -84,15 +84,17 @@ fn convert(elements: &[u8], dtype: DType, numbers: &mut [f32]) -> Result<(), Fau
     Ok(())
 }
 
-/// So many numbers. Memory is asked for, and may be refused.
+/// So many numbers, in memory that was not touched yet. Above 256 MiB it is asked for first, and may be
+/// refused. Of less the process ends where there is none, as for any other tensor of candle's.
 pub(super) fn zeros(count: usize) -> Result<Vec<f32>, Fault> {
-    // `vec!` takes pages that are zero already, but ends the process where there is no memory. Less than this is there,
-    // or nothing goes on anyway.
+    // `vec!` takes pages that are zero already, but ends the process where there is no memory.
     const FEW: usize = 1 << 26;
     if count > FEW && Vec::<f32>::new().try_reserve_exact(count).is_err() {
         return Err(too_long(count.saturating_mul(size_of::<f32>())));
     }
-    Ok(vec![0.0; count])
+    let mut numbers = vec![0.0; count];
+    advise_huge_pages(&mut numbers);
+    Ok(numbers)
 }
 
 fn too_long(len: usize) -> Fault {

@@ -15,17 +15,6 @@ use crate::weights::Value;
 /// Channels of the images that published models are for.
 const COLOURS: usize = 3;
 
-/// What becomes of the positions of a file.
-#[derive(Debug, PartialEq)]
-enum Positions {
-    /// The shapes tell: they are the model's own, or they do not fit.
-    AsTheyAre,
-    /// They are resized; the model has not said to which grid where `taken` for a square.
-    Resized { from: Grid, to: Grid, taken: bool },
-    /// As many as in the file, which does not tell how they lie.
-    TakenFor(Grid),
-}
-
 impl PeerSource {
     /// The weight in the shape asked for, or `None` where the head is to be drawn anew.
     pub(super) fn fitted(
@@ -37,7 +26,7 @@ impl PeerSource {
     ) -> Result<Option<(Value, Vec<String>)>> {
         let fitted = match key {
             POS_EMBED => self.fitted_positions(key, shape)?,
-            _ => None,
+            _ => self.with_its_position(key, shape)?,
         };
         let Some((found, names)) = self.found(key) else {
             return Ok(None);
@@ -60,7 +49,7 @@ impl PeerSource {
         }
         match (&got[..], shape) {
             ([offsets, heads], [to_offsets, to_heads]) if key.ends_with(POSITION_TABLE) && heads == to_heads => {
-                let to = self.grids.get(key).copied();
+                let to = self.grid_told(key);
                 let Some(tables) = Tables::of(*offsets, *to_offsets, to) else {
                     return Err(misshapen());
                 };
@@ -93,99 +82,18 @@ impl PeerSource {
     fn lies_otherwise(&self, key: &str, shape: &[usize]) -> bool {
         match shape {
             [offsets, _] if key.ends_with(POSITION_TABLE) => {
-                let tables = Tables::of(*offsets, *offsets, self.grids.get(key).copied());
+                let tables = Tables::of(*offsets, *offsets, self.grid_told(key));
                 tables.is_some_and(|tables| tables.from != tables.to)
             }
             _ => false,
         }
     }
 
-    /// Positions for the model's grid; `None` where they are as they are.
-    fn fitted_positions(&mut self, key: &str, shape: &[usize]) -> Result<Option<Tensor>> {
-        let Some((found, _)) = self.found(key) else {
-            return Ok(None);
-        };
-        let (fitted, line) = match self.positions(key, &found.shape(), shape)? {
-            Positions::AsTheyAre => return Ok(None),
-            Positions::Resized { from, to, taken } => {
-                let dim = shape.last().copied().unwrap_or(1);
-                // What stands before them, of the class token, stays as it is.
-                let positions = found.read(&self.file)?.reshape(((), dim))?;
-                let how = self.resize(key);
-                if how == Resize::Geometric {
-                    return Err(resize::for_tables_alone(from, to));
-                }
-                let resized = resize::resized(&positions, from, to, how)?;
-                let taken = if taken { ", taken for a square" } else { "" };
-                (resized, format!("{key}: {from} -> {to} positions{taken}, {how}"))
-            }
-            Positions::TakenFor(grid) => {
-                let line = format!("{key}: {} positions, taken for the model's {grid}", grid.len());
-                (found.read(&self.file)?, line)
-            }
-        };
-        self.done.lines.push(line);
-        Ok(Some(fitted.reshape(shape)?))
-    }
-
     /// The way in which a weight is resized.
-    fn resize(&self, key: &str) -> Resize {
+    pub(super) fn resize(&self, key: &str) -> Resize {
         let registers = self.found(REG_TOKEN).is_some();
         let resize = self.fitting.resize;
         resize.unwrap_or_else(|| self.format.resize(key, registers))
-    }
-
-    /// What becomes of positions of shape `from` in a model that asks for `to`.
-    fn positions(&self, key: &str, from: &[usize], to: &[usize]) -> Result<Positions> {
-        let ([lead @ .., n, d], [.., m, to_d]) = (from, to) else {
-            return Ok(Positions::AsTheyAre);
-        };
-        if lead.iter().any(|n| *n != 1) || d != to_d {
-            return Ok(Positions::AsTheyAre);
-        }
-        let told = self.grids.get(key).copied();
-        if let (Some(said), Some(told)) = (self.fitting.grid, told.filter(|told| self.fitting.grid != Some(*told))) {
-            let allowed = format!("{told}, the model's own, of {m} positions");
-            return Err(Error::invalid("grid", said, allowed));
-        }
-        match told {
-            Some(grid) => Ok(on_grid(*n, *m, grid)),
-            None => self.on_unknown_grid(*n, *m),
-        }
-    }
-
-    /// Positions of a model that has not told how they lie.
-    fn on_unknown_grid(&self, n: usize, m: usize) -> Result<Positions> {
-        // Positions of their own for the class token, and for a distillation token, leave a square.
-        let leaves_square = |class: &usize| n > *class && square(n - class).is_some();
-        let class = (1..=2).find(leaves_square).unwrap_or(0);
-        if m <= class || square(n - class).is_none() {
-            return Ok(Positions::AsTheyAre);
-        }
-        let wanted = m - class;
-        match (self.fitting.grid, square(wanted)) {
-            (Some(grid), _) if grid.len() == wanted => Ok(on_grid(n, m, grid)),
-            (Some(grid), _) => {
-                let allowed = format!("of the {wanted} positions that the model has");
-                Err(Error::invalid("grid", grid, allowed))
-            }
-            (None, Some(side)) => Ok(match on_grid(n, m, Grid::new(side, side)) {
-                Positions::Resized { from, to, .. } => Positions::Resized { from, to, taken: true },
-                other => other,
-            }),
-            // As many as in the file, however they lie.
-            (None, None) if n == m => Ok(Positions::AsTheyAre),
-            // A model of the other sort would have a square.
-            (None, None) if (0..=2).any(|other| m > other && square(m - other).is_some()) => Ok(Positions::AsTheyAre),
-            (None, None) => {
-                let allowed = format!(
-                    "said by Pretrained::with_grid: the model's {wanted} positions are no square, so that {} of {} cannot \
-                     be resized to them",
-                    POS_EMBED, self.file.path
-                );
-                Err(Error::invalid("grid", "not known", allowed))
-            }
-        }
     }
 
     /// Refuses the head of a classifier that reads no norm for a model that has taken the file's: its logits would be
@@ -245,23 +153,6 @@ impl Tables {
             .narrow(0, self.from.len(), self.others)?
             .to_dtype(resized.dtype())?;
         Ok(Tensor::cat(&[resized, others], 0)?)
-    }
-}
-
-/// What becomes of n positions in a model of m, of which the last lie on a grid. Those of other tokens stand before.
-fn on_grid(n: usize, m: usize, grid: Grid) -> Positions {
-    let Some(before) = m.checked_sub(grid.len()) else {
-        return Positions::AsTheyAre;
-    };
-    match n.checked_sub(before).map(|patches| (patches, square(patches))) {
-        Some((_, Some(side))) if grid == Grid::new(side, side) => Positions::AsTheyAre,
-        Some((_, Some(side))) => Positions::Resized {
-            from: Grid::new(side, side),
-            to: grid,
-            taken: false,
-        },
-        Some((patches, None)) if patches == grid.len() => Positions::TakenFor(grid),
-        _ => Positions::AsTheyAre,
     }
 }
 

@@ -83,7 +83,7 @@
 //! Where shapes differ, a model still gets
 //! - position embeddings and Swin's tables of relative positions, resized as the project does it whose names the file
 //!   has (the table above, [`Resize`]), or in the way of [`Pretrained::with_resize`]; the class token's position stays
-//!   as it is. (DeiT's files have timm's names, and are taken for timm's.) The crate's ViT tells the grid of its
+//!   as it is; where the model has none for it, as DINOv2 with registers, it is added to the token itself. (DeiT's files have timm's names, and are taken for timm's.) The crate's ViT tells the grid of its
 //!   images, square or not. Of any other model the number of positions tells it: a square where it can be one, for
 //!   which a line of [`Weights::notes`] says so; for any other grid, even one of as many positions (7 x 28 instead of
 //!   14 x 14), call [`Pretrained::with_grid`]. A file's positions lie on a square where they can;
@@ -130,6 +130,7 @@ mod notes;
 mod npz;
 mod part;
 mod pickle;
+mod positions;
 mod pth;
 mod resize;
 mod respelled;

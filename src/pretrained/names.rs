@@ -7,6 +7,8 @@ use crate::weights::is_buffer;
 
 /// Key of the position embedding.
 pub(super) const POS_EMBED: &str = "pos_embed";
+/// Keys of the tokens that have positions before the patches', in their order.
+pub(super) const TOKENS: [&str; 2] = ["cls_token", "dist_token"];
 /// Key of the register tokens.
 pub(super) const REG_TOKEN: &str = "reg_token";
 /// Last part of the keys of Swin's relative positions.

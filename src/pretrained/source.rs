@@ -15,7 +15,7 @@ use super::resize::Resize;
 use super::stored::Stored;
 use crate::error::{Error, Result};
 use crate::grid::Grid;
-use crate::weights::{Source, Value};
+use crate::weights::{PositionRows, Source, Value};
 
 /// A checkpoint, and what was done with it so far.
 pub(super) struct PeerSource {
@@ -24,8 +24,8 @@ pub(super) struct PeerSource {
     /// Start of the format's names that the file's lack.
     lacks: &'static str,
     pub(super) fitting: Fitting,
-    /// Grids that models have told, of positions by keys.
-    pub(super) grids: BTreeMap<String, Grid>,
+    /// How positions lie that models have told of, by keys.
+    pub(super) told: BTreeMap<String, PositionRows>,
     /// The file's name of each weight.
     names: BTreeMap<String, String>,
     /// Tensors that were taken, by the file's names.
@@ -153,7 +153,7 @@ impl PeerSource {
             format: layout.format,
             lacks: layout.lacks,
             fitting,
-            grids: BTreeMap::new(),
+            told: BTreeMap::new(),
             names: BTreeMap::new(),
             taken: BTreeSet::new(),
             given: None,
@@ -310,9 +310,9 @@ impl Source for PeerSource {
         self.leftover(name).is_some()
     }
 
-    fn tell_grid(&mut self, name: &str, grid: Grid) {
+    fn tell_positions(&mut self, name: &str, positions: PositionRows) {
         if let Some(key) = self.key(name, None) {
-            self.grids.insert(key, grid);
+            self.told.insert(key, positions);
         }
     }
 

@@ -37,10 +37,12 @@ static LIMITED: memory::Limited = memory::Limited;
 /// A kind of case: it is accepted, or refused by an error. A panic is a fault.
 type Run = fn(&mut KeyedRng, &Scratch) -> Result<()>;
 
-const KINDS: [(&str, Run); 31] = [
+const KINDS: [(&str, Run); 33] = [
     ("weights of a file", readers::weights),
     ("pretrained", readers::pretrained),
     ("shards", wrapped::shards),
+    ("directories", wrapped::directory),
+    ("every format", wrapped::every_format),
     ("archives of arrays", wrapped::arrays),
     ("gzip", wrapped::gzip),
     ("checkpoint", readers::checkpoint),
@@ -80,6 +82,8 @@ const MOST_FAULTS: usize = 30;
 pub struct Scratch {
     dir: tempfile::TempDir,
     pub files: Vec<Vec<u8>>,
+    /// The recorded checkpoints of every format.
+    pub recorded: Vec<PathBuf>,
 }
 
 impl Scratch {
@@ -87,6 +91,7 @@ impl Scratch {
         Self {
             dir: tempfile::tempdir().unwrap(),
             files: readers::valid_files(),
+            recorded: readers::recorded(),
         }
     }
 

@@ -3,8 +3,8 @@
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::Module;
 use masksub::ops::{
-    self, Activation, Affine, AttentionBranch, ConvNorm, MlpBranch, Pairs, PatchEmbed, Pooling, ResidualBlock,
-    Rotation, RunningStatistics, Tokens, Windows,
+    self, Activation, Affine, AttentionBranch, ConvMlpBranch, ConvNorm, Gated, GatedMlpBranch, MlpBranch, Pairs,
+    PatchEmbed, Pooling, ResidualBlock, Rotation, RunningStatistics, Tokens, Windows,
 };
 use masksub::{nn, Grid, KeyedRng, Pass, Result, Seed, Weights};
 use rand::Rng as _;
@@ -280,7 +280,7 @@ pub fn fused(rng: &mut KeyedRng, _: &Scratch) -> Result<()> {
         gamma,
         recompute: rng.random(),
     };
-    let ys = match rng.random_range(0..4) {
+    let ys = match rng.random_range(0..6) {
         0 => {
             let samples = pick(rng, &[1, b, 3]);
             let half = pick(rng, &[d / heads / 2, d / heads / 2, 0, 1, 5]);
@@ -344,6 +344,72 @@ pub fn fused(rng: &mut KeyedRng, _: &Scratch) -> Result<()> {
                 recompute: rng.random(),
             };
             ops::mlp_branch(&xs, &branch, drop_path.as_deref())?
+        }
+        3 => {
+            let side = pick(rng, &[1, 3, 7, 2, 0]);
+            let kernels = near(rng, d).min(32);
+            let (conv, bias1, fc2) = (
+                var(rng, &[kernels, 1, side, side])?,
+                var(rng, &[2 * d])?,
+                var(rng, &[d, 2 * d])?,
+            );
+            let response = Affine {
+                weight: &bias1,
+                bias: &bias1,
+            };
+            let branch = ConvMlpBranch {
+                conv: Affine {
+                    weight: &conv,
+                    bias: &tensors[0],
+                },
+                norm: affine(0),
+                eps: float(rng),
+                fc1: Affine {
+                    weight: &tensors[7],
+                    bias: &bias1,
+                },
+                response: rng.random_bool(0.5).then_some(response),
+                fc2: Affine {
+                    weight: &fc2,
+                    bias: &tensors[5],
+                },
+                gamma,
+            };
+            ops::conv_mlp_branch(&xs, grid, &branch, drop_path.as_deref())?
+        }
+        4 => {
+            let inner = near(rng, d).min(32);
+            let vector = var(rng, &[inner])?;
+            let (layer, packed, fc2) = (
+                var(rng, &[inner, d])?,
+                var(rng, &[2 * inner, d])?,
+                var(rng, &[d, inner])?,
+            );
+            let packed_bias = var(rng, &[2 * inner])?;
+            let apart = Affine {
+                weight: &layer,
+                bias: &vector,
+            };
+            let packed = Affine {
+                weight: &packed,
+                bias: &packed_bias,
+            };
+            let inner_norm = Affine {
+                weight: &vector,
+                bias: &vector,
+            };
+            let branch = GatedMlpBranch {
+                norm: affine(0),
+                eps: float(rng),
+                gated: pick(rng, &[Gated::Packed(packed), Gated::Apart([apart; 2])]),
+                inner_norm: rng.random_bool(0.5).then_some(inner_norm),
+                fc2: Affine {
+                    weight: &fc2,
+                    bias: &tensors[5],
+                },
+                gamma,
+            };
+            ops::gated_mlp_branch(&xs, &branch, drop_path.as_deref())?
         }
         _ => {
             let (p, k) = (small(rng), small(rng));

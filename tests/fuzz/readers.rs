@@ -37,6 +37,20 @@ pub fn valid_files() -> Vec<Vec<u8>> {
     paths.iter().map(|path| fs::read(path).unwrap()).collect()
 }
 
+/// The recorded checkpoints of every format, in the same order wherever it runs.
+pub fn recorded() -> Vec<PathBuf> {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let mut paths: Vec<PathBuf> = ["models", "sizes"]
+        .iter()
+        .flat_map(|folder| fs::read_dir(fixtures.join(folder)).unwrap())
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_file() && !path.to_string_lossy().ends_with(".expect.safetensors"))
+        .filter(|path| path.extension().is_some_and(|extension| extension != "py"))
+        .collect();
+    paths.sort();
+    paths
+}
+
 /// A file for a reader of weights.
 pub fn file(rng: &mut KeyedRng, scratch: &Scratch) -> Vec<u8> {
     match rng.random_range(0..10) {

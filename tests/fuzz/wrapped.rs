@@ -1,4 +1,5 @@
-//! Readers of checkpoints in other things: shards and their index, archives of arrays, gzip.
+//! Readers of checkpoints in other things: shards and their index, directories, archives of arrays, gzip; and of every
+//! format that is recorded.
 
 use std::fs;
 use std::io::Write as _;
@@ -62,6 +63,58 @@ pub fn shards(rng: &mut KeyedRng, scratch: &Scratch) -> Result<()> {
     readers::load(rng, &path, as_recorded)
 }
 
+/// A directory as `save_pretrained` and OpenCLIP leave it, with any file under any of the names that are looked for.
+pub fn directory(rng: &mut KeyedRng, scratch: &Scratch) -> Result<()> {
+    const NAMES: [&str; 8] = [
+        "config.json",
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "pytorch_model.bin",
+        "pytorch_model.bin.index.json",
+        "open_clip_model.safetensors",
+        "open_clip_pytorch_model.bin",
+        "model-00001-of-00002.safetensors",
+    ];
+    let directory = scratch.path("directory");
+    if directory.exists() {
+        fs::remove_dir_all(&directory).unwrap();
+    }
+    fs::create_dir_all(&directory).unwrap();
+    for _ in 0..rng.random_range(0..4) {
+        let path = directory.join(pick(rng, &NAMES));
+        // A name may be that of a directory.
+        if path.exists() || rng.random_bool(0.05) {
+            let _ = fs::create_dir(path);
+            continue;
+        }
+        let content = match rng.random_range(0..4) {
+            0 => index_of_anything(rng).into_bytes(),
+            1 => recorded(rng, scratch),
+            _ => readers::file(rng, scratch),
+        };
+        fs::write(path, content).unwrap();
+    }
+    match rng.random() {
+        true => readers::load(rng, &directory, as_recorded),
+        false => readers::load(rng, &directory, readers::tiny),
+    }
+}
+
+/// A recorded checkpoint of any format, as it is or with something changed.
+pub fn every_format(rng: &mut KeyedRng, scratch: &Scratch) -> Result<()> {
+    let (bytes, other) = (recorded(rng, scratch), readers::file(rng, scratch));
+    let bytes = match rng.random_bool(0.9) {
+        true => mutate::bytes(rng, &bytes, &other),
+        false => bytes,
+    };
+    readers::load(rng, &scratch.write("recorded", &bytes), as_recorded)
+}
+
+/// One of the recorded checkpoints.
+fn recorded(rng: &mut KeyedRng, scratch: &Scratch) -> Vec<u8> {
+    fs::read(&scratch.recorded[rng.random_range(0..scratch.recorded.len())]).unwrap()
+}
+
 fn index_of_anything(rng: &mut KeyedRng) -> String {
     let entries: Vec<_> = (0..rng.random_range(0..6))
         .map(|_| {
@@ -73,12 +126,16 @@ fn index_of_anything(rng: &mut KeyedRng) -> String {
     format!("{{\"weight_map\": {{{}}}}}", entries.join(", "))
 }
 
-/// Google's archive with something changed, and archives of arrays that say anything.
+/// Google's archives with something changed, and archives of arrays that say anything.
 pub fn arrays(rng: &mut KeyedRng, scratch: &Scratch) -> Result<()> {
-    let recorded = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models/google_vit.npz");
-    let bytes = match rng.random_range(0..3) {
-        0 => mutate::bytes(rng, &fs::read(recorded).unwrap(), &[]),
-        _ => archive(rng),
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models");
+    let bytes = match rng.random_range(0..4) {
+        0 => {
+            let name = pick(rng, &["google_vit.npz", "big_vision.npz"]);
+            mutate::bytes(rng, &fs::read(models.join(name)).unwrap(), &[])
+        }
+        1 => archive(rng, &BIG_VISION),
+        _ => archive(rng, &GOOGLE),
     };
     match rng.random() {
         true => readers::load(rng, &scratch.write("w.npz", &bytes), as_recorded),
@@ -86,20 +143,48 @@ pub fn arrays(rng: &mut KeyedRng, scratch: &Scratch) -> Result<()> {
     }
 }
 
-/// An archive with the names of a small ViT and headers that lie.
-fn archive(rng: &mut KeyedRng) -> Vec<u8> {
+/// Names and shapes of Google's small ViT.
+const GOOGLE: [(&str, &str); 7] = [
+    ("cls", "(1, 1, 4)"),
+    ("embedding/kernel", "(2, 2, 1, 4)"),
+    ("Transformer/posembed_input/pos_embedding", "(1, 5, 4)"),
+    (
+        "Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel",
+        "(4, 2, 2)",
+    ),
+    (
+        "Transformer/encoderblock_0/MultiHeadDotProductAttention_1/out/kernel",
+        "(2, 2, 4)",
+    ),
+    (
+        "Transformer/encoderblock_0/MultiHeadDotProductAttention_1/key/bias",
+        "(2, 2)",
+    ),
+    ("head/kernel", "(4, 3)"),
+];
+
+/// The same of `big_vision`, whose blocks are in one array each.
+const BIG_VISION: [(&str, &str); 8] = [
+    ("params/cls", "(1, 1, 4)"),
+    ("params/embedding/kernel", "(2, 2, 1, 4)"),
+    ("params/pos_embedding", "(1, 5, 4)"),
+    ("params/Transformer/encoderblock/LayerNorm_0/scale", "(1, 4)"),
+    (
+        "params/Transformer/encoderblock/MultiHeadDotProductAttention_0/query/kernel",
+        "(1, 4, 2, 2)",
+    ),
+    (
+        "params/Transformer/encoderblock/MultiHeadDotProductAttention_0/key/bias",
+        "(1, 2, 2)",
+    ),
+    ("params/Transformer/encoderblock/MlpBlock_0/Dense_0/kernel", "(1, 4, 8)"),
+    ("params/head/kernel", "(4, 3)"),
+];
+
+/// An archive of arrays of these names, whose headers lie.
+fn archive(rng: &mut KeyedRng, names: &[(&str, &str)]) -> Vec<u8> {
     let mut archive = zip::ZipWriter::new(std::io::Cursor::new(vec![]));
     let options = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
-    let block = "Transformer/encoderblock_0/MultiHeadDotProductAttention_1";
-    let names = [
-        ("cls", "(1, 1, 4)"),
-        ("embedding/kernel", "(2, 2, 1, 4)"),
-        ("Transformer/posembed_input/pos_embedding", "(1, 5, 4)"),
-        (&format!("{block}/query/kernel"), "(4, 2, 2)"),
-        (&format!("{block}/out/kernel"), "(2, 2, 4)"),
-        (&format!("{block}/key/bias"), "(2, 2)"),
-        ("head/kernel", "(4, 3)"),
-    ];
     for (name, shape) in names {
         let number = |rng: &mut KeyedRng| pick(rng, &["0", "2", "4", "-1", "18446744073709551615", "4294967296", "x"]);
         let shape = match rng.random_bool(0.15) {

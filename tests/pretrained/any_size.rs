@@ -4,7 +4,7 @@ use candle_core::{DType, Tensor, Var};
 use candle_nn::ModuleT;
 use masksub::models::vit::{Config, Pool, Rotary, VisionTransformer};
 use masksub::pretrained::Pretrained;
-use masksub::{grad, DropToken, MaskSub, Params, RandomMasking, Seed, Weights};
+use masksub::{grad, DropToken, Error, Mask, MaskSub, Params, Pass, RandomMasking, Seed, TokenModel, Weights};
 
 use super::{model_file, refusal, small, vit};
 use crate::common::{bits, distance, numbers, randn, CPU};
@@ -176,4 +176,34 @@ fn are_patches_of_the_configured_channels_all_the_same() {
     let tables = dynamic(&narrow(Config::beitv2_base(9)));
     let error = refusal(&tables, &open("timm_beit")).to_string();
     assert!(error.starts_with("dynamic_image_size is true"), "{error}");
+}
+
+/// Tokens do not tell their grid: where a block takes positions on it, whoever classifies them says it, and where none
+/// does, nobody needs to.
+#[test]
+fn of_which_nothing_tells_the_grid_are_refused_where_blocks_take_positions() {
+    let images = randn((2, 3, 48, 32), "images");
+    for (name, cfg) in models() {
+        let model = vit(&dynamic(&cfg), &open(name));
+        let mut pass = Pass::eval();
+        let tokens = model.embed(&images, None, &mut pass).unwrap();
+        let expected = model.classify(&tokens, None, &mut pass).unwrap();
+        let blind = model.classify(&tokens, None, &mut Pass::eval());
+        if cfg.rotary.is_none() {
+            assert_eq!(bits(&blind.unwrap()), bits(&expected), "{name}");
+            continue;
+        }
+        let error = Error::from(blind.unwrap_err());
+        assert!(
+            matches!(error, Error::InvalidArgument { argument: "pass", .. }),
+            "{error:?}"
+        );
+        assert!(error.to_string().contains("the one that `embed` got"), "{error}");
+        // A mask tells it as well.
+        let grid = model.grid(&images).unwrap();
+        let all: Vec<u32> = (0..grid.len() as u32).collect();
+        let mask = Mask::from_keep_indices(grid, &[all.clone(), all]).unwrap();
+        let told = model.classify(&tokens, Some(&mask), &mut Pass::eval()).unwrap();
+        assert!(distance(&told, &expected) < 1e-6, "{name}");
+    }
 }

@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
+use candle_nn::ModuleT;
 use masksub::models::vit::{Config, VisionTransformer};
 use masksub::pretrained::{self, Layout, Pretrained, Resize};
 use masksub::{Error, Grid, Seed, Weights};
 
 use super::{checkpoint, model_file, refusal, saved, small, tensors, timm_vit, var, vb, vit, weights};
-use crate::common::{bits, numbers, randn, random_values, CPU};
+use crate::common::{bits, distance, numbers, randn, random_values, CPU};
 
 #[test]
 fn of_the_same_grid_are_as_they_were() {
@@ -210,20 +211,65 @@ fn in_two_tables_are_misshapen() {
 }
 
 #[test]
-fn with_and_without_the_class_token_are_not_mistaken_for_each_other() {
+fn that_the_class_token_has_in_the_model_alone_are_misshapen() {
     for image_size in [32, 48] {
-        for (name, class_token_position) in [("timm_vit", false), ("facebook_deit3", true)] {
-            let form = small(Config::deit3_base(9)).with_input(image_size, 8, 3);
-            let cfg = Config {
-                class_token_position,
-                layer_scale: None,
-                ..form
+        let form = small(Config::deit3_base(9)).with_input(image_size, 8, 3);
+        let cfg = Config {
+            class_token_position: true,
+            layer_scale: None,
+            ..form
+        };
+        let error = refusal(&cfg, &weights("facebook_deit3"));
+        assert!(
+            matches!(&error, Error::MisshapenWeight { path, .. } if path == "pos_embed"),
+            "{error}"
+        );
+    }
+}
+
+/// Of the class token and of DeiT's distillation token, whether the file's grid is the model's or another one.
+#[test]
+fn of_tokens_for_which_the_model_has_none_are_added_to_them() {
+    let narrow = |form: Config| Config {
+        embed_dim: 24,
+        mlp_dim: 96,
+        ..small(form)
+    };
+    let registers = Config {
+        num_registers: 4,
+        ..narrow(Config::dinov2_small(9))
+    };
+    let models = [
+        (checkpoint("timm_vit"), timm_vit(9)),
+        (checkpoint("hf_vit"), small(Config::hf_base(9))),
+        (
+            model_file("timm_deit_distilled.safetensors"),
+            narrow(Config::deit_tiny_distilled(9)),
+        ),
+        (model_file("hf_dinov2_reg.safetensors"), registers),
+    ];
+    for (path, with) in models {
+        for (height, width) in [(32, 32), (48, 48), (24, 40)] {
+            let with = Config {
+                image_size: (height, width),
+                ..with.clone()
             };
-            let error = refusal(&cfg, &weights(name));
-            assert!(
-                matches!(&error, Error::MisshapenWeight { path, .. } if path == "pos_embed"),
-                "{error}"
-            );
+            let without = Config {
+                class_token_position: false,
+                ..with.clone()
+            };
+            let images = randn((2, 3, height, width), "images");
+            let logits = |cfg: &Config| {
+                let weights = Pretrained::open(&path).unwrap().weights(Seed::new(0));
+                let logits = vit(cfg, &weights).forward_t(&images, false).unwrap();
+                weights.check_exact(|_| false).unwrap();
+                (logits, weights.notes())
+            };
+            let ((theirs, _), (ours, notes)) = (logits(&with), logits(&without));
+            let error = distance(&ours, &theirs);
+            assert!(error < 1e-6, "{} {height} x {width}: {error}", path.display());
+            let line = "cls_token: with its position, for which the model has none of its own";
+            assert!(notes.iter().any(|note| note == line), "{notes:?}");
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::models::init::{NORMAL, ZERO};
 use crate::models::linear::Linear;
 use crate::models::{pool, rules};
 use crate::nn::{layer_norm, LayerNorm};
-use crate::ops;
+use crate::ops::{self, Stream};
 use crate::pass::Pass;
 
 /// Sides of the stem's patches and of those that the other stages merge.
@@ -121,10 +121,11 @@ impl ConvNeXt {
             if tokens.is_none() {
                 ys = stage.norm.forward(&ys)?;
             }
+            let mut stream = Stream::new(&ys);
             for block in &stage.blocks {
-                ys = block.forward(&ys, grid, pass)?;
+                block.forward(&mut stream, grid, pass)?;
             }
-            tokens = Some((ys, grid));
+            tokens = Some((stream.tokens()?, grid));
         }
         Ok(tokens.map_or(maps, |(tokens, _)| tokens))
     }

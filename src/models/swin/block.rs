@@ -9,7 +9,7 @@ use crate::models::init::{NORMAL, ZERO};
 use crate::models::linear::Linear;
 use crate::models::mlp::{Mlp, MlpNames, Regime};
 use crate::nn::{layer_norm, LayerNorm};
-use crate::ops::{self, Activation, Affine, AttentionBranch, Windows};
+use crate::ops::{self, Activation, Affine, AttentionBranch, Stream, Windows};
 use crate::pass::Pass;
 
 /// Attention within windows: a residual branch behind a layer norm.
@@ -46,14 +46,14 @@ impl Attention {
     }
 
     /// [B, L, D] to [B, L, D]: in one operation where nothing is dropped between the layers.
-    fn forward(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+    fn forward(&self, stream: &mut Stream, pass: &mut Pass) -> Result<()> {
         match self.norm.affine() {
-            Some(norm) if pass.skip_dropout(self.regime.dropout, 1)? => self.fused(norm, xs, pass),
-            _ => self.composed(xs, pass),
+            Some(norm) if pass.skip_dropout(self.regime.dropout, 1)? => self.fused(norm, stream, pass),
+            _ => stream.then(|xs| self.composed(xs, pass)),
         }
     }
 
-    fn fused(&self, norm: Affine, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+    fn fused(&self, norm: Affine, stream: &mut Stream, pass: &mut Pass) -> Result<()> {
         let branch = AttentionBranch {
             norm,
             eps: self.norm.eps(),
@@ -70,8 +70,8 @@ impl Attention {
             table: &self.table,
             mask: self.mask.as_ref(),
         };
-        let factors = pass.drop_path_factors(xs.dim(0)?, self.regime.drop_path)?;
-        ops::window_attention_branch(xs, &branch, &windows, factors.as_deref())
+        let factors = pass.drop_path_factors(stream.start().dim(0)?, self.regime.drop_path)?;
+        stream.window_attention_branch(&branch, &windows, factors.as_deref())
     }
 
     fn composed(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
@@ -118,8 +118,8 @@ impl Block {
     }
 
     /// [B, L, D] to [B, L, D].
-    pub(super) fn forward(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
-        let xs = self.attention.forward(xs, pass)?;
-        self.mlp.forward(&xs, pass)
+    pub(super) fn forward(&self, stream: &mut Stream, pass: &mut Pass) -> Result<()> {
+        self.attention.forward(stream, pass)?;
+        self.mlp.forward(stream, pass)
     }
 }

@@ -14,7 +14,7 @@ use crate::models::init::{pytorch_default, NORMAL, ZERO};
 use crate::models::linear::Linear;
 use crate::models::{pool, rules};
 use crate::nn::{layer_norm, LayerNorm};
-use crate::ops;
+use crate::ops::{self, Stream};
 use crate::pass::Pass;
 
 /// Images to tokens.
@@ -106,10 +106,11 @@ impl Stage {
 
     /// [B, L, D] to [B, L / 4, 2 D], or to [B, L, D] in the last stage.
     fn forward(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
-        let mut xs = xs.clone();
+        let mut stream = Stream::new(xs);
         for block in &self.blocks {
-            xs = block.forward(&xs, pass)?;
+            block.forward(&mut stream, pass)?;
         }
+        let xs = stream.tokens()?;
         match &self.merging {
             Some(merging) => merging.forward(&xs),
             None => Ok(xs),

@@ -7,7 +7,7 @@ use super::config::Config;
 use crate::models::init::{normal, NORMAL, ZERO};
 use crate::models::linear::Linear;
 use crate::models::mlp::{Mlp, MlpNames, Regime};
-use crate::ops;
+use crate::ops::{self, Stream};
 use crate::pass::Pass;
 
 /// timm's `AttentionPoolLatent` with one latent, whose names the parts have: z = proj(attention(q, k, v)), z +
@@ -58,8 +58,9 @@ impl AttentionPool {
         } else {
             self.attend(&q, &kv)
         }?;
-        let pooled = self.proj.forward(&pooled)?;
-        self.mlp.forward(&pooled, &mut Pass::eval())?.squeeze(1)
+        let mut pooled = Stream::new(&self.proj.forward(&pooled)?);
+        self.mlp.forward(&mut pooled, &mut Pass::eval())?;
+        pooled.tokens()?.squeeze(1)
     }
 
     /// The query [1, 1, D] on keys and values [B, N, 2 D]: [B, 1, D].

@@ -11,9 +11,9 @@ use crate::models::init::{NORMAL, ZERO};
 use crate::models::linear::Linear;
 use crate::models::mlp::{Mlp, MlpNames, Regime};
 use crate::nn::{layer_norm, LayerNorm};
-use crate::ops::{self, Affine, AttentionBranch, Tokens};
+use crate::ops::{self, Affine, AttentionBranch, Stream, Tokens};
 use crate::pass::Pass;
-use crate::weights;
+use crate::weights::{self, PositionRows};
 
 /// The projection to queries, keys and values, packed or in three parts.
 #[derive(Clone, Debug)]
@@ -77,7 +77,8 @@ impl Attention {
     fn new(cfg: &Config, gamma: Option<Tensor>, regime: Regime, vb: VarBuilder) -> Result<Self> {
         let (d, names) = (cfg.embed_dim, cfg.names());
         let table = || {
-            weights::tell_grid(&vb, names.position_table, cfg.grid());
+            let (prefix, grid) = (0, cfg.grid());
+            weights::tell_positions(&vb, names.position_table, PositionRows { prefix, grid });
             vb.get_with_hints((relative_table(cfg.grid()), cfg.num_heads), names.position_table, ZERO)
         };
         Ok(Self {
@@ -92,15 +93,21 @@ impl Attention {
     }
 
     /// [B, N, D] to [B, N, D], or to [B, 1, D]: in one operation where nothing is dropped between the layers.
-    fn forward(&self, xs: &Tensor, tokens: Tokens, positions: Option<&Positions>, pass: &mut Pass) -> Result<Tensor> {
+    fn forward(
+        &self,
+        stream: &mut Stream,
+        tokens: Tokens,
+        positions: Option<&Positions>,
+        pass: &mut Pass,
+    ) -> Result<()> {
         let qkv = self.qkv.packed()?;
         let positions = positions.map(|positions| positions.of_block(self.position_table.as_ref()));
         let positions = positions.unwrap_or_default();
         match self.norm.affine() {
             Some(norm) if pass.skip_dropout(self.regime.dropout, 1)? => {
-                self.fused(norm, &qkv, xs, tokens, &positions, pass)
+                self.fused(norm, &qkv, stream, tokens, &positions, pass)
             }
-            _ => self.composed(&qkv, xs, tokens, &positions, pass),
+            _ => stream.then(|xs| self.composed(&qkv, xs, tokens, &positions, pass)),
         }
     }
 
@@ -108,11 +115,11 @@ impl Attention {
         &self,
         norm: Affine,
         qkv: &Linear,
-        xs: &Tensor,
+        stream: &mut Stream,
         tokens: Tokens,
         positions: &ops::Positions,
         pass: &mut Pass,
-    ) -> Result<Tensor> {
+    ) -> Result<()> {
         let branch = AttentionBranch {
             norm,
             eps: self.norm.eps(),
@@ -122,8 +129,8 @@ impl Attention {
             gamma: self.gamma.as_ref(),
             recompute: self.regime.recompute,
         };
-        let factors = pass.drop_path_factors(xs.dim(0)?, self.regime.drop_path)?;
-        ops::attention_branch(xs, &branch, tokens, positions, factors.as_deref())
+        let factors = pass.drop_path_factors(stream.start().dim(0)?, self.regime.drop_path)?;
+        stream.attention_branch(&branch, tokens, positions, factors.as_deref())
     }
 
     fn composed(
@@ -202,15 +209,15 @@ impl Block {
     /// [B, N, D] to [B, N, D], or to [B, 1, D]; with the tokens' positions, where they have a part in blocks.
     pub(super) fn forward(
         &self,
-        xs: &Tensor,
+        stream: &mut Stream,
         tokens: Tokens,
         positions: Option<&Positions>,
         pass: &mut Pass,
-    ) -> Result<Tensor> {
-        let xs = self.attention.forward(xs, tokens, positions, pass)?;
+    ) -> Result<()> {
+        self.attention.forward(stream, tokens, positions, pass)?;
         match &self.mlp {
-            BlockMlp::Plain(mlp) => mlp.forward(&xs, pass),
-            BlockMlp::Gated(mlp) => mlp.forward(&xs, pass),
+            BlockMlp::Plain(mlp) => mlp.forward(stream, pass),
+            BlockMlp::Gated(mlp) => mlp.forward(stream, pass),
         }
     }
 }

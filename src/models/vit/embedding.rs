@@ -13,7 +13,7 @@ use crate::models::init::{pytorch_default, NORMAL, ZERO};
 use crate::models::resample::{self, Resize};
 use crate::nn::{layer_norm, LayerNorm};
 use crate::ops::{self, PatchEmbed};
-use crate::weights;
+use crate::weights::{self, PositionRows};
 
 /// Images to tokens.
 #[derive(Clone, Debug)]
@@ -53,6 +53,14 @@ impl Embedding {
             };
             vb.get_with_hints(shape, name, NORMAL)?.reshape((1, rows, d))
         };
+        let told = PositionRows {
+            prefix: cfg.num_prefix_positions(),
+            grid: cfg.grid(),
+        };
+        // Before the tokens: a source that has positions of theirs, for which there is no place, adds them to these.
+        if cfg.absolute_positions {
+            weights::tell_positions(&vb, names.pos_embed, told);
+        }
         let tokens = [
             (usize::from(cfg.class_token), names.cls_token),
             (usize::from(cfg.distillation_token), names.dist_token),
@@ -65,7 +73,6 @@ impl Embedding {
             prefix.push(table(cfg.num_registers, names.reg_token, &[cfg.num_registers, d])?);
         }
         let positions = cfg.num_prefix_positions() + cfg.grid().len();
-        weights::tell_grid(&vb, names.pos_embed, cfg.grid());
         let pre_norm = || layer_norm(d, cfg.norm_eps, vb.pp(names.pre_norm));
         Ok(Self {
             patch_weight: patch.get_with_hints((d, c, p, p), "weight", weight_init)?,

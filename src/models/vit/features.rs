@@ -39,8 +39,9 @@ impl VisionTransformer {
     pub fn features(&self, xs: &Tensor) -> Result<Features> {
         let mut pass = Pass::eval();
         let (tokens, mut blocks) = (self.embed(xs, None, &mut pass)?, vec![]);
-        let last = self.through_blocks(&tokens, None, Tokens::All, &mut pass, |tokens| {
-            blocks.push(tokens.clone())
+        let last = self.through_blocks(&tokens, None, Tokens::All, &mut pass, |stream| {
+            blocks.push(stream.tokens()?);
+            Ok(())
         })?;
         let pooled = self.head().pool(&last)?;
         Ok(Features { pooled, blocks })

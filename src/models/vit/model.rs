@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::grid::Grid;
 use crate::mask::Mask;
 use crate::model::{Forward, TokenModel};
-use crate::ops::Tokens;
+use crate::ops::{Stream, Tokens};
 use crate::pass::Pass;
 
 /// A Vision Transformer that can be trained: gradients reach every parameter, dropout and drop path are active in
@@ -72,7 +72,7 @@ impl VisionTransformer {
     /// What the heads read of a token sequence, once it went through the blocks.
     pub(super) fn pooled(&self, tokens: &Tensor, keep: Option<&Mask>, pass: &mut Pass) -> Result<Tensor> {
         // The last block's other tokens are read by nothing.
-        let tokens = self.through_blocks(tokens, keep, self.head.reads(), pass, |_| ())?;
+        let tokens = self.through_blocks(tokens, keep, self.head.reads(), pass, |_| Ok(()))?;
         self.head.pool(&tokens)
     }
 
@@ -84,39 +84,52 @@ impl VisionTransformer {
         keep: Option<&Mask>,
         read: Tokens,
         pass: &mut Pass,
-        mut each: impl FnMut(&Tensor),
+        mut each: impl FnMut(&mut Stream) -> Result<()>,
     ) -> Result<Tensor> {
-        let grid = self.grid_of(keep, pass);
+        let grid = self.grid_of(keep, pass)?;
         let (batch, positions) = self.check_tokens(tokens, grid, keep)?;
-        let positions = Positions::of(&self.cfg, grid, positions, batch, tokens.device())?;
-        let mut tokens = tokens.clone();
+        let positions = match grid {
+            Some(grid) => Positions::of(&self.cfg, grid, positions, batch, tokens.device())?,
+            None => None,
+        };
+        let mut stream = Stream::new(tokens);
         for (i, block) in self.blocks.iter().enumerate() {
             let last = i + 1 == self.blocks.len();
             let read = if last { read } else { Tokens::All };
-            tokens = block.forward(&tokens, read, positions.as_ref(), pass)?;
-            each(&tokens);
+            block.forward(&mut stream, read, positions.as_ref(), pass)?;
+            each(&mut stream)?;
         }
-        Ok(tokens)
+        stream.tokens()
     }
 
-    /// The grid that tokens come from: the configured one, or that of their images.
-    fn grid_of(&self, keep: Option<&Mask>, pass: &Pass) -> Grid {
-        match keep.map(Mask::grid).or(pass.grid()) {
-            Some(grid) if self.cfg.dynamic_image_size => grid,
-            _ => self.cfg.grid(),
+    /// The grid that tokens come from: the configured one, or that of their images, as a mask or the pass of `embed` tells
+    /// it; `None` where neither does and no block asks.
+    fn grid_of(&self, keep: Option<&Mask>, pass: &Pass) -> crate::error::Result<Option<Grid>> {
+        if !self.cfg.dynamic_image_size {
+            return Ok(Some(self.cfg.grid()));
         }
+        let grid = keep.map(Mask::grid).or(pass.grid());
+        if grid.is_none() && self.cfg.has_positions_in_blocks() {
+            let allowed =
+                "the one that `embed` got, or any with the mask as `keep`: with dynamic_image_size they tell the \
+                           grid of the images' patches, on which this model's blocks take positions";
+            return Err(Error::invalid("pass", "one that has seen no images", allowed));
+        }
+        Ok(grid)
     }
 
     /// B and the positions that are kept, once the tokens are those.
     fn check_tokens<'a>(
         &self,
         tokens: &Tensor,
-        grid: Grid,
+        grid: Option<Grid>,
         keep: Option<&'a Mask>,
     ) -> Result<(usize, Option<&'a [u32]>)> {
         let prefix = self.cfg.num_prefix_tokens();
         let expected = match *tokens.dims() {
             [b, n, d] if b > 0 && n > prefix && d == self.cfg.embed_dim => {
+                // Whoever has no grid has no mask, and as many patches as there are tokens.
+                let Some(grid) = grid else { return Ok((b, None)) };
                 let keep = keep.map(|mask| mask.indices_on(grid, b)).transpose()?;
                 let kept = keep.map_or(grid.len(), |keep| keep.len() / b);
                 // Without a mask, whoever cut tokens need not say which: unless the blocks take their positions.

@@ -9,7 +9,7 @@ use crate::models::linear::Linear;
 use crate::models::mlp::Regime;
 use crate::nn::ops::swiglu;
 use crate::nn::{layer_norm, LayerNorm};
-use crate::ops;
+use crate::ops::{self, Affine, Gated, GatedMlpBranch, Stream};
 use crate::pass::Pass;
 
 /// x + drop_path(gamma * fc2(norm'(silu(g) * v))) with gate and value (g, v) of norm(x), and dropout before
@@ -17,7 +17,7 @@ use crate::pass::Pass;
 #[derive(Clone, Debug)]
 pub(super) struct SwiGlu {
     norm: LayerNorm,
-    fc1: Gated,
+    fc1: Projections,
     inner_norm: Option<LayerNorm>,
     fc2: Linear,
     gamma: Option<Tensor>,
@@ -26,9 +26,18 @@ pub(super) struct SwiGlu {
 
 /// The projections to gate and value.
 #[derive(Clone, Debug)]
-enum Gated {
+enum Projections {
     Packed(Linear),
     Apart([Linear; 2]),
+}
+
+impl Projections {
+    fn gated(&self) -> Gated<'_> {
+        match self {
+            Self::Packed(both) => Gated::Packed(both.affine()),
+            Self::Apart(layers) => Gated::Apart(layers.each_ref().map(Linear::affine)),
+        }
+    }
 }
 
 impl SwiGlu {
@@ -36,12 +45,12 @@ impl SwiGlu {
         let (d, hidden, names) = (cfg.embed_dim, cfg.mlp_dim, cfg.names());
         let linear = |[from, to]: [usize; 2], name: &str| Linear::new(from, to, NORMAL, ZERO, vb.pp(name));
         let (fc1, inner_norm) = match gate {
-            Gate::Packed => (Gated::Packed(linear([d, 2 * hidden], names.fc1)?), None),
+            Gate::Packed => (Projections::Packed(linear([d, 2 * hidden], names.fc1)?), None),
             Gate::Normed => {
                 let norm = layer_norm(hidden, cfg.norm_eps, vb.pp(names.mlp_norm))?;
                 let [gate, value] = names.fc1_apart;
                 let apart = [linear([d, hidden], gate)?, linear([d, hidden], value)?];
-                (Gated::Apart(apart), Some(norm))
+                (Projections::Apart(apart), Some(norm))
             }
         };
         Ok(Self {
@@ -54,12 +63,35 @@ impl SwiGlu {
         })
     }
 
-    /// [B, N, D] to [B, N, D].
-    pub(super) fn forward(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+    /// [B, N, D] to [B, N, D]: in one operation where nothing is dropped between the layers.
+    pub(super) fn forward(&self, stream: &mut Stream, pass: &mut Pass) -> Result<()> {
+        let inner_norm = self.inner_norm.as_ref().map(LayerNorm::affine);
+        match (self.norm.affine(), inner_norm) {
+            (Some(norm), None | Some(Some(_))) if pass.skip_dropout(self.regime.dropout, 2)? => {
+                self.fused(norm, inner_norm.flatten(), stream, pass)
+            }
+            _ => stream.then(|xs| self.composed(xs, pass)),
+        }
+    }
+
+    fn fused(&self, norm: Affine, inner_norm: Option<Affine>, stream: &mut Stream, pass: &mut Pass) -> Result<()> {
+        let branch = GatedMlpBranch {
+            norm,
+            eps: self.norm.eps(),
+            gated: self.fc1.gated(),
+            inner_norm,
+            fc2: self.fc2.affine(),
+            gamma: self.gamma.as_ref(),
+        };
+        let factors = pass.drop_path_factors(stream.start().dim(0)?, self.regime.drop_path)?;
+        stream.gated_mlp_branch(&branch, factors.as_deref())
+    }
+
+    fn composed(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
         let normed = self.norm.forward(xs)?;
         let hidden = match &self.fc1 {
-            Gated::Packed(both) => swiglu(&both.forward(&normed)?)?,
-            Gated::Apart([gate, value]) => (ops::silu(&gate.forward(&normed)?)? * value.forward(&normed)?)?,
+            Projections::Packed(both) => swiglu(&both.forward(&normed)?)?,
+            Projections::Apart([gate, value]) => (ops::silu(&gate.forward(&normed)?)? * value.forward(&normed)?)?,
         };
         let hidden = pass.dropout(&hidden, self.regime.dropout)?;
         let hidden = match &self.inner_norm {

@@ -37,6 +37,26 @@ pub(crate) trait Operation: Send + Sync + 'static {
     /// The gradient of the input, which may be empty where nobody [wants](Backward::wants_dxs) it; those of the
     /// parameters go to `param_grads`.
     fn backward(&self, of: Backward, kept: Self::Kept, param_grads: &mut ParamGrads) -> Result<Vec<f32>>;
+
+    /// [`backward`](Self::backward) of an operation that does not look at its result again; of a residual one, in the
+    /// memory of the gradients, which are a part of the input's.
+    fn backward_in_place(
+        &self,
+        xs: &[f32],
+        params: &[&[f32]],
+        grads: Vec<f32>,
+        kept: Self::Kept,
+        param_grads: &mut ParamGrads,
+    ) -> Result<Vec<f32>> {
+        let of = Backward {
+            xs,
+            ys: &[],
+            grads: &grads,
+            params,
+            wants_dxs: true,
+        };
+        self.backward(of, kept, param_grads)
+    }
 }
 
 /// Where a backward starts from.
@@ -85,6 +105,23 @@ impl ParamGrads<'_> {
             self.grads[index] = Some(gradient);
         }
         Ok(())
+    }
+
+    /// As [`write`](Self::write), while `beside` is computed by the threads that are free: for a large gradient and a
+    /// product that does not need it. Neither then keeps the other's threads waiting.
+    pub(crate) fn write_beside(
+        &mut self,
+        index: usize,
+        beside: impl FnOnce() + Send,
+        write: impl FnOnce(&mut [f32], Write) + Send,
+    ) -> Result<()> {
+        if !self.wants(index) {
+            beside();
+            return Ok(());
+        }
+        self.write(index, |out, how| {
+            rayon::join(|| write(out, how), beside);
+        })
     }
 
     /// Takes the gradient of a parameter, where it is asked for: for what is at hand with others anyway.

@@ -1,6 +1,7 @@
 //! Convolution of images, for training.
 
 mod blocks;
+pub(crate) mod channels_last;
 mod depthwise;
 mod geometry;
 mod im2col;

@@ -2,6 +2,15 @@
 
 use super::kernel;
 
+/// A copy, made by all threads: the pages of fresh memory cost more than the copying.
+pub(crate) fn to_vec(xs: &[f32]) -> Vec<f32> {
+    let mut copy = vec![0f32; xs.len()];
+    kernel::for_rows(&mut copy, 1, |first, copy| {
+        copy.copy_from_slice(&xs[first..][..copy.len()])
+    });
+    copy
+}
+
 kernel::simd_fn! {
     /// sum += x
     pub(crate) fn add<S>(sums: &mut [f32], xs: &[f32]) -> () {

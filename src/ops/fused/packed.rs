@@ -7,7 +7,8 @@
 
 use candle_core::{Device, Result, Tensor};
 
-use crate::ops::autograd::{self, Backward, Operation, ParamGrads};
+use super::stream::Link;
+use crate::ops::autograd::{Backward, Operation, ParamGrads};
 use crate::ops::cpu::buffer::Buffer;
 use crate::ops::cpu::kernel;
 use crate::ops::cpu::write::Write;
@@ -82,21 +83,22 @@ impl KeptSamples {
     }
 }
 
-/// The residual branch that `op` makes, given what of the batch it is for, on `xs` [B, ..] and `params`, all
-/// `f32` on the CPU. Where a branch computes the first tokens alone, the input of these is what a dropped sample keeps.
-/// No branch looks at its [result](Backward::ys) again: where samples are dropped it has none.
-pub(crate) fn apply<O: Operation>(
-    xs: &Tensor,
-    params: &[&Tensor],
+/// The residual branch that `op` makes, given what of a batch it is for. Where it computes the first tokens alone, the
+/// input of these is what a dropped sample keeps. No branch looks at its [result](Backward::ys) again: where samples are
+/// dropped it has none.
+pub(crate) fn branch<O: Operation<Kept: 'static>>(
+    batch: usize,
     drop_path: Option<&[f32]>,
     op: impl FnOnce(Share) -> Result<O>,
-) -> Result<Tensor> {
-    let batch = xs.dim(0)?;
-    let Some(kept) = KeptSamples::of(drop_path) else {
-        return autograd::apply(op(Share::all(batch, drop_path))?, xs, params);
-    };
-    let op = op(kept.share())?;
-    autograd::apply(Packed { op, kept, batch }, xs, params)
+) -> Result<Box<dyn Link>> {
+    Ok(match KeptSamples::of(drop_path) {
+        None => Box::new(op(Share::all(batch, drop_path))?),
+        Some(kept) => Box::new(Packed {
+            op: op(kept.share())?,
+            kept,
+            batch,
+        }),
+    })
 }
 
 /// An operation on the kept samples of a batch.
@@ -105,6 +107,24 @@ struct Packed<O> {
     kept: KeptSamples,
     /// Of all samples.
     batch: usize,
+}
+
+impl<O: Operation> Packed<O> {
+    /// The gradients of the kept samples' inputs.
+    fn backward_packed(&self, of: Backward, kept: Option<O::Kept>, param_grads: &mut ParamGrads) -> Result<Vec<f32>> {
+        let Some(kept) = kept else {
+            no_gradients(of.params.len(), param_grads)?;
+            return Ok(vec![]);
+        };
+        let [xs, grads] = [of.xs, of.grads].map(|rows| self.kept.pack(rows, self.batch));
+        let of = Backward {
+            xs: &xs,
+            ys: &[],
+            grads: &grads,
+            ..of
+        };
+        self.op.backward(of, kept, param_grads)
+    }
 }
 
 impl<O: Operation> Operation for Packed<O> {
@@ -146,22 +166,7 @@ impl<O: Operation> Operation for Packed<O> {
     }
 
     fn backward(&self, of: Backward, kept: Self::Kept, param_grads: &mut ParamGrads) -> Result<Vec<f32>> {
-        let packed = match kept {
-            Some(kept) => {
-                let [xs, grads] = [of.xs, of.grads].map(|rows| self.kept.pack(rows, self.batch));
-                let of = Backward {
-                    xs: &xs,
-                    ys: &[],
-                    grads: &grads,
-                    ..of
-                };
-                self.op.backward(of, kept, param_grads)?
-            }
-            None => {
-                no_gradients(of.params.len(), param_grads)?;
-                vec![]
-            }
-        };
+        let packed = self.backward_packed(of, kept, param_grads)?;
         if !of.wants_dxs {
             return Ok(vec![]);
         }
@@ -171,6 +176,30 @@ impl<O: Operation> Operation for Packed<O> {
             dx[..per_sample].copy_from_slice(&of.grads[sample * per_sample..][..per_sample]);
         });
         Ok(dxs)
+    }
+
+    fn backward_in_place(
+        &self,
+        xs: &[f32],
+        params: &[&[f32]],
+        mut grads: Vec<f32>,
+        kept: Self::Kept,
+        param_grads: &mut ParamGrads,
+    ) -> Result<Vec<f32>> {
+        let of = Backward {
+            xs,
+            ys: &[],
+            grads: &grads,
+            params,
+            wants_dxs: true,
+        };
+        if grads.len() != xs.len() {
+            return self.backward(of, kept, param_grads);
+        }
+        let packed = self.backward_packed(of, kept, param_grads)?;
+        // A dropped sample's gradients are its input's.
+        self.kept.unpack(&packed, &mut grads, self.batch, |_, _| {});
+        Ok(grads)
     }
 }
 
@@ -185,7 +214,7 @@ fn no_gradients(params: usize, param_grads: &mut ParamGrads) -> Result<()> {
     })
 }
 
-/// The residual branch `branch`, given samples and which they are, of candle's operations: what [`apply`] is elsewhere
+/// The residual branch `branch`, given samples and which they are, of candle's operations: what [`branch`] is elsewhere
 /// than in `f32` on the CPU.
 pub(crate) fn compose(
     xs: &Tensor,

@@ -146,39 +146,44 @@ impl<'a> Projection<'a> {
         ys
     }
 
-    /// The gradient of `inner`, from `grads` that have drop path's factors in them.
-    pub(crate) fn backward(self, grads: &[f32]) -> Buffer {
+    /// Writes the gradient of `inner`, from `grads` that have drop path's factors in them.
+    pub(crate) fn backward(self, grads: &[f32], dinner: &mut [f32]) {
         let (width, inputs) = (self.bias.len(), self.inputs());
         let rows = grads.len() / width;
-        let mut dinner = Buffer::new(rows * inputs);
         matrix::matmul(
-            &mut MatMut::rows(&mut dinner, rows, inputs, inputs),
+            &mut MatMut::rows(dinner, rows, inputs, inputs),
             Write::Replace,
             1.0,
             Mat::rows(grads, rows, width, width),
             Mat::rows(&self.scaled_weight(), width, inputs, inputs),
             Parallelism::Rayon(0),
         );
-        dinner
     }
 
     /// Hands over the gradients of weight, bias and γ, which `param_grads` begins with, where they are asked for.
-    /// `grads` are those of the result, with drop path's factors in them.
-    pub(crate) fn param_gradients(self, param_grads: &mut ParamGrads, grads: &[f32], inner: &[f32]) -> Result<()> {
+    /// `grads` are those of the result, with drop path's factors in them. `beside` is computed meanwhile.
+    pub(crate) fn param_gradients(
+        self,
+        param_grads: &mut ParamGrads,
+        grads: &[f32],
+        inner: &[f32],
+        beside: impl FnOnce() + Send,
+    ) -> Result<()> {
         // (Behind them there may be a parameter of the branch's middle.)
         let mine = WEIGHT..GAMMA + usize::from(self.gamma.is_some());
         if !mine.into_iter().any(|index| param_grads.wants(index)) {
+            beside();
             return Ok(());
         }
         let (width, inputs) = (self.bias.len(), self.inputs());
         let mut bias = linear::sum_rows(grads, width);
         let product = |out: &mut [f32], write| linear::weight_gradient(out, write, grads, width, inner, inputs);
         let Some(gamma) = self.gamma else {
-            param_grads.write(WEIGHT, product)?;
+            param_grads.write_beside(WEIGHT, beside, product)?;
             return param_grads.set(BIAS, bias);
         };
         let mut scaled = Buffer::new(self.weight.len());
-        product(&mut scaled, Write::Replace);
+        rayon::join(|| product(&mut scaled, Write::Replace), beside);
         param_grads.write(WEIGHT, |out, write| {
             kernel::for_rows(out, inputs, |first, out| {
                 for (i, out) in (first..).zip(out.chunks_exact_mut(inputs)) {

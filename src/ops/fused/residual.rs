@@ -1,14 +1,19 @@
 //! The residual branch of a transformer, x + s γ projection(f(norm(x))), whatever f is in the middle.
 
 use candle_core::{Result, Tensor};
+use gemm::Parallelism;
 
 use super::norm::Norm;
 use super::projection::{MaybeScaled, Projection};
 use crate::check;
 use crate::error::{Error, Result as OurResult};
+use crate::ops::autograd::ParamGrads;
 use crate::ops::cpu::buffer::Buffer;
 use crate::ops::cpu::elementwise::scale_into;
 use crate::ops::cpu::kernel;
+use crate::ops::cpu::matrix::{self, Mat, MatMut};
+use crate::ops::cpu::write::Write;
+use crate::ops::linear;
 
 /// Where a branch's parameters stand: weight and bias of the norm, of the layer in the middle, and of the projection;
 /// and γ.
@@ -45,6 +50,35 @@ pub(crate) fn add(xs: &Tensor, branch: Tensor, gamma: Option<&Tensor>, drop_path
         None => scaled,
     };
     xs + dropped
+}
+
+/// The gradient of what the layer in the middle read, [R, D], from that of its result, `dh` [R, H], with those of its
+/// `weight` [H, D] and bias put in place. `normed` makes once more what it read.
+pub(crate) fn middle_backward(
+    dh: &[f32],
+    dbias: Vec<f32>,
+    weight: &[f32],
+    normed: impl FnOnce() -> Buffer + Send,
+    param_grads: &mut ParamGrads,
+) -> Result<Buffer> {
+    let hidden = dbias.len();
+    let (rows, width) = (dh.len() / hidden, weight.len() / hidden);
+    let mut dnormed = Buffer::new(rows * width);
+    let input_gradient = || {
+        matrix::matmul(
+            &mut MatMut::rows(&mut dnormed, rows, width, width),
+            Write::Replace,
+            1.0,
+            Mat::rows(dh, rows, hidden, hidden),
+            Mat::rows(weight, hidden, width, width),
+            Parallelism::Rayon(0),
+        );
+    };
+    param_grads.write_beside(MIDDLE, input_gradient, |out, write| {
+        linear::weight_gradient(out, write, dh, hidden, &normed(), width);
+    })?;
+    param_grads.set(MIDDLE + 1, dbias)?;
+    Ok(dnormed)
 }
 
 /// Gradients with drop path's factors in them.

@@ -4,6 +4,7 @@
 use candle_core::{DType, Result, Tensor};
 
 use super::attention_branch::{self, AttentionBranch, Places, Windowed};
+use super::stream::{with_params, Stream};
 use super::{packed, residual};
 use crate::check;
 use crate::error::{Error, Result as OurResult};
@@ -125,48 +126,76 @@ pub fn window_attention_branch(
     windows: &Windows,
     drop_path: Option<&[f32]>,
 ) -> Result<Tensor> {
-    let [batch, length, width] = branch.check(xs, drop_path)?;
-    let order = windows.check(xs, branch.num_heads)?;
-    let dims = Dims::of(&[batch, length, 3 * width], branch.num_heads)?;
-    routed(xs, branch, dims, windows, order, drop_path)
+    let mut stream = Stream::new(xs);
+    stream.window_attention_branch(branch, windows, drop_path)?;
+    stream.tokens()
 }
 
-/// [`window_attention_branch`] of arguments that fit, with the sizes of a sample and the order of its windows.
+impl Stream {
+    /// [`window_attention_branch`] of the tokens, behind other branches that leave their number as it is.
+    pub(crate) fn window_attention_branch(
+        &mut self,
+        branch: &AttentionBranch,
+        windows: &Windows,
+        drop_path: Option<&[f32]>,
+    ) -> Result<()> {
+        let [batch, length, width] = branch.check(self.start(), drop_path)?;
+        let order = windows.check(self.start(), branch.num_heads)?;
+        let dims = Dims::of(&[batch, length, 3 * width], branch.num_heads)?;
+        routed(self, branch, dims, windows, order, drop_path)
+    }
+}
+
+/// [`Stream::window_attention_branch`] with arguments that fit, the sizes of a sample and the order of its windows.
 fn routed(
-    xs: &Tensor,
+    stream: &mut Stream,
     branch: &AttentionBranch,
     dims: Dims,
     windows: &Windows,
     order: Vec<u32>,
     drop_path: Option<&[f32]>,
-) -> Result<Tensor> {
+) -> Result<()> {
     let Windows {
         window, table, mask, ..
     } = *windows;
-    let tensors: Vec<_> = [xs, table].into_iter().chain(branch.params()).collect();
-    match Route::of(&tensors) {
+    let params: Vec<_> = branch.params().into_iter().chain([table]).collect();
+    match Route::of(&with_params(stream.start(), &params)) {
         Route::Kernel if mask.is_none_or(|mask| mask.device().is_cpu()) => {
             let mask = match mask {
                 Some(mask) => Some(mask.detach().to_dtype(DType::F32)?.contiguous()?),
                 None => None,
             };
             let windowed = Windowed { window, order, mask };
-            let params: Vec<_> = branch.params().into_iter().chain([table]).collect();
-            attention_branch::apply(xs, branch, &params, dims, drop_path, |_| Ok(Places::Windows(windowed)))
+            let op = attention_branch::operation(branch, dims, drop_path, |_| Ok(Places::Windows(windowed)))?;
+            stream.push(op, &params)
         }
-        Route::InF32 => in_f32(&tensors, |t| {
-            let windows = Windows {
-                table: &t[1],
-                ..*windows
-            };
-            routed(&t[0], &branch.with(&t[2..]), dims, &windows, order, drop_path)
+        Route::InF32 => stream.then(|xs| {
+            in_f32(&with_params(xs, &params), |t| {
+                let table = t.len() - 1;
+                let windows = Windows {
+                    table: &t[table],
+                    ..*windows
+                };
+                let mut stream = Stream::new(&t[0]);
+                routed(
+                    &mut stream,
+                    &branch.with(&t[1..table]),
+                    dims,
+                    &windows,
+                    order,
+                    drop_path,
+                )?;
+                stream.tokens()
+            })
         }),
-        Route::Kernel | Route::Composition => packed::compose(xs, drop_path, |xs, share| {
-            let dims = Dims {
-                batch: share.batch,
-                ..dims
-            };
-            compose(xs, branch, dims, windows, &order, share.drop_path)
+        Route::Kernel | Route::Composition => stream.then(|xs| {
+            packed::compose(xs, drop_path, |xs, share| {
+                let dims = Dims {
+                    batch: share.batch,
+                    ..dims
+                };
+                compose(xs, branch, dims, windows, &order, share.drop_path)
+            })
         }),
     }
 }

@@ -7,7 +7,8 @@
 //! There is no scheduler here, and no protocol: a [`Communicator`] sums, sends and collects. [`threads`] is one within a
 //! process, [`Alone`] one for a single rank, and `mpi`, behind the feature of that name, is MPI's. (docs.rs has no MPI, and so
 //! no page of it: `cargo doc --features mpi` makes one. `mpi::Mpi::init()` joins the other processes and gives the
-//! communicator, which `finish()` takes leave by.)
+//! communicator, which `finish()` takes leave by.) Ranks of either kind that have a CUDA device each reach each other's by
+//! NCCL, behind the feature `nccl`: `nccl::Nccl::join(&ranks, &device)`.
 //!
 //! ```
 //! use masksub::train::distributed::{self, threads, Communicator, Share};
@@ -60,6 +61,8 @@ mod bucket;
 mod gradients;
 #[cfg(feature = "mpi")]
 pub mod mpi;
+#[cfg(feature = "nccl")]
+pub mod nccl;
 mod sharded;
 mod share;
 pub mod threads;

@@ -6,9 +6,10 @@ mod positions;
 
 use candle_core::{Result, Tensor};
 
-pub(crate) use self::operation::{apply, Places, Windowed};
+pub(crate) use self::operation::{operation, Places, Windowed};
 pub use self::positions::Positions;
 use super::affine::{affines, Affine};
+use super::stream::{with_params, Stream};
 use super::{packed, residual};
 use crate::check;
 use crate::error::Result as OurResult;
@@ -137,34 +138,49 @@ pub fn attention_branch(
     positions: &Positions,
     drop_path: Option<&[f32]>,
 ) -> Result<Tensor> {
-    let [batch, length, width] = branch.check(xs, drop_path)?;
-    let dims = Dims::of(&[batch, length, 3 * width], branch.num_heads)?;
-    positions.check(dims, xs)?;
-    routed(xs, branch, dims, tokens, positions, drop_path)
+    let mut stream = Stream::new(xs);
+    stream.attention_branch(branch, tokens, positions, drop_path)?;
+    stream.tokens()
 }
 
-/// [`attention_branch`] of arguments that fit.
+impl Stream {
+    /// [`attention_branch`] of the tokens.
+    pub(crate) fn attention_branch(
+        &mut self,
+        branch: &AttentionBranch,
+        tokens: Tokens,
+        positions: &Positions,
+        drop_path: Option<&[f32]>,
+    ) -> Result<()> {
+        let [batch, _, width] = branch.check(self.start(), drop_path)?;
+        let dims = Dims::of(&[batch, self.length()?, 3 * width], branch.num_heads)?;
+        positions.check(dims, self.start())?;
+        routed(self, branch, dims, tokens, positions, drop_path)
+    }
+}
+
+/// [`Stream::attention_branch`] with arguments that fit.
 fn routed(
-    xs: &Tensor,
+    stream: &mut Stream,
     branch: &AttentionBranch,
     dims: Dims,
     tokens: Tokens,
     positions: &Positions,
     drop_path: Option<&[f32]>,
-) -> Result<Tensor> {
+) -> Result<()> {
     let params = branch.params();
     let table = positions.bias.map(|bias| bias.table);
     // The table is the last parameter.
     let params: Vec<_> = params.into_iter().chain(table).collect();
-    let tensors: Vec<_> = [xs].into_iter().chain(params.iter().copied()).collect();
-    match Route::of(&tensors) {
+    match Route::of(&with_params(stream.start(), &params)) {
         Route::Kernel => {
             let queries = match tokens {
                 Tokens::All => dims.tokens,
                 Tokens::First => 1,
             };
             let dims = Dims { queries, ..dims };
-            apply(xs, branch, &params, dims, drop_path, |samples| {
+            let tensors = with_params(stream.start(), &params);
+            let op = operation(branch, dims, drop_path, |samples| {
                 let selected = positions.select(samples)?;
                 let positions = positions.with(&selected);
                 let rotate = |rotation| Rotate::new(&rotation, dims, &tensors);
@@ -172,23 +188,30 @@ fn routed(
                     rotate: positions.rotation.map(rotate).transpose()?,
                     index: positions.bias.map(|bias| bias.index.clone()),
                 })
-            })
+            })?;
+            stream.push(op, &params)
         }
-        Route::InF32 => in_f32(&tensors, |t| {
-            let with_table = |bias| RelativeBias {
-                table: &t[t.len() - 1],
-                ..bias
-            };
-            let positions = Positions {
-                bias: positions.bias.map(with_table),
-                ..*positions
-            };
-            let params = &t[1..t.len() - usize::from(table.is_some())];
-            routed(&t[0], &branch.with(params), dims, tokens, &positions, drop_path)
+        Route::InF32 => stream.then(|xs| {
+            in_f32(&with_params(xs, &params), |t| {
+                let with_table = |bias| RelativeBias {
+                    table: &t[t.len() - 1],
+                    ..bias
+                };
+                let positions = Positions {
+                    bias: positions.bias.map(with_table),
+                    ..*positions
+                };
+                let params = &t[1..t.len() - usize::from(table.is_some())];
+                let mut stream = Stream::new(&t[0]);
+                routed(&mut stream, &branch.with(params), dims, tokens, &positions, drop_path)?;
+                stream.tokens()
+            })
         }),
-        Route::Composition => packed::compose(xs, drop_path, |xs, share| {
-            let selected = positions.select(share.samples)?;
-            composition(xs, branch, tokens, &positions.with(&selected), share.drop_path)
+        Route::Composition => stream.then(|xs| {
+            packed::compose(xs, drop_path, |xs, share| {
+                let selected = positions.select(share.samples)?;
+                composition(xs, branch, tokens, &positions.with(&selected), share.drop_path)
+            })
         }),
     }
 }

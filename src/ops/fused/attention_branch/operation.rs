@@ -8,26 +8,26 @@ use crate::ops::attention::{Added, Dims, Heads};
 use crate::ops::autograd::{Backward, Operation, ParamGrads};
 use crate::ops::biased_attention::with_rows;
 use crate::ops::cpu::buffer::Buffer;
+use crate::ops::cpu::elementwise::to_vec;
 use crate::ops::cpu::kernel::{self, Elements};
 use crate::ops::cpu::matrix::{self, Mat, MatMut};
 use crate::ops::cpu::write::Write;
 use crate::ops::fused::packed;
 use crate::ops::fused::projection::Rows;
 use crate::ops::fused::residual::{self, MIDDLE, NORM, PROJECTION};
+use crate::ops::fused::stream::Link;
 use crate::ops::linear;
 use crate::ops::rotary_qkv::Rotate;
 use crate::ops::window;
 
-/// The operation on `xs` [B, N, D], once all has been checked.
-pub(crate) fn apply(
-    xs: &Tensor,
+/// The operation on tokens of `dims`, once all has been checked.
+pub(crate) fn operation(
     branch: &AttentionBranch,
-    params: &[&Tensor],
     dims: Dims,
     drop_path: Option<&[f32]>,
     places: impl FnOnce(Option<&[usize]>) -> Result<Places>,
-) -> Result<Tensor> {
-    packed::apply(xs, params, drop_path, |share| {
+) -> Result<Box<dyn Link>> {
+    packed::branch(dims.batch, drop_path, |share| {
         let dims = Dims {
             batch: share.batch,
             ..dims
@@ -209,22 +209,29 @@ impl Op {
         }
     }
 
-    /// The gradients of the normed input, and of the projection's bias.
-    fn project_backward(&self, dqkv: &[f32], weight: &[f32]) -> (Buffer, Vec<f32>) {
+    /// Writes the gradient of the normed input.
+    fn project_backward(&self, dqkv: &[f32], weight: &[f32], dnormed: &mut [f32]) {
         let d = self.dims.width();
-        let mut dnormed = Buffer::new(dqkv.len() / 3);
-        let mut dbias = vec![0f32; 3 * d];
         // Keys and values first, which every token has: queries are then added where there are any.
         for (i, part) in self.parts().into_iter().rev().enumerate() {
             let [start, columns] = part.columns;
             matrix::matmul(
-                &mut MatMut::rows(&mut dnormed, part.rows, d, part.step * d),
+                &mut MatMut::rows(dnormed, part.rows, d, part.step * d),
                 if i == 0 { Write::Replace } else { Write::Add },
                 1.0,
                 Mat::rows(&dqkv[start..], part.rows, columns, part.step * 3 * d),
                 Mat::rows(&weight[start * d..], columns, d, d),
                 Parallelism::Rayon(0),
             );
+        }
+    }
+
+    /// The gradient of the projection's bias.
+    fn project_bias(&self, dqkv: &[f32]) -> Vec<f32> {
+        let d = self.dims.width();
+        let mut dbias = vec![0f32; 3 * d];
+        for part in self.parts() {
+            let [start, columns] = part.columns;
             let sums = kernel::sum_over_rows(part.rows, columns, columns, |first, rows, sums| {
                 for row in first..first + rows {
                     linear::add_rows_to(&dqkv[row * part.step * 3 * d + start..][..columns], sums);
@@ -232,16 +239,16 @@ impl Op {
             });
             dbias[start..start + columns].copy_from_slice(&sums);
         }
-        (dnormed, dbias)
+        dbias
     }
 }
 
 impl Op {
     /// The gradient of the input by the sum alone, past the branch.
-    fn skip_gradient(&self, grads: &[f32]) -> Vec<f32> {
+    fn skip_gradient(&self, grads: Vec<f32>) -> Vec<f32> {
         let (step, width) = (self.dims.tokens / self.dims.queries, self.dims.width());
         if step == 1 {
-            return grads.to_vec();
+            return grads;
         }
         let mut dxs = vec![0f32; step * grads.len()];
         for (dx, g) in dxs.chunks_exact_mut(step * width).zip(grads.chunks_exact(width)) {
@@ -287,11 +294,23 @@ impl Operation for Op {
     }
 
     fn backward(&self, of: Backward, kept: Kept, param_grads: &mut ParamGrads) -> Result<Vec<f32>> {
-        let (branch, table) = self.split(of.params);
+        self.backward_in_place(of.xs, of.params, to_vec(of.grads), kept, param_grads)
+    }
+
+    fn backward_in_place(
+        &self,
+        xs: &[f32],
+        params: &[&[f32]],
+        grads: Vec<f32>,
+        kept: Kept,
+        param_grads: &mut ParamGrads,
+    ) -> Result<Vec<f32>> {
+        let (branch, table) = self.split(params);
         let (norm, [weight, _], proj) = residual::parts(branch, self.eps);
-        let dropped = residual::dropped(of.grads, self.dims.width(), self.drop_path.as_deref());
-        let dheads = proj.backward(&dropped);
-        proj.param_gradients(&mut param_grads.part(PROJECTION), &dropped, &kept.heads)?;
+        let dropped = residual::dropped(&grads, self.dims.width(), self.drop_path.as_deref());
+        let mut dheads = Buffer::new(kept.heads.len());
+        let input_gradient = || proj.backward(&dropped, &mut dheads);
+        proj.param_gradients(&mut param_grads.part(PROJECTION), &dropped, &kept.heads, input_gradient)?;
         let of_table = branch.len();
         let wants_table = table.is_some() && param_grads.wants(of_table);
         let mut dqkv = Buffer::new(kept.qkv.len());
@@ -306,14 +325,15 @@ impl Operation for Op {
             rotate.back().turn(&mut dqkv)?;
         }
         drop((dheads, dropped, kept));
-        param_grads.write(MIDDLE, |out, write| {
-            self.project_weight(out, write, &norm.forward(of.xs), &dqkv);
+        let mut dnormed = Buffer::new(xs.len());
+        let input_gradient = || self.project_backward(&dqkv, weight, &mut dnormed);
+        param_grads.write_beside(MIDDLE, input_gradient, |out, write| {
+            self.project_weight(out, write, &norm.forward(xs), &dqkv);
         })?;
-        let (dnormed, dbias) = self.project_backward(&dqkv, weight);
-        param_grads.set(MIDDLE + 1, dbias)?;
+        param_grads.set(MIDDLE + 1, self.project_bias(&dqkv))?;
         drop(dqkv);
-        let mut dxs = self.skip_gradient(of.grads);
-        norm.backward(of.xs, &dnormed, &mut dxs, &mut param_grads.part(NORM))?;
+        let mut dxs = self.skip_gradient(grads);
+        norm.backward(xs, &dnormed, &mut dxs, &mut param_grads.part(NORM))?;
         Ok(dxs)
     }
 }

@@ -8,6 +8,7 @@ use candle_core::{Result, Tensor};
 
 use self::operation::Op;
 use super::affine::{affines, Affine};
+use super::stream::{with_params, Stream};
 use super::{packed, residual};
 use crate::error::Result as OurResult;
 use crate::ops::activation::Activation;
@@ -104,19 +105,27 @@ impl<'a> MlpBranch<'a> {
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn mlp_branch(xs: &Tensor, branch: &MlpBranch, drop_path: Option<&[f32]>) -> Result<Tensor> {
-    branch.check(xs, drop_path)?;
-    routed(xs, branch, drop_path)
+    let mut stream = Stream::new(xs);
+    stream.mlp_branch(branch, drop_path)?;
+    stream.tokens()
 }
 
-/// [`mlp_branch`] of arguments that fit.
-fn routed(xs: &Tensor, branch: &MlpBranch, drop_path: Option<&[f32]>) -> Result<Tensor> {
+impl Stream {
+    /// [`mlp_branch`] of the tokens.
+    pub(crate) fn mlp_branch(&mut self, branch: &MlpBranch, drop_path: Option<&[f32]>) -> Result<()> {
+        branch.check(self.start(), drop_path)?;
+        routed(self, branch, drop_path)
+    }
+}
+
+/// [`Stream::mlp_branch`] with arguments that fit.
+fn routed(stream: &mut Stream, branch: &MlpBranch, drop_path: Option<&[f32]>) -> Result<()> {
     let params = branch.params();
-    let tensors: Vec<_> = [xs].into_iter().chain(params.iter().copied()).collect();
-    match Route::of(&tensors) {
+    match Route::of(&with_params(stream.start(), &params)) {
         Route::Kernel => {
-            let (_, tokens, width) = xs.dims3()?;
-            let hidden = branch.fc1.weight.dim(0)?;
-            packed::apply(xs, &params, drop_path, |share| {
+            let (batch, _, width) = stream.start().dims3()?;
+            let (tokens, hidden) = (stream.length()?, branch.fc1.weight.dim(0)?);
+            let op = packed::branch(batch, drop_path, |share| {
                 Ok(Op {
                     dims: [share.batch, tokens, width],
                     hidden,
@@ -125,10 +134,19 @@ fn routed(xs: &Tensor, branch: &MlpBranch, drop_path: Option<&[f32]>) -> Result<
                     recompute: branch.recompute,
                     drop_path: share.drop_path.map(<[f32]>::to_vec),
                 })
-            })
+            })?;
+            stream.push(op, &params)
         }
-        Route::InF32 => in_f32(&tensors, |t| routed(&t[0], &branch.with(&t[1..]), drop_path)),
-        Route::Composition => packed::compose(xs, drop_path, |xs, share| composition(xs, branch, share.drop_path)),
+        Route::InF32 => stream.then(|xs| {
+            in_f32(&with_params(xs, &params), |t| {
+                let mut stream = Stream::new(&t[0]);
+                routed(&mut stream, &branch.with(&t[1..]), drop_path)?;
+                stream.tokens()
+            })
+        }),
+        Route::Composition => {
+            stream.then(|xs| packed::compose(xs, drop_path, |xs, share| composition(xs, branch, share.drop_path)))
+        }
     }
 }
 

@@ -1,23 +1,23 @@
 //! Sources of a model's weights: a seed or a file, as variables that can be trained.
 
+mod draw;
+mod source;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use candle_core::{DType, Device, Shape, Tensor, Var};
-use candle_nn::init::NormalOrUniform;
 use candle_nn::var_builder::SimpleBackend;
 use candle_nn::{Init, VarBuilder, VarMap};
-use rand::Rng;
-use rand_distr::{Distribution, Normal};
 
-use crate::check;
 use crate::error::{Error, Fault, Result};
 use crate::file;
-use crate::grid::Grid;
 use crate::key::Seed;
-use crate::ops;
 use crate::params;
+use draw::draw;
+use source::told;
+pub(crate) use source::{is_buffer, tell_positions, PositionRows, Source, Value};
 
 /// A source of weights for a `VarBuilder`: every tensor that a model asks for becomes a variable of a `VarMap`, drawn
 /// from (seed, name) or read from a safetensors file.
@@ -47,104 +47,6 @@ struct Inner {
 struct State {
     source: Box<dyn Source>,
     drawn: BTreeSet<String>,
-}
-
-/// A source of the values that are not drawn.
-pub(crate) trait Source: Send {
-    /// The value of a weight, in `shape` where one is asked for and the source can give it, and in `dtype` where that
-    /// costs nothing; `None` where it has none.
-    fn find(&mut self, name: &str, shape: Option<&Shape>, dtype: DType) -> Result<Option<Value>>;
-
-    /// Tells whether there is a value of that name.
-    fn has(&self, name: &str) -> bool;
-
-    /// The variable that `find` gave the value for is there: a run would keep two of each.
-    fn taken(&mut self, name: &str);
-
-    /// Names of what was not taken, sorted.
-    fn left_over(&self) -> Vec<String>;
-
-    /// Tells whether a weight may be drawn without the user's leave.
-    fn may_lack(&self, name: &str) -> bool;
-
-    /// Tells whether one of `left_over` may stay there without the user's leave.
-    fn may_leave(&self, name: &str) -> bool;
-
-    /// A model has told on which grid the positions of a weight lie, before it asks for it.
-    fn tell_grid(&mut self, _name: &str, _grid: Grid) {}
-
-    /// Lines that say what was done to the values.
-    fn notes(&self) -> Vec<String>;
-}
-
-/// A value that a source has for a weight.
-pub(crate) enum Value {
-    /// Somebody may have it, too: the weight is a copy.
-    Shared(Tensor),
-    /// Made for the weight, which takes its memory.
-    Own(Var),
-}
-
-impl Value {
-    fn shape(&self) -> &Shape {
-        match self {
-            Self::Shared(tensor) => tensor.shape(),
-            Self::Own(var) => var.shape(),
-        }
-    }
-
-    fn into_var(self, dtype: DType, device: &Device) -> Result<Var> {
-        let tensor = match self {
-            Self::Own(var) if var.dtype() == dtype && var.device().same_device(device) => return Ok(var),
-            Self::Own(var) => var.into_inner(),
-            Self::Shared(tensor) => tensor,
-        };
-        // Detached, it is copied: a variable of the caller's would be taken as it is.
-        Ok(Var::from_tensor(&tensor.detach().to_dtype(dtype)?.to_device(device)?)?)
-    }
-}
-
-/// Stands between a weight's name and a grid: names have no such character.
-const TOLD: char = '\0';
-
-/// Tells on which grid the positions of weight `name` of `vb` lie, which their number does not tell.
-///
-/// A builder passes on nothing but names and shapes, so that it goes as a question about a tensor that there cannot be:
-/// [`Weights`] understands it, any other source says no.
-pub(crate) fn tell_grid(vb: &VarBuilder, name: &str, grid: Grid) {
-    vb.contains_tensor(&format!("{name}{TOLD}{} {}", grid.height, grid.width));
-}
-
-/// What [`tell_grid`] has told.
-fn told(question: &str) -> Option<(&str, Grid)> {
-    let (name, sides) = question.split_once(TOLD)?;
-    let (height, width) = sides.split_once(' ')?;
-    Some((name, Grid::new(height.parse().ok()?, width.parse().ok()?)))
-}
-
-/// Tensors in memory, under the model's own names.
-impl Source for BTreeMap<String, Tensor> {
-    fn find(&mut self, name: &str, _: Option<&Shape>, _: DType) -> Result<Option<Value>> {
-        Ok(self.get(name).cloned().map(Value::Shared))
-    }
-    fn has(&self, name: &str) -> bool {
-        self.contains_key(name)
-    }
-    fn taken(&mut self, name: &str) {
-        self.remove(name);
-    }
-    fn left_over(&self) -> Vec<String> {
-        self.keys().cloned().collect()
-    }
-    fn may_lack(&self, _: &str) -> bool {
-        false
-    }
-    fn may_leave(&self, name: &str) -> bool {
-        is_buffer(name)
-    }
-    fn notes(&self) -> Vec<String> {
-        vec![]
-    }
 }
 
 impl Weights {
@@ -386,16 +288,6 @@ impl Weights {
     }
 }
 
-/// Tells whether a tensor is one that PyTorch modules save though it can be computed: batch norm's count of steps
-/// (torch), the indices and masks of windows (Swin).
-pub(crate) fn is_buffer(name: &str) -> bool {
-    let last = name.rsplit('.').next();
-    matches!(
-        last,
-        Some("num_batches_tracked" | "relative_position_index" | "attn_mask")
-    )
-}
-
 impl std::fmt::Debug for Weights {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Weights")
@@ -416,8 +308,8 @@ impl SimpleBackend for Weights {
 
     fn contains_tensor(&self, name: &str) -> bool {
         let mut state = self.lock();
-        if let Some((name, grid)) = told(name) {
-            state.source.tell_grid(name, grid);
+        if let Some((name, positions)) = told(name) {
+            state.source.tell_positions(name, positions);
             return false;
         }
         self.lookup(name).is_some() || state.source.has(name)
@@ -449,71 +341,4 @@ impl SimpleBackend for NoGrad {
     fn contains_tensor(&self, name: &str) -> bool {
         self.0.contains_tensor(name)
     }
-}
-
-/// How many elements a tensor has, if a `usize` tells.
-fn elements(shape: &Shape) -> Option<usize> {
-    shape
-        .dims()
-        .iter()
-        .try_fold(1usize, |count, &dim| count.checked_mul(dim))
-}
-
-/// Refuses weights that are no numbers, or more than their dtype holds.
-fn check_init(init: Init, name: &str, drawn: &Tensor) -> Result<()> {
-    if !drawn.dtype().is_float() || ops::first_not_finite(&[drawn])?.is_none() {
-        return Ok(());
-    }
-    let allowed = format!("such that all numbers are finite in {:?}", drawn.dtype());
-    Err(Error::invalid("init", format!("{init:?} for weight {name}"), allowed))
-}
-
-/// Values as candle's `Init` says, from a generator of its own.
-fn draw(init: Init, shape: &Shape, seed: Seed, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
-    check::fits_memory(
-        "shape",
-        format!("{:?} of weight {name}", shape.dims()),
-        elements(shape),
-        // As they are drawn, in their dtype, checked, and as a variable.
-        size_of::<f32>() + 3 * dtype.size_in_bytes(),
-    )?;
-    let mut rng = seed.rng_for(name);
-    let (spread, uniform) = match init {
-        Init::Const(value) => {
-            let tensor = Tensor::full(value, shape, device)?.to_dtype(dtype)?;
-            check_init(init, name, &tensor)?;
-            return Ok(tensor);
-        }
-        Init::Randn { mean, stdev } => ((mean, stdev), false),
-        Init::Uniform { lo, up } => ((lo, up), true),
-        Init::Kaiming {
-            dist,
-            fan,
-            non_linearity,
-        } => {
-            let std = non_linearity.gain() / (fan.for_shape(shape) as f64).sqrt();
-            match dist {
-                NormalOrUniform::Normal => ((0.0, std), false),
-                NormalOrUniform::Uniform => ((-3f64.sqrt() * std, 3f64.sqrt() * std), true),
-            }
-        }
-    };
-    let count = shape.elem_count();
-    let values: Vec<f32> = if uniform {
-        let (low, high) = spread;
-        (0..count)
-            .map(|_| (low + (high - low) * rng.random::<f64>()) as f32)
-            .collect()
-    } else {
-        let normal = Normal::new(spread.0, spread.1)
-            .map_err(|error| Error::invalid("init", format!("{init:?} for {name}"), error.to_string()))?;
-        normal
-            .sample_iter(&mut rng)
-            .take(count)
-            .map(|value| value as f32)
-            .collect()
-    };
-    let tensor = Tensor::from_vec(values, shape, device)?.to_dtype(dtype)?;
-    check_init(init, name, &tensor)?;
-    Ok(tensor)
 }
