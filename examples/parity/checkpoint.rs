@@ -18,6 +18,9 @@ use crate::published;
 use crate::recorded::Recorded;
 use crate::report::{Group, Report};
 
+/// Image sizes beside a checkpoint's own.
+const SIZES: [&str; 2] = ["resized", "rectangular"];
+
 /// Loads the checkpoint beside the file, and compares logits at its own image size and, where recorded, at others, the
 /// gradients of a loss, and the logits of what is left when tokens are dropped. A file of wrappings names several
 /// checkpoints, of the same logits.
@@ -25,9 +28,10 @@ pub fn compare(path: &Path, file: &Recorded, report: &mut Report) -> Result<()> 
     let beside = |name: &str| path.with_file_name(name);
     for wrapped in file.config["files"].as_array().into_iter().flatten() {
         let name = wrapped.as_str().context("its files are no names")?;
-        wrapping(&beside(name), name, file, report)?;
+        wrapping(&beside(name), file, report)?;
     }
     let checkpoint = beside(file.text("checkpoint")?);
+    report.checkpoint = file_name(&checkpoint);
     let recorded = |name: &str| file.tensors.contains_key(name);
     let loaded = load(&checkpoint, file, "input", report)?;
     loaded.logits(file, "input", "logits_eval", report)?;
@@ -37,29 +41,47 @@ pub fn compare(path: &Path, file: &Recorded, report: &mut Report) -> Result<()> 
     if recorded("noise") {
         loaded.dropped(file, report)?;
     }
-    for size in ["resized", "rectangular"] {
+    for size in SIZES {
         let [input, logits] = ["input", "logits"].map(|name| format!("{name}_{size}"));
-        if recorded(&input) {
+        if let Some(reason) = file.config["none"][size].as_str() {
+            report.not_recorded.insert(logits, reason.to_string());
+        } else if recorded(&input) {
             load(&checkpoint, file, &input, report)?.logits(file, &input, &logits, report)?;
         }
     }
     Ok(())
 }
 
-/// A checkpoint of several wrappings: its likeliest weights, and those of another key where it has averaged ones, too.
-fn wrapping(checkpoint: &Path, name: &str, file: &Recorded, report: &mut Report) -> Result<()> {
-    let compare = |pretrained: Pretrained, logits: &str, report: &mut Report| {
-        let model = Loaded::new(pretrained, file, file.get("input")?)?;
-        let ours = model.network.forward(file.get("input")?)?;
+/// A checkpoint of several wrappings: its likeliest weights at each size, and those of another key where it has averaged
+/// ones, too.
+fn wrapping(checkpoint: &Path, file: &Recorded, report: &mut Report) -> Result<()> {
+    let name = file_name(checkpoint);
+    let mut compare = |pretrained: Pretrained, input: &str, logits: &str| {
+        report
+            .formats
+            .insert(name.clone(), pretrained.format().name().to_string());
+        let model = Loaded::new(pretrained, file, file.get(input)?)?;
+        let ours = model.network.forward(file.get(input)?)?;
         report.compare(Group::Main, format!("{name} {logits}"), &ours, file.get(logits)?)
     };
-    compare(Pretrained::open(checkpoint)?, "logits_eval", report)?;
+    compare(Pretrained::open(checkpoint)?, "input", "logits_eval")?;
+    for size in SIZES
+        .iter()
+        .filter(|size| file.tensors.contains_key(&format!("input_{size}")))
+    {
+        let [input, logits] = ["input", "logits"].map(|name| format!("{name}_{size}"));
+        compare(Pretrained::open(checkpoint)?, &input, &logits)?;
+    }
     for (wrapped, key) in [("both", "state_dict_ema"), ("teacher", "student")] {
-        if name.contains(wrapped) {
-            compare(Pretrained::open_key(checkpoint, key)?, "logits_ema", report)?;
+        if name.contains(wrapped) && file.tensors.contains_key("logits_ema") {
+            compare(Pretrained::open_key(checkpoint, key)?, "input", "logits_ema")?;
         }
     }
     Ok(())
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// A model, whichever it is.
@@ -91,6 +113,7 @@ struct Loaded {
 fn load(checkpoint: &Path, file: &Recorded, input: &str, report: &mut Report) -> Result<Loaded> {
     let mut pretrained = Pretrained::open(checkpoint)?;
     let format = pretrained.format();
+    report.formats.insert(file_name(checkpoint), format.name().to_string());
     if file.config["layout"].is_string() {
         // Those were all resized alike, whatever their writers do.
         pretrained = pretrained.with_resize(Resize::Bicubic);
@@ -213,7 +236,7 @@ fn build(format: Format, file: &Recorded, xs: &Tensor, weights: &Weights) -> Res
             Network::ResNet(ResNet::new(&cfg, vb)?, cfg)
         }
         Format::TimmSwin | Format::MicrosoftSwin | Format::HfSwin | Format::TorchvisionSwin => {
-            let resized = height != file.count("image_size")?;
+            let resized = height != file.count("image_size")? && file.config["resized_window_size"].is_number();
             let window_size = if resized { "resized_window_size" } else { "window_size" };
             let cfg = swin::Config {
                 weight_names: match format {

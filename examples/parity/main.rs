@@ -4,7 +4,12 @@
 //!
 //! A line for each file tells the largest error of its main and sub logits, losses and gradients, where the error of a
 //! tensor is ||a - b|| / max(||b||, 1e-3): at most 1e-5, and 1e-4 for gradients; `-` stands where a file has nothing of the
-//! kind. The exit code is 1 when a file fails and 2 when one cannot be read or is of an unknown kind.
+//! kind. `--table` prints one line for each file of weights instead, in Markdown, over all files that are recorded of it:
+//!
+//!     cargo run --release --features augment --example parity -- --table \
+//!         tests/fixtures/{checkpoints,models,sizes}/*.expect.safetensors
+//!
+//! The exit code is 1 when a file fails and 2 when one cannot be read or is of an unknown kind.
 
 mod augment;
 mod checkpoint;
@@ -16,6 +21,7 @@ mod published;
 mod recorded;
 mod report;
 mod saved;
+mod table;
 #[cfg(test)]
 mod tests;
 mod trajectory;
@@ -28,6 +34,7 @@ use candle_core::Device;
 use clap::Parser;
 use recorded::Recorded;
 use report::Report;
+use table::Table;
 
 #[derive(Parser)]
 #[command(about = "Compare masksub with recorded values")]
@@ -41,6 +48,9 @@ struct Flags {
     /// Tell the error of every tensor
     #[arg(long)]
     verbose: bool,
+    /// Print a table in Markdown of the checkpoints: each at its own image size and at others, gradients, dropped tokens
+    #[arg(long, conflicts_with = "verbose")]
+    table: bool,
     /// Write the weights of each recorded checkpoint here as well, under its peers' names: benches/peer/saved.py loads them
     #[arg(long, value_name = "DIR")]
     save: Option<PathBuf>,
@@ -48,7 +58,13 @@ struct Flags {
 
 fn main() -> ExitCode {
     let flags = Flags::parse();
-    let code = compare_all(&flags.files, &flags.device, flags.verbose);
+    let code = if flags.table {
+        let (table, code) = tabulate(&flags.files, &flags.device);
+        print!("{table}");
+        code
+    } else {
+        compare_all(&flags.files, &flags.device, flags.verbose)
+    };
     match flags
         .save
         .map(|directory| saved::save_all(&flags.files, &directory, &flags.device))
@@ -91,6 +107,28 @@ fn compare_all(files: &[PathBuf], device: &Device, verbose: bool) -> u8 {
         }
     }
     code
+}
+
+/// Compares files, and returns the table of their checkpoints and the exit code; of those that fail a line is written to
+/// the standard error.
+fn tabulate(files: &[PathBuf], device: &Device) -> (Table, u8) {
+    let (mut table, mut code) = (Table::default(), 0);
+    for file in files {
+        match compare(file, device) {
+            Ok(report) => {
+                if !report.is_ok() {
+                    eprintln!("{report}");
+                    code = code.max(1);
+                }
+                table.add(&report);
+            }
+            Err(error) => {
+                eprintln!("{}: {error:#}", file.display());
+                code = 2;
+            }
+        }
+    }
+    (table, code)
 }
 
 /// Reads a file of recorded values and runs the crate on the same weights, inputs and masks.

@@ -1,5 +1,6 @@
 //! The errors of one file: what is printed of them, and whether they are small enough.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use anyhow::Result;
@@ -28,7 +29,7 @@ impl Group {
         (Self::Grad, "grad"),
     ];
 
-    fn tolerance(self) -> f64 {
+    pub fn tolerance(self) -> f64 {
         match self {
             Self::Grad => GRAD_TOLERANCE,
             _ => VALUE_TOLERANCE,
@@ -47,6 +48,12 @@ pub struct Report {
     pub failures: Vec<String>,
     /// What was done to the weights of a checkpoint: a line each.
     pub notes: Vec<String>,
+    /// The file that a checkpoint's errors are of, where their names do not begin with another's.
+    pub checkpoint: String,
+    /// What each file of weights was recognised as.
+    pub formats: BTreeMap<String, String>,
+    /// Why a tensor is not recorded, where its writer's code has none.
+    pub not_recorded: BTreeMap<String, String>,
 }
 
 impl Report {

@@ -9,7 +9,7 @@ use masksub::models::vit::{self, Pool, VisionTransformer};
 
 use crate::recorded::Recorded;
 use crate::report::{Group, Report};
-use crate::{compare, compare_all};
+use crate::{compare, compare_all, tabulate};
 
 /// Compares a fixture by name: one that is not there fails.
 fn check(name: &str) {
@@ -126,20 +126,81 @@ fn checkpoints_of_peers() {
     }
 }
 
-/// Models and wrappings as their writers save them, with gradients, dropped tokens and other sizes where recorded.
+/// Models and wrappings as their writers save them, with gradients, dropped tokens and other sizes where recorded; and
+/// what these and the checkpoints give at sizes of which their own files do not tell.
 #[test]
 fn models_and_wrappings_of_peers() {
-    let names = std::fs::read_dir(fixture("models")).unwrap();
-    let names = names.filter_map(|entry| {
-        let name = entry.unwrap().file_name().into_string().unwrap();
-        name.strip_suffix(".safetensors")
-            .filter(|name| name.ends_with(".expect"))
-            .map(String::from)
+    for (folder, count) in [("models", 37), ("sizes", 39)] {
+        let files = expected(folder);
+        assert_eq!(files.len(), count, "{files:?}");
+        for file in files {
+            let (report, code) = run(&file);
+            assert_eq!(code, 0, "{report}");
+        }
+    }
+}
+
+/// The recorded files of a folder.
+fn expected(folder: &str) -> Vec<PathBuf> {
+    let files = std::fs::read_dir(fixture(folder)).unwrap();
+    let files = files.map(|entry| entry.unwrap().path());
+    let mut files: Vec<_> = files
+        .filter(|path| path.to_string_lossy().ends_with(".expect.safetensors"))
+        .collect();
+    files.sort();
+    files
+}
+
+/// The table has a line for each file of weights, in which nothing fails and no image size is without a reason.
+#[test]
+fn the_table_has_every_checkpoint_at_every_size() {
+    let files: Vec<_> = ["checkpoints", "models", "sizes"]
+        .into_iter()
+        .flat_map(expected)
+        .collect();
+    let (table, code) = tabulate(&files, &Device::Cpu);
+    let table = table.to_string();
+    assert_eq!(code, 0, "{table}");
+    let rows: Vec<Vec<_>> = table.lines().skip(2).map(|line| line.split(" | ").collect()).collect();
+    let is_of_weights =
+        |path: &PathBuf| !path.to_string_lossy().ends_with(".expect.safetensors") && !path.ends_with("write.py");
+    let folders = ["checkpoints", "models", "sizes"].map(|folder| std::fs::read_dir(fixture(folder)).unwrap());
+    let weights = folders.into_iter().flatten().map(|entry| entry.unwrap().path());
+    assert_eq!(rows.len(), weights.filter(is_of_weights).count(), "{table}");
+    for row in rows {
+        let no_square = ["torchvision-vit"].contains(&row[1]);
+        for cell in &row[2..5] {
+            let is_number = cell.parse::<f64>().is_ok_and(|error| error <= 1e-5);
+            assert!(
+                is_number || no_square && *cell == "torchvision takes squares alone",
+                "{row:?}"
+            );
+        }
+    }
+}
+
+/// A value that differs fails in its cell, and one that is not recorded says so.
+#[test]
+fn the_table_tells_which_value_fails() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::create_dir(directory.path().join("models")).unwrap();
+    let checkpoint = "models/timm_vit_antialias.safetensors";
+    std::fs::copy(fixture(checkpoint), directory.path().join(checkpoint)).unwrap();
+    let recorded = "models/timm_vit_antialias.expect.safetensors";
+    let path = changed(recorded, directory.path(), |tensors| {
+        let logits = tensors["logits_rectangular"].affine(1.0, 1e-3).unwrap();
+        tensors.insert("logits_rectangular".into(), logits);
+        tensors.remove("input_resized");
     });
-    let names: Vec<_> = names.collect();
-    assert_eq!(names.len(), 37, "{names:?}");
-    for name in names {
-        check(&format!("models/{name}"));
+    let (table, code) = tabulate(&[path], &Device::Cpu);
+    let table = table.to_string();
+    let row: Vec<_> = table.lines().nth(2).unwrap().split(" | ").collect();
+    assert_eq!(code, 1);
+    assert_eq!(row[3], "no reference", "{table}");
+    assert!(row[4].ends_with("**FAIL**"), "{table}");
+    for column in [2, 5, 6] {
+        let cell = row[column].trim_end_matches(" |");
+        assert!(cell.parse::<f64>().is_ok_and(|error| error < 1e-4), "{table}");
     }
 }
 
