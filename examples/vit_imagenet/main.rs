@@ -12,6 +12,7 @@ mod evaluate;
 mod exit_code;
 mod features;
 mod flags;
+mod heads;
 mod interrupt;
 mod mask_only;
 mod network;
@@ -39,6 +40,7 @@ use data::image_tree::Unreadable;
 use data::{Batch, Batching, Dataset};
 use evaluate::{evaluate, Scores};
 use flags::{Branch, Flags, PrintConfig, SubLoss};
+use heads::BothHeads;
 use mask_only::MaskOnly;
 use masksub::models::{convnext::ConvNeXt, resnet::ResNet, swin::SwinTransformer, vit::VisionTransformer};
 use masksub::pretrained::Pretrained;
@@ -137,6 +139,10 @@ fn run(given: Flags, ranks: &dyn Communicator) -> Result<End> {
         }
         return Ok(End::Done);
     }
+    #[cfg(feature = "nccl")]
+    let nccl = ranks::nccl(ranks, &flags.device)?;
+    #[cfg(feature = "nccl")]
+    let ranks = nccl.as_ref().map_or(ranks, |nccl| nccl as &dyn Communicator);
     // `Weights` makes variables that can be trained, from (seed, name) or from a file.
     let seed = Seed::new(flags.seed);
     let weights = match (&saved, &flags.init_from) {
@@ -181,6 +187,10 @@ fn run(given: Flags, ranks: &dyn Communicator) -> Result<End> {
         saved,
     };
     match &network {
+        Network::Vit(cfg) if BothHeads::are_of(cfg) => {
+            let vit = VisionTransformer::new(cfg, vb)?;
+            training.fit(BothHeads::new(vit)?, DropToken::new(masking))
+        }
         Network::Vit(cfg) => training.fit(VisionTransformer::new(cfg, vb)?, DropToken::new(masking)),
         Network::ResNet(cfg, _) => training.fit(ResNet::new(cfg, vb)?, PatchDrop::new(masking, block)?),
         Network::ConvNeXt(cfg, _) => training.fit(ConvNeXt::new(cfg, vb)?, PatchDrop::new(masking, block)?),

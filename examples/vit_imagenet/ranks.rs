@@ -70,6 +70,19 @@ impl Launch {
     }
 }
 
+/// NCCL between the devices of these ranks, where any of them has a CUDA device: then all have one each.
+#[cfg(feature = "nccl")]
+pub fn nccl<'a>(
+    ranks: &'a dyn Communicator,
+    device: &candle_core::Device,
+) -> Result<Option<distributed::nccl::Nccl<'a>>> {
+    let has_device = ranks.gather(&[device.is_cuda().into()])?;
+    let is_needed = ranks.size() > 1 && has_device.iter().any(|has| has[..] == [1]);
+    Ok(is_needed
+        .then(|| distributed::nccl::Nccl::join(ranks, device))
+        .transpose()?)
+}
+
 /// The part of each batch that this rank loads.
 pub fn part(ranks: &dyn Communicator) -> Part {
     Part {

@@ -1,6 +1,7 @@
 //! The gradients of a batch: this rank's replicas one after the other, and each of them in parts.
 
 use crate::flags::training::TrainingFlags;
+use crate::heads;
 use crate::target::Targeted;
 use anyhow::Result;
 use candle_core::Tensor;
@@ -114,8 +115,12 @@ impl<'a, M, S: SubBranch<M>> Stepper<'a, M, S> {
     }
 
     fn part(&self, images: &Tensor, targets: &Tensor, key: StepKey) -> Result<Step> {
-        let main_loss = |logits: &Tensor| self.criterion.forward(logits, targets);
-        Ok(self.model.backward(images, key, main_loss)?)
+        let main_loss = |logits: &Tensor| heads::mean_loss(logits, |logits| self.criterion.forward(logits, targets));
+        let step = self.model.backward(images, key, main_loss)?;
+        Ok(Step {
+            main_logits: heads::prediction(step.main_logits)?,
+            ..step
+        })
     }
 }
 

@@ -1,9 +1,11 @@
 //! Targets of the sub-branch: whom `--target` has it learn from.
 
 use crate::flags::{Flags, Target};
+use crate::heads::BothHeads;
 use crate::network::Network;
 use anyhow::{ensure, Context, Result};
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
+use masksub::models::vit::VisionTransformer;
 use masksub::train::ema::Ema;
 use masksub::{MainBranch, MaskSub, Mutual, Plain, Seed, SubModelLoss, SubTarget, Teacher, Weights};
 
@@ -15,6 +17,13 @@ const MUTUAL_SHARE: f64 = 0.5;
 
 pub fn target(flags: &Flags, network: &Network, ema: Option<&Ema>) -> Result<Box<dyn SubTarget>> {
     let predicting = |weights: &Weights| -> Result<Box<dyn SubTarget>> {
+        if let Network::Vit(cfg) = network {
+            if BothHeads::are_of(cfg) {
+                // Each head has a target of its own.
+                let vb = weights.no_grad_builder(DType::F32, &flags.device);
+                return Ok(Box::new(Teacher(BothHeads::new(VisionTransformer::new(cfg, vb)?)?)));
+            }
+        }
         let network = crate::for_evaluation(network, weights, &flags.device)?;
         Ok(Box::new(Teacher(Plain(move |images: &Tensor| {
             network.forward_t(images, false)

@@ -55,10 +55,10 @@ fn metrics(out: &Path) -> Vec<Vec<String>> {
     let mut reader = csv::Reader::from_path(out.join("metrics.csv")).unwrap();
     let headers = reader.headers().unwrap();
     assert_eq!(
-        headers.iter().rev().take(2).collect::<Vec<_>>(),
-        ["seconds", "train_seconds"]
+        headers.iter().rev().take(3).collect::<Vec<_>>(),
+        ["seconds", "train_seconds", "train_cpu_seconds"]
     );
-    let row = |row: csv::StringRecord| row.iter().take(row.len() - 2).map(str::to_string).collect();
+    let row = |row: csv::StringRecord| row.iter().take(row.len() - 3).map(str::to_string).collect();
     reader.records().map(|record| row(record.unwrap())).collect()
 }
 

@@ -1,30 +1,29 @@
 //! The flags of `vit_imagenet`, and what follows from them: the network's configuration and the data set.
 
 mod batches;
+mod choices;
 mod device;
+mod help;
+mod images;
 mod input;
 pub mod training;
 mod value;
 
-use crate::data::digits::{self, Digits};
-use crate::data::grey_set::{self, GreySet};
-use crate::data::image_tree::{ImageTree, Unreadable};
-use crate::data::transform::{Settings, Transform};
-use crate::data::{Dataset, Portion};
-use crate::network::{self, Input, Network};
+use crate::data::image_tree::Unreadable;
+use crate::network::{self, Network};
 use crate::recipe::{Asked, Preset, Recipe};
 use crate::saving::SaveLayout;
-use anyhow::{bail, ensure, Result};
+use anyhow::{ensure, Result};
 use candle_core::Device;
+pub use choices::{Branch, PrintConfig, SubLoss, Target};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
+use clap::{CommandFactory, FromArgMatches, Parser};
+use help::with_brief_help;
 use input::InputFlags;
-use masksub::augment::Normalize;
 use masksub::{MaskRatio, RandomMasking};
 use rand_distr::Uniform;
 use std::ffi::OsString;
-use std::fmt;
 use std::path::PathBuf;
 use training::TrainingFlags;
 use value::{at_least_1, positive, share, side, weight};
@@ -73,7 +72,8 @@ pub struct Flags {
     pub unreadable: Unreadable,
 
     /// The network. `digits`: a ViT of width 64, 6 blocks, 4 heads, LayerScale 0.1; `digits-resnet`, `digits-swin`: small
-    /// ones for the digits. These take one channel, with --data all others take three. Default: digits, with --data
+    /// ones for the digits. These take one channel, with --data all others take three. Both heads of a distilled DeiT learn
+    /// from the labels, and the sub-branch matches each; evaluation takes their mean. Default: digits, with --data
     /// deit3-small
     #[arg(long, value_name = "NAME", value_parser = network::names(), help_heading = "Model")]
     pub model: Option<String>,
@@ -233,46 +233,6 @@ pub struct Flags {
     pub given: Vec<String>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum PrintConfig {
-    /// Names and values
-    Values,
-    /// And where each was read
-    Sources,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Branch {
-    Masksub,
-    None,
-    MaskOnly,
-    Dropsub,
-    Pathsub,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Target {
-    Main,
-    Ema,
-    Teacher,
-    Mutual,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum SubLoss {
-    SoftCe,
-    Kl,
-    Bce,
-}
-
-impl fmt::Display for Branch {
-    /// As it is typed.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.to_possible_value()
-            .map_or(Ok(()), |value| f.write_str(value.get_name()))
-    }
-}
-
 impl Flags {
     /// From `arguments`, the program's name not among them. Those of the recipe come before them, so that each can be
     /// overridden.
@@ -402,103 +362,6 @@ impl Flags {
         };
         Ok(RandomMasking::with_ratio(ratio))
     }
-
-    /// How images are turned into what `network` takes.
-    pub fn input_settings(&self, network: &Network) -> Settings {
-        let settings = self.input.settings(network);
-        match &self.data {
-            // No network was published for them: as far as a byte goes, which is the same for all such sets.
-            Some(root) if grey_set::is_at(root) => Settings {
-                normalize: Normalize::INCEPTION,
-                ..settings
-            },
-            _ => settings,
-        }
-    }
-
-    /// Refuses flags of a tree of files where there is none.
-    fn check_no_tree(&self) -> Result<()> {
-        ensure!(
-            self.val_split == "val",
-            "--val-split is for directories of a tree of images: there are images to test on already"
-        );
-        ensure!(
-            self.unreadable == Unreadable::Error,
-            "--unreadable is for a tree of images, whose files are decoded one by one"
-        );
-        Ok(())
-    }
-
-    /// The digits, or the images in `--data`.
-    pub fn dataset(&self) -> Result<Box<dyn Dataset>> {
-        let network = self.network(1)?; // only its input matters here
-        let portion = Portion {
-            train_size: self.train_size,
-            validation: self.validation,
-            seed: self.seed,
-        };
-        let Some(root) = &self.data else {
-            ensure!(
-                self.recipe == Recipe::Plain,
-                "--recipe is for images: say with --data where they are (the digits are trained by the plain one)"
-            );
-            self.check_no_tree()?;
-            if let Some(flag) = self.input.any() {
-                bail!("{flag} is for the images in --data: the digits are trained as they are");
-            }
-            let Input { image_size, .. } = network.input();
-            let digits = Digits::load(portion, image_size / digits::SIDE, &self.device)?;
-            return Ok(Box::new(digits));
-        };
-        let transform = Transform::new(self.input_settings(&network))?;
-        if grey_set::is_at(root) {
-            self.check_no_tree()?;
-            ensure!(
-                self.input.workers.is_none(),
-                "--workers is for a tree of images: those of a set like MNIST need no decoding"
-            );
-            return Ok(Box::new(GreySet::open(root, transform, portion, &self.device)?));
-        }
-        let tree = ImageTree::open(
-            root,
-            &self.val_split,
-            transform,
-            self.unreadable,
-            portion,
-            self.input.workers.unwrap_or(0),
-            &self.device,
-        )?;
-        Ok(Box::new(tree))
-    }
-}
-
-/// The command with a line for each flag in its help.
-fn with_brief_help(command: clap::Command) -> clap::Command {
-    let about = command.get_about().map(|text| first_clause(&text.to_string()));
-    let command = command.about(about.unwrap_or_default()).term_width(0); // as wide as the lines are
-    command.after_help("--help explains them.").mut_args(|arg| {
-        let help = arg.get_help().map(|text| first_clause(&text.to_string()));
-        arg.help(help.unwrap_or_default()).hide_possible_values(true)
-    })
-}
-
-/// As far as the text can stand alone.
-fn first_clause(text: &str) -> String {
-    const ENDS: [&str; 10] = [
-        ". ",
-        ": ",
-        "; ",
-        " (",
-        ", drawn",
-        ", instead",
-        ", at least",
-        ", above",
-        ", the first",
-        ", and where",
-    ];
-    let ends = ENDS.iter().filter_map(|end| text.find(end));
-    let end = ends.min().unwrap_or(text.len());
-    text[..end].trim_end_matches('.').to_string()
 }
 
 #[cfg(test)]

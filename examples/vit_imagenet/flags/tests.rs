@@ -1,4 +1,5 @@
 use super::*;
+use crate::network::Input;
 use crate::{config, sources};
 use masksub::{Purpose, Seed};
 use rand::Rng;

@@ -15,8 +15,12 @@ use serde::{Deserialize, Serialize};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// Seconds that a measured step takes at least, unless it has all images that are run at a time.
+/// Seconds and images that a measured step has at least, unless it has all images that are run at a time. What a few images
+/// need grows less than in proportion to them.
 const LONG_ENOUGH: f64 = 1.0;
+const MANY_ENOUGH: usize = 8;
+/// A step that takes so many seconds is measured with no more images.
+const TOO_LONG: f64 = 5.0;
 /// Measured steps, of which the median counts.
 const STEPS: usize = 5;
 /// What an accelerator is assumed to sustain, in multiply-additions a second: 100 TFLOP/s, of two FLOPs each.
@@ -96,8 +100,8 @@ pub fn print(flags: &Flags, network: &Network, images: usize, steps_per_epoch: u
     // The last two, where there are two.
     let mut sizes = vec![measured(flags, at_a_time.min(2))?];
     while let [.., last] = sizes[..] {
-        let is_enough = sizes.len() > 1 && last.gradients >= LONG_ENOUGH;
-        if last.images >= at_a_time || is_enough {
+        let is_enough = last.gradients >= LONG_ENOUGH && last.images >= MANY_ENOUGH || last.gradients >= TOO_LONG;
+        if last.images >= at_a_time || sizes.len() > 1 && is_enough {
             break;
         }
         sizes.push(measured(flags, (2 * last.images).min(at_a_time))?);

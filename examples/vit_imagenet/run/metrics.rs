@@ -30,13 +30,15 @@ pub struct Epoch {
     pub grad_norm_sub: f64,
     pub grad_cosine: f64,
     pub agreement: f64,
+    /// That the epoch's steps took of the processors, in all threads of this process, one rank: of steps on the CPU.
+    pub train_cpu_seconds: f64,
     /// That the epoch's steps took.
     pub train_seconds: f64,
     /// That the epoch took, evaluation included.
     pub seconds: f64,
 }
 
-const FIELDS: usize = 17;
+const FIELDS: usize = 18;
 
 const HEADER: [&str; FIELDS] = [
     "epoch",
@@ -54,6 +56,7 @@ const HEADER: [&str; FIELDS] = [
     "grad_norm_sub",
     "grad_cosine",
     "agreement",
+    "train_cpu_seconds",
     "train_seconds",
     "seconds",
 ];
@@ -91,6 +94,7 @@ impl Epoch {
             grad_norm_sub: number("grad_norm_sub")?,
             grad_cosine: number("grad_cosine")?,
             agreement: number("agreement")?,
+            train_cpu_seconds: number("train_cpu_seconds")?,
             train_seconds: number("train_seconds")?,
             seconds: number("seconds")?,
         })
@@ -98,13 +102,15 @@ impl Epoch {
 
     /// An empty field for NaN.
     fn record(&self, number: impl Fn(f64) -> String) -> [String; FIELDS] {
-        let number = |value: f64| {
+        let or_empty = |value: f64, text: &dyn Fn(f64) -> String| {
             if value.is_nan() {
                 String::new()
             } else {
-                number(value)
+                text(value)
             }
         };
+        let number = |value| or_empty(value, &number);
+        let seconds = |value| or_empty(value, &|value| format!("{value:.3}"));
         [
             self.epoch.to_string(),
             self.step.to_string(),
@@ -121,8 +127,9 @@ impl Epoch {
             number(self.grad_norm_sub),
             number(self.grad_cosine),
             number(self.agreement),
-            format!("{:.3}", self.train_seconds),
-            format!("{:.3}", self.seconds),
+            seconds(self.train_cpu_seconds),
+            seconds(self.train_seconds),
+            seconds(self.seconds),
         ]
     }
 }
@@ -182,6 +189,7 @@ pub mod tests {
             grad_norm_sub: f64::NAN,
             grad_cosine: f64::NAN,
             agreement: f64::NAN,
+            train_cpu_seconds: 1.87654,
             train_seconds: 0.98765,
             seconds: 1.23456,
         }
@@ -191,9 +199,9 @@ pub mod tests {
     fn an_epoch_is_a_row() {
         let header =
             "epoch,step,lr,train_loss_main,train_loss_sub,train_top1,test_loss,test_top1,test_top5,ema_loss,ema_top1,\
-                      grad_norm_main,grad_norm_sub,grad_cosine,agreement,train_seconds,seconds\n";
+                      grad_norm_main,grad_norm_sub,grad_cosine,agreement,train_cpu_seconds,train_seconds,seconds\n";
         assert_eq!(text(&[]).unwrap(), header);
-        let first = "1,19,0.00015,2.25,,12.5,2,33.3333,100,,,,,,,0.988,1.235\n";
+        let first = "1,19,0.00015,2.25,,12.5,2,33.3333,100,,,,,,,1.877,0.988,1.235\n";
         assert_eq!(text(&[epoch(1)]).unwrap(), format!("{header}{first}"));
         assert_eq!(text(&[epoch(1), epoch(2)]).unwrap().lines().count(), 3);
     }

@@ -1,6 +1,7 @@
 //! A run's checkpoints: when they are written, what is in them, and how a run is taken up again.
 
 mod chart;
+mod clock;
 mod curves;
 pub mod dir;
 pub mod images;

@@ -1,5 +1,6 @@
 //! What is kept of a run: progress on the terminal, metrics.csv, curves.svg, the weights.
 
+use super::clock::Clock;
 use super::curves;
 use super::dir::RunDir;
 use super::metrics::{self, Epoch};
@@ -35,9 +36,7 @@ struct Current {
     started: Instant,
     /// Seconds that the epoch took before the run was resumed.
     before: f64,
-    /// Seconds in steps, and since when the next one is being made.
-    in_steps: f64,
-    since: Instant,
+    in_steps: Clock,
     /// Batches taken, and how many of the epoch's images they used up, with those that could not be read.
     batches: usize,
     passed: usize,
@@ -53,8 +52,7 @@ impl Current {
         Self {
             started: Instant::now(),
             before: 0.0,
-            in_steps: 0.0,
-            since: Instant::now(),
+            in_steps: Clock::new(0.0, 0.0),
             batches: 0,
             passed: 0,
             lr: 0.0,
@@ -72,7 +70,8 @@ impl Current {
         let [images, top1, top5, loss] = (&self.train).into();
         let sums = [
             seconds,
-            self.in_steps,
+            self.in_steps.cpu,
+            self.in_steps.wall,
             self.batches as f64,
             self.passed as f64,
             self.lr,
@@ -98,12 +97,12 @@ impl Current {
         let numbers: Vec<f64> = text.split(' ').map(str::parse).collect::<Result<_, _>>()?;
         let wrong = || {
             format!(
-                "the checkpoint's sums of the epoch are {} numbers instead of 21",
+                "the checkpoint's sums of the epoch are {} numbers instead of 22",
                 numbers.len()
             )
         };
         let (sums, difficulty) = numbers.split_first_chunk().with_context(wrong)?;
-        let [before, in_steps, batches, passed, lr, main, main_weight, sub, sub_weight, images, top1, top5, loss] =
+        let [before, cpu, wall, batches, passed, lr, main, main_weight, sub, sub_weight, images, top1, top5, loss] =
             *sums;
         let (&[norm_main, norm_sub, cosine, agreement], []) = difficulty.as_chunks() else {
             bail!("{}", wrong());
@@ -111,8 +110,7 @@ impl Current {
         Ok(Self {
             started: Instant::now(),
             before,
-            in_steps,
-            since: Instant::now(),
+            in_steps: Clock::new(wall, cpu),
             batches: batches as usize,
             passed: passed as usize,
             lr,
@@ -215,7 +213,7 @@ impl Recorder {
 
     /// An epoch's batches, with a clock on how long each is waited for.
     pub fn timed<I: Iterator>(&mut self, batches: I) -> Timed<I> {
-        self.current.since = Instant::now();
+        self.current.in_steps.restart();
         self.wait.timed(batches)
     }
 
@@ -242,8 +240,10 @@ impl Recorder {
         for (mean, parts) in current.difficulty.iter_mut().zip(difficulty.chunks_exact(2)) {
             mean.add_all(Mean::from_parts([parts[0], parts[1]]));
         }
-        current.in_steps += current.since.elapsed().as_secs_f64();
-        current.since = Instant::now();
+        current.in_steps.count();
+        if !step.main_logits.device().is_cpu() {
+            current.in_steps.cpu = f64::NAN; // The processors wait for the device then.
+        }
         self.step += 1;
         let (main, sub) = (current.main.get(), current.sub.get());
         self.progress
@@ -272,7 +272,8 @@ impl Recorder {
             grad_norm_sub,
             grad_cosine,
             agreement,
-            train_seconds: done.in_steps,
+            train_cpu_seconds: done.in_steps.cpu,
+            train_seconds: done.in_steps.wall,
             seconds: done.before + done.started.elapsed().as_secs_f64(),
         };
         self.epochs.push(epoch);

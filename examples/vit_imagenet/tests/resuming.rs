@@ -179,6 +179,17 @@ fn runs_of_every_family_survive_a_kill() {
             ],
         ),
         ("swin", vec!["--recipe", "swin", "--model", "digits-swin"]),
+        (
+            "distilled",
+            vec![
+                "--model",
+                "deit-tiny-distilled",
+                "--image-size",
+                "16",
+                "--patch-size",
+                "8",
+            ],
+        ),
     ] {
         // A ResNet takes none of one.
         let batch = if name == "resnet" { "4" } else { "1" };

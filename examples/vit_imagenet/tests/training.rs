@@ -91,6 +91,57 @@ fn a_tree_of_small_grey_images_trains_the_digits_model_and_its_weights_load_agai
     assert!(loss(&resumed) < loss(&first), "{resumed:?} {first:?}");
 }
 
+/// Both heads move, also from a checkpoint and where the run was left off, and with a target of their own.
+#[test]
+fn a_distilled_deit_trains_both_heads() {
+    let root = tempfile::tempdir().unwrap();
+    let out = |name: &str| root.path().join(name);
+    let model = "--model deit-tiny-distilled --patch-size 4 --train-size 12 --batch-size 6 --warmup-steps 1";
+    let run = |name: &str, more: &[&str]| {
+        let args: Vec<&str> = model.split(' ').chain(more.iter().copied()).collect();
+        let output = vit_imagenet(&[&args[..], &["--out", path_str(&out(name))]].concat(), 2);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let moved = |before: &str, after: &str| {
+        let (before, after) = (weights(&out(before)), weights(&out(after)));
+        let names = [
+            "head.weight",
+            "head.bias",
+            "head_dist.weight",
+            "head_dist.bias",
+            "cls_token",
+            "dist_token",
+        ];
+        names.iter().all(|name| values(&before[*name]) != values(&after[*name]))
+    };
+    run("one", &["--epochs", "1"]);
+    let row = &metrics(&out("one"))[0];
+    assert!(!row[4].is_empty(), "a loss of the sub-branch: {row:?}");
+
+    // Two epochs from there, in parts of a batch, and the same left off between them.
+    let first = out("one");
+    let more = [
+        "--init-from",
+        path_str(&first),
+        "--accumulate",
+        "2",
+        "--target",
+        "ema",
+        "--ema",
+        "0.5",
+    ];
+    run("two", &[&more[..], &["--epochs", "2"]].concat());
+    assert!(moved("one", "two"));
+
+    // Evaluation is the mean of both heads, as timm's.
+    let second = out("two");
+    let evaluated = run("evaluated", &["--init-from", path_str(&second), "--eval-only"]);
+    let last = metrics(&second).pop().unwrap();
+    let loss = format!("loss={:.4}", last[6].parse::<f64>().unwrap());
+    assert!(evaluated.contains(&loss), "{evaluated} {last:?}");
+}
+
 /// Batch norm would see the 65th digit alone, as a single pixel.
 #[test]
 fn a_resnet_trains_on_one_image_more_than_its_batches_hold() {
