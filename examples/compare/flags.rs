@@ -272,16 +272,22 @@ mod tests {
             let study = study(&[args, &["--data", data]].concat()).unwrap();
             (study.choosing.join(" "), study.reporting.join(" "))
         };
-        assert_eq!(of(&["--quick"]), ("--validation 300".into(), String::new()));
+        assert_eq!(
+            of(&["--quick"]),
+            ("--validation 300 --evaluate-every 1000000".into(), String::new())
+        );
         std::fs::create_dir(root.path().join("test")).unwrap();
-        let held_out = "--validation 300 --val-split test".to_string();
+        let held_out = "--validation 300 --evaluate-every 1000000 --val-split test".to_string();
         assert_eq!(of(&["--quick"]), (held_out, "--val-split test".into()));
         std::fs::create_dir(root.path().join("val")).unwrap();
         for args in [&["--quick"][..], &["--study", "drawings"]] {
             assert_eq!(of(args), (String::new(), "--val-split test".into()));
         }
         std::fs::write(root.path().join("t10k-labels-idx1-ubyte.gz"), "").unwrap();
-        assert_eq!(of(&["--quick"]), ("--validation 300".into(), String::new()));
+        assert_eq!(
+            of(&["--quick"]),
+            ("--validation 300 --evaluate-every 1000000".into(), String::new())
+        );
     }
 
     /// Runs of one have other flags than those of another of the same method.

@@ -120,5 +120,7 @@ fn train(methods: &[Method], common: &[String], seeds: u64, pool: &Pool) -> Resu
                 .collect::<Result<_>>()?,
         })
     });
-    compared.collect()
+    let mut compared = compared.collect::<Result<Vec<_>>>()?;
+    outcome::by_one_clock(compared.iter_mut().flat_map(|one| &mut one.outcomes));
+    Ok(compared)
 }

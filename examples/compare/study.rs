@@ -50,7 +50,8 @@ pub struct Study {
 
 /// Images that a sweep holds out: none of the test images, and none that are trained on in the end where `--train-size` is
 /// given. Without it, all others are trained on while choosing, and these as well in the end.
-const HELD_OUT: &str = "--validation 300";
+/// They are looked at when the run is over, unless the method says itself when.
+const HELD_OUT: &str = "--validation 300 --evaluate-every 1000000";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Name {
@@ -75,7 +76,7 @@ pub enum Name {
 type Row = (&'static str, &'static str);
 
 /// The digits of the crate, few enough that there is something to gain.
-const FEW_DIGITS: &str = "--train-size 300 --epochs 150";
+const FEW_DIGITS: &str = "--train-size 300 --epochs 150 --evaluate-every 5";
 const FEW_MINUTES: &str = "--train-size 300 --epochs 60";
 
 const LOSSES: &[Row] = &[
@@ -113,14 +114,14 @@ const SWIN: &[Row] = &[
 /// With each number of training images as many steps: 1200 of 50 images. All of them are not counted, so that a sweep may
 /// hold some out.
 const FASHION_SIZES: [(usize, &str); 4] = [
-    (1_000, "--train-size 1000 --epochs 60 --evaluate-every 10"),
-    (4_000, "--train-size 4000 --epochs 15 --evaluate-every 3"),
-    (15_000, "--train-size 15000 --epochs 4"),
+    (1_000, "--train-size 1000 --epochs 60 --evaluate-every 20"),
+    (4_000, "--train-size 4000 --epochs 15 --evaluate-every 5"),
+    (15_000, "--train-size 15000 --epochs 4 --evaluate-every 2"),
     (60_000, "--epochs 1"),
 ];
 /// What is usual for such images: a crop from a margin of 4 pixels, mirrored, a box erased (Z. Zhong et al., "Random Erasing
-/// Data Augmentation", 2017, for Fashion-MNIST). 7 x 7 tokens.
-const FASHION: &str = "--model digits --image-size 28 --patch-size 4 --batch-size 50 --augment simple-crop --flip 0.5 \
+/// Data Augmentation", 2017, for Fashion-MNIST). 4 x 4 tokens, as of a digit.
+const FASHION: &str = "--model digits --image-size 28 --patch-size 7 --batch-size 50 --augment simple-crop --flip 0.5 \
                        --random-erasing 0.25";
 const FASHION_METHODS: &[Row] = &[
     ("plain", "--branch none"),
@@ -168,12 +169,12 @@ pub fn named(name: Name, branches: &[Branch], ratios: &[f64]) -> Study {
     let (name, methods, flags, seeds) = match name {
         Name::Quick => ("quick", grid_or(&[0.5]), words(FEW_MINUTES), 5),
         Name::Ratios => ("ratios", grid_or(&[0.25, 0.5, 0.75]), few, 10),
-        Name::Whole => ("whole", grid_or(&[0.5]), vec![], 10),
+        Name::Whole => ("whole", grid_or(&[0.5]), words("--evaluate-every 3"), 10),
         Name::Losses => ("losses", table(LOSSES), few, 10),
         Name::Swin => (
             "swin",
             table(SWIN),
-            words("--model digits-swin --train-size 300 --epochs 60"),
+            words("--model digits-swin --train-size 300 --epochs 60 --evaluate-every 5"),
             5,
         ),
         Name::Fashion => ("fashion", fashion(), words(FASHION), 5),

@@ -1,6 +1,6 @@
 //! The results as a table: CSV of every run, Markdown of every method.
 
-use crate::outcome::Outcome;
+use crate::outcome::{Epoch, Outcome};
 use crate::statistics::{half_width, mean_std, median};
 use crate::Compared;
 use anyhow::Result;
@@ -9,15 +9,7 @@ use anyhow::Result;
 pub fn csv(compared: &[Compared]) -> Result<String> {
     let mut writer = csv::Writer::from_writer(vec![]);
     writer.write_record([
-        "method",
-        "seed",
-        "top1",
-        "top5",
-        "loss",
-        "steps",
-        "step_ms",
-        "train_seconds",
-        "flags",
+        "method", "seed", "top1", "top5", "loss", "steps", "step_ms", "seconds", "flags",
     ])?;
     for Compared { method, outcomes } in compared {
         for outcome in outcomes {
@@ -27,7 +19,7 @@ pub fn csv(compared: &[Compared]) -> Result<String> {
                 epochs,
                 last,
             } = outcome;
-            let seconds: f64 = epochs.iter().map(|epoch| epoch.train_seconds).sum();
+            let seconds: f64 = epochs.iter().map(Epoch::seconds).sum();
             writer.write_record([
                 method.to_string(),
                 seed.to_string(),
@@ -120,7 +112,7 @@ impl Compared {
         pairs.map(|(one, base)| top1(one) - top1(base)).collect()
     }
 
-    /// How many times as long as `base` a step takes: the median over the seeds, whose runs stood side by side.
+    /// How many times as long as `base` a step takes: the median over the seeds.
     fn time_beside(&self, base: &Self) -> f64 {
         let pairs = self.outcomes.iter().zip(&base.outcomes);
         median(pairs.map(|(one, base)| one.step_ms() / base.step_ms()).collect())
