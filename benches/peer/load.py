@@ -2,8 +2,14 @@
 
     python benches/peer/load.py --models large huge --endings pth safetensors --rounds 5 --directory /tmp
 
-Writes the files, of random weights, where they are not there yet. Both run in processes of their own, in turn; what
-PyTorch's model costs by itself is not counted: it is made before, and on the memory of its weights.
+Writes the files, of random weights, where they are not there yet. Both run in processes of their own, in turn, and
+PyTorch in three ways:
+
+- `into`: its model is made before the clock starts, so that its memory is there, and is copied into;
+- `whole`: from nothing to the model, as users write it: the model is made, which draws its weights, and filled;
+- `assign`: from nothing without drawing or copying: the model is made on the meta device and takes the tensors of the
+  file as they are (`assign=True`). Of a .safetensors these are the mapped file, of which nothing is read yet: both are
+  timed until each weight was read once (its sum).
 """
 
 import argparse
@@ -29,17 +35,26 @@ def write(path, model):
         save_file(state, path, metadata={"format": "pt"})
 
 
-def peer(path, model):
+def peer(path, model, way):
     import resource
 
     import timm
     import torch
     from safetensors.torch import load_file
 
-    model = timm.create_model(SIZES[model], num_classes=1000)
+    torch.set_grad_enabled(False)
+    make = lambda: timm.create_model(SIZES[model], num_classes=1000)  # noqa: E731
+    made = make() if way == "into" else None
     start = time.perf_counter()
+    if way == "assign":
+        with torch.device("meta"):
+            made = make()
+    made = made or make()
     state = torch.load(path) if path.endswith(".pth") else load_file(path)
-    model.load_state_dict(state)
+    made.load_state_dict(state, assign=way == "assign")
+    if way == "assign":
+        for weight in made.parameters():
+            weight.sum().item()
     seconds = time.perf_counter() - start
     peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(json.dumps({"seconds": seconds, "peak_bytes": peak, "file_bytes": os.path.getsize(path)}))
@@ -55,7 +70,8 @@ def main():
     parser.add_argument("--endings", nargs="+", choices=["pth", "safetensors"], default=["pth", "safetensors"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--directory", default=".")
-    parser.add_argument("--peer", nargs=2, metavar=("FILE", "MODEL"), help=argparse.SUPPRESS)
+    parser.add_argument("--ways", nargs="+", choices=["into", "whole", "assign"], default=["into", "whole", "assign"])
+    parser.add_argument("--peer", nargs=3, metavar=("FILE", "MODEL", "WAY"), help=argparse.SUPPRESS)
     parser.add_argument("--bench", nargs="+", default=["cargo", "bench", "-q", "--bench", "load", "--"])
     flags = parser.parse_args()
     if flags.peer:
@@ -65,19 +81,22 @@ def main():
             path = os.path.join(flags.directory, f"{SIZES[model]}.{ending}")
             if not os.path.exists(path):
                 write(path, model)
-            ours, theirs = [], []
+            ours, theirs = [], {way: [] for way in flags.ways}
             for _ in range(flags.rounds):
                 ours.append(run([*flags.bench, "--file", path, "--model", f"mae-{model}"]))
-                theirs.append(run([sys.executable, __file__, "--peer", path, model]))
-            ratios = sorted(a["seconds"] / b["seconds"] for a, b in zip(ours, theirs))
+                for way in flags.ways:
+                    theirs[way].append(run([sys.executable, __file__, "--peer", path, model, way]))
             file = ours[0]["file_bytes"]
             median = lambda runs, key: statistics.median(run[key] for run in runs)  # noqa: E731
-            memory = [median(runs, "peak_bytes") / file for runs in (ours, theirs)]
-            print(
-                f"{SIZES[model]}.{ending}: {median(ours, 'seconds'):.2f} s beside {median(theirs, 'seconds'):.2f} s, "
-                f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}); "
-                f"peak memory {memory[0]:.2f} of the file's {file >> 20} MiB beside {memory[1]:.2f}"
-            )
+            print(f"{SIZES[model]}.{ending}, {file >> 20} MiB; peak memory {median(ours, 'peak_bytes') / file:.2f} of it")
+            for way, runs in theirs.items():
+                key = "read_seconds" if way == "assign" else "seconds"
+                ratios = sorted(a[key] / b["seconds"] for a, b in zip(ours, runs))
+                print(
+                    f"  {way}: {median(ours, key):.2f} s beside {median(runs, 'seconds'):.2f} s, "
+                    f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}); "
+                    f"peak memory beside {median(runs, 'peak_bytes') / file:.2f}"
+                )
 
 
 if __name__ == "__main__":
