@@ -2,8 +2,8 @@
 //!
 //!     cargo bench --bench load -- --file vit_large.pth --model mae-large
 //!
-//! Prints one JSON object: `seconds` to the model, `read_seconds` until each of its weights was read once as well. `benches/peer/load.py` writes such files, of random weights in timm's names, and runs both in
-//! turn with PyTorch's `torch.load` and `load_state_dict`.
+//! Prints one JSON object: `seconds` to the model, `read_seconds` until each of its weights was read once as well.
+//! `benches/peer/load.py` writes such files, of random weights in timm's names, and runs it in turn with PyTorch.
 
 use std::path::PathBuf;
 use std::time::Instant;
