@@ -5,7 +5,7 @@ mod remedies;
 use std::collections::HashSet;
 
 use candle_core::backprop::GradStore;
-use candle_core::{Tensor, TensorId};
+use candle_core::{DType, Tensor, TensorId};
 
 use crate::check;
 use crate::error::{Error, Result};
@@ -23,13 +23,14 @@ use crate::params::Params;
 pub fn backward(loss: &Tensor, params: &Params) -> Result<GradStore> {
     params.check_not_empty()?;
     check_loss(loss, "main")?;
+    finite_values(&[("main", loss.clone())])?;
     let grads = into_store(raw_backward(loss, "main", Some(params), Gradients::new())?);
     check_missing(&grads, params)?;
     Ok(grads)
 }
 
-/// The value of a loss that is fit for a backward pass.
-pub(crate) fn check_loss(loss: &Tensor, branch: &'static str) -> Result<f64> {
+/// An error unless a backward pass can start from `loss`.
+pub(crate) fn check_loss(loss: &Tensor, branch: &'static str) -> Result<()> {
     if loss.elem_count() != 1 {
         let got = loss.dims().to_vec();
         return Err(Error::LossNotScalar { branch, got });
@@ -37,11 +38,28 @@ pub(crate) fn check_loss(loss: &Tensor, branch: &'static str) -> Result<f64> {
     if !loss.track_op() {
         return Err(Error::LossDetached { branch });
     }
-    let value = ops::on_host(loss)?[0];
-    if !value.is_finite() {
-        return Err(Error::NonFiniteLoss { branch, value });
+    Ok(())
+}
+
+/// The values of losses, each of one element and with the name of its branch, or an error for the first that is infinite or
+/// NaN. They come to the host together: each transfer waits until the device has done all that was asked of it.
+pub(crate) fn finite_values(losses: &[(&'static str, Tensor)]) -> Result<Vec<f64>> {
+    let is_double = losses.iter().any(|(_, loss)| loss.dtype() == DType::F64);
+    let dtype = if is_double { DType::F64 } else { DType::F32 };
+    let flat = |(_, loss): &(_, Tensor)| loss.detach().flatten_all()?.to_dtype(dtype);
+    let values = match losses
+        .iter()
+        .map(flat)
+        .collect::<candle_core::Result<Vec<_>>>()?
+        .as_slice()
+    {
+        [] => return Ok(vec![]),
+        losses => ops::on_host(&Tensor::cat(losses, 0)?)?,
+    };
+    match losses.iter().zip(&values).find(|(_, value)| !value.is_finite()) {
+        Some((&(branch, _), &value)) => Err(Error::NonFiniteLoss { branch, value }),
+        None => Ok(values),
     }
-    Ok(value)
 }
 
 /// Adds to `earlier` the gradients of the trained variables, or of all variables where it is not known which are

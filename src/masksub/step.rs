@@ -105,13 +105,14 @@ impl<M, S: SubBranch<M, O>, O: Outputs, L: SubLoss<O>, T: SubTarget<O>> MaskSub<
             labels: main_loss,
             distance: sub_loss,
             share: self.target.mutual_share(),
+            unread: vec![],
         };
 
         let ahead = self.sub_ahead(xs, key, losses.share)?;
         let mut main_pass = Pass::train(key);
         let logits = self.branch.main(&self.model, xs, &mut main_pass)?;
         let (loss, main_value) = losses.of_main(&logits, ahead.as_ref())?;
-        let mut gradients = match self.weight {
+        let gradients = match self.weight {
             // All weight on the sub-branch: the main branch is only its target.
             1.0 => Gradients::new(),
             w => grad::raw_backward(&(&loss * (1.0 - w))?, "main", params, Gradients::new())?,
@@ -122,23 +123,28 @@ impl<M, S: SubBranch<M, O>, O: Outputs, L: SubLoss<O>, T: SubTarget<O>> MaskSub<
 
         let mut step = Step {
             grads: GradStore::default(),
-            main_loss: main_value,
+            main_loss: f64::NAN,
             sub_loss: None,
             main_logits,
             mask: None,
             difficulty: None,
         };
         let mut passes = vec![main_pass];
-        if self.weight > 0.0 {
-            let mut sub_pass = Pass::train_sub(key);
-            let (sub_logits, mask) = self.branch.sub(&self.model, xs, &mut sub_pass)?;
-            let target = self.target.target(xs, &step.main_logits, mask.as_ref())?.detach();
-            let (loss, sub_value) = losses.of_sub(&sub_logits, &target, mask.as_ref())?;
-            step.sub_loss = Some(sub_value);
-            step.mask = mask;
-            gradients = self.with_sub_half(gradients, &(loss * self.weight)?, &sub_logits, &mut step)?;
-            passes.push(sub_pass);
-        }
+        let sub_half = match self.weight {
+            0.0 => Ok((gradients, None)),
+            _ => {
+                let mut sub_pass = Pass::train_sub(key);
+                let half = self.sub_half(xs, &mut sub_pass, gradients, &mut losses, &mut step);
+                passes.push(sub_pass);
+                half.map(|(gradients, value)| (gradients, Some(value)))
+            }
+        };
+        // Read once, when all is asked of the device. A main loss that is not finite is the cause of what may have failed
+        // behind it.
+        let values = grad::finite_values(&losses.unread)?;
+        let (gradients, sub_value) = sub_half?;
+        step.main_loss = values[main_value];
+        step.sub_loss = sub_value.map(|sub_value| values[sub_value]);
         let grads = grad::into_store(gradients);
         if let Some(params) = params {
             grad::check_missing(&grads, params)?;
@@ -146,6 +152,27 @@ impl<M, S: SubBranch<M, O>, O: Outputs, L: SubLoss<O>, T: SubTarget<O>> MaskSub<
         Pass::commit_all(passes)?;
         step.grads = grads;
         Ok(step)
+    }
+
+    /// The gradients of both halves, where `main` are those of the main half, and the number of the sub-branch's loss.
+    fn sub_half<F, D>(
+        &self,
+        xs: &Tensor,
+        pass: &mut Pass,
+        main: Gradients,
+        losses: &mut Losses<F, D>,
+        step: &mut Step<O>,
+    ) -> Result<(Gradients, usize)>
+    where
+        F: FnMut(&O) -> candle_core::Result<Tensor>,
+        D: SubLoss<O> + ?Sized,
+    {
+        let (sub_logits, mask) = self.branch.sub(&self.model, xs, pass)?;
+        let target = self.target.target(xs, &step.main_logits, mask.as_ref())?.detach();
+        let (loss, value) = losses.of_sub(&sub_logits, &target, mask.as_ref())?;
+        step.mask = mask;
+        let gradients = self.with_sub_half(main, &(loss * self.weight)?, &sub_logits, step)?;
+        Ok((gradients, value))
     }
 
     /// The gradients of both halves, of the sub half's `loss` and what the main half's were; and in `step` how difficult the
@@ -179,39 +206,48 @@ struct Losses<'a, F, L: ?Sized> {
     distance: &'a L,
     /// Of the distance in each branch's loss, where both learn from each other.
     share: f64,
+    /// Those that have been computed, each with its branch, and are not on the host yet.
+    unread: Vec<(&'static str, Tensor)>,
 }
 
 impl<F, L: ?Sized> Losses<'_, F, L> {
-    /// The loss of the main branch, and its value on the labels alone. `sub` is what it learns from the sub-branch.
-    fn of_main<O>(&mut self, main: &O, sub: Option<&(O, Option<Mask>)>) -> Result<(Tensor, f64)>
+    /// The loss of the main branch, and the number of the one on the labels alone. `sub` is what it learns from the sub-branch.
+    fn of_main<O>(&mut self, main: &O, sub: Option<&(O, Option<Mask>)>) -> Result<(Tensor, usize)>
     where
         F: FnMut(&O) -> candle_core::Result<Tensor>,
         L: SubLoss<O>,
     {
         let labels = (self.labels)(main)?;
-        let value = grad::check_loss(&labels, "main")?;
+        let value = self.note("main", &labels)?;
         let Some((sub, mask)) = sub else {
             return Ok((labels, value));
         };
         let distance = self.distance.compare(main, sub, mask.as_ref())?;
-        grad::check_loss(&distance, "main")?;
+        self.note("main", &distance)?;
         Ok((self.mix(labels, distance)?, value))
     }
 
-    /// The loss of the sub-branch, and its distance from its target alone.
-    fn of_sub<O>(&mut self, sub: &O, target: &O, mask: Option<&Mask>) -> Result<(Tensor, f64)>
+    /// The loss of the sub-branch, and the number of its distance from its target alone.
+    fn of_sub<O>(&mut self, sub: &O, target: &O, mask: Option<&Mask>) -> Result<(Tensor, usize)>
     where
         F: FnMut(&O) -> candle_core::Result<Tensor>,
         L: SubLoss<O>,
     {
         let distance = self.distance.compare(sub, target, mask)?;
-        let value = grad::check_loss(&distance, "sub")?;
+        let value = self.note("sub", &distance)?;
         if self.share == 0.0 {
             return Ok((distance, value));
         }
         let labels = (self.labels)(sub)?;
-        grad::check_loss(&labels, "sub")?;
+        self.note("sub", &labels)?;
         Ok((self.mix(labels, distance)?, value))
+    }
+
+    /// Checks all of a loss but its value, and gives it a number.
+    fn note(&mut self, branch: &'static str, loss: &Tensor) -> Result<usize> {
+        grad::check_loss(loss, branch)?;
+        self.unread.push((branch, loss.detach()));
+        Ok(self.unread.len() - 1)
     }
 
     fn mix(&self, labels: Tensor, distance: Tensor) -> Result<Tensor> {

@@ -3,7 +3,7 @@
 use candle_core::{DType, Result, Tensor, Var};
 use candle_nn::loss::cross_entropy;
 use candle_nn::ModuleT;
-use masksub::{Error, Fill, Forward, Mask, MaskSub, Params, Pass, PatchDrop, RandomMasking};
+use masksub::{Error, Fill, Forward, Mask, MaskSub, Params, Pass, PatchDrop, RandomMasking, SubLoss};
 
 use super::{half, key};
 use crate::common::{bits, labels, numbers, randn, CPU};
@@ -112,6 +112,26 @@ fn is_refused_to_a_loss_that_is_not_finite() {
         .backward(&xs(), key(), |logits| cross_entropy(logits, &labels(3, 3)))
         .unwrap_err();
     assert!(matches!(error, Error::NonFiniteLoss { branch: "sub", .. }), "{error}");
+    assert_eq!(model.state(), before);
+}
+
+/// Losses are read when both halves are computed; what a sub half refuses then is a consequence.
+#[test]
+fn a_main_loss_that_is_not_finite_comes_before_what_the_sub_half_refuses() {
+    struct Refuses;
+    impl SubLoss for Refuses {
+        fn compare(&self, _: &Tensor, _: &Tensor, _: Option<&Mask>) -> Result<Tensor> {
+            candle_core::bail!("an undefined target")
+        }
+    }
+    let model = Staging::new();
+    let before = model.state();
+    let masked = MaskSub::new(&model, patch_drop(), model.params());
+    let step = |value: f64| masked.backward_with(&xs(), key(), |logits| logits.sum_all()? * value, &Refuses);
+    let error = step(f64::NAN).unwrap_err();
+    assert!(matches!(error, Error::NonFiniteLoss { branch: "main", .. }), "{error}");
+    let error = step(1.0).unwrap_err();
+    assert!(error.to_string().contains("an undefined target"), "{error}");
     assert_eq!(model.state(), before);
 }
 
