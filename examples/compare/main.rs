@@ -84,14 +84,15 @@ fn compare(flags: Flags) -> Result<()> {
         let path = out.join(name);
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
     };
-    write("runs.csv", &table::csv(&compared)?)?;
+    let csv = table::csv(&compared)?;
+    write("runs.csv", &csv)?;
     write("table.md", &table)?;
     let pictures = pictures::all(&compared)?;
     for (name, svg) in &pictures {
         write(&format!("{name}.svg"), svg)?;
     }
     if let Some(file) = &flags.report {
-        report::update(file, &study, &table, &pictures)?;
+        report::update(file, &study, &table, &csv, &pictures)?;
     }
     println!("{table}");
     let names = pictures

@@ -7,17 +7,19 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
 
-/// Writes the study's section of `file`, and its pictures into the directory of its name.
-pub fn update(file: &Path, study: &Study, table: &str, pictures: &[(&'static str, String)]) -> Result<()> {
+/// Writes the study's section of `file`, and into the directory of its name the pictures and a row for each run.
+pub fn update(file: &Path, study: &Study, table: &str, runs: &str, pictures: &[(&'static str, String)]) -> Result<()> {
     let text = match fs::read_to_string(file) {
         Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
         read => read.with_context(|| format!("cannot read {}", file.display()))?,
     };
     let stem = file.file_stem().unwrap_or_default().to_string_lossy().to_lowercase();
     let dir = file.with_file_name(&stem);
-    let mut shown = String::new();
+    fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    let csv = format!("{}.csv", study.name);
+    fs::write(dir.join(&csv), without_place(runs, &study.flags)).with_context(|| format!("cannot write {csv}"))?;
+    let mut shown = format!("\nEvery run: [{stem}/{csv}]({stem}/{csv}).\n");
     for (name, svg) in pictures {
-        fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
         let picture = format!("{}-{name}.svg", study.name);
         fs::write(dir.join(&picture), svg).with_context(|| format!("cannot write {picture}"))?;
         shown += &format!("\n![{}: {name}]({stem}/{picture})\n", study.name);
@@ -43,6 +45,12 @@ fn flags_before(flags: &[String]) -> String {
     } else {
         format!("`{}`, ", anywhere(flags.iter().cloned()).join(" "))
     }
+}
+
+/// Rows of runs without where the images are on this machine.
+fn without_place(runs: &str, flags: &[String]) -> String {
+    let place = flags.windows(2).find(|pair| pair[0] == "--data");
+    place.map_or(runs.into(), |pair| runs.replace(&pair.join(" "), "--data DIR"))
 }
 
 /// Arguments without where the images are on this machine.
@@ -120,6 +128,14 @@ mod tests {
             (flags_before(&flags), flags_before(&[])),
             ("`--epochs 2`, ".into(), String::new())
         );
+    }
+
+    #[test]
+    fn rows_do_not_tell_where_the_images_are() {
+        let flags = ["--data", "/home/somebody/images", "--flip", "0.5"].map(String::from);
+        let rows = "plain,0,--data /home/somebody/images --flip 0.5 --seed 0\n";
+        assert_eq!(without_place(rows, &flags), "plain,0,--data DIR --flip 0.5 --seed 0\n");
+        assert_eq!(without_place(rows, &flags[2..]), rows);
     }
 
     #[test]
