@@ -173,6 +173,15 @@ pub(crate) fn same_dtype(argument: &'static str, tensor: &Tensor, other: &str, l
     })
 }
 
+/// A factor of products with `like`: of its dtype, or of half precision where that is f32, which is then rounded to the
+/// factor's dtype.
+pub(crate) fn factor_dtype(argument: &'static str, factor: &Tensor, other: &str, like: &Tensor) -> Result<()> {
+    match (like.dtype(), factor.dtype()) {
+        (DType::F32, DType::BF16 | DType::F16) => Ok(()),
+        _ => same_dtype(argument, factor, other, like),
+    }
+}
+
 /// A tensor of shape `[size]`.
 pub(crate) fn vector(argument: &'static str, tensor: &Tensor, size: usize) -> Result<()> {
     if tensor.dims() == [size] {

@@ -39,6 +39,8 @@ pub fn config(flags: &Flags) -> Result<Config> {
         Network::Swin(cfg) => put("patch-size", cfg.patch_size.to_string()),
         Network::ResNet(..) | Network::ConvNeXt(..) => {}
     }
+    put("dtype", typed(&training.dtype));
+    put("tf32", training.tf32.to_string());
     put("batch-size", training.batch_size.to_string());
     put("drop-last", training.drop_last.to_string());
     put("replicas", training.replicas.to_string());

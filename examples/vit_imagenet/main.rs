@@ -128,6 +128,7 @@ fn run(given: Flags, ranks: &dyn Communicator) -> Result<End> {
     if ranks::tells() {
         flags.warnings().iter().for_each(|warning| eprintln!("{warning}"));
     }
+    flags.prepare_device()?;
     if let Some(what) = flags.print_config {
         let config = config::print(&config::config(flags)?);
         let sources = match what {

@@ -3,6 +3,7 @@
 use crate::data::digits;
 use crate::flags::Flags;
 use anyhow::{bail, ensure, Result};
+use candle_core::DType;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use masksub::augment::Normalize;
 use masksub::models::vit::{Pool, QkvBias, Rotary, WeightNames};
@@ -113,6 +114,16 @@ impl Network {
             Self::ResNet(..) | Self::ConvNeXt(..) => {
                 bail!("--recompute is for a ViT or Swin, but --model names a ResNet or ConvNeXt")
             }
+        }
+    }
+
+    /// The same with products in that dtype.
+    pub fn with_compute_dtype(self, compute_dtype: Option<DType>) -> Self {
+        match self {
+            Self::Vit(cfg) => Self::Vit(vit::Config { compute_dtype, ..cfg }),
+            Self::ResNet(cfg, input) => Self::ResNet(resnet::Config { compute_dtype, ..cfg }, input),
+            Self::ConvNeXt(cfg, input) => Self::ConvNeXt(convnext::Config { compute_dtype, ..cfg }, input),
+            Self::Swin(cfg) => Self::Swin(swin::Config { compute_dtype, ..cfg }),
         }
     }
 

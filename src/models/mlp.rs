@@ -1,6 +1,6 @@
 //! The MLP of a transformer block: a residual branch behind a layer norm, scaled and dropped.
 
-use candle_core::{Module, Result, Tensor};
+use candle_core::{DType, Module, Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 
 use super::init::ZERO;
@@ -9,9 +9,11 @@ use crate::nn::{layer_norm, LayerNorm};
 use crate::ops::{self, Activation, Affine, MlpBranch, Stream};
 use crate::pass::Pass;
 
-/// What a branch does in training beside its arithmetic.
+/// What a branch does in training, and what it multiplies in, beside its arithmetic.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Regime {
+    /// See `Config::compute_dtype`.
+    pub(super) compute_dtype: Option<DType>,
     pub(super) dropout: f64,
     pub(super) drop_path: f64,
     /// See [`Recompute`](super::Recompute).
@@ -49,9 +51,9 @@ impl Mlp {
     ) -> Result<Self> {
         Ok(Self {
             norm: layer_norm(dim, eps, vb.pp(names.norm))?,
-            fc1: Linear::new(dim, hidden, init, ZERO, vb.pp(names.fc1))?,
+            fc1: Linear::new(dim, hidden, init, ZERO, vb.pp(names.fc1))?.in_dtype(regime.compute_dtype),
             activation,
-            fc2: Linear::new(hidden, dim, init, ZERO, vb.pp(names.fc2))?,
+            fc2: Linear::new(hidden, dim, init, ZERO, vb.pp(names.fc2))?.in_dtype(regime.compute_dtype),
             gamma: None,
             regime,
         })
@@ -71,12 +73,13 @@ impl Mlp {
     }
 
     fn fused(&self, norm: Affine, stream: &mut Stream, pass: &mut Pass) -> Result<()> {
+        let (fc1, fc2) = (self.fc1.rounded()?, self.fc2.rounded()?);
         let branch = MlpBranch {
             norm,
             eps: self.norm.eps(),
-            fc1: self.fc1.affine(),
+            fc1: fc1.affine(),
             activation: self.activation,
-            fc2: self.fc2.affine(),
+            fc2: fc2.affine(),
             gamma: self.gamma.as_ref(),
             recompute: self.regime.recompute,
         };

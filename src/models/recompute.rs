@@ -2,14 +2,16 @@
 
 use std::str::FromStr;
 
+use candle_core::DType;
+
 use crate::error::{Error, Result};
 
 /// Blocks whose branches compute again in the backward what they would otherwise keep from the forward (Chen et al. 2016,
 /// arXiv 1604.06174; PyTorch's and timm's "gradient checkpointing"): bigger batches for the same memory, for the time of
 /// most of another forward pass of these blocks. Losses and gradients are the same to the bit.
 ///
-/// For branches that are one operation on the CPU: attention and plain MLPs without dropout. A configuration with dropout
-/// or gated MLPs refuses all but [`Never`](Self::Never). A pass on which a sub-branch imposes dropout
+/// For branches that are one operation on the CPU: attention and plain MLPs without dropout. A configuration with dropout,
+/// gated MLPs or a `compute_dtype` refuses all but [`Never`](Self::Never). A pass on which a sub-branch imposes dropout
 /// ([`DropSub`](crate::DropSub)) keeps all, and so do other devices and f64.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Recompute {
@@ -46,11 +48,14 @@ impl Recompute {
     }
 
     /// Refuses what would keep all the same.
-    pub(super) fn check(self, dropout: f64, gated: bool) -> Result<()> {
-        if self == Self::Never || (dropout == 0.0 && !gated) {
-            return Ok(());
-        }
-        let with = if gated { "a gated MLP" } else { "dropout" };
+    pub(super) fn check(self, dropout: f64, gated: bool, compute_dtype: Option<DType>) -> Result<()> {
+        let with = match compute_dtype {
+            _ if self == Self::Never => return Ok(()),
+            _ if gated => "a gated MLP",
+            _ if dropout > 0.0 => "dropout",
+            Some(_) => "a compute_dtype",
+            None => return Ok(()),
+        };
         Err(Error::invalid("recompute", format!("{self:?} with {with}"), "Never"))
     }
 }

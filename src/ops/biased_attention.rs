@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Storage, 
 
 use super::attention::{self, Added, Dims, Heads};
 use super::cpu::kernel::{self, Elements};
-use super::route::{in_f32, is_half, Route};
+use super::route::{in_f32, Route};
 use crate::check;
 use crate::error::Error;
 
@@ -111,16 +111,10 @@ pub fn biased_attention(qkv: &Tensor, num_heads: usize, bias: &RelativeBias) -> 
     routed(qkv, dims, bias)
 }
 
-/// [`biased_attention`] of arguments that fit.
+/// [`biased_attention`] of arguments that fit; the table may be f32 where `qkv` is bf16 or f16.
 pub(crate) fn routed(qkv: &Tensor, dims: Dims, bias: &RelativeBias) -> Result<Tensor> {
     let &RelativeBias { table, index } = bias;
-    if is_half(table) {
-        // A row's gradient is a sum over all pairs at its distance, which would stop growing in half precision.
-        return in_f32(&[qkv, table], |t| {
-            routed(&t[0], dims, &RelativeBias { table: &t[1], index })
-        });
-    }
-    match Route::of(&[qkv, table]) {
+    match Route::of(&[qkv]) {
         Route::Kernel => {
             let op = BiasedAttention {
                 heads: Heads::new(dims),
@@ -128,7 +122,10 @@ pub(crate) fn routed(qkv: &Tensor, dims: Dims, bias: &RelativeBias) -> Result<Te
             };
             qkv.contiguous()?.apply_op2(&table.t()?.contiguous()?, op)
         }
-        Route::InF32 | Route::Composition => compose(qkv, dims, bias),
+        Route::InF32 => in_f32(&[qkv, table], |t| {
+            routed(&t[0], dims, &RelativeBias { table: &t[1], index })
+        }),
+        Route::Composition => compose(qkv, dims, bias),
     }
 }
 
@@ -141,7 +138,9 @@ fn compose(qkv: &Tensor, dims: Dims, bias: &RelativeBias) -> Result<Tensor> {
     let &RelativeBias { table, index } = bias;
     attention::composition_with(qkv, dims, |scores| {
         let (n, heads) = (dims.tokens, dims.heads);
-        let biases = table.contiguous()?.index_select(&index.flatten_all()?, 0)?;
+        // A row's gradient is a sum over all pairs at its distance, which would stop growing in half precision.
+        let table = table.to_dtype(scores.dtype())?.contiguous()?;
+        let biases = table.index_select(&index.flatten_all()?, 0)?;
         let biases = biases.reshape(((), n, n, heads))?;
         scores.broadcast_add(&biases.permute((0, 3, 1, 2))?.contiguous()?)
     })

@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor};
 
 use super::attention::{self, Added, Dims, Heads};
 use super::cpu::kernel::{self, Elements};
-use super::route::{in_f32, Route};
+use super::route::{in_f32, is_half, Route};
 use crate::check;
 use crate::error::Error;
 
@@ -17,7 +17,8 @@ use crate::error::Error;
 /// - `qkv`: [B * windows, N, 3 D], in the last dimension queries, keys and values in turn, each in heads of
 ///   d = D / num_heads elements
 /// - `num_heads`: divides D
-/// - `bias`: [num_heads, N, N], added in each window: [`relative_position_bias`](super::relative_position_bias)
+/// - `bias`: [num_heads, N, N], added in each window: [`relative_position_bias`](super::relative_position_bias). Of the
+///   dtype of `qkv`, or f32 where that is bf16 or f16.
 /// - `mask`: [windows, N, N], added in each head: [`shift_mask`](super::shift_mask). Of any floating-point dtype.
 ///
 /// Returns [B * windows, N, D].
@@ -50,10 +51,10 @@ pub fn window_attention(qkv: &Tensor, num_heads: usize, bias: &Tensor, mask: Opt
     routed(qkv, dims, bias, mask)
 }
 
-/// [`window_attention`] of arguments that fit. A mask of another dtype has no part in the route: a constant, it is
-/// brought to that of the scores on each.
+/// [`window_attention`] of arguments that fit; the bias may be f32 where `qkv` is bf16 or f16. A mask of another dtype has
+/// no part in the route: a constant, it is brought to that of the scores on each.
 pub(crate) fn routed(qkv: &Tensor, dims: Dims, bias: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
-    match Route::of(&[qkv, bias]) {
+    match Route::of(&[qkv]) {
         Route::Kernel if mask.is_none_or(|mask| mask.device().is_cpu()) => {
             let mask = match mask {
                 Some(mask) => Some(mask.detach().to_dtype(DType::F32)?.contiguous()?),
@@ -78,7 +79,9 @@ fn check(qkv: &Tensor, num_heads: usize, bias: &Tensor, mask: Option<&Tensor>) -
         let expected = format!("[{num_heads}, {n}, {n}]");
         return Err(Error::shape("bias", bias.dims(), expected));
     }
-    check::same_dtype("bias", bias, "qkv", qkv)?;
+    if !(is_half(qkv) && bias.dtype() == DType::F32) {
+        check::same_dtype("bias", bias, "qkv", qkv)?;
+    }
     if let Some(mask) = mask {
         check::float("mask", mask)?;
         match *mask.dims() {
@@ -100,7 +103,7 @@ pub fn composition(qkv: &Tensor, num_heads: usize, bias: &Tensor, mask: Option<&
 
 fn compose(qkv: &Tensor, dims: Dims, bias: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
     attention::composition_with(qkv, dims, |scores| {
-        let scores = scores.broadcast_add(bias)?;
+        let scores = scores.broadcast_add(&bias.to_dtype(scores.dtype())?)?;
         let Some(mask) = mask else {
             return Ok(scores);
         };

@@ -3,6 +3,8 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod convnext;
+mod mixed;
+mod mixed_training;
 mod recompute;
 mod resnet;
 mod sources;

@@ -7,7 +7,7 @@ fn of(arguments: &str) -> Config {
 
 /// What the recipe prints for the model, beside what is the same for all.
 fn recipe(name: &str, model: &str, more: &str) -> String {
-    const ALL: [&str; 15] = [
+    const ALL: [&str; 17] = [
         "recipe",
         "model",
         "patch-size",
@@ -23,6 +23,8 @@ fn recipe(name: &str, model: &str, more: &str) -> String {
         "train-size",
         "seed",
         "interpolation",
+        "dtype",
+        "tf32",
     ];
     let config = of(&format!("--recipe {name} --model {model} --print-config {more}"));
     let lines = config.iter().filter(|(name, _)| !ALL.contains(name));

@@ -1,5 +1,6 @@
-//! The `--device` flag.
+//! The `--device` flag, and `--tf32`.
 
+use anyhow::{ensure, Result};
 use candle_core::{Device, Error};
 
 /// The device of that name: `cpu`, `cuda`, `cuda:N` or `metal`.
@@ -21,9 +22,25 @@ pub fn parse(name: &str) -> Result<Device, String> {
     })
 }
 
+/// Has all products of f32 on CUDA devices round their factors to TF32.
+pub fn allow_tf32(device: &Device) -> Result<()> {
+    ensure!(
+        device.is_cuda(),
+        "--tf32 is for --device cuda: the products of other devices have no TF32"
+    );
+    candle_core::cuda::set_gemm_reduced_precision_f32(true);
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
-    use super::parse;
+    use super::{allow_tf32, parse};
+
+    #[test]
+    fn tf32_is_for_cuda() {
+        let error = allow_tf32(&parse("cpu").unwrap()).unwrap_err().to_string();
+        assert!(error.contains("--tf32 is for --device cuda"), "{error}");
+    }
 
     #[test]
     fn knows_its_names_and_says_what_is_missing() {

@@ -21,11 +21,12 @@ use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches, Parser};
 use help::with_brief_help;
 use input::InputFlags;
+use masksub::models::Recompute;
 use masksub::{MaskRatio, RandomMasking};
 use rand_distr::Uniform;
 use std::ffi::OsString;
 use std::path::PathBuf;
-use training::TrainingFlags;
+use training::{ComputeDType, TrainingFlags};
 use value::{at_least_1, positive, share, side, weight};
 
 /// Trains a ViT, ResNet or Swin with MaskSub: on the handwritten digits that ship with the example, or with --data on a
@@ -323,11 +324,26 @@ impl Flags {
 
     /// The network, with a head for `num_classes`.
     pub fn network(&self, num_classes: usize) -> Result<Network> {
-        let network = Network::new(self.model(), num_classes, self)?.with_recompute(self.training.recompute)?;
-        Ok(match self.training.drop_path {
+        let training = &self.training;
+        ensure!(
+            training.dtype == ComputeDType::F32 || training.recompute == Recompute::Never,
+            "--recompute is for --dtype f32, but --dtype is bf16, with which nothing is computed again"
+        );
+        let network = Network::new(self.model(), num_classes, self)?
+            .with_recompute(training.recompute)?
+            .with_compute_dtype(training.dtype.of_config());
+        Ok(match training.drop_path {
             Some(rate) => network.with_drop_path(rate),
             None => network,
         })
+    }
+
+    /// Does for the device what is a switch of candle's, for the whole process.
+    pub fn prepare_device(&self) -> Result<()> {
+        if self.training.tf32 {
+            device::allow_tf32(&self.device)?;
+        }
+        Ok(())
     }
 
     /// Whether the run is evaluated after this epoch, counted from 1.

@@ -155,6 +155,7 @@ fn values_that_do_not_go_together_are_refused() {
     assert!(error("--image-size 12").contains("must be a multiple of 8, the size of the digits"));
     assert!(error("--model resnet50 --patch-size 4").contains("a ResNet does not"));
     assert!(error("--model digits-resnet --recompute every-block").contains("--recompute is for a ViT or Swin"));
+    assert!(error("--dtype bf16 --recompute every-block").contains("--recompute is for --dtype f32"));
     assert!(parse("--recompute some")
         .unwrap_err()
         .contains("never, every-block or every-other"));

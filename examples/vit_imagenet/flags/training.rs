@@ -4,6 +4,7 @@ use super::batches::DistBn;
 use super::value::{at_least_1, fraction, not_negative, positive, share, weight};
 use crate::network::Network;
 use anyhow::{ensure, Result};
+use candle_core::DType;
 use clap::{ArgAction, Args, ValueEnum};
 use masksub::models::Recompute;
 use masksub::train::distributed::{Alone, Communicator, ShardedOptimizer};
@@ -130,6 +131,19 @@ pub struct TrainingFlags {
     #[arg(long, value_name = "BLOCKS", default_value = "never")]
     pub recompute: Recompute,
 
+    /// What products are computed in; weights, norms, softmax, losses and the sums of residual branches stay f32
+    ///
+    /// f32, or bf16: the factors of each product are rounded to bf16, as under PyTorch's autocast. On a GPU that is faster;
+    /// on the CPU it is slower, and gives what a GPU would.
+    #[arg(long, value_enum, default_value = "f32")]
+    pub dtype: ComputeDType,
+
+    /// Let products of f32 round their factors to TF32, on CUDA devices that have it
+    ///
+    /// As PyTorch's torch.backends.cuda.matmul.allow_tf32.
+    #[arg(long)]
+    pub tf32: bool,
+
     /// Alpha of mixup, 0 for none
     #[arg(long, value_name = "ALPHA", default_value_t = 0.0, value_parser = not_negative)]
     pub mixup: f64,
@@ -148,6 +162,22 @@ pub enum OptimizerKind {
     Adamw,
     Lamb,
     Sgd,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ComputeDType {
+    F32,
+    Bf16,
+}
+
+impl ComputeDType {
+    /// As the configurations of models have it.
+    pub fn of_config(self) -> Option<DType> {
+        match self {
+            Self::F32 => None,
+            Self::Bf16 => Some(DType::BF16),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -33,22 +33,26 @@ impl Block {
         let (conv, hidden) = (vb.pp("conv_dw"), 4 * dim);
         let gamma = |value| vb.get_with_hints(dim, "gamma", Init::Const(value));
         let vectors = |size: usize, weight, vb: VarBuilder| -> Result<Linear> {
-            Ok(Linear {
-                weight: vb.get_with_hints(size, "weight", weight)?,
-                bias: vb.get_with_hints(size, "bias", ZERO)?,
-            })
+            Ok(Linear::of(
+                vb.get_with_hints(size, "weight", weight)?,
+                vb.get_with_hints(size, "bias", ZERO)?,
+            ))
+        };
+        let linear = |[from, to]: [usize; 2], vb| -> Result<Linear> {
+            Ok(Linear::new(from, to, NORMAL, ZERO, vb)?.in_dtype(cfg.compute_dtype))
         };
         let response = || vectors(hidden, ZERO, vb.pp("mlp.grn"));
         Ok(Self {
-            conv: Linear {
-                weight: conv.get_with_hints((dim, 1, KERNEL, KERNEL), "weight", NORMAL)?,
-                bias: conv.get_with_hints(dim, "bias", ZERO)?,
-            },
+            conv: Linear::of(
+                conv.get_with_hints((dim, 1, KERNEL, KERNEL), "weight", NORMAL)?,
+                conv.get_with_hints(dim, "bias", ZERO)?,
+            )
+            .in_dtype(cfg.compute_dtype),
             norm: vectors(dim, Init::Const(1.0), vb.pp("norm"))?,
             eps: cfg.norm_eps,
-            fc1: Linear::new(dim, hidden, NORMAL, ZERO, vb.pp("mlp.fc1"))?,
+            fc1: linear([dim, hidden], vb.pp("mlp.fc1"))?,
             response: cfg.response_norm.then(response).transpose()?,
-            fc2: Linear::new(hidden, dim, NORMAL, ZERO, vb.pp("mlp.fc2"))?,
+            fc2: linear([hidden, dim], vb.pp("mlp.fc2"))?,
             gamma: cfg.layer_scale.map(gamma).transpose()?,
             drop_path,
         })
@@ -56,13 +60,14 @@ impl Block {
 
     /// [B, L, C] of a grid of L positions, and back.
     pub(super) fn forward(&self, stream: &mut Stream, grid: Grid, pass: &mut Pass) -> Result<()> {
+        let (conv, fc1, fc2) = (self.conv.rounded()?, self.fc1.rounded()?, self.fc2.rounded()?);
         let branch = ConvMlpBranch {
-            conv: self.conv.affine(),
+            conv: conv.affine(),
             norm: self.norm.affine(),
             eps: self.eps,
-            fc1: self.fc1.affine(),
+            fc1: fc1.affine(),
             response: self.response.as_ref().map(Linear::affine),
-            fc2: self.fc2.affine(),
+            fc2: fc2.affine(),
             gamma: self.gamma.as_ref(),
         };
         let factors = pass.drop_path_factors(stream.start().dim(0)?, self.drop_path)?;

@@ -1,5 +1,7 @@
 //! Everything that makes one ConvNeXt differ from another.
 
+use candle_core::DType;
+
 use crate::check;
 use crate::error::Result;
 use crate::models::{Constructor, Source};
@@ -32,6 +34,10 @@ pub struct Config {
     pub response_norm: bool,
     /// Stochastic depth of the last block, in training, growing linearly from 0 in the first; within [0, 1).
     pub drop_path: f64,
+    /// What the factors of products are rounded to, as under PyTorch's autocast: bf16 or f16, for weights in f32. Weights,
+    /// maps, norms, logits and gradients of weights stay f32. `None` or the dtype of the weights: nothing is
+    /// rounded.
+    pub compute_dtype: Option<DType>,
 }
 
 impl Config {
@@ -45,6 +51,7 @@ impl Config {
             layer_scale: Some(1e-6),
             response_norm: false,
             drop_path: 0.0,
+            compute_dtype: None,
         }
     }
 

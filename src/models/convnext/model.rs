@@ -54,7 +54,7 @@ pub struct ConvNeXt {
 struct Stage {
     /// The layer norm before the patches, or behind the stem's.
     norm: LayerNorm,
-    /// Weight [C', C, p, p] and bias of a convolution whose stride is its side p.
+    /// Weight [C', C p p] and bias of a convolution whose stride is its side p.
     patches: Linear,
     side: usize,
     blocks: Vec<Block>,
@@ -68,6 +68,7 @@ impl ConvNeXt {
     /// missing or of another shape.
     pub fn new(cfg: &Config, vb: VarBuilder) -> Result<Self> {
         cfg.check()?;
+        rules::check_compute_dtype(cfg.compute_dtype, vb.dtype())?;
         let total: usize = cfg.depths.iter().sum();
         let (mut stages, mut from, mut count) = (Vec::with_capacity(4), cfg.in_channels, 0);
         for (index, ((&depth, &dim), &side)) in cfg.depths.iter().zip(&cfg.dims).zip(&SIDES).enumerate() {
@@ -84,13 +85,11 @@ impl ConvNeXt {
                 Block::new(cfg, dim, drop_path, vb_stage.pp("blocks").pp(block))
             });
             let blocks = blocks.collect::<Result<_>>()?;
-            let patches = Linear {
-                weight: conv.get_with_hints((dim, from, side, side), "weight", NORMAL)?,
-                bias: conv.get_with_hints(dim, "bias", ZERO)?,
-            };
+            let weight = conv.get_with_hints((dim, from, side, side), "weight", NORMAL)?;
+            let patches = Linear::of(weight.flatten_from(1)?, conv.get_with_hints(dim, "bias", ZERO)?);
             stages.push(Stage {
                 norm,
-                patches,
+                patches: patches.in_dtype(cfg.compute_dtype),
                 side,
                 blocks,
             });
@@ -99,7 +98,7 @@ impl ConvNeXt {
         Ok(Self {
             stages,
             norm: layer_norm(from, cfg.norm_eps, vb.pp("head.norm"))?,
-            head: Linear::new(from, cfg.num_classes, NORMAL, ZERO, vb.pp("head.fc"))?,
+            head: Linear::new(from, cfg.num_classes, NORMAL, ZERO, vb.pp("head.fc"))?.in_dtype(cfg.compute_dtype),
             in_channels: cfg.in_channels,
         })
     }
@@ -113,11 +112,8 @@ impl ConvNeXt {
             }
             let (_, _, height, width) = maps.dims4()?;
             let grid = Grid::new(height / stage.side, width / stage.side);
-            let mut ys = ops::linear(
-                &ops::patchify(&maps, stage.side)?,
-                &stage.patches.weight.flatten_from(1)?,
-                Some(&stage.patches.bias),
-            )?;
+            let ys = stage.patches.forward(&ops::patchify(&maps, stage.side)?)?;
+            let mut ys = ys.to_dtype(maps.dtype())?;
             if tokens.is_none() {
                 ys = stage.norm.forward(&ys)?;
             }
@@ -151,7 +147,8 @@ impl Forward for ConvNeXt {
         }
         check::same_dtype("images", xs, WEIGHTS, &self.head.weight)?;
         let pooled = pool::mean(&self.positions(xs, pass)?, 1)?;
-        self.head.forward(&self.norm.forward(&pooled)?)
+        let logits = self.head.forward(&self.norm.forward(&pooled)?)?;
+        logits.to_dtype(pooled.dtype())
     }
 }
 

@@ -54,6 +54,15 @@ impl Block {
         })
     }
 
+    /// See [`ConvBatchNorm::rounded`].
+    pub(super) fn rounded(&self) -> Result<Self> {
+        Ok(Self {
+            convs: self.convs.iter().map(ConvBatchNorm::rounded).collect::<Result<_>>()?,
+            downsample: self.downsample.as_ref().map(ConvBatchNorm::rounded).transpose()?,
+            drop_path: self.drop_path,
+        })
+    }
+
     /// The convolutions, the projection last.
     pub(super) fn layers(&self) -> impl Iterator<Item = &ConvBatchNorm> {
         self.convs.iter().chain(&self.downsample)

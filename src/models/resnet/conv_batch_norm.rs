@@ -1,6 +1,6 @@
 //! A convolution with the batch norm behind it.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use candle_nn::init::{FanInOut, NonLinearity, NormalOrUniform};
 use candle_nn::{Init, VarBuilder};
 
@@ -13,6 +13,7 @@ use crate::pass::Pass;
 #[derive(Clone, Debug)]
 pub(super) struct ConvBatchNorm {
     weight: Tensor,
+    compute_dtype: Option<DType>,
     pub(super) norm: BatchNorm,
     stride: usize,
     padding: usize,
@@ -44,9 +45,19 @@ impl ConvBatchNorm {
         let shape = (out_channels, in_channels, at.kernel, at.kernel);
         Ok(Self {
             weight: conv.get_with_hints(shape, "weight", init)?,
+            compute_dtype: cfg.compute_dtype,
             norm: batch_norm_from(out_channels, cfg.norm(), scale, norm)?,
             stride: at.stride,
             padding: at.kernel / 2,
+        })
+    }
+
+    /// With a weight as it multiplies by it: rounded anew in each pass, so that gradients reach that in full precision.
+    pub(super) fn rounded(&self) -> Result<Self> {
+        let dtype = self.compute_dtype.unwrap_or(self.weight.dtype());
+        Ok(Self {
+            weight: self.weight.to_dtype(dtype)?,
+            ..self.clone()
         })
     }
 

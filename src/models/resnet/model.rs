@@ -63,6 +63,7 @@ impl ResNet {
     /// missing or of another shape.
     pub fn new(cfg: &Config, vb: VarBuilder) -> Result<Self> {
         cfg.check()?;
+        rules::check_compute_dtype(cfg.compute_dtype, vb.dtype())?;
         let stem = Geometry { kernel: 7, stride: 2 };
         let channels = (cfg.in_channels, cfg.stem_channels);
         let stem = ConvBatchNorm::new(cfg, channels, stem, 1.0, vb.pp("conv1"), vb.pp("bn1"))?;
@@ -82,19 +83,20 @@ impl ResNet {
         Ok(Self {
             stem,
             blocks,
-            fc: Linear::new(in_channels, cfg.num_classes, uniform, uniform, vb.pp("fc"))?,
+            fc: Linear::new(in_channels, cfg.num_classes, uniform, uniform, vb.pp("fc"))?.in_dtype(cfg.compute_dtype),
             in_channels: cfg.in_channels,
         })
     }
 
     /// The last map: all of it in two operations, which keep and write little in between.
     fn features(&self, xs: &Tensor, pass: &mut Pass) -> Result<Tensor> {
-        let (ys, seen) = ops::stem(xs, &self.stem.params(pass), POOLING)?;
+        let (ys, seen) = ops::stem(xs, &self.stem.rounded()?.params(pass), POOLING)?;
         if let Some(seen) = seen {
             self.stem.norm.note(&seen, pass)?;
         }
         let batch = xs.dim(0)?;
-        let blocks = self.blocks.iter().map(|block| block.params(batch, pass));
+        let rounded: Vec<_> = self.blocks.iter().map(Block::rounded).collect::<Result<_>>()?;
+        let blocks = rounded.iter().map(|block| block.params(batch, pass));
         let blocks = blocks.collect::<Result<Vec<_>>>()?;
         let (ys, seen) = ops::residual_blocks(&ys, &blocks)?;
         for (layer, seen) in self.blocks.iter().flat_map(Block::layers).zip(&seen) {
@@ -117,7 +119,8 @@ impl Forward for ResNet {
         }
         check::same_dtype("images", xs, WEIGHTS, &self.fc.weight)?;
         let ys = self.features(xs, pass)?;
-        self.fc.forward(&pool::mean(&ys, (2, 3))?)
+        let pooled = pool::mean(&ys, (2, 3))?;
+        self.fc.forward(&pooled)?.to_dtype(pooled.dtype())
     }
 }
 

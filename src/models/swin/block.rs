@@ -31,7 +31,9 @@ impl Attention {
         let (d, side) = (shape.dim, 2 * shape.window - 1);
         let shift = if index % 2 == 1 { shape.shift } else { 0 };
         let mask = || ops::shift_mask(shape.grid, shape.window, shift, vb.device());
-        let linear = |out_dim, vb| Linear::new(d, out_dim, NORMAL, ZERO, vb);
+        let linear = |out_dim, vb| -> Result<Linear> {
+            Ok(Linear::new(d, out_dim, NORMAL, ZERO, vb)?.in_dtype(cfg.compute_dtype))
+        };
         let attn = vb.pp("attn");
         Ok(Self {
             shape,
@@ -54,12 +56,13 @@ impl Attention {
     }
 
     fn fused(&self, norm: Affine, stream: &mut Stream, pass: &mut Pass) -> Result<()> {
+        let (qkv, proj) = (self.qkv.rounded()?, self.proj.rounded()?);
         let branch = AttentionBranch {
             norm,
             eps: self.norm.eps(),
-            qkv: self.qkv.affine(),
+            qkv: qkv.affine(),
             num_heads: self.shape.num_heads,
-            proj: self.proj.affine(),
+            proj: proj.affine(),
             gamma: None,
             recompute: self.regime.recompute,
         };
@@ -101,6 +104,7 @@ pub(super) struct Block {
 impl Block {
     pub(super) fn new(cfg: &Config, shape: StageShape, index: usize, drop_path: f64, vb: VarBuilder) -> Result<Self> {
         let regime = Regime {
+            compute_dtype: cfg.compute_dtype,
             dropout: cfg.dropout,
             drop_path,
             recompute: cfg.recompute.in_block(index),

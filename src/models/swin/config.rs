@@ -1,5 +1,7 @@
 //! Everything that makes one Swin differ from another.
 
+use candle_core::DType;
+
 use crate::check;
 use crate::error::{Error, Result};
 use crate::models::{path, rules, Constructor, Recompute, Source};
@@ -59,6 +61,10 @@ pub struct Config {
     pub drop_path: f64,
     /// Blocks that take less memory and more time.
     pub recompute: Recompute,
+    /// What the factors of products are rounded to, as under PyTorch's autocast: bf16 or f16, for weights in f32. Weights,
+    /// tokens, norms, softmax, logits and gradients of weights stay f32. `None` or the dtype of the weights: nothing is
+    /// rounded.
+    pub compute_dtype: Option<DType>,
 }
 
 impl Config {
@@ -78,6 +84,7 @@ impl Config {
             dropout: 0.0,
             drop_path: 0.0,
             recompute: Recompute::Never,
+            compute_dtype: None,
         }
     }
 
@@ -160,7 +167,7 @@ impl Config {
             return Err(Error::invalid("num_heads", format!("{:?}", self.num_heads), allowed));
         }
         check::rate("dropout", self.dropout)?;
-        self.recompute.check(self.dropout, false)?;
+        self.recompute.check(self.dropout, false, self.compute_dtype)?;
         check::rate("drop_path", self.drop_path)?;
         check::non_negative("norm_eps", self.norm_eps)?;
         let fits = |side: usize| side > 0 && side.is_multiple_of(self.patch_size);

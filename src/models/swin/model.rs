@@ -1,6 +1,6 @@
 //! The Swin Transformer: patches to tokens, stages of blocks with a merging between, and a head on the tokens' mean.
 
-use candle_core::{Module, Result, Tensor};
+use candle_core::{DType, Module, Result, Tensor};
 use candle_nn::{ModuleT, VarBuilder};
 
 use super::block::Block;
@@ -34,10 +34,11 @@ impl Embedding {
         let kernel = vb.get_with_hints((d, c, p, p), "proj.weight", uniform)?;
         Ok(Self {
             patch_size: p,
-            proj: Linear {
-                weight: kernel.reshape((d, fan_in))?,
-                bias: vb.get_with_hints(d, "proj.bias", uniform)?,
-            },
+            proj: Linear::of(
+                kernel.reshape((d, fan_in))?,
+                vb.get_with_hints(d, "proj.bias", uniform)?,
+            )
+            .in_dtype(cfg.compute_dtype),
             norm: layer_norm(d, cfg.norm_eps, vb.pp("norm"))?,
         })
     }
@@ -46,7 +47,7 @@ impl Embedding {
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         check::same_dtype("images", xs, WEIGHTS, &self.proj.weight)?;
         let patches = ops::patchify(xs, self.patch_size)?;
-        self.norm.forward(&self.proj.forward(&patches)?)
+        self.norm.forward(&self.proj.forward(&patches)?.to_dtype(xs.dtype())?)
     }
 }
 
@@ -57,6 +58,7 @@ struct Merging {
     norm: LayerNorm,
     /// [2 D, 4 D]
     reduction: Tensor,
+    compute_dtype: Option<DType>,
 }
 
 impl Merging {
@@ -65,12 +67,15 @@ impl Merging {
             grid: shape.grid,
             norm: layer_norm(4 * shape.dim, cfg.norm_eps, vb.pp("norm"))?,
             reduction: vb.get_with_hints((2 * shape.dim, 4 * shape.dim), "reduction.weight", NORMAL)?,
+            compute_dtype: cfg.compute_dtype,
         })
     }
 
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         let merged = ops::merge_neighbours(xs, self.grid)?;
-        ops::linear(&self.norm.forward(&merged)?, &self.reduction, None)
+        let dtype = self.compute_dtype.unwrap_or(xs.dtype());
+        let merged = self.norm.forward(&merged)?.to_dtype(dtype)?;
+        ops::linear(&merged, &self.reduction.to_dtype(dtype)?, None)?.to_dtype(xs.dtype())
     }
 }
 
@@ -168,6 +173,7 @@ impl SwinTransformer {
     /// those of `vb` for weights that are missing or of another shape.
     pub fn new(cfg: &Config, vb: VarBuilder) -> Result<Self> {
         let shapes = cfg.stages()?;
+        rules::check_compute_dtype(cfg.compute_dtype, vb.dtype())?;
         let width = shapes.last().map_or(cfg.embed_dim, |shape| shape.dim);
         let layers = vb.pp("layers");
         let stages = shapes.into_iter().enumerate();
@@ -182,7 +188,7 @@ impl SwinTransformer {
             mask_token: vb.get_with_hints((1, 1, cfg.embed_dim), "mask_token", NORMAL)?,
             stages: stages.collect::<Result<_>>()?,
             norm: layer_norm(width, cfg.norm_eps, vb.pp("norm"))?,
-            head: Linear::new(width, cfg.num_classes, NORMAL, ZERO, head)?,
+            head: Linear::new(width, cfg.num_classes, NORMAL, ZERO, head)?.in_dtype(cfg.compute_dtype),
         })
     }
 
@@ -215,7 +221,8 @@ impl MaskTokenModel for SwinTransformer {
         for stage in &self.stages {
             tokens = stage.forward(&tokens, pass)?;
         }
-        self.head.forward(&pool::mean(&self.norm.forward(&tokens)?, 1)?)
+        let pooled = pool::mean(&self.norm.forward(&tokens)?, 1)?;
+        self.head.forward(&pooled)?.to_dtype(pooled.dtype())
     }
 }
 

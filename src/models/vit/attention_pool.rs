@@ -27,13 +27,16 @@ pub(super) struct AttentionPool {
 impl AttentionPool {
     pub(super) fn new(cfg: &Config, vb: VarBuilder) -> Result<Self> {
         let d = cfg.embed_dim;
-        let linear = |out_dim, name: &str| Linear::new(d, out_dim, NORMAL, ZERO, vb.pp(name));
+        let linear = |out_dim, name: &str| -> Result<Linear> {
+            Ok(Linear::new(d, out_dim, NORMAL, ZERO, vb.pp(name))?.in_dtype(cfg.compute_dtype))
+        };
         let names = MlpNames {
             norm: "norm",
             fc1: "mlp.fc1",
             fc2: "mlp.fc2",
         };
         let regime = Regime {
+            compute_dtype: cfg.compute_dtype,
             dropout: 0.0,
             drop_path: 0.0,
             recompute: false,
@@ -53,12 +56,12 @@ impl AttentionPool {
     pub(super) fn forward(&self, tokens: &Tensor) -> Result<Tensor> {
         // The same for all samples, so that the query is projected once.
         let (q, kv) = (self.q.forward(&self.latent)?, self.kv.forward(tokens)?);
-        let pooled = if ops::is_half(tokens) {
+        let pooled = if ops::is_half(&kv) {
             ops::in_f32(&[&q, &kv], |t| self.attend(&t[0], &t[1]))
         } else {
             self.attend(&q, &kv)
         }?;
-        let mut pooled = Stream::new(&self.proj.forward(&pooled)?);
+        let mut pooled = Stream::new(&self.proj.forward(&pooled)?.to_dtype(tokens.dtype())?);
         self.mlp.forward(&mut pooled, &mut Pass::eval())?;
         pooled.tokens()?.squeeze(1)
     }

@@ -1,6 +1,6 @@
 //! A block of the ViT: attention, then an MLP.
 
-use candle_core::{Error, Module, Result, Tensor};
+use candle_core::{DType, Error, Module, Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 
 use super::config::{Config, QkvBias};
@@ -20,6 +20,7 @@ use crate::weights::{self, PositionRows};
 struct QkvProjection {
     weights: Vec<Tensor>,
     biases: Vec<Tensor>,
+    compute_dtype: Option<DType>,
 }
 
 impl QkvProjection {
@@ -44,6 +45,7 @@ impl QkvProjection {
         Ok(Self {
             weights: parts.iter().map(weight).collect::<Result<_>>()?,
             biases,
+            compute_dtype: cfg.compute_dtype,
         })
     }
 
@@ -53,10 +55,7 @@ impl QkvProjection {
             [packed] => Ok(packed.clone()),
             parts => Tensor::cat(parts, 0),
         };
-        Ok(Linear {
-            weight: packed(&self.weights)?,
-            bias: packed(&self.biases)?,
-        })
+        Ok(Linear::of(packed(&self.weights)?, packed(&self.biases)?).in_dtype(self.compute_dtype))
     }
 }
 
@@ -86,7 +85,7 @@ impl Attention {
             qkv: QkvProjection::new(cfg, &vb)?,
             position_table: cfg.relative_positions.then(table).transpose()?,
             num_heads: cfg.num_heads,
-            proj: Linear::new(d, d, NORMAL, ZERO, vb.pp(names.proj))?,
+            proj: Linear::new(d, d, NORMAL, ZERO, vb.pp(names.proj))?.in_dtype(cfg.compute_dtype),
             gamma,
             regime,
         })
@@ -120,12 +119,13 @@ impl Attention {
         positions: &ops::Positions,
         pass: &mut Pass,
     ) -> Result<()> {
+        let (qkv, proj) = (qkv.rounded()?, self.proj.rounded()?);
         let branch = AttentionBranch {
             norm,
             eps: self.norm.eps(),
             qkv: qkv.affine(),
             num_heads: self.num_heads,
-            proj: self.proj.affine(),
+            proj: proj.affine(),
             gamma: self.gamma.as_ref(),
             recompute: self.regime.recompute,
         };
@@ -175,6 +175,7 @@ impl Block {
             init.map(|init| vb.get_with_hints(d, name, init)).transpose()
         };
         let regime = Regime {
+            compute_dtype: cfg.compute_dtype,
             dropout: cfg.dropout,
             drop_path: cfg.drop_path_at(index),
             recompute: cfg.recompute.in_block(index),

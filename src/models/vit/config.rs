@@ -1,5 +1,7 @@
 //! Everything that makes one ViT differ from another.
 
+use candle_core::DType;
+
 use super::names::{Names, CLIP, HUGGING_FACE, TIMM};
 use super::Activation;
 use crate::check;
@@ -177,6 +179,10 @@ pub struct Config {
     pub drop_path_schedule: DropPathSchedule,
     /// Blocks that take less memory and more time.
     pub recompute: Recompute,
+    /// What the factors of products are rounded to, as under PyTorch's autocast: bf16 or f16, for weights in f32. Weights,
+    /// tokens, norms, softmax, logits and gradients of weights stay f32. `None` or the dtype of the weights: nothing is
+    /// rounded.
+    pub compute_dtype: Option<DType>,
 }
 
 impl Config {
@@ -268,7 +274,8 @@ impl Config {
         check::divisor("num_heads", self.num_heads, dim, format_args!("embed_dim, {dim}"))?;
         check::rate("dropout", self.dropout)?;
         check::rate("drop_path", self.drop_path)?;
-        self.recompute.check(self.dropout, self.gate.is_some())?;
+        self.recompute
+            .check(self.dropout, self.gate.is_some(), self.compute_dtype)?;
         self.check_tokens()?;
         check::non_negative("norm_eps", self.norm_eps)?;
         check::non_negative("head_bias_bound", self.head_bias_bound)?;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use candle_core::{Device, Module, Result, Tensor};
+use candle_core::{DType, Device, Module, Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::config::{Config, WeightNames};
@@ -21,6 +21,7 @@ pub(super) struct Embedding {
     /// [D, C, p, p], as a convolution has it.
     patch_weight: Tensor,
     patch_bias: Option<Tensor>,
+    compute_dtype: Option<DType>,
     /// Class token, distillation token and registers, those that there are: [1, ., D] each.
     prefix: Vec<Tensor>,
     /// [1, L, D], or [1, S + L, D] where the first S tokens have positions, too; zeros where there are none.
@@ -77,6 +78,7 @@ impl Embedding {
         Ok(Self {
             patch_weight: patch.get_with_hints((d, c, p, p), "weight", weight_init)?,
             patch_bias: cfg.patch_bias.then(bias).transpose()?,
+            compute_dtype: cfg.compute_dtype,
             prefix,
             pos_embed: if cfg.absolute_positions {
                 table(positions, names.pos_embed, &[positions, d])?
@@ -98,9 +100,14 @@ impl Embedding {
     pub(super) fn forward(&self, xs: &Tensor, grid: Grid, keep: Option<&[u32]>) -> Result<Tensor> {
         check::same_dtype("images", xs, WEIGHTS, &self.patch_weight)?;
         let (prefix, positions) = self.prefix_and_positions(&self.positions_on(grid)?)?;
+        let rounded = |param: &Tensor| param.to_dtype(self.compute_dtype.unwrap_or(param.dtype()));
+        let (weight, bias) = (
+            rounded(&self.patch_weight)?,
+            self.patch_bias.as_ref().map(rounded).transpose()?,
+        );
         let embed = PatchEmbed {
-            weight: &self.patch_weight,
-            bias: self.patch_bias.as_ref(),
+            weight: &weight,
+            bias: bias.as_ref(),
             prefix: prefix.as_ref(),
             positions: &positions,
         };

@@ -61,7 +61,10 @@ impl Head {
             Pool::ClassAndMean => 2 * d,
             _ => d,
         };
-        let linear = |name: &str| Linear::new(read, cfg.num_classes, normal(cfg.head_init_std), bias, vb.pp(name));
+        let linear = |name: &str| -> Result<Linear> {
+            let head = Linear::new(read, cfg.num_classes, normal(cfg.head_init_std), bias, vb.pp(name))?;
+            Ok(head.in_dtype(cfg.compute_dtype))
+        };
         let distilled = (cfg.pool == Pool::ClassAndDistillation).then(|| linear(names.head_dist));
         Ok(Self {
             num_prefix_tokens: cfg.num_prefix_tokens(),
@@ -107,7 +110,7 @@ impl Head {
     /// Logits [B, classes] of what is pooled; the mean of two heads'.
     pub(super) fn logits(&self, pooled: &Tensor) -> Result<Tensor> {
         if self.distilled.is_none() {
-            return self.class.forward(pooled);
+            return of_head(&self.class, pooled);
         }
         let (class, distilled) = self.both(pooled)?;
         (class + distilled)? * 0.5
@@ -119,8 +122,13 @@ impl Head {
             return Err(two_heads(&self.pooling).into());
         };
         let token = |at| pooled.narrow(1, at, 1)?.squeeze(1)?.contiguous();
-        Ok((self.class.forward(&token(0)?)?, distilled.forward(&token(1)?)?))
+        Ok((of_head(&self.class, &token(0)?)?, of_head(distilled, &token(1)?)?))
     }
+}
+
+/// Logits in the dtype of what is pooled: that of losses.
+fn of_head(head: &Linear, pooled: &Tensor) -> Result<Tensor> {
+    head.forward(pooled)?.to_dtype(pooled.dtype())
 }
 
 /// The error of a model without a second head.

@@ -12,6 +12,7 @@ use crate::error::Error;
 use crate::grid::Grid;
 use crate::mask::Mask;
 use crate::model::{Forward, TokenModel};
+use crate::models::rules;
 use crate::ops::{Stream, Tokens};
 use crate::pass::Pass;
 
@@ -54,6 +55,7 @@ impl VisionTransformer {
     /// missing or of another shape.
     pub fn new(cfg: &Config, vb: VarBuilder) -> Result<Self> {
         cfg.check()?;
+        rules::check_compute_dtype(cfg.compute_dtype, vb.dtype())?;
         let blocks = vb.pp(cfg.names().blocks);
         let blocks = (0..cfg.depth).map(|index| Block::new(cfg, index, blocks.pp(index)));
         Ok(Self {

@@ -54,6 +54,7 @@ impl Config {
             drop_path: 0.0,
             drop_path_schedule: DropPathSchedule::Constant,
             recompute: Recompute::Never,
+            compute_dtype: None,
         }
     }
 

@@ -38,12 +38,22 @@ impl Projections {
             Self::Apart(layers) => Gated::Apart(layers.each_ref().map(Linear::affine)),
         }
     }
+
+    /// See [`Linear::rounded`].
+    fn rounded(&self) -> Result<Self> {
+        Ok(match self {
+            Self::Packed(both) => Self::Packed(both.rounded()?),
+            Self::Apart([gate, value]) => Self::Apart([gate.rounded()?, value.rounded()?]),
+        })
+    }
 }
 
 impl SwiGlu {
     pub(super) fn new(cfg: &Config, gate: Gate, gamma: Option<Tensor>, regime: Regime, vb: VarBuilder) -> Result<Self> {
         let (d, hidden, names) = (cfg.embed_dim, cfg.mlp_dim, cfg.names());
-        let linear = |[from, to]: [usize; 2], name: &str| Linear::new(from, to, NORMAL, ZERO, vb.pp(name));
+        let linear = |[from, to]: [usize; 2], name: &str| -> Result<Linear> {
+            Ok(Linear::new(from, to, NORMAL, ZERO, vb.pp(name))?.in_dtype(cfg.compute_dtype))
+        };
         let (fc1, inner_norm) = match gate {
             Gate::Packed => (Projections::Packed(linear([d, 2 * hidden], names.fc1)?), None),
             Gate::Normed => {
@@ -75,12 +85,13 @@ impl SwiGlu {
     }
 
     fn fused(&self, norm: Affine, inner_norm: Option<Affine>, stream: &mut Stream, pass: &mut Pass) -> Result<()> {
+        let (fc1, fc2) = (self.fc1.rounded()?, self.fc2.rounded()?);
         let branch = GatedMlpBranch {
             norm,
             eps: self.norm.eps(),
-            gated: self.fc1.gated(),
+            gated: fc1.gated(),
             inner_norm,
-            fc2: self.fc2.affine(),
+            fc2: fc2.affine(),
             gamma: self.gamma.as_ref(),
         };
         let factors = pass.drop_path_factors(stream.start().dim(0)?, self.regime.drop_path)?;
@@ -95,7 +106,7 @@ impl SwiGlu {
         };
         let hidden = pass.dropout(&hidden, self.regime.dropout)?;
         let hidden = match &self.inner_norm {
-            Some(norm) => norm.forward(&hidden)?,
+            Some(norm) => norm.forward(&hidden.to_dtype(xs.dtype())?)?,
             None => hidden,
         };
         let ys = pass.dropout(&self.fc2.forward(&hidden)?, self.regime.dropout)?;

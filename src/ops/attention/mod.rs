@@ -96,14 +96,14 @@ pub(crate) fn composition_with(
         .permute((2, 0, 3, 1, 4))?;
     let part = |i| qkv.get(i)?.contiguous();
     let (q, k, v) = (part(0)?, part(1)?, part(2)?);
-    let scores = scores(((q * (head_width as f64).powf(-0.5))?).matmul(&k.t()?)?)?;
+    let products = ((q * (head_width as f64).powf(-0.5))?).matmul(&k.t()?)?;
     // In bf16 and f16 the products stay what a GPU is fast at; the softmax is computed in f32 as everywhere.
-    let wide = if route::is_half(&scores) {
-        scores.to_dtype(DType::F32)?
+    let wide = if route::is_half(&products) {
+        products.to_dtype(DType::F32)?
     } else {
-        scores
+        products
     };
-    softmax::composition(&wide, D::Minus1)?
+    softmax::composition(&scores(wide)?, D::Minus1)?
         .to_dtype(v.dtype())?
         .matmul(&v)?
         .transpose(1, 2)?

@@ -8,6 +8,11 @@ use crate::ops::layer_norm;
 use crate::ops::linear;
 
 /// The parameters of an affine map: of a linear layer `weight` [O, I] and `bias` `[O]`, of a norm both `[D]`.
+///
+/// Those of a linear layer or a convolution may be bf16 or f16 where a branch's input and its other parameters are f32:
+/// mixed precision. The layer's input is then rounded to their dtype, and so is its result, as under PyTorch's autocast;
+/// norms, softmax, scales and the residual sum stay f32. Gradients are rounded where they pass the layer, and reach the
+/// input in f32. Such a branch is composed of the operations one by one.
 #[derive(Clone, Copy, Debug)]
 pub struct Affine<'a> {
     /// The weight.
@@ -17,15 +22,14 @@ pub struct Affine<'a> {
 }
 
 impl Affine<'_> {
-    /// The linear layer, of an input that fits.
+    /// The linear layer, of an input that fits; its result is of the dtype of the layer.
     pub(crate) fn linear(self, xs: &Tensor) -> Result<Tensor> {
-        linear::routed(xs, self.weight, Some(self.bias))
+        linear::routed(&xs.to_dtype(self.weight.dtype())?, self.weight, Some(self.bias))
     }
 
-    /// An error unless this is a linear layer from `inputs` to `outputs` elements of the dtype of `xs`.
+    /// An error unless this is a linear layer from `inputs` to `outputs` elements, of a dtype that goes with `xs`.
     pub(crate) fn check(self, names: [&'static str; 2], outputs: usize, inputs: usize, xs: &Tensor) -> OurResult<()> {
-        check::same_dtype(names[0], self.weight, "xs", xs)?;
-        check::same_dtype(names[1], self.bias, "xs", xs)?;
+        self.check_factors(names, xs)?;
         if self.weight.dims() != [outputs, inputs] {
             return Err(Error::shape(
                 names[0],
@@ -36,9 +40,15 @@ impl Affine<'_> {
         check::vector(names[1], self.bias, outputs)
     }
 
-    /// The layer norm, of an input that fits.
+    /// An error unless weight and bias are of one dtype that goes with `xs`, see [`check::factor_dtype`].
+    pub(crate) fn check_factors(self, names: [&'static str; 2], xs: &Tensor) -> OurResult<()> {
+        check::factor_dtype(names[0], self.weight, "xs", xs)?;
+        check::same_dtype(names[1], self.bias, names[0], self.weight)
+    }
+
+    /// The layer norm, of an input that fits; its result is of the dtype of the norm.
     pub(crate) fn layer_norm(self, xs: &Tensor, eps: f64) -> Result<Tensor> {
-        layer_norm::routed(xs, self.weight, Some(self.bias), eps)
+        layer_norm::routed(&xs.to_dtype(self.weight.dtype())?, self.weight, Some(self.bias), eps)
     }
 
     /// An error unless this and `eps` make a norm of rows of `width` elements of the dtype of `xs`.

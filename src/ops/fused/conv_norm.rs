@@ -16,7 +16,8 @@ use crate::ops::route;
 /// A convolution and the batch norm behind it.
 #[derive(Clone, Copy, Debug)]
 pub struct ConvNorm<'a> {
-    /// [C', C, k, k]
+    /// [C', C, k, k]; of bf16 or f16 where all else is f32, the convolution's factors and its result are rounded to that
+    /// (see [`Affine`]).
     pub weight: &'a Tensor,
     /// The step from one position to the next, at least 1.
     pub stride: usize,
@@ -50,7 +51,8 @@ impl ConvNorm<'_> {
         epilogue: Epilogue,
         xs: &Tensor,
     ) -> Result<(Tensor, Option<BatchStatistics>)> {
-        let ys = conv2d::routed(xs, self.weight, None, layer.conv)?;
+        let ys = conv2d::routed(&xs.to_dtype(self.weight.dtype())?, self.weight, None, layer.conv)?;
+        let ys = ys.to_dtype(xs.dtype())?;
         let Affine { weight, bias } = self.norm;
         let Some(RunningStatistics { mean, var }) = self.running else {
             let (ys, seen) = training::routed(layer.dims(), epilogue, [&ys, weight, bias], self.eps)?;
@@ -104,7 +106,7 @@ impl Layer {
             ..Default::default()
         };
         let conv = Conv2d::new([input, weight], xs, layer.weight.dims(), config)?;
-        check::same_dtype(weight, layer.weight, "xs", like)?;
+        check::factor_dtype(weight, layer.weight, "xs", like)?;
         for (name, tensor) in norm.into_iter().zip([layer.norm.weight, layer.norm.bias]) {
             check::vector(name, tensor, conv.result_dims()[1])?;
             check::same_dtype(name, tensor, "xs", like)?;

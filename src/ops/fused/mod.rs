@@ -6,6 +6,8 @@ pub(crate) mod attention_branch;
 pub(crate) mod conv_mlp_branch;
 pub(crate) mod conv_norm;
 pub(crate) mod gated_mlp_branch;
+#[cfg(test)]
+mod mixed;
 pub(crate) mod mlp_branch;
 mod norm;
 mod packed;

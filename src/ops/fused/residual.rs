@@ -36,8 +36,9 @@ pub(crate) fn check(xs: &Tensor, gamma: Option<&Tensor>, drop_path: Option<&[f32
     Ok([batch, tokens, width])
 }
 
-/// `xs + drop_path * gamma * branch` of candle's operations.
+/// `xs + drop_path * gamma * branch` of candle's operations, in the dtype of `xs`.
 pub(crate) fn add(xs: &Tensor, branch: Tensor, gamma: Option<&Tensor>, drop_path: Option<&[f32]>) -> Result<Tensor> {
+    let branch = branch.to_dtype(xs.dtype())?;
     let scaled = match gamma {
         Some(gamma) => branch.broadcast_mul(gamma)?,
         None => branch,

@@ -100,6 +100,10 @@ impl<R: Rule> GroupOptimizer<R> {
         self.step_among(grads, None)
     }
 
+    pub(super) fn slots(&self) -> &[Slot] {
+        &self.slots
+    }
+
     /// The same, where this optimizer's parameters are some of `all`: the gradients of all of them are looked at.
     pub(in crate::train) fn step_among(&mut self, grads: &GradStore, all: Option<&ParamGroups>) -> Result<()> {
         self.rule.check()?;

@@ -55,8 +55,7 @@ impl<'a> ConvMlpBranch<'a> {
                 return Err(Error::shape("conv.weight", self.conv.weight.dims(), expected));
             }
         }
-        check::same_dtype("conv.weight", self.conv.weight, "xs", xs)?;
-        check::same_dtype("conv.bias", self.conv.bias, "xs", xs)?;
+        self.conv.check_factors(["conv.weight", "conv.bias"], xs)?;
         check::vector("conv.bias", self.conv.bias, width)?;
         self.norm.check_norm(width, self.eps, xs)?;
         let hidden = self.fc1.weight.dims().first().copied().unwrap_or_default();
@@ -210,10 +209,11 @@ fn routed(stream: &mut Stream, grid: Grid, branch: &ConvMlpBranch, drop_path: Op
 /// [`conv_mlp_branch`] of the operations one by one.
 pub fn composition(xs: &Tensor, grid: Grid, branch: &ConvMlpBranch, drop_path: Option<&[f32]>) -> Result<Tensor> {
     let (batch, _, channels) = xs.dims3()?;
+    let Affine { weight, bias } = branch.conv;
     let maps = xs
+        .to_dtype(weight.dtype())?
         .transpose(1, 2)?
         .reshape((batch, channels, grid.height, grid.width))?;
-    let Affine { weight, bias } = branch.conv;
     let config = Conv2dConfig {
         padding: weight.dim(3)? / 2,
         groups: channels,

@@ -18,7 +18,8 @@ use crate::ops::route::{in_f32, Route};
 /// The parameters of [`patch_embed`].
 #[derive(Clone, Copy, Debug)]
 pub struct PatchEmbed<'a> {
-    /// The convolution's kernel, whose stride is its side p: [D, C, p, p].
+    /// The convolution's kernel, whose stride is its side p: [D, C, p, p]. It and its bias may be bf16 or f16 where all
+    /// else is f32, see [`Affine`](crate::ops::Affine).
     pub weight: &'a Tensor,
     /// Its bias, `[D]`, where there is one.
     pub bias: Option<&'a Tensor>,
@@ -166,14 +167,14 @@ fn check(images: &Tensor, embed: &PatchEmbed, keep: Option<&[u32]>) -> OurResult
             return Err(Error::shape("positions", embed.positions.dims(), expected));
         }
     };
+    check::factor_dtype("weight", weight, "images", images)?;
     let named = [
-        ("weight", Some(embed.weight)),
-        ("prefix", embed.prefix),
-        ("positions", Some(embed.positions)),
-        ("bias", embed.bias),
+        ("prefix", embed.prefix, "images", images),
+        ("positions", Some(embed.positions), "images", images),
+        ("bias", embed.bias, "weight", weight),
     ];
-    for (name, param) in named {
-        param.map_or(Ok(()), |param| check::same_dtype(name, param, "images", images))?;
+    for (name, param, other, like) in named {
+        param.map_or(Ok(()), |param| check::same_dtype(name, param, other, like))?;
     }
     if let Some(keep) = keep {
         check_keep(keep, patches.batch(), count)?;
@@ -199,8 +200,9 @@ fn compose(
     keep: Option<&[u32]>,
 ) -> Result<Tensor> {
     let (batch, count, width) = (patches.batch(), patches.count(), embed.weight.dim(0)?);
-    let patches = patchify::routed(images, patches)?;
+    let patches = patchify::routed(&images.to_dtype(embed.weight.dtype())?, patches)?;
     let tokens = linear::routed(&patches, &embed.weight.flatten_from(1)?, embed.bias)?;
+    let tokens = tokens.to_dtype(embed.positions.dtype())?;
     let tokens = tokens.broadcast_add(&embed.positions.narrow(1, prefix.positions, count)?)?;
     let tokens = match keep {
         Some(keep) => gather(&tokens, [batch, count, width], keep, 0)?,

@@ -142,6 +142,6 @@ fn errors_name_the_argument() {
     };
     assert_eq!(
         patch_embed(&args[0], &with_wide, None).unwrap_err().to_string(),
-        "bias has dtype F64, but must be F32 like images"
+        "bias has dtype F64, but must be F32 like weight"
     );
 }
