@@ -5,6 +5,8 @@ use candle_core::{Result, Tensor};
 use super::gelu::Gelu;
 use super::gelu_tanh::GeluTanh;
 use super::pointwise;
+#[cfg(feature = "cuda")]
+use super::pointwise::Pointwise as _;
 use super::quick_gelu::QuickGelu;
 use crate::check;
 
@@ -27,6 +29,16 @@ impl Activation {
     pub fn forward(self, xs: &Tensor) -> Result<Tensor> {
         check::float("xs", xs)?;
         self.routed(xs)
+    }
+
+    /// The operation's name.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Gelu => Gelu::NAME,
+            Self::QuickGelu => QuickGelu::NAME,
+            Self::GeluTanh => GeluTanh::NAME,
+        }
     }
 
     /// [`forward`](Self::forward) of a tensor that fits.

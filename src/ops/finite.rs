@@ -6,6 +6,11 @@ use super::cpu::kernel::{self, LANES};
 
 /// The number of the first of `tensors`, floats, with an element that is infinite or NaN.
 pub(crate) fn first_not_finite(tensors: &[&Tensor]) -> Result<Option<usize>> {
+    // In f64 squares of f32 do not overflow: only what is not finite makes a sum that is not.
+    #[cfg(feature = "cuda")]
+    if let Some(sums) = super::sum_of_squares::on_cuda(tensors)? {
+        return Ok(sums.iter().position(|sum| !sum.is_finite()));
+    }
     let all = |pieces: Vec<bool>| pieces.into_iter().all(|finite| finite);
     let finite = kernel::map_tensors(tensors, is_finite, all, composition)?;
     Ok(finite.iter().position(|finite| !finite))

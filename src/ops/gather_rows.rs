@@ -2,6 +2,10 @@
 
 use candle_core::{Result, Tensor};
 
+#[cfg(feature = "cuda")]
+use super::cuda;
+#[cfg(feature = "cuda")]
+use super::route;
 use crate::error::Error;
 
 /// Keeps the prefix tokens and, of the others, those that are listed, in the order of the list.
@@ -50,15 +54,20 @@ pub(crate) fn gather(tokens: &Tensor, dims: [usize; 3], keep: &[u32], num_prefix
     let mut rows = Vec::with_capacity(batch * (num_prefix + kept));
     for sample in 0..batch {
         let first = sample * num_tokens;
-        rows.extend((first..first + num_prefix).map(|row| row as i64));
+        rows.extend((first..first + num_prefix).map(|row| row as u32));
         let keep = &keep[sample * kept..][..kept];
-        rows.extend(keep.iter().map(|&index| (first + num_prefix) as i64 + i64::from(index)));
+        rows.extend(keep.iter().map(|&index| (first + num_prefix) as u32 + index));
     }
-    let rows = Tensor::new(rows, tokens.device())?;
-    tokens
-        .reshape((batch * num_tokens, width))?
-        .index_select(&rows, 0)?
-        .reshape((batch, num_prefix + kept, width))
+    select(&tokens.reshape((batch * num_tokens, width))?, rows)?.reshape((batch, num_prefix + kept, width))
+}
+
+/// The rows of `xs` [R, ..] with the numbers `rows`, each below R.
+pub(crate) fn select(xs: &Tensor, rows: Vec<u32>) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if !rows.is_empty() && route::on_cuda(&[xs]) {
+        return cuda::rows::on_device::gather(xs, rows);
+    }
+    xs.contiguous()?.index_select(&Tensor::new(rows, xs.device())?, 0)
 }
 
 /// B, P + L and D, once all fits.

@@ -1,8 +1,12 @@
 //! Layer normalisation (Ba et al. 2016, arXiv 1607.06450).
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, D};
 
 use super::cpu::kernel::{self, sum_by, Elements};
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::route::{in_f32, Route};
 use crate::check;
 use crate::error::Error;
@@ -53,7 +57,7 @@ pub(crate) fn layer_norm_with(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor
 /// [`layer_norm_with`] of arguments that fit.
 pub(crate) fn routed(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps: f64) -> Result<Tensor> {
     let tensors: Vec<_> = [xs, weight].into_iter().chain(bias).collect();
-    match Route::precise(&tensors) {
+    match Route::precise_with_cuda(&tensors) {
         Route::Kernel => {
             let (xs, weight) = (xs.contiguous()?, weight.contiguous()?);
             let op = LayerNorm { eps: eps as f32 };
@@ -168,6 +172,10 @@ impl LayerNorm {
     }
 
     fn backward(&self, xs: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<[Tensor; 3]> {
+        #[cfg(feature = "cuda")]
+        if xs.device().is_cuda() {
+            return cuda::layer_norm::on_device::backward(xs, weight, grad, self.eps);
+        }
         let grad = grad.contiguous()?;
         let (x, w, g) = (Elements::of(xs)?, Elements::of(weight)?, Elements::of(&grad)?);
         let (x, w, g): (&[f32], &[f32], &[f32]) = (&x, &w, &g);
@@ -193,6 +201,11 @@ impl CustomOp2 for LayerNorm {
 
     fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
         Ok(self.forward(kernel::elements(s1, l1)?, kernel::elements(s2, l2)?, None, l1.shape()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, s1: &CudaStorage, l1: &Layout, s2: &CudaStorage, l2: &Layout) -> Result<(CudaStorage, Shape)> {
+        cuda::layer_norm::on_device::forward((s1, l1), (s2, l2), None, self.eps)
     }
 
     fn bwd(&self, xs: &Tensor, weight: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
@@ -222,6 +235,19 @@ impl CustomOp3 for LayerNorm {
             Some(bias),
             l1.shape(),
         ))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        s1: &CudaStorage,
+        l1: &Layout,
+        s2: &CudaStorage,
+        l2: &Layout,
+        s3: &CudaStorage,
+        l3: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        cuda::layer_norm::on_device::forward((s1, l1), (s2, l2), Some((s3, l3)), self.eps)
     }
 
     fn bwd(

@@ -3,6 +3,10 @@
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor};
 
 use super::cpu::kernel;
+#[cfg(feature = "cuda")]
+use super::cuda;
+#[cfg(feature = "cuda")]
+use super::route;
 use super::route::on_cpu_f32;
 
 /// `start + (end - start) weight`, in the memory of `start` where that is f32 on the CPU: whoever else has that memory sees
@@ -16,6 +20,31 @@ pub(crate) fn lerp(start: Tensor, end: &Tensor, weight: f64) -> Result<Tensor> {
     }
     start.inplace_op2(end, &Lerp(weight as f32))?;
     Ok(start)
+}
+
+/// [`lerp`] of each start towards its end, on CUDA all in one launch. A start that could not be moved in its memory is
+/// another tensor then.
+pub(crate) fn lerp_all(pairs: Vec<(Tensor, Tensor)>, weight: f64) -> Result<Vec<Tensor>> {
+    #[cfg(feature = "cuda")]
+    if moves_at_once(&pairs) {
+        let refs: Vec<_> = pairs.iter().map(|(start, end)| (start, end)).collect();
+        cuda::optimizer::on_device::lerp(&refs, weight)?;
+        return Ok(pairs.into_iter().map(|(start, _)| start).collect());
+    }
+    pairs
+        .into_iter()
+        .map(|(start, end)| lerp(start, &end, weight))
+        .collect()
+}
+
+/// Whether a kernel for CUDA takes all pairs: `f32` on one device, contiguous, each of one shape and in memory of its own.
+#[cfg(feature = "cuda")]
+fn moves_at_once(pairs: &[(Tensor, Tensor)]) -> bool {
+    let all: Vec<_> = pairs.iter().flat_map(|(start, end)| [start, end]).collect();
+    let is_apart = |(start, end): &(Tensor, Tensor)| {
+        start.dtype() == candle_core::DType::F32 && start.dims() == end.dims() && !kernel::same_storage(start, end)
+    };
+    route::on_cuda(&all) && all.iter().all(|tensor| tensor.is_contiguous()) && pairs.iter().all(is_apart)
 }
 
 struct Lerp(f32);
@@ -66,6 +95,18 @@ mod tests {
                     assert!((moved - (0.7 * a + 0.3 * b)).abs() < tolerance * (1.0 + a.abs() + b.abs()));
                 }
             }
+        }
+    }
+
+    #[test]
+    fn all_move_as_each_does() {
+        let pairs: Vec<_> = (0..3)
+            .map(|seed| (random(&[5], seed), random(&[5], seed + 3)))
+            .collect();
+        let moved = lerp_all(pairs.clone(), 0.25).unwrap();
+        for ((start, end), moved) in pairs.into_iter().zip(moved) {
+            let alone = lerp(start, &end, 0.25).unwrap();
+            assert_eq!(moved.to_vec1::<f64>().unwrap(), alone.to_vec1::<f64>().unwrap());
         }
     }
 

@@ -7,6 +7,10 @@ use super::autograd::{apply, Backward, Operation, ParamGrads};
 use super::cpu::kernel;
 use super::cpu::matrix::{self, Mat, MatMut};
 use super::cpu::write::Write;
+#[cfg(feature = "cuda")]
+use super::cuda;
+#[cfg(feature = "cuda")]
+use super::route;
 use super::route::{in_f32, Route};
 use crate::check;
 use crate::error::Error;
@@ -62,7 +66,7 @@ pub(crate) fn routed(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Res
             apply(op, xs, &params)
         }
         Route::InF32 => in_f32(&tensors, |t| routed(&t[0], &t[1], t.get(2))),
-        Route::Composition => composition(xs, weight, bias),
+        Route::Composition => product(xs, weight, bias),
     }
 }
 
@@ -84,6 +88,15 @@ fn check(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> crate::error::R
         check::vector("bias", bias, out_features)?;
     }
     Ok(())
+}
+
+/// candle's product, and the bias, which on CUDA is added by a kernel.
+fn product(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Some(bias) = bias.filter(|bias| route::on_cuda(&[xs, weight, bias])) {
+        return cuda::activation::on_device::biased("identity", &composition(xs, weight, None)?, bias);
+    }
+    composition(xs, weight, bias)
 }
 
 /// [`linear`] of candle's operations.

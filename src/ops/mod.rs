@@ -144,6 +144,8 @@ mod sum_of_squares;
 // The ground that all stand on
 mod autograd;
 pub(crate) mod cpu;
+#[cfg(any(feature = "cuda", all(test, target_os = "linux")))]
+pub(crate) mod cuda;
 mod route;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -201,7 +203,7 @@ pub use fused::window_attention_branch::{window_attention_branch, Windows};
 
 pub(crate) use finite::first_not_finite;
 pub(crate) use fresh::fresh;
-pub(crate) use lerp::lerp;
+pub(crate) use lerp::{lerp, lerp_all};
 pub(crate) use on_host::on_host;
 pub(crate) use sum_of_squares::{sum_of_squares, sums_of_squares};
 
@@ -209,7 +211,11 @@ pub(crate) use autograd::accumulator::{accumulate, add_to, Gradients};
 pub use cpu::buffer::empty_cache;
 pub(crate) use cpu::heap::advise_huge_pages;
 pub use cpu::heap::keep_freed_memory;
+#[cfg(feature = "cuda")]
+pub(crate) use cpu::kernel::address as storage_address;
 pub(crate) use cpu::kernel::{on_own_threads, own_threads, Elements};
+#[cfg(feature = "cuda")]
+pub(crate) use route::on_cuda;
 pub(crate) use route::{in_f32, is_f32_slice, is_half};
 
 /// The operations composed of candle's own: what runs on other devices and dtypes, the oracle of the kernels' tests,

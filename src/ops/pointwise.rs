@@ -2,10 +2,14 @@
 
 use std::marker::PhantomData;
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use pulp::{Simd, WithSimd};
 
 use super::cpu::kernel::{self, Elements};
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::route::{in_f32, Route};
 use crate::check;
 
@@ -13,6 +17,7 @@ use crate::check;
 ///
 /// The functions must be `#[inline(always)]`, so that they are compiled for the instruction set of their caller.
 pub(crate) trait Pointwise: Send + Sync + 'static {
+    /// Its name, and with `_` for `-` that of its kernel for CUDA.
     const NAME: &'static str;
 
     fn value<S: Simd>(x: f32) -> f32;
@@ -32,7 +37,7 @@ pub(crate) fn apply<A: Pointwise>(xs: &Tensor) -> Result<Tensor> {
 
 /// [`apply`] to elements of a floating-point dtype.
 pub(crate) fn routed<A: Pointwise>(xs: &Tensor) -> Result<Tensor> {
-    match Route::precise(&[xs]) {
+    match Route::precise_with_cuda(&[xs]) {
         Route::Kernel => xs.contiguous()?.apply_op1(Op::<A>(PhantomData)),
         Route::InF32 => in_f32(&[xs], |t| routed::<A>(&t[0])),
         Route::Composition => A::composition(xs),
@@ -95,7 +100,16 @@ impl<A: Pointwise> CustomOp1 for Op<A> {
         Ok((CpuStorage::F32(ys), layout.shape().clone()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        cuda::activation::on_device::forward(A::NAME, (storage, layout), None)
+    }
+
     fn bwd(&self, xs: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        #[cfg(feature = "cuda")]
+        if xs.device().is_cuda() {
+            return cuda::activation::on_device::backward(A::NAME, xs, None, grad).map(Some);
+        }
         let grad = grad.contiguous()?;
         let (x, g) = (Elements::of(xs)?, Elements::of(&grad)?);
         let (x, g): (&[f32], &[f32]) = (&x, &g);

@@ -17,7 +17,9 @@ use candle_core::{DType, Result, Tensor};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Route {
     /// The kernel on slices: all tensors are `f32` on the CPU, and none is empty. (A layout that is not contiguous is
-    /// made so first.)
+    /// made so first.) Of an operation that has a kernel for CUDA that too, see [`precise_with_cuda`].
+    ///
+    /// [`precise_with_cuda`]: Self::precise_with_cuda
     Kernel,
     /// The same operation [`in_f32`]: half precision, which is rounded once at the end.
     InF32,
@@ -48,6 +50,38 @@ impl Route {
             Self::Composition
         }
     }
+
+    /// [`precise`](Self::precise), of an operation that has a kernel for CUDA, too: that computes in `f32` and rounds
+    /// once by itself.
+    pub(crate) fn precise_with_cuda(tensors: &[&Tensor]) -> Self {
+        if on_cuda(tensors) {
+            Self::Kernel
+        } else {
+            Self::precise(tensors)
+        }
+    }
+}
+
+/// True where a kernel for CUDA takes tensors: all of them `f32`, or all of them `bf16`, on such a device, and none is
+/// empty.
+#[cfg(feature = "cuda")]
+pub(crate) fn on_cuda(tensors: &[&Tensor]) -> bool {
+    let Some(first) = tensors.first() else { return false };
+    let is_like = |t: &&Tensor| {
+        t.device().is_cuda()
+            && t.dtype() == first.dtype()
+            && t.device().same_device(first.device())
+            && t.elem_count() > 0
+    };
+    matches!(first.dtype(), DType::F32 | DType::BF16)
+        && tensors.iter().all(is_like)
+        && super::cuda::device::kernels_are_on()
+}
+
+/// There are no such kernels without the feature.
+#[cfg(not(feature = "cuda"))]
+pub(crate) fn on_cuda(_: &[&Tensor]) -> bool {
+    false
 }
 
 /// True where tensors are `f32` on the CPU.

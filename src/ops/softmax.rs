@@ -1,10 +1,14 @@
 //! Softmax.
 
 use candle_core::shape::Dim;
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, D};
 
 use super::cpu::kernel::{self, sum_by, Elements};
 use super::cpu::math;
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::route::{self, in_f32, Route};
 use crate::check;
 use crate::error::Error;
@@ -48,11 +52,20 @@ pub fn softmax_last_dim(xs: &Tensor) -> Result<Tensor> {
 
 /// [`softmax_last_dim`] of an argument that fits.
 fn routed(xs: &Tensor) -> Result<Tensor> {
-    match Route::precise(&[xs]) {
-        Route::Kernel => xs.contiguous()?.apply_op1(SoftmaxLastDim),
+    match Route::precise_with_cuda(&[xs]) {
+        Route::Kernel => xs.contiguous()?.apply_op1(SoftmaxLastDim {
+            #[cfg(feature = "cuda")]
+            scale: 1.0,
+        }),
         Route::InF32 => in_f32(&[xs], |t| routed(&t[0])),
         Route::Composition => composition(xs, D::Minus1),
     }
+}
+
+/// The softmax of `scale` times each element, `scale` above 0, of a tensor on CUDA that a kernel takes.
+#[cfg(feature = "cuda")]
+pub(crate) fn scaled(xs: &Tensor, scale: f32) -> Result<Tensor> {
+    xs.contiguous()?.apply_op1(SoftmaxLastDim { scale })
 }
 
 /// y = exp(x) / Σ exp(x) over the dimension `dim`.
@@ -97,7 +110,11 @@ pub fn composition<I: Dim>(xs: &Tensor, dim: I) -> Result<Tensor> {
     exp.broadcast_div(&exp.sum_keepdim(dim)?)
 }
 
-struct SoftmaxLastDim;
+struct SoftmaxLastDim {
+    /// What the input is multiplied by first; on the CPU it is 1.
+    #[cfg(feature = "cuda")]
+    scale: f32,
+}
 
 kernel::simd_fn! {
     fn forward_rows<S>(xs: &[f32], ys: &mut [f32], width: usize) -> () {
@@ -141,7 +158,16 @@ impl CustomOp1 for SoftmaxLastDim {
         Ok((CpuStorage::F32(ys), layout.shape().clone()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        cuda::softmax::on_device::forward((storage, layout), self.scale)
+    }
+
     fn bwd(&self, _: &Tensor, ys: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        #[cfg(feature = "cuda")]
+        if ys.device().is_cuda() {
+            return cuda::softmax::on_device::backward(ys, grad, self.scale).map(Some);
+        }
         let grad = grad.contiguous()?;
         let (y, g) = (Elements::of(ys)?, Elements::of(&grad)?);
         let (y, g): (&[f32], &[f32]) = (&y, &g);

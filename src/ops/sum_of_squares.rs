@@ -3,7 +3,11 @@
 use candle_core::{DType, Device, Result, Tensor, D};
 
 use super::cpu::kernel::{self, LANES};
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::on_host::on_host;
+#[cfg(feature = "cuda")]
+use super::route;
 
 /// The sum of the squares of all elements, in f64, whatever the dtype. No gradient flows through it.
 pub(crate) fn sum_of_squares(tensor: &Tensor) -> Result<f64> {
@@ -12,7 +16,22 @@ pub(crate) fn sum_of_squares(tensor: &Tensor) -> Result<f64> {
 
 /// The [`sum_of_squares`] of each tensor: of many in parallel.
 pub(crate) fn sums_of_squares(tensors: &[&Tensor]) -> Result<Vec<f64>> {
+    #[cfg(feature = "cuda")]
+    if let Some(sums) = on_cuda(tensors)? {
+        return Ok(sums);
+    }
     kernel::map_tensors(tensors, sum_of_slice, |sums| sums.iter().sum(), composition)
+}
+
+/// The same where all tensors are `f32` on one CUDA device: one launch for all, and one wait for the device.
+#[cfg(feature = "cuda")]
+pub(crate) fn on_cuda(tensors: &[&Tensor]) -> Result<Option<Vec<f64>>> {
+    if !tensors.iter().all(|tensor| tensor.dtype() == DType::F32) || !route::on_cuda(tensors) {
+        return Ok(None);
+    }
+    let whole = tensors.iter().map(|tensor| tensor.detach().contiguous());
+    let whole = whole.collect::<Result<Vec<_>>>()?;
+    cuda::optimizer::on_device::sums_of_squares(&whole.iter().collect::<Vec<_>>()).map(Some)
 }
 
 kernel::simd_fn! {

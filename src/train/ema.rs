@@ -117,11 +117,15 @@ impl Ema {
     /// When the weights cannot be read.
     pub fn update(&mut self) -> Result<()> {
         let share = 1.0 - self.decay();
-        for entry in &mut self.entries {
+        let mut pairs = Vec::with_capacity(self.entries.len());
+        for entry in &self.entries {
             let average = entry.average.as_detached_tensor();
             let weights = entry.var.as_detached_tensor().to_dtype(average.dtype())?;
-            let moved = ops::lerp(average.clone(), &weights, share)?;
-            if moved.id() != average.id() {
+            pairs.push((average, weights));
+        }
+        let ids: Vec<_> = pairs.iter().map(|(average, _)| average.id()).collect();
+        for ((entry, id), moved) in self.entries.iter().zip(ids).zip(ops::lerp_all(pairs, share)?) {
+            if moved.id() != id {
                 entry.average.set(&moved)?;
             }
         }

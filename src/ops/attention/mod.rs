@@ -66,8 +66,19 @@ pub(crate) fn routed(qkv: &Tensor, dims: Dims) -> Result<Tensor> {
     match Route::of(&[qkv]) {
         Route::Kernel => qkv.contiguous()?.apply_op1(Attention(Heads::new(dims))),
         Route::InF32 => in_f32(&[qkv], |t| routed(&t[0], dims)),
-        Route::Composition => composition_with(qkv, dims, Ok),
+        Route::Composition => composed(qkv, dims),
     }
+}
+
+/// candle's products, and on CUDA the kernel of a scaled softmax between them.
+fn composed(qkv: &Tensor, dims: Dims) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if route::on_cuda(&[qkv]) {
+        let [q, k, v] = parts(qkv, dims)?;
+        let probabilities = softmax::scaled(&q.matmul(&k.t()?)?, dims.scale())?;
+        return weighted(&probabilities, &v, dims);
+    }
+    composition_with(qkv, dims, Ok)
 }
 
 /// [`attention`] of candle's operations.
@@ -81,6 +92,31 @@ pub(crate) fn composition_with(
     dims: Dims,
     scores: impl FnOnce(Tensor) -> Result<Tensor>,
 ) -> Result<Tensor> {
+    if qkv.elem_count() == 0 {
+        return qkv.narrow(2, 0, dims.width());
+    }
+    let [q, k, v] = parts(qkv, dims)?;
+    let products = ((q * (dims.head_width as f64).powf(-0.5))?).matmul(&k.t()?)?;
+    // In bf16 and f16 the products stay what a GPU is fast at; the softmax is computed in f32 as everywhere.
+    let wide = if route::is_half(&products) {
+        products.to_dtype(DType::F32)?
+    } else {
+        products
+    };
+    let scores = scores(wide)?;
+    #[cfg(feature = "cuda")]
+    if route::on_cuda(&[&scores]) {
+        return weighted(&softmax::scaled(&scores, 1.0)?.to_dtype(v.dtype())?, &v, dims);
+    }
+    weighted(
+        &softmax::composition(&scores, D::Minus1)?.to_dtype(v.dtype())?,
+        &v,
+        dims,
+    )
+}
+
+/// Queries, keys and values [B, num_heads, N, d].
+fn parts(qkv: &Tensor, dims: Dims) -> Result<[Tensor; 3]> {
     let Dims {
         batch,
         tokens,
@@ -88,26 +124,17 @@ pub(crate) fn composition_with(
         head_width,
         ..
     } = dims;
-    if qkv.elem_count() == 0 {
-        return qkv.narrow(2, 0, heads * head_width);
-    }
     let qkv = qkv
         .reshape((batch, tokens, 3, heads, head_width))?
         .permute((2, 0, 3, 1, 4))?;
     let part = |i| qkv.get(i)?.contiguous();
-    let (q, k, v) = (part(0)?, part(1)?, part(2)?);
-    let products = ((q * (head_width as f64).powf(-0.5))?).matmul(&k.t()?)?;
-    // In bf16 and f16 the products stay what a GPU is fast at; the softmax is computed in f32 as everywhere.
-    let wide = if route::is_half(&products) {
-        products.to_dtype(DType::F32)?
-    } else {
-        products
-    };
-    softmax::composition(&scores(wide)?, D::Minus1)?
-        .to_dtype(v.dtype())?
-        .matmul(&v)?
-        .transpose(1, 2)?
-        .reshape((batch, tokens, heads * head_width))
+    Ok([part(0)?, part(1)?, part(2)?])
+}
+
+/// The values `v` weighted by probabilities [B, num_heads, N, N], the heads side by side.
+fn weighted(probabilities: &Tensor, v: &Tensor, dims: Dims) -> Result<Tensor> {
+    let ys = probabilities.matmul(v)?.transpose(1, 2)?;
+    ys.reshape((dims.batch, dims.tokens, dims.width()))
 }
 
 struct Attention(Heads);

@@ -4,8 +4,13 @@ use candle_core::{Result, Tensor};
 
 use crate::check;
 use crate::error::{Error, Result as OurResult};
+use crate::ops::activation::Activation;
+#[cfg(feature = "cuda")]
+use crate::ops::cuda;
 use crate::ops::layer_norm;
 use crate::ops::linear;
+#[cfg(feature = "cuda")]
+use crate::ops::route;
 
 /// The parameters of an affine map: of a linear layer `weight` [O, I] and `bias` `[O]`, of a norm both `[D]`.
 ///
@@ -25,6 +30,16 @@ impl Affine<'_> {
     /// The linear layer, of an input that fits; its result is of the dtype of the layer.
     pub(crate) fn linear(self, xs: &Tensor) -> Result<Tensor> {
         linear::routed(&xs.to_dtype(self.weight.dtype())?, self.weight, Some(self.bias))
+    }
+
+    /// The activation of the linear layer's result, of an input that fits.
+    pub(crate) fn activated(self, xs: &Tensor, activation: Activation) -> Result<Tensor> {
+        #[cfg(feature = "cuda")]
+        if route::on_cuda(&[xs]) && route::on_cuda(&[self.weight, self.bias]) {
+            let hidden = linear::composition(&xs.to_dtype(self.weight.dtype())?, self.weight, None)?;
+            return cuda::activation::on_device::biased(activation.name(), &hidden, self.bias);
+        }
+        activation.routed(&self.linear(xs)?)
     }
 
     /// An error unless this is a linear layer from `inputs` to `outputs` elements, of a dtype that goes with `xs`.

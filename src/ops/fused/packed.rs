@@ -5,13 +5,18 @@
 //! samples are packed into a smaller batch, and what the branch makes of them is put back. Results and gradients are
 //! those of a branch that is computed whole, up to the order in which sums over samples are added.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 use super::stream::Link;
 use crate::ops::autograd::{Backward, Operation, ParamGrads};
 use crate::ops::cpu::buffer::Buffer;
 use crate::ops::cpu::kernel;
 use crate::ops::cpu::write::Write;
+#[cfg(feature = "cuda")]
+use crate::ops::cuda;
+use crate::ops::gather_rows;
+#[cfg(feature = "cuda")]
+use crate::ops::route;
 
 /// What of a batch a branch is computed for.
 #[derive(Clone, Copy)]
@@ -235,6 +240,16 @@ pub(crate) fn compose(
         let zeros = branch(&xs.narrow(0, 0, 1)?.zeros_like()?, one)?;
         return xs.narrow(1, 0, zeros.dim(1)?)?.broadcast_add(&zeros);
     }
+    let computed = branch(&select(xs, &kept.samples)?, kept.share())?;
+    // Of the first tokens only, where the branch computes no more.
+    let skipped = xs.narrow(1, 0, computed.dim(1)?)?;
+    #[cfg(feature = "cuda")]
+    if route::on_cuda(&[&computed, &skipped]) {
+        let places: Vec<_> = (0..batch)
+            .map(|sample| kept.samples.binary_search(&sample).ok())
+            .collect();
+        return cuda::rows::on_device::merge(&computed, &skipped, &places);
+    }
     let (mut kept_at, mut dropped_at) = (0..kept.samples.len(), kept.samples.len()..batch);
     let is_kept = |sample| kept.samples.binary_search(&sample).is_ok();
     let dropped: Vec<usize> = (0..batch).filter(|&sample| !is_kept(sample)).collect();
@@ -246,18 +261,13 @@ pub(crate) fn compose(
         }
     });
     let places: Vec<usize> = places.collect();
-    let computed = branch(&select(xs, &kept.samples)?, kept.share())?;
-    // Of the first tokens only, where the branch computes no more.
-    let skipped = xs.narrow(1, 0, computed.dim(1)?)?;
     let skipped = select(&skipped, &dropped)?;
     select(&Tensor::cat(&[computed, skipped], 0)?, &places)
 }
 
 /// Some samples of `xs`, in that order.
 pub(crate) fn select(xs: &Tensor, samples: &[usize]) -> Result<Tensor> {
-    let samples: Vec<u32> = samples.iter().map(|&sample| sample as u32).collect();
-    let samples = Tensor::new(samples, &Device::Cpu)?.to_device(xs.device())?;
-    xs.contiguous()?.index_select(&samples, 0)
+    gather_rows::select(xs, samples.iter().map(|&sample| sample as u32).collect())
 }
 
 #[cfg(test)]
@@ -266,7 +276,7 @@ mod tests {
     use crate::ops::fused::affine::affines;
     use crate::ops::testing::random;
     use crate::ops::{attention_branch, mlp_branch, Activation, AttentionBranch, MlpBranch, Positions, Tokens};
-    use candle_core::{DType, Var};
+    use candle_core::{DType, Device, Var};
 
     type Branch = fn(&Tensor, &[Tensor], Option<&[f32]>) -> Result<Tensor>;
 

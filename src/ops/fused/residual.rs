@@ -13,7 +13,11 @@ use crate::ops::cpu::elementwise::scale_into;
 use crate::ops::cpu::kernel;
 use crate::ops::cpu::matrix::{self, Mat, MatMut};
 use crate::ops::cpu::write::Write;
+#[cfg(feature = "cuda")]
+use crate::ops::cuda;
 use crate::ops::linear;
+#[cfg(feature = "cuda")]
+use crate::ops::route;
 
 /// Where a branch's parameters stand: weight and bias of the norm, of the layer in the middle, and of the projection;
 /// and γ.
@@ -36,9 +40,13 @@ pub(crate) fn check(xs: &Tensor, gamma: Option<&Tensor>, drop_path: Option<&[f32
     Ok([batch, tokens, width])
 }
 
-/// `xs + drop_path * gamma * branch` of candle's operations, in the dtype of `xs`.
+/// `xs + drop_path * gamma * branch`, on CUDA by a kernel, else of candle's operations, in the dtype of `xs`.
 pub(crate) fn add(xs: &Tensor, branch: Tensor, gamma: Option<&Tensor>, drop_path: Option<&[f32]>) -> Result<Tensor> {
     let branch = branch.to_dtype(xs.dtype())?;
+    #[cfg(feature = "cuda")]
+    if route::on_cuda(&[xs, &branch].into_iter().chain(gamma).collect::<Vec<_>>()) {
+        return cuda::residual::on_device::add(xs, &branch, gamma, drop_path);
+    }
     let scaled = match gamma {
         Some(gamma) => branch.broadcast_mul(gamma)?,
         None => branch,

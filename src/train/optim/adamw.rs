@@ -2,6 +2,8 @@
 
 use candle_core::Tensor;
 
+#[cfg(feature = "cuda")]
+use super::rule::private::{CudaRule, CudaStep};
 use super::rule::private::{Piece, Update, UpdateSettings};
 use super::rule::Rule;
 use crate::check;
@@ -107,6 +109,15 @@ impl Update for AdamWConfig {
             update(factors, piece.weights, piece.grads, m, v);
         }
         [0.0; 2]
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_step(&self) -> Option<CudaStep> {
+        Some(CudaStep {
+            rule: CudaRule::AdamW,
+            betas: [self.beta1, self.beta2],
+            eps: self.eps,
+        })
     }
 
     fn compose(

@@ -3,6 +3,8 @@
 use candle_core::Tensor;
 
 use super::adamw::{bias_correction, check_adam, compose_adam};
+#[cfg(feature = "cuda")]
+use super::rule::private::{CudaRule, CudaStep};
 use super::rule::private::{Piece, Update, UpdateSettings};
 use super::rule::Rule;
 use crate::check;
@@ -178,6 +180,15 @@ impl Update for LambConfig {
         if let [m, v] = &piece.buffers[..] {
             apply(self.factors(settings), lr, piece.weights, m, v);
         }
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_step(&self) -> Option<CudaStep> {
+        Some(CudaStep {
+            rule: CudaRule::Lamb,
+            betas: [self.beta1, self.beta2],
+            eps: self.eps,
+        })
     }
 
     fn compose(

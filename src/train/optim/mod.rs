@@ -27,6 +27,8 @@ mod groups;
 mod in_place;
 mod lamb;
 mod lost;
+#[cfg(feature = "cuda")]
+mod on_cuda;
 mod optimizer;
 mod rule;
 mod sgd;

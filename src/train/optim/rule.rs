@@ -39,6 +39,11 @@ pub(super) mod private {
         /// Updates a piece further, once the first pass is done with the whole parameter and the sums over it are
         /// known.
         fn second_pass(&self, _settings: &UpdateSettings, _sums: [f64; 2], _piece: &mut Piece) {}
+        /// The kernels that make such a step on CUDA, where there are any.
+        #[cfg(feature = "cuda")]
+        fn cuda_step(&self) -> Option<CudaStep> {
+            None
+        }
         /// The same, composed of candle's operations: the new weights and buffers.
         fn compose(
             &self,
@@ -47,6 +52,22 @@ pub(super) mod private {
             grad: &Tensor,
             buffers: &[Tensor],
         ) -> Result<(Tensor, Vec<Tensor>)>;
+    }
+
+    /// A step whose kernels there are for CUDA, with the decays of the moments and what is added to a root.
+    #[cfg(feature = "cuda")]
+    #[derive(Clone, Copy, Debug)]
+    pub struct CudaStep {
+        pub rule: CudaRule,
+        pub betas: [f64; 2],
+        pub eps: f64,
+    }
+
+    #[cfg(feature = "cuda")]
+    #[derive(Clone, Copy, Debug)]
+    pub enum CudaRule {
+        AdamW,
+        Lamb,
     }
 
     /// A part of a parameter, on the CPU: slices of the same length.
@@ -99,6 +120,10 @@ impl Update for Box<dyn Rule> {
     }
     fn second_pass(&self, settings: &UpdateSettings, sums: [f64; 2], piece: &mut Piece) {
         (**self).second_pass(settings, sums, piece)
+    }
+    #[cfg(feature = "cuda")]
+    fn cuda_step(&self) -> Option<private::CudaStep> {
+        (**self).cuda_step()
     }
     fn compose(
         &self,

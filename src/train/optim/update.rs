@@ -5,6 +5,8 @@
 use candle_core::Tensor;
 
 use super::in_place::with_elements;
+#[cfg(feature = "cuda")]
+use super::on_cuda;
 use super::rule::private::{Piece, Update, UpdateSettings};
 use super::slot::Slot;
 use crate::error::Result;
@@ -17,6 +19,8 @@ const PIECE: usize = 32 * 1024;
 /// Updates parameters from their gradients, which share no memory with them.
 pub(super) fn update(rule: &dyn Update, grad_scale: f64, due: Vec<(&mut Slot, Tensor)>) -> Result<()> {
     let mut in_memory = Vec::with_capacity(due.len());
+    #[cfg(feature = "cuda")]
+    let mut cuda = vec![];
     for (slot, grad) in due {
         slot.steps += 1;
         let settings = UpdateSettings {
@@ -31,11 +35,19 @@ pub(super) fn update(rule: &dyn Update, grad_scale: f64, due: Vec<(&mut Slot, Te
         if slot.in_memory() {
             let slot = &*slot;
             in_memory.push(Job { slot, grad, settings });
-        } else {
-            slot.compose(rule, &settings, &grad)?;
-            slot.round()?;
+            continue;
         }
+        #[cfg(feature = "cuda")]
+        if on_cuda::takes(rule, slot, &grad) {
+            let slot = &*slot;
+            cuda.push(Job { slot, grad, settings });
+            continue;
+        }
+        slot.compose(rule, &settings, &grad)?;
+        slot.round()?;
     }
+    #[cfg(feature = "cuda")]
+    on_cuda::update(rule, &cuda)?;
     update_in_memory(rule, &in_memory)?;
     in_memory.iter().try_for_each(|job| job.slot.round())
 }
@@ -64,10 +76,10 @@ fn update_in_memory(rule: &dyn Update, jobs: &[Job]) -> Result<()> {
 }
 
 /// One parameter's update.
-struct Job<'a> {
-    slot: &'a Slot,
-    grad: Tensor,
-    settings: UpdateSettings,
+pub(super) struct Job<'a> {
+    pub(super) slot: &'a Slot,
+    pub(super) grad: Tensor,
+    pub(super) settings: UpdateSettings,
 }
 
 impl Job<'_> {

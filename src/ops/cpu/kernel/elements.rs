@@ -42,10 +42,19 @@ impl Deref for Elements<'_> {
 }
 
 /// Calls `f` with the elements of contiguous `f32` tensors on the CPU.
+pub(crate) fn with_elements<T>(tensors: &[&Tensor], f: impl FnOnce(&[&[f32]]) -> Result<T>) -> Result<T> {
+    with_storages(tensors, |storages| {
+        let both = storages.iter().zip(tensors);
+        let slices = both.map(|(storage, tensor)| cpu_elements(storage, tensor.layout()));
+        f(&slices.collect::<Result<Vec<_>>>()?)
+    })
+}
+
+/// Calls `f` with the storages of tensors.
 ///
 /// A storage that several of them share is locked once: a lock that is taken again by who holds it is never given where
 /// another thread (an optimizer's, of the same weights) waits in between to write.
-pub(crate) fn with_elements<T>(tensors: &[&Tensor], f: impl FnOnce(&[&[f32]]) -> Result<T>) -> Result<T> {
+pub(crate) fn with_storages<T>(tensors: &[&Tensor], f: impl FnOnce(&[&Storage]) -> Result<T>) -> Result<T> {
     // Before anything is locked.
     let addresses: Vec<_> = tensors.iter().map(|tensor| address(tensor)).collect();
     let mut opened: Vec<(*const Storage, StorageRef)> = vec![];
@@ -54,13 +63,11 @@ pub(crate) fn with_elements<T>(tensors: &[&Tensor], f: impl FnOnce(&[&[f32]]) ->
             opened.push((address, tensor.storage_and_layout().0));
         }
     }
-    let mut slices = Vec::with_capacity(tensors.len());
-    for (tensor, address) in tensors.iter().zip(&addresses) {
-        if let Some((_, storage)) = opened.iter().find(|(other, _)| other == address) {
-            slices.push(cpu_elements(storage, tensor.layout())?);
-        }
-    }
-    f(&slices)
+    let storages = addresses.iter().filter_map(|address| {
+        let found = opened.iter().find(|(other, _)| other == address);
+        found.map(|(_, storage)| &**storage)
+    });
+    f(&storages.collect::<Vec<_>>())
 }
 
 /// The elements of a contiguous `f32` tensor on the CPU, from its storage.
@@ -72,7 +79,7 @@ fn cpu_elements<'a>(storage: &'a Storage, layout: &Layout) -> Result<&'a [f32]> 
 }
 
 /// The address of a tensor's storage, which no other storage has.
-fn address(tensor: &Tensor) -> *const Storage {
+pub(crate) fn address(tensor: &Tensor) -> *const Storage {
     let (storage, _) = tensor.storage_and_layout();
     &*storage
 }

@@ -13,6 +13,8 @@ mod scratch;
 mod simd;
 mod threads;
 
+#[cfg(feature = "cuda")]
+pub(crate) use elements::{address, with_storages};
 pub(crate) use elements::{contiguous_range, elements, same_storage, shares_memory, tensor, with_elements, Elements};
 pub(crate) use partition::{
     add_rows, for_rows, for_rows_summing, for_two_rows_summing, ranges, rows_per_piece, sum_over_rows,

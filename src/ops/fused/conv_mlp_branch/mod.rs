@@ -16,9 +16,8 @@ use super::{packed, residual};
 use crate::check;
 use crate::error::{Error, Result as OurResult};
 use crate::grid::Grid;
+use crate::ops::activation::Activation;
 use crate::ops::conv2d::{self, channels_last::ChannelsLast, Conv2d};
-use crate::ops::gelu::Gelu;
-use crate::ops::pointwise;
 use crate::ops::route::{in_f32, Route};
 
 /// The parameters of [`conv_mlp_branch`].
@@ -223,7 +222,7 @@ pub fn composition(xs: &Tensor, grid: Grid, branch: &ConvMlpBranch, drop_path: O
     let ys = conv2d::routed(&maps, weight, Some(bias), conv)?;
     let ys = ys.flatten_from(2)?.transpose(1, 2)?.contiguous()?;
     let ys = branch.norm.layer_norm(&ys, branch.eps)?;
-    let ys = pointwise::routed::<Gelu>(&branch.fc1.linear(&ys)?)?;
+    let ys = branch.fc1.activated(&ys, Activation::Gelu)?;
     let ys = match branch.response {
         Some(response) => response::composition(&ys, response)?,
         None => ys,

@@ -153,6 +153,6 @@ fn routed(stream: &mut Stream, branch: &MlpBranch, drop_path: Option<&[f32]>) ->
 /// [`mlp_branch`] of the operations one by one.
 pub fn composition(xs: &Tensor, branch: &MlpBranch, drop_path: Option<&[f32]>) -> Result<Tensor> {
     let ys = branch.norm.layer_norm(xs, branch.eps)?;
-    let ys = branch.activation.routed(&branch.fc1.linear(&ys)?)?;
+    let ys = branch.fc1.activated(&ys, branch.activation)?;
     residual::add(xs, branch.fc2.linear(&ys)?, branch.gamma, drop_path)
 }
