@@ -1,7 +1,7 @@
 //! Activations, with and without a bias.
 
 use super::super::activation::{self as plan, Elements};
-use super::super::emulator::{assert_close, launch, Buffer};
+use super::super::emulator::{assert_close, launch, rounded, Buffer};
 use super::super::launch::{Element, Rows, Sums};
 use super::super::sums::sum_rows;
 use super::{exact, in_every_order, inputs, ELEMENTS};
@@ -91,4 +91,19 @@ fn what_is_undefined_stays_so() {
             assert!(results[1][0].is_nan() && results[1][1].is_finite(), "{function}");
         }
     }
+}
+
+#[test]
+fn ties_are_rounded_to_even() {
+    // 8 bits hold every second number from 256 on.
+    let xs = Tensor::new(&[256f32, 258.0, -258.0], &candle_core::Device::Cpu).unwrap();
+    let bias = Tensor::new(&[1f32, 1.0, -1.0], &candle_core::Device::Cpu).unwrap();
+    let Some(results) = in_every_order(|order| run(Element::BF16, "identity", &[xs.clone(), bias.clone()], &xs, order))
+    else {
+        return;
+    };
+    let exact = (rounded(Element::BF16, &xs) + rounded(Element::BF16, &bias)).unwrap();
+    let exact = super::super::emulator::values(&rounded(Element::BF16, &exact));
+    assert_eq!(exact, [256.0, 260.0, -260.0]);
+    assert_eq!(results[0], exact);
 }
